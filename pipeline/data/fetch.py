@@ -1,0 +1,63 @@
+"""Bringing Fashion-MNIST to this machine, from wherever it can be had."""
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from torchvision.datasets import FashionMNIST
+
+from pipeline.data.sources import SourceError
+
+FILES = tuple(
+    f"{stem}-{kind}-ubyte.gz" for stem in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+)
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_FOLDER = Path("usr/share/datasets/fashion-mnist")
+
+
+def fetch_fashion_mnist(target: Path, say: Callable[[str], None] = print) -> None:
+    """Put the four gzipped IDX files into ``target``; does nothing where they are already.
+
+    Tried in turn: the folder of an installed Debian package, torchvision's download, and the Debian
+    package itself, unpacked without root.
+
+    Raises:
+        SourceError: none of them works; the message says why for each.
+    """
+    if all((target / name).is_file() for name in FILES):
+        say(f"Fashion-MNIST is in {target}")
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    failures = []
+    for way in (_installed, _torchvision, _debian):
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            try:
+                found = way(Path(scratch))
+                target.mkdir(exist_ok=True)
+                for name in FILES:
+                    shutil.copyfile(found / name, target / name)
+            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                failures.append(f"{way.__name__.strip('_')}: {' '.join(str(error).split())}")
+                continue
+        say(f"Fashion-MNIST is in {target} (from {way.__name__.strip('_')})")
+        return
+    raise SourceError("Fashion-MNIST could not be had. " + "; ".join(failures))
+
+
+def _installed(_scratch: Path) -> Path:
+    return Path("/") / DEBIAN_FOLDER
+
+
+def _torchvision(scratch: Path) -> Path:
+    FashionMNIST(scratch, download=True)
+    return scratch / "FashionMNIST" / "raw"
+
+
+def _debian(scratch: Path) -> Path:
+    run = {"cwd": scratch, "check": True, "capture_output": True, "text": True, "timeout": 300}
+    subprocess.run(["apt-get", "download", DEBIAN_PACKAGE], **run)
+    package = next(scratch.glob(f"{DEBIAN_PACKAGE}_*.deb"))
+    subprocess.run(["dpkg-deb", "--extract", package.name, "unpacked"], **run)
+    return scratch / "unpacked" / DEBIAN_FOLDER

@@ -1,0 +1,127 @@
+"""Assigning images to train, val and test: stratified, seeded, and disjoint by content."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.data.sources import Candidate, Rejected, SourceError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which image goes where, and which were left out because their content is elsewhere already."""
+
+    train: list[Candidate]
+    val: list[Candidate]
+    test: list[Candidate]
+    rejected: list[Rejected]
+    leaked: int
+    """Images that stood in train or val although test or val holds the same content."""
+    repeated: int
+    """Images that stood more than once in train or in val; test is left as the source has it."""
+
+    def items(self) -> list[tuple[str, list[Candidate]]]:
+        """The three splits with their names."""
+        return [("train", self.train), ("val", self.val), ("test", self.test)]
+
+
+def assign(
+    candidates: Sequence[Candidate],
+    *,
+    train: int | None,
+    val: int | float,
+    test: float,
+    seed: int,
+) -> Splits:
+    """Split images by class and content hash; a split that the source has is kept.
+
+    An image whose content is in test is taken out of val and train, and one whose content is in val
+    out of train. ``train`` and an integer ``val`` are counts, ``test`` and a fractional ``val``
+    shares. The choice depends on contents and seed alone, not on file order.
+
+    Raises:
+        SourceError: a split is empty, or fewer images are there than were asked for.
+    """
+    given: dict[str | None, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        given[candidate.split].append(candidate)
+    rejected: list[Rejected] = []
+    pool, repeated = _drop_repeats(given["train"] + given[None], rejected)
+    testing = given["test"] or _stratified(pool, round(test * len(pool)), seed)
+    if not given["test"]:
+        pool = _without(pool, testing)
+    validation, repeated_val = _drop_repeats(given["val"], rejected)
+    before = len(pool) + len(validation)
+    validation = _drop_known(validation, testing, "test", rejected)
+    pool = _drop_known(_drop_known(pool, testing, "test", rejected), validation, "val", rejected)
+    leaked = before - len(pool) - len(validation)
+    if not validation:
+        validation = _stratified(pool, val if isinstance(val, int) else round(val * len(pool)), seed)
+        pool = _without(pool, validation)
+    training = pool if train is None else _stratified(pool, train, seed)
+    splits = Splits(training, validation, testing, rejected, leaked, repeated + repeated_val)
+    for name, images in splits.items():
+        if not images:
+            raise SourceError(f"the {name} split is empty: {len(candidates)} images are too few")
+    return splits
+
+
+def fingerprint(splits: Splits) -> str:
+    """SHA-256 over every image's split, label and content: the identity of the prepared data."""
+    digest = hashlib.sha256()
+    for name, images in splits.items():
+        for image in images:
+            digest.update(f"{name} {image.label} {image.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def _drop_repeats(images: Sequence[Candidate], rejected: list[Rejected]) -> tuple[list[Candidate], int]:
+    first: dict[str, Candidate] = {}
+    for image in images:
+        if image.sha256 in first:
+            rejected.append(Rejected(image.source, f"same content as {first[image.sha256].source}"))
+        else:
+            first[image.sha256] = image
+    return list(first.values()), len(images) - len(first)
+
+
+def _drop_known(
+    images: Sequence[Candidate], known: Sequence[Candidate], split: str, rejected: list[Rejected]
+) -> list[Candidate]:
+    sources = {image.sha256: image.source for image in known}
+    rejected += [
+        Rejected(image.source, f"same content as {sources[image.sha256]} of {split}")
+        for image in images
+        if image.sha256 in sources
+    ]
+    return [image for image in images if image.sha256 not in sources]
+
+
+def _without(images: Sequence[Candidate], taken: Sequence[Candidate]) -> list[Candidate]:
+    hashes = {image.sha256 for image in taken}
+    return [image for image in images if image.sha256 not in hashes]
+
+
+def _stratified(images: Sequence[Candidate], count: int, seed: int) -> list[Candidate]:
+    """``count`` images in the classes' own proportions (largest remainders), in the source's order."""
+    if count > len(images):
+        raise SourceError(f"{count} images were asked for (data.train, data.val); {len(images)} are left")
+    sizes = Counter(image.label for image in images)
+    exact = {label: count * size / len(images) for label, size in sizes.items()}
+    quota = {label: int(share) for label, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda label: (quota[label] - exact[label], label))
+    for label in by_remainder[: count - sum(quota.values())]:
+        quota[label] += 1
+    chosen: set[str] = set()
+    for image in sorted(images, key=lambda image: _rank(seed, image)):
+        if quota[image.label]:
+            quota[image.label] -= 1
+            chosen.add(image.sha256)
+    return [image for image in images if image.sha256 in chosen]
+
+
+def _rank(seed: int, image: Candidate) -> bytes:
+    return hashlib.sha256(f"{seed}:{image.sha256}".encode()).digest()

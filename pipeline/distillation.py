@@ -1,0 +1,160 @@
+"""Training a student on the stored answers of the teacher."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float, Int64
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline import labels, provenance
+from pipeline.data import store
+from pipeline.training import batches, loop
+from pipeline.training.batches import Batch, ViewSet
+from pipeline.training.checkpoints import History
+from pipeline.training.loop import Objective, Run
+from pipeline.views import ViewSpace
+from teachers.contract import InputContract
+
+SETTLING_IMAGES = 1024
+"""Images over which batch norm's statistics are taken anew: enough for a 1 % error of a mean."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student learns from: views of the training images with the teacher's stored answers."""
+
+    train_set: ViewSet
+    val_set: ViewSet
+    views: int
+    """Stored views of every image."""
+    data_sha256: str
+    classes: tuple[str, ...]
+    license: str
+    """License of the images."""
+    teacher: str
+    """The teacher in words."""
+    key: str
+    """Hash over data, teacher and views."""
+
+
+def open_lesson(data: Path, answers: Path, space: ViewSpace, contract: InputContract) -> Lesson:
+    """Open the prepared data with the stored answers, seen through a student's contract.
+
+    Raises:
+        LabelError: the answers are incomplete, or belong to other data or other views.
+    """
+    report = store.read_report(data)
+    answered = labels.load(answers, data_sha256=report["data_sha256"], space=space)
+    train = store.read(data, "train")
+    return Lesson(
+        ViewSet(train, space, contract, answered.answers),
+        ViewSet(store.read(data, "val"), None, contract),
+        views=answered.key.views,
+        data_sha256=report["data_sha256"],
+        classes=train.classes,
+        license=report["license"],
+        teacher=answered.teacher,
+        key=answered.key.sha256(),
+    )
+
+
+def learn(
+    fabric: Fabric,
+    module: nn.Module,
+    lesson: Lesson,
+    *,
+    name: str,
+    goal: Mapping[str, float],
+    training: Mapping[str, Any],
+    start: str,
+    seed: int,
+    workers: int,
+    folder: Path,
+    on_epoch: Callable[[nn.Module, float], None] | None = None,
+) -> tuple[nn.Module, History]:
+    """Train a student on a lesson, resumably; see ``loop.train``.
+
+    Args:
+        fabric: where to train.
+        module: trained in place.
+        lesson: what to learn.
+        name: shown beside the progress bar.
+        goal: ``temperature`` and the weight of each loss term.
+        training: the fields of ``loop.Recipe``.
+        start: hash of what the module's weights were made from.
+        seed: of the order of the images.
+        workers: processes that render images.
+        folder: where checkpoints lie until the caller clears them.
+        on_epoch: see ``loop.train``.
+    """
+    contract = lesson.train_set.contract
+    weights = {term: weight for term, weight in goal.items() if term != "temperature"}
+    identity = provenance.identity(
+        goal=goal, training=training, start=start, lesson=lesson.key, contract=contract.to_dict(), seed=seed
+    )
+    return loop.train(
+        fabric,
+        module,
+        objective(contract, weights, goal["temperature"]),
+        weights,
+        loop.recipe(size=contract.size, seed=seed, **training),
+        train_set=lesson.train_set,
+        val_set=lesson.val_set,
+        views=lesson.views,
+        workers=workers,
+        run=Run(name, folder, identity),
+        on_epoch=on_epoch,
+    )
+
+
+def settle_norms(fabric: Fabric, module: nn.Module, lesson: Lesson, workers: int) -> None:
+    """Take batch norm's statistics anew at the size that ships."""
+    contract = lesson.train_set.contract
+    requests = batches.sequential(min(SETTLING_IMAGES, len(lesson.train_set)), 0, contract.size, 64)
+
+    def images() -> Iterator[Tensor]:
+        for batch in fabric.setup_dataloaders(batches.load(lesson.train_set, requests, workers)):
+            yield contract.normalise(batch.images)
+
+    loop.reestimate_norms(module, images())
+
+
+def kl(
+    logits: Float[Tensor, "batch classes"], answers: Float[Tensor, "batch classes"], temperature: float
+) -> Float[Tensor, ""]:
+    """KL divergence of the student from the teacher, mean over images, times temperature squared.
+
+    The square keeps the gradient's size independent of the temperature (Hinton et al. 2015,
+    https://arxiv.org/abs/1503.02531, section 2).
+    """
+    student = functional.log_softmax(logits / temperature, dim=1)
+    teacher = functional.log_softmax(answers / temperature, dim=1)
+    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def cross_entropy(
+    logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"]
+) -> Float[Tensor, ""]:
+    """Cross entropy with the labels, mean over images."""
+    return functional.cross_entropy(logits, labels)
+
+
+def objective(contract: InputContract, weights: Mapping[str, float], temperature: float = 1.0) -> Objective:
+    """The objective whose terms are those of ``weights`` that are not zero: ``kl``, ``cross_entropy``."""
+
+    def terms(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        logits = module(contract.normalise(batch.images)).float()
+        named: dict[str, Tensor] = {}
+        if weights.get("kl"):
+            if batch.answers is None:
+                raise ValueError("the kl term needs stored answers; this batch has none")
+            named["kl"] = kl(logits, batch.answers.float(), temperature)
+        if weights.get("cross_entropy"):
+            named["cross_entropy"] = cross_entropy(logits, batch.labels)
+        return named
+
+    return terms

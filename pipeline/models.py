@@ -1,0 +1,147 @@
+"""A student on disk: tensors in safetensors, everything else in readable JSON, no pickle."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import students
+from teachers.contract import InputContract
+
+WEIGHTS = "weights.safetensors"
+CARD = "card.json"
+HISTORY = "history.jsonl"
+SCALE_SUFFIX = ".weight_scale"
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Uint8 quantisation of a tensor: ``real = scale * (integer - zero_point)``."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Everything that turns a float student with folded batch norms into its int8 twin.
+
+    A layer is the module path of a convolution's unit (``stem``, ``blocks.3.pointwise``) or of the
+    classifier. The logits stay float.
+    """
+
+    weight_scales: dict[str, Float[Tensor, " channels"]]
+    """Layer to the symmetric step of each output channel; the weights lie on this grid already."""
+    weight_limit: int
+    """Greatest magnitude of an integer weight: 127, or 63 where 16-bit sums must not saturate."""
+    activations: dict[str, Affine]
+    """Layer to its output after the activation; ``pool`` is the classifier's input."""
+    float_layers: tuple[str, ...] = ()
+    """Layers that stay in float."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is needed to rebuild a student and to know where it came from."""
+
+    variant: str
+    parent: str
+    op: str
+    architecture: str
+    """Key of ``students.ARCHITECTURES``."""
+    arguments: dict[str, Any]
+    """Keyword arguments of the architecture, pruned widths included."""
+    input: InputContract
+    labels: tuple[str, ...]
+    """Class names in the order of the logits."""
+    teacher: str
+    data_sha256: str
+    license: str
+    """License of the training images."""
+    settings: dict[str, Any]
+    """The operation's settings as they were applied."""
+    git_commit: str
+    versions: dict[str, str]
+    val_top1: float | None = None
+    """Top-1 of the torch module on val, a fraction of 1."""
+    calibration_sha256: str | None = None
+    """Hash over the images that set the activation ranges."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A student with its card, in evaluation mode."""
+
+    module: nn.Module
+    card: Card
+    quantization: Quantization | None = None
+
+
+def save(folder: Path, model: Model) -> None:
+    """Write ``weights.safetensors`` and ``card.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.contiguous() for name, value in model.module.state_dict().items()}
+    card = asdict(model.card)
+    if model.quantization is not None:
+        for layer, scale in model.quantization.weight_scales.items():
+            tensors[layer + SCALE_SUFFIX] = scale.contiguous()
+        quantization = asdict(replace(model.quantization, weight_scales={}))
+        card["quantization"] = {k: v for k, v in quantization.items() if k != "weight_scales"}
+    save_file(tensors, folder / WEIGHTS)
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def load(folder: Path) -> Model:
+    """Rebuild a student from its folder, in evaluation mode on the CPU.
+
+    Raises:
+        ValueError: the tensors are not those that the card's architecture has.
+    """
+    values = json.loads((folder / CARD).read_text())
+    tensors = load_file(folder / WEIGHTS)
+    stored = values.pop("quantization", None)
+    quantization = None
+    if stored is not None:
+        scales = {n: tensors.pop(n) for n in list(tensors) if n.endswith(SCALE_SUFFIX)}
+        quantization = Quantization(
+            weight_scales={n.removesuffix(SCALE_SUFFIX): scale for n, scale in scales.items()},
+            weight_limit=stored["weight_limit"],
+            activations={n: Affine(**affine) for n, affine in stored["activations"].items()},
+            float_layers=tuple(stored["float_layers"]),
+        )
+    values["input"] = InputContract.from_dict(values["input"])
+    values["labels"] = tuple(values["labels"])
+    card = Card(**values)
+    with torch.device("meta"):
+        module = students.build(card.architecture, card.arguments)
+    try:
+        module.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit {folder / CARD}: {error}") from error
+    return Model(module.eval(), card, quantization)
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 over the names and values of the module's tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.module.state_dict().items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_history(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``history.jsonl``: one line per epoch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / HISTORY).write_text("".join(json.dumps(line) + "\n" for line in history))
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The lines of ``history.jsonl``; none for a variant that was made without training."""
+    return [json.loads(line) for line in (folder / HISTORY).read_text().splitlines()]

@@ -1,0 +1,402 @@
+"""The pipeline's parameters: typed, frozen, and checked in one place before any work starts."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline import paths
+
+
+class ParameterError(Exception):
+    """A parameter is wrong. Each line of the message names the key, the value and what is allowed."""
+
+
+class Section(BaseModel):
+    """A frozen part of the parameters; a key that is not declared is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+
+
+class Compute(Section):
+    """Where the work runs. A change of another place reruns nothing."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device kind, as Lightning Fabric names it."""
+    devices: Annotated[int, Field(ge=1)] = 1
+    """Number of processes, one device each."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of a training process; 0 takes one per physical core."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Processes that render images beside the training process."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Arithmetic, as Lightning Fabric names it. The one key here that changes results."""
+
+
+class Data(Section):
+    """What `prepare` reads."""
+
+    source: Literal["fashion_mnist", "folder"]
+    """`fashion_mnist`: IDX files. `folder`: class folders, or train/validation/test folders of them."""
+    path: Path
+    """Folder that holds the files."""
+    train: Annotated[int, Field(ge=1)] | None = None
+    """Training images, drawn stratified by class; null takes all."""
+    val: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Validation images, as a count or a share, taken from training where the source has no such split."""
+    test: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    """Share of test images, used only where the source has no test split."""
+    license: str = "unknown"
+    """License of the images, recorded in every shipped file."""
+
+
+class Views(Section):
+    """Random but reproducible crops and flips, drawn from (seed, image, view number)."""
+
+    per_image: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Stored views of every training image."""
+    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
+    """Least and greatest area of the crop, as a share of the image."""
+    crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    """Least and greatest aspect ratio of the crop: width over height."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    eval_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Side of the centred square that evaluation and shipped files look at, as a share of the shorter side."""
+
+
+class Phase(Section):
+    """A share of the training at one image size."""
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Share of all optimiser steps; the shares of a schedule add up to 1."""
+    size: Size
+    """Image height and width in pixels."""
+
+
+class Training(Section):
+    """The one training loop's settings."""
+
+    epochs: Annotated[float, Field(gt=0)]
+    """Passes over the training images; a fraction ends early."""
+    phases: tuple[Phase, ...] = ()
+    """Progressive resolution, in order; empty trains at the model's own size."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images of one optimiser step, over all processes."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Update rule (`torch.optim`); `sgd` has Nesterov momentum 0.9."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak of the schedule: linear warm-up, then cosine to zero."""
+    warmup: Fraction = 0.05
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Decoupled decay; never on biases, batch norm or depthwise filters."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Greatest gradient norm; 0 does not clip."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of the averaged weights that are kept in the end; 0 keeps the last ones."""
+
+
+class Teacher(Section):
+    """The teacher and how it is adapted to the data."""
+
+    source: Literal["efficientnet_lite", "timm", "torchvision"]
+    """Where architecture and weights come from: a key of `teachers.SOURCES`."""
+    name: str
+    """Model name in that source."""
+    weights: str | None = "default"
+    """Pretrained weights: `default`, a name that the source knows, or null for random ones."""
+    size: Size | None = None
+    """Image size in pixels; null takes the weights' own."""
+    head: Training | None = None
+    """First the new classifier alone; null skips this."""
+    full: Training | None = None
+    """Then the whole network; null skips this."""
+
+
+class Student(Section):
+    """The architecture that `distill` starts from."""
+
+    architecture: Literal["mobilenet_v1"] = "mobilenet_v1"
+    """Key of `students.ARCHITECTURES`."""
+    width: Annotated[float, Field(gt=0, le=2)] = 0.75
+    """Width multiplier."""
+    size: Size = 192
+    """Image height and width of the shipped model, in pixels."""
+    activation: Literal["relu", "relu6"] = "relu"
+    """ReLU has no fixed clip and quantises better; published weights have ReLU6."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the classifier."""
+
+
+class Objective(Section):
+    """Weights of the loss terms; a weight of 0 leaves the term out."""
+
+    kl: Annotated[float, Field(ge=0)] = 1.0
+    """KL divergence from the stored teacher answers (Hinton et al. 2015)."""
+    cross_entropy: Annotated[float, Field(ge=0)] = 0.0
+    """Cross entropy with the labels."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Softmax temperature of the KL term, which is multiplied by its square."""
+
+
+class Distill(Section):
+    """Train a student on the stored answers of the teacher."""
+
+    objective: Objective
+    training: Training
+
+
+class Prune(Section):
+    """Remove channels, then fine-tune."""
+
+    criterion: Literal["l1", "l2", "fpgm"] = "l1"
+    """NNI's importance score of a channel."""
+    macs: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the parent's multiply-accumulates that may remain."""
+    multiple: Annotated[int, Field(ge=1, le=64)] = 8
+    """Channel counts are multiples of this."""
+    objective: Objective
+    training: Training
+
+
+class Quantize(Section):
+    """Eight-bit integers: after training (ptq) or with training (qat)."""
+
+    method: Literal["ptq", "qat"]
+    """Post-training quantisation, or quantisation-aware training through NNI."""
+    calibration: Annotated[int, Field(ge=1)] = 512
+    """Training images, stratified by class, that set the activation ranges."""
+    float_layers: tuple[str, ...] = ()
+    """Layers kept in float because they measured faster so; recorded in the file's metadata."""
+    saturation_safe: bool = True
+    """Keep weights to 7 bits, so that CPUs without VNNI (`vpmaddubsw`, 16-bit sums) cannot saturate."""
+    freeze_norms: Fraction = 0.0
+    """Share of the training, looked at between epochs, after which batch norm's statistics stay as they are."""
+    objective: Objective
+    training: Training
+
+
+Settings = TypeVar("Settings", Distill, Prune, Quantize)
+
+OPERATIONS: dict[str, type[Distill] | type[Prune] | type[Quantize]] = {
+    "distill": Distill,
+    "prune": Prune,
+    "quantize": Quantize,
+}
+"""A variant's `op`, and what its settings are."""
+
+
+class Variant(Section):
+    """One edge: a parent, one operation, and settings that differ from that operation's section."""
+
+    model_config = ConfigDict(extra="allow")
+
+    parent: str
+    """`teacher` or another variant."""
+    op: Literal["distill", "prune", "quantize"]
+    """The operation."""
+
+
+class Benchmark(Section):
+    """How latency is measured."""
+
+    threads: Annotated[int, Field(ge=1)] = 1
+    """ONNX Runtime's intra-op threads."""
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    """Images of one call."""
+    rounds: Annotated[int, Field(ge=10)] = 200
+    """Timed calls of each variant, interleaved in random order."""
+    warmup: Annotated[int, Field(ge=0)] = 20
+    """Untimed calls of each variant."""
+
+
+class Gate(Section):
+    """When a variant is accepted."""
+
+    max_drop: Fraction = 0.02
+    """Greatest loss of top-1 against the parent that is tolerated; the interval must clear it."""
+
+
+class Tracking(Section):
+    """Where MLflow keeps its book; `MLFLOW_TRACKING_URI` goes before `uri`."""
+
+    uri: str = "sqlite:///mlflow.db"
+    """Tracking server or database."""
+    experiment: str = "distillery"
+    """Experiment name."""
+
+
+class Parameters(Section):
+    """All of `params.yaml`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Seed of every random choice."""
+    compute: Compute
+    data: Data
+    teacher: Teacher
+    views: Views
+    student: Student
+    distill: Mapping[str, Any]
+    prune: Mapping[str, Any]
+    quantize: Mapping[str, Any]
+    variants: dict[VariantName, Variant]
+    benchmark: Benchmark
+    gate: Gate
+    tracking: Tracking
+
+    def settings(self, variant: str, kind: type[Settings]) -> Settings:
+        """The operation's settings of one variant: its section with the variant's own keys on top."""
+        declared = self.variants[variant]
+        merged = merge(getattr(self, declared.op), declared.model_extra or {})
+        return kind.model_validate(merged)
+
+
+def load(file: Path = paths.PARAMETERS) -> Parameters:
+    """Read and check all parameters.
+
+    Raises:
+        ParameterError: one line for each thing that is wrong.
+    """
+    if not file.is_file():
+        raise ParameterError(f"{file}: no such file; run from the repository's root")
+    try:
+        values = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+    return check(values, str(file))
+
+
+def check(values: Any, origin: str) -> Parameters:
+    """Check composed values; ``origin`` is named in front of every line.
+
+    Raises:
+        ParameterError: one line for each thing that is wrong.
+    """
+    try:
+        parameters = Parameters.model_validate(values)
+    except ValidationError as error:
+        raise ParameterError(_lines(error, origin, Parameters)) from None
+    problems = dict.fromkeys([*_variant_problems(parameters), *_cross_problems(parameters)])
+    if problems:
+        raise ParameterError("\n".join(f"{origin}: {problem}" for problem in problems))
+    return parameters
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` on top, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _variant_problems(parameters: Parameters) -> Iterator[str]:
+    names = ["teacher", *parameters.variants]
+    if not parameters.variants:
+        yield "variants is empty; at least one is needed"
+    for name, variant in parameters.variants.items():
+        key = f"variants.{name}"
+        if name == "teacher":
+            yield f"{key}: `teacher` is the root's own name; choose another"
+        if variant.parent not in names:
+            yield f"{key}.parent = {variant.parent!r}: no such variant; allowed: {', '.join(names)}"
+        elif (variant.parent == "teacher") != (variant.op == "distill"):
+            yield (
+                f"{key}.op = {variant.op!r} with parent {variant.parent!r}: "
+                "`distill` goes with parent `teacher`, `prune` and `quantize` with a variant"
+            )
+        elif variant.parent != "teacher" and parameters.variants[variant.parent].op == "quantize":
+            yield f"{key}.parent = {variant.parent!r}: a quantised variant has no children"
+        chain = _ancestry(parameters.variants, name)
+        # Each member of a cycle sees it; the first by name tells.
+        if chain[-1] == name == min(chain):
+            yield f"{key}.parent = {variant.parent!r}: a cycle ({' -> '.join(chain)})"
+        try:
+            settings = parameters.settings(name, OPERATIONS[variant.op])
+        except ValidationError as error:
+            for detail in error.errors():
+                own = _holds(variant.model_extra or {}, detail["loc"])
+                yield _line(detail, "", OPERATIONS[variant.op], key if own else variant.op)
+        else:
+            yield from _phase_problems(settings.training, f"{key}.training")
+
+
+def _ancestry(variants: Mapping[str, Variant], name: str) -> list[str]:
+    """The variant and its ancestors, up to the teacher or to the first name that comes twice."""
+    chain = [name]
+    while (variant := variants.get(chain[-1])) is not None:
+        chain.append(variant.parent)
+        if variant.parent in chain[:-1]:
+            break
+    return chain
+
+
+def _holds(values: Mapping[str, Any], location: Sequence[int | str]) -> bool:
+    for part in location:
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _cross_problems(parameters: Parameters) -> Iterator[str]:
+    data, views = parameters.data, parameters.views
+    if data.path != paths.RAW_FASHION_MNIST and not data.path.exists():
+        yield f"data.path = {str(data.path)!r}: no such folder; allowed: a folder of images by class"
+    for key, (low, high) in (("crop_scale", views.crop_scale), ("crop_ratio", views.crop_ratio)):
+        if low > high:
+            yield f"views.{key} = [{low}, {high}]: the first must not be above the second"
+    for key, training in (("head", parameters.teacher.head), ("full", parameters.teacher.full)):
+        if training is not None:
+            yield from _phase_problems(training, f"teacher.{key}")
+
+
+def _phase_problems(training: Training, key: str) -> Iterator[str]:
+    total = sum(phase.share for phase in training.phases)
+    if training.phases and abs(total - 1) > 1e-6:
+        yield f"{key}.phases: the shares add up to {total:g}; they must add up to 1"
+
+
+def _lines(error: ValidationError, origin: str, root: type[Section], prefix: str = "") -> str:
+    """Pydantic's findings, each as one line: where, the key, the value, what is allowed."""
+    return "\n".join(_line(detail, origin, root, prefix) for detail in error.errors())
+
+
+def _line(detail: ErrorDetails, origin: str, root: type[Section], prefix: str) -> str:
+    # Pydantic's location also names the branch of a union, which is no key that a user wrote.
+    parts = [str(part) for part in detail["loc"] if not str(part).startswith(("constrained-", "function-"))]
+    key = ".".join([*([prefix] if prefix else []), *parts])
+    start = f"{origin}: {key}" if origin else key
+    if detail["type"] == "extra_forbidden":
+        allowed = _keys_at(root, parts[:-1])
+        near = difflib.get_close_matches(parts[-1], allowed, n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        return f"{start}: no such key{hint} (allowed: {', '.join(allowed)})"
+    if detail["type"] == "missing":
+        return f"{start}: this key is missing"
+    message = detail["msg"].replace("Input should be", "must be")
+    return f"{start} = {detail['input']!r}: {message}"
+
+
+def _keys_at(root: type[Section], parts: list[str]) -> list[str]:
+    """The keys that a section allows, by walking down from the root."""
+    fields = root.model_fields
+    for part in parts:
+        annotation = fields[part].annotation if part in fields else None
+        options = getattr(annotation, "__args__", (annotation,))
+        section = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+        if section is None:
+            return []
+        fields = section.model_fields
+    return list(fields)

@@ -1,0 +1,62 @@
+"""The process that a stage runs in: errors in one line, and no life after its parent's death."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+POLL_SECONDS = 0.5
+
+
+@contextmanager
+def stage(*expected: type[Exception]) -> Iterator[None]:
+    """Run a stage under `dvc repro`: it ends with DVC, and expected errors are lines, not tracebacks."""
+    end_with("dvc")
+    with one_line_errors(*expected):
+        yield
+
+
+@contextmanager
+def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
+    """Turn errors that a user can act on into their message and exit status 1."""
+    try:
+        yield
+    except expected as error:
+        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
+        raise SystemExit(1) from None
+
+
+def end_with(program: str, then: Callable[[], None] = lambda: os._exit(1)) -> None:
+    """End this process when the nearest ancestor that runs ``program`` is gone.
+
+    A killed ``dvc repro`` would leave its stage training on, beside the one that is started next.
+    """
+    ancestor = next((p for p in psutil.Process().parents() if _runs(p, program)), None)
+    if ancestor is None:
+        return
+
+    def watch() -> None:
+        while _alive(ancestor):
+            time.sleep(POLL_SECONDS)
+        then()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _runs(process: psutil.Process, program: str) -> bool:
+    try:
+        return any(Path(part).name == program for part in process.cmdline()[:2])
+    except psutil.Error:
+        return False

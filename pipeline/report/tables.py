@@ -1,0 +1,153 @@
+"""The table of variants, and what it is made of."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from pipeline.statistics import Verdict, compare, verdict
+
+TEACHER = "teacher"
+"""Parent of the variants that are distilled from the teacher itself."""
+
+DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of one variant."""
+
+    variant: str
+    parent: str
+    op: str
+    scores: Mapping[str, Any]
+    """As ``evaluation.score`` returns them."""
+    parameters: int
+    macs: int
+    latency: Mapping[str, Any]
+    """The variant's part of ``latency.measure``'s result."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The operation's settings as they were applied."""
+    history: Sequence[Mapping[str, Any]] = ()
+    """One line per epoch: ``epoch``, ``step``, ``seconds``, ``loss``, ``val_top1`` and named terms."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``variants.csv``; the fields are its columns, in order."""
+
+    variant: str
+    parent: str
+    op: str
+    top1: float
+    top1_lo: float
+    top1_hi: float
+    top1_delta: float
+    """Against the parent, on the same images, as a fraction of 1."""
+    delta_lo: float
+    delta_hi: float
+    mcnemar_p: float
+    verdict: Verdict
+    size_bytes: int
+    parameters: int
+    macs: int
+    latency_ms_p50: float
+    latency_ratio_to_fp32: float | None
+    """fp32's time over this variant's in the same run; None where there is no fp32."""
+    sha256: str
+
+
+COLUMNS = tuple(column.name for column in fields(Row))
+
+
+def rows(
+    entries: Sequence[Entry],
+    *,
+    teacher: Int[np.ndarray, " images"],
+    labels: Int[np.ndarray, " images"],
+    max_drop: float,
+) -> list[Row]:
+    """Compare every variant with its parent on the same test images, in the order given.
+
+    Args:
+        entries: the variants; the parent of each is among them, or ``teacher``.
+        teacher: the teacher's own predictions.
+        labels: the true classes.
+        max_drop: greatest loss of top-1 against the parent that is tolerated, as a fraction of 1.
+
+    Raises:
+        ValueError: a parent is missing, or a variant was scored on another number of images.
+    """
+    right = right_answers(entries, teacher=teacher, labels=labels)
+    return [_row(entry, right, max_drop) for entry in entries]
+
+
+def right_answers(
+    entries: Sequence[Entry], *, teacher: Int[np.ndarray, " images"], labels: Int[np.ndarray, " images"]
+) -> dict[str, Bool[np.ndarray, " images"]]:
+    """Which images each variant, and the teacher, gets right."""
+    answers = {TEACHER: teacher} | {entry.variant: np.asarray(entry.scores["predictions"]) for entry in entries}
+    for name, predictions in answers.items():
+        if len(predictions) != len(labels):
+            raise ValueError(f"{name} was scored on {len(predictions)} images, but test has {len(labels)}")
+    return {name: predictions == labels for name, predictions in answers.items()}
+
+
+def write_csv(path: Path, table: Sequence[Row]) -> None:
+    """Write ``variants.csv``; fractions are rounded to 6 decimals, p values keep their magnitude."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _cell(name, value) for name, value in asdict(row).items()} for row in table)
+
+
+def lineage(table: Sequence[Row], variant: str) -> list[Row]:
+    """The variant's row and those of its ancestors, the variant first."""
+    by_name = {row.variant: row for row in table}
+    chain = [by_name[variant]]
+    while chain[-1].parent != TEACHER:
+        chain.append(by_name[chain[-1].parent])
+    return chain
+
+
+def recommended(table: Sequence[Row]) -> Row | None:
+    """The fastest variant that is accepted together with all its ancestors, if there is one."""
+    accepted = [row for row in table if all(step.verdict == "accept" for step in lineage(table, row.variant))]
+    return min(accepted, key=lambda row: (row.latency_ms_p50, row.size_bytes), default=None)
+
+
+def _row(entry: Entry, right: Mapping[str, Bool[np.ndarray, " images"]], max_drop: float) -> Row:
+    if entry.parent not in right:
+        raise ValueError(f"{entry.variant}: parent {entry.parent} is not among {', '.join(right)}")
+    difference = compare(right[entry.variant], right[entry.parent])
+    scores = entry.scores
+    return Row(
+        variant=entry.variant,
+        parent=entry.parent,
+        op=entry.op,
+        top1=scores["top1"],
+        top1_lo=scores["top1_lo"],
+        top1_hi=scores["top1_hi"],
+        top1_delta=difference.delta,
+        delta_lo=difference.lo,
+        delta_hi=difference.hi,
+        mcnemar_p=difference.mcnemar_p,
+        verdict=verdict(difference.lo, max_drop),
+        size_bytes=scores["size_bytes"],
+        parameters=entry.parameters,
+        macs=entry.macs,
+        latency_ms_p50=entry.latency["latency_ms_p50"],
+        latency_ratio_to_fp32=entry.latency["ratio"],
+        sha256=scores["sha256"],
+    )
+
+
+def _cell(name: str, value: Any) -> Any:
+    if name == "mcnemar_p":
+        return f"{value:.6g}"
+    return round(value, DECIMALS) if isinstance(value, float) else value

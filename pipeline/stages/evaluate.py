@@ -1,0 +1,50 @@
+"""Score the shipped file of a variant on the whole test split, in ONNX Runtime."""
+
+import json
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from pipeline import costs, evaluation, models, parameters, paths
+from pipeline.data import store
+from pipeline.inference import ModelFileError
+from pipeline.parameters import ParameterError
+from pipeline.process import stage
+from pipeline.training import batches, compute
+from pipeline.training.batches import ViewSet
+
+
+def main(variant: str) -> None:
+    """Write `artifacts/metrics/<variant>.json`."""
+    p = parameters.load()
+    model = models.load(paths.model(variant))
+    size = model.card.input.size
+    test_set = ViewSet(store.read(paths.DATA, "test"), None, model.card.input)
+
+    def images() -> Iterator[UInt8[np.ndarray, "batch height width 3"]]:
+        loader = batches.centred(test_set, size, 32, p.compute.workers)
+        for batch in tqdm(loader, desc=f"evaluate {variant}", unit=" batches"):
+            yield batch.images.numpy()
+
+    scores = evaluation.score(
+        paths.onnx(variant),
+        images(),
+        test_set.images.labels,
+        threads=p.compute.threads or compute.usable_cores(),
+    )
+    metrics = {
+        **scores,
+        "parameters": costs.count_parameters(model.module),
+        "macs": costs.count_macs(model.module, size),
+    }
+    paths.METRICS.mkdir(parents=True, exist_ok=True)
+    paths.metrics(variant).write_text(json.dumps(metrics) + "\n")
+    print(f"{variant}: top-1 {scores['top1']:.2%} [{scores['top1_lo']:.2%}, {scores['top1_hi']:.2%}]")
+
+
+if __name__ == "__main__":
+    with stage(ParameterError, ModelFileError):
+        main(sys.argv[1])

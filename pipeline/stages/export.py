@@ -1,0 +1,37 @@
+"""Write the ONNX file of a variant, and verify it against the module it came from."""
+
+import sys
+
+import numpy as np
+import torch
+
+from pipeline import models, onnx_export, parameters, paths
+from pipeline.data import store
+from pipeline.parameters import ParameterError
+from pipeline.process import stage
+from pipeline.training import batches
+from pipeline.training.batches import ViewSet
+
+VERIFIED_IMAGES = 32
+
+
+def main(variant: str) -> None:
+    """Write `artifacts/onnx/<variant>.onnx`."""
+    parameters.load()
+    model = models.load(paths.model(variant))
+    file = paths.onnx(variant)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    onnx_export.export(model, file, onnx_export.metadata_for(model.card, model.quantization))
+    val_set = ViewSet(store.read(paths.DATA, "val"), None, model.card.input)
+    shown = np.linspace(0, len(val_set) - 1, num=min(VERIFIED_IMAGES, len(val_set)), dtype=int)
+    images = val_set[batches.Request(shown.tolist(), None, model.card.input.size)].images
+    torch.set_num_threads(1)
+    figures = onnx_export.verify(file, model, images)
+    print(
+        f"{file}: {file.stat().st_size / 1e6:.2f} MB; " + ", ".join(f"{k} {v:g}" for k, v in figures.items())
+    )
+
+
+if __name__ == "__main__":
+    with stage(ParameterError, onnx_export.ExportError):
+        main(sys.argv[1])

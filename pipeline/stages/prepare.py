@@ -1,0 +1,28 @@
+"""Read the images, split them, and write the prepared data."""
+
+from pipeline import parameters, paths
+from pipeline.data import sources, splits, store
+from pipeline.data.sources import SourceError
+from pipeline.parameters import ParameterError
+from pipeline.process import stage
+
+
+def main() -> None:
+    """Write `artifacts/data/`."""
+    p = parameters.load()
+    listing = sources.SOURCES[p.data.source](p.data.path)
+    assigned = splits.assign(
+        listing.candidates, train=p.data.train, val=p.data.val, test=p.data.test, seed=p.seed
+    )
+    facts = {"source": p.data.source, "path": str(p.data.path), "license": p.data.license}
+    report = store.write(paths.DATA, listing, assigned, facts)
+    print(
+        f"{len(report['classes'])} classes; "
+        + ", ".join(f"{count} {name}" for name, count in report["images"].items())
+        + f"; {len(report['rejected'])} rejected"
+    )
+
+
+if __name__ == "__main__":
+    with stage(ParameterError, SourceError):
+        main()

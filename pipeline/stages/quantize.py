@@ -1,0 +1,97 @@
+"""Make the parent's int8 twin: after training (ptq), or with training (qat)."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pipeline import distillation, models, parameters, paths, provenance, qat, quantization
+from pipeline.data import calibration
+from pipeline.labels import LabelError
+from pipeline.models import Model
+from pipeline.parameters import ParameterError, Quantize
+from pipeline.process import stage
+from pipeline.training import batches, checkpoints, compute, loop
+from pipeline.training.loop import TrainingError
+from pipeline.views import ViewSpace
+
+CALIBRATION_BATCH = 32
+
+
+def main(variant: str) -> None:
+    """Write `artifacts/models/<variant>/`."""
+    p = parameters.load()
+    settings = p.settings(variant, Quantize)
+    fabric = compute.start(**p.compute.model_dump(exclude={"workers"}))
+    parent = models.load(paths.model(p.variants[variant].parent))
+    contract = parent.card.input
+    space = ViewSpace(p.seed, p.views.crop_scale, p.views.crop_ratio, p.views.flip)
+    lesson = distillation.open_lesson(paths.DATA, paths.LABELS, space, contract)
+    weight_limit = 63 if settings.saturation_safe else 127
+
+    chosen = calibration.choose(lesson.train_set.images, settings.calibration, p.seed)
+
+    def calibration_images() -> Iterator[Float[Tensor, "batch 3 height width"]]:
+        for first in range(0, len(chosen), CALIBRATION_BATCH):
+            indices = chosen[first : first + CALIBRATION_BATCH].tolist()
+            yield contract.normalise(lesson.train_set[batches.Request(indices, None, contract.size)].images)
+
+    history = []
+    if settings.method == "ptq":
+        module, quantized = quantization.quantize_after_training(
+            parent, calibration_images, weight_limit=weight_limit, float_layers=settings.float_layers
+        )
+        arguments = {**parent.card.arguments, "norm": False}
+    else:
+        prepared = qat.prepare(
+            parent.module,
+            weight_limit=weight_limit,
+            float_layers=settings.float_layers,
+            batches=calibration_images,
+        )
+
+        def freeze_norms(module: nn.Module, share: float) -> None:
+            if share >= settings.freeze_norms:
+                qat.freeze_norm(module)
+
+        _, history = distillation.learn(
+            fabric,
+            prepared.module,
+            lesson,
+            name=variant,
+            goal=settings.objective.model_dump(),
+            training=settings.training.model_dump(),
+            start=provenance.identity(parent=models.fingerprint(parent), settings=settings.model_dump()),
+            seed=p.seed,
+            workers=p.compute.workers,
+            folder=paths.checkpoints(variant),
+            on_epoch=freeze_norms,
+        )
+        module, arguments, quantized = qat.finish(
+            prepared, parent.card.architecture, parent.card.arguments
+        )
+    simulator = quantization.simulate(module, quantized)
+    val = loop.evaluate(fabric, simulator, lesson.val_set, contract.size, p.compute.workers)
+    card = replace(
+        parent.card,
+        variant=variant,
+        parent=parent.card.variant,
+        op="quantize",
+        arguments=arguments,
+        settings=settings.model_dump(mode="json"),
+        git_commit=provenance.git_commit(),
+        versions=provenance.versions(),
+        val_top1=val.top1,
+        calibration_sha256=calibration.fingerprint(lesson.train_set.images, chosen),
+    )
+    models.save(paths.model(variant), Model(module, card, quantized))
+    models.write_history(paths.model(variant), history)
+    checkpoints.clear(paths.checkpoints(variant))
+    print(f"{variant}: val {val.top1:.2%} of {len(val.labels)} as the runtime computes")
+
+
+if __name__ == "__main__":
+    with stage(ParameterError, LabelError, TrainingError):
+        main(sys.argv[1])

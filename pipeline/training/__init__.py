@@ -1,0 +1,1 @@
+"""The one training loop: teacher, distillation, fine-tuning and quantisation-aware training use it."""

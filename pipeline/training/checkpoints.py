@@ -1,0 +1,77 @@
+"""Epoch checkpoints: one safetensors file with a JSON header, replaced in one step."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+FILE = "last.safetensors"
+History = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an interrupted run had come."""
+
+    step: int
+    history: History
+
+
+def save(
+    folder: Path,
+    identity: str,
+    progress: Progress,
+    *,
+    module: nn.Module,
+    averaged: nn.Module | None,
+    optimizer: Optimizer,
+) -> None:
+    """Replace the checkpoint; a kill at any moment leaves the old one or the new one."""
+    tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
+    if averaged is not None:
+        tensors |= {f"averaged.{name}": value for name, value in averaged.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": v for key, v in state.items() if isinstance(v, Tensor)}
+    header = {"identity": identity, "step": str(progress.step), "history": json.dumps(progress.history)}
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / f"{FILE}.new"
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, fresh, header)
+    fresh.replace(folder / FILE)
+
+
+def restore(
+    folder: Path, identity: str, *, module: nn.Module, averaged: nn.Module | None, optimizer: Optimizer
+) -> Progress | None:
+    """Bring a run back to its last checkpoint; None if there is none for this very run."""
+    try:
+        with safe_open(folder / FILE, framework="pt") as stored:
+            header = stored.metadata()
+            if header["identity"] != identity:
+                return None
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+    except (FileNotFoundError, SafetensorError):
+        return None
+    module.load_state_dict(_below(tensors, "module."))
+    if averaged is not None:
+        averaged.load_state_dict(_below(tensors, "averaged."))
+    states: dict[int, dict[str, Any]] = {}
+    for name, value in _below(tensors, "optimizer.").items():
+        index, key = name.split(".", 1)
+        states.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    return Progress(int(header["step"]), json.loads(header["history"]))
+
+
+def clear(folder: Path) -> None:
+    """Forget a run that is finished and saved."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

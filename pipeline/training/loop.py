@@ -1,0 +1,266 @@
+"""The training loop."""
+
+import copy
+import math
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pipeline.training import batches, checkpoints, optimisation
+from pipeline.training.batches import Batch, Request, ViewSet
+from pipeline.training.checkpoints import History, Progress
+
+Objective = Callable[[nn.Module, Batch], dict[str, Tensor]]
+"""From a network and a batch to named, unweighted loss terms, each a mean over the batch."""
+
+
+class TrainingError(Exception):
+    """Training cannot go on."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A share of all steps at one image size in pixels."""
+
+    share: float
+    size: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; `pipeline.parameters.Training` documents each field."""
+
+    epochs: float
+    phases: tuple[Phase, ...]
+    batch_size: int
+    optimizer: str
+    learning_rate: float
+    warmup: float
+    weight_decay: float
+    clip: float
+    ema: float
+    seed: int
+
+
+def recipe(*, size: int, seed: int, phases: Sequence[Mapping[str, Any]], **values: Any) -> Recipe:
+    """A recipe from plain values; without phases all steps are at ``size`` pixels."""
+    return Recipe(
+        phases=tuple(Phase(**phase) for phase in phases) or (Phase(1.0, size),), seed=seed, **values
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy and loss on one split."""
+
+    predictions: Int64[np.ndarray, " images"]
+    labels: Int64[np.ndarray, " images"]
+    cross_entropy: float
+    """Mean over images."""
+
+    @property
+    def correct(self) -> int:
+        """Images whose first class is right."""
+        return int((self.predictions == self.labels).sum())
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose first class is right."""
+        return self.correct / len(self.labels)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Names and places of one training run."""
+
+    name: str
+    """Shown beside the progress bar."""
+    folder: Path
+    """Where its checkpoints lie."""
+    identity: str
+    """Hash over all that determines the result; a checkpoint of another identity is not used."""
+
+
+def train(
+    fabric: Fabric,
+    module: nn.Module,
+    objective: Objective,
+    weights: Mapping[str, float],
+    recipe: Recipe,
+    *,
+    train_set: ViewSet,
+    val_set: ViewSet,
+    views: int | None,
+    workers: int,
+    run: Run,
+    on_epoch: Callable[[nn.Module, float], None] | None = None,
+) -> tuple[nn.Module, History]:
+    """Train in place and return the network to keep (averaged weights where asked) with its history.
+
+    Epoch ``e`` shows view ``e`` of every image, or ``e`` modulo ``views`` where answers are stored.
+    A checkpoint is written after every epoch; a run that was killed goes on from there and ends with
+    the same weights. ``on_epoch`` is told the network and the share of training that lies behind it
+    before each epoch.
+
+    Raises:
+        TrainingError: there are fewer images than one batch, or the loss is no longer finite.
+    """
+    per_epoch = len(train_set) // recipe.batch_size
+    if per_epoch == 0:
+        raise TrainingError(f"{run.name}: {len(train_set)} images make no batch of {recipe.batch_size}")
+    steps = max(1, round(recipe.epochs * per_epoch))
+    averaged = copy.deepcopy(module).to(fabric.device) if recipe.ema else None
+    groups = optimisation.parameter_groups(module, recipe.weight_decay)
+    optimizer = optimisation.OPTIMIZERS[recipe.optimizer](groups, recipe.learning_rate)
+    module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    wrapped, optimizer = fabric.setup(module, optimizer)
+    held = {"module": module, "averaged": averaged, "optimizer": optimizer}
+    done = checkpoints.restore(run.folder, run.identity, **held) or Progress(0, [])
+    if done.step:
+        fabric.print(f"{run.name}: goes on after step {done.step} of {steps}", file=sys.stderr)
+    history = list(done.history)
+    requests = _requests(recipe, len(train_set), per_epoch, steps, views, fabric)[done.step :]
+    stream = iter(fabric.setup_dataloaders(batches.load(train_set, requests, workers)))
+    bar = tqdm(
+        desc=run.name,
+        total=steps * recipe.batch_size,
+        initial=done.step * recipe.batch_size,
+        unit=" images",
+        unit_scale=True,
+        mininterval=0.5 if sys.stderr.isatty() else 20,
+        disable=not fabric.is_global_zero,
+    )
+    step = done.step
+    while step < steps:
+        end = min(steps, (step // per_epoch + 1) * per_epoch)
+        torch.manual_seed(recipe.seed + step)
+        began = time.perf_counter()
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=fabric.device))
+        wrapped.train()
+        if on_epoch is not None:
+            on_epoch(module, step / steps)
+        first = step
+        while step < end:
+            batch = next(stream)
+            rate = optimisation.learning_rate(step, steps, peak=recipe.learning_rate, warmup=recipe.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            terms = objective(wrapped, batch)
+            loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+            fabric.backward(loss)
+            if recipe.clip:
+                fabric.clip_gradients(wrapped, optimizer, max_norm=recipe.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            for name, term in [("loss", loss), *terms.items()]:
+                sums[name] += term.detach()
+            if averaged is not None:
+                _average(averaged, module, min(recipe.ema, (1 + step) / (10 + step)))
+            step += 1
+            bar.update(recipe.batch_size)
+        seconds = time.perf_counter() - began
+        means = {name: (total / (step - first)).item() for name, total in sums.items()}
+        if not math.isfinite(means["loss"]):
+            raise TrainingError(
+                f"{run.name}: the loss is {means['loss']} in epoch {len(history) + 1}; "
+                f"try a learning_rate below {recipe.learning_rate}"
+            )
+        size = requests[step - 1 - done.step].size
+        score = evaluate(fabric, averaged or module, val_set, size, workers)
+        history.append(
+            {
+                "epoch": step / per_epoch,
+                "step": step,
+                "seconds": round(seconds, 2),
+                "images_per_second": round((step - first) * recipe.batch_size / seconds, 1),
+                "size": size,
+                "learning_rate": rate,
+                **means,
+                "val_top1": score.top1,
+                "val_cross_entropy": score.cross_entropy,
+            }
+        )
+        bar.set_postfix_str(f"{size} px, loss {means['loss']:.3f}, val {score.top1:.2%}")
+        if fabric.is_global_zero:
+            checkpoints.save(run.folder, run.identity, Progress(step, history), **held)
+    bar.close()
+    return (averaged or module).eval(), history
+
+
+@torch.no_grad()
+def evaluate(fabric: Fabric, module: nn.Module, dataset: ViewSet, size: int, workers: int) -> Score:
+    """Score a network on the centred views of a split, at ``size`` pixels; leaves it in eval mode."""
+    module.eval()
+    loader = fabric.setup_dataloaders(batches.centred(dataset, size, 128, workers))
+    answers = []
+    loss = torch.zeros((), device=fabric.device)
+    with fabric.autocast():
+        for batch in loader:
+            logits = module(dataset.contract.normalise(batch.images)).float()
+            answers.append(logits.argmax(1))
+            loss += nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+    predictions = torch.cat(answers).cpu().numpy()
+    return Score(predictions, dataset.images.labels, float(loss) / len(dataset))
+
+
+@torch.no_grad()
+def reestimate_norms(module: nn.Module, images: Iterator[Tensor]) -> None:
+    """Take batch norm's statistics anew as plain means over the given batches of normalised images.
+
+    Needed where the weights were averaged or the image size changed late (Touvron et al. 2019, FixRes).
+    """
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    module.train()
+    for batch in images:
+        module(batch)
+    module.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, module: nn.Module, decay: float) -> None:
+    for kept, new in zip(averaged.state_dict().values(), module.state_dict().values(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(new, 1 - decay)
+        else:
+            kept.copy_(new)
+
+
+def _requests(
+    recipe: Recipe, images: int, per_epoch: int, steps: int, views: int | None, fabric: Fabric
+) -> list[Request]:
+    """What each step shows: shuffled within epochs, sizes by phase, this process's part of each batch."""
+    requests = []
+    for epoch in range(math.ceil(steps / per_epoch)):
+        order = batches.shuffled(images, epoch, recipe.seed)
+        for position in range(min(per_epoch, steps - epoch * per_epoch)):
+            chosen = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
+            view = epoch if views is None else epoch % views
+            size = _size_at((epoch * per_epoch + position) / steps, recipe.phases)
+            requests.append(Request(chosen[fabric.global_rank :: fabric.world_size], view, size))
+    return requests
+
+
+def _size_at(progress: float, phases: Sequence[Phase]) -> int:
+    reached = 0.0
+    for phase in phases:
+        reached += phase.share
+        if progress < reached - 1e-9:
+            return phase.size
+    return phases[-1].size

@@ -1,0 +1,38 @@
+"""Optimisers and the learning-rate schedule."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+OPTIMIZERS: dict[str, Callable[[Iterable[dict[str, Any]], float], Optimizer]] = {
+    "adamw": lambda groups, rate: torch.optim.AdamW(groups, lr=rate),
+    "sgd": lambda groups, rate: torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True),
+}
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: decayed, and not.
+
+    Biases and batch norm are not decayed, nor are depthwise filters, which have few parameters
+    (Howard et al. 2017, section 3.2).
+    """
+    decayed, free = [], []
+    for parameter in module.parameters():
+        # Told by shape, since under quantisation-aware training a wrapper holds the weights.
+        depthwise = parameter.ndim == 4 and parameter.shape[1] == 1
+        if parameter.requires_grad:
+            (free if depthwise or parameter.ndim < 2 else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
+    """Linear warm-up over the share ``warmup`` of all steps, then cosine to zero at the last one."""
+    rising = round(warmup * steps)
+    if step < rising:
+        return peak * (step + 1) / (rising + 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))

@@ -1,0 +1,121 @@
+"""MobileNetV1 (Howard et al. 2017, https://arxiv.org/abs/1704.04861)."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+BASE_CHANNELS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+"""Output channels at width 1.0: the stem, then the pointwise convolution of each of the 13 blocks."""
+
+STRIDES = (2, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
+"""Stride of the stem and of each block's depthwise convolution; 32 in total."""
+
+Activation = Literal["relu", "relu6"]
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
+
+
+def scaled_channels(width: float, divisor: int = 8, minimum: int = 8) -> tuple[int, ...]:
+    """Channels of every layer at a width multiplier, as TF-slim rounds them.
+
+    Each count is the multiple of ``divisor`` nearest to ``base * width`` that is not more than
+    10 % below it, and at least ``minimum``.
+    """
+
+    def scale(base: int) -> int:
+        wanted = base * width
+        rounded = max(minimum, int(wanted + divisor / 2) // divisor * divisor)
+        return rounded + divisor if rounded < 0.9 * wanted else rounded
+
+    return tuple(scale(base) for base in BASE_CHANNELS)
+
+
+class ConvUnit(nn.Sequential):
+    """Convolution, batch norm and activation; without ``norm`` the convolution carries the bias."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        kernel: int,
+        stride: int,
+        groups: int,
+        activation: Activation,
+        norm: bool,
+        norm_eps: float,
+        norm_momentum: float,
+    ) -> None:
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers["conv"] = nn.Conv2d(
+            inputs,
+            outputs,
+            kernel,
+            stride=stride,
+            padding=kernel // 2,
+            groups=groups,
+            bias=not norm,
+        )
+        if norm:
+            layers["norm"] = nn.BatchNorm2d(outputs, eps=norm_eps, momentum=norm_momentum)
+        layers["act"] = ACTIVATIONS[activation]()
+        super().__init__(layers)
+
+
+class MobileNetV1(nn.Module):
+    """A stem, 13 depthwise separable blocks, global average pooling and a linear classifier.
+
+    ``channels`` gives the 14 output widths (stem, then each block's pointwise convolution) and
+    may be irregular, as pruning leaves it. With ``norm=False`` the batch norms are folded into the
+    convolutions. Weights start as in He et al. 2015 (fan out).
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        channels: Sequence[int] = scaled_channels(0.75),
+        activation: Activation = "relu",
+        dropout: float = 0.0,
+        norm: bool = True,
+        norm_eps: float = 1e-3,
+        norm_momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if len(channels) != len(BASE_CHANNELS):
+            raise ValueError(
+                f"channels has {len(channels)} entries; MobileNetV1 has {len(BASE_CHANNELS)} widths"
+            )
+        unit = {
+            "activation": activation,
+            "norm": norm,
+            "norm_eps": norm_eps,
+            "norm_momentum": norm_momentum,
+        }
+        self.stem = ConvUnit(3, channels[0], kernel=3, stride=STRIDES[0], groups=1, **unit)
+        self.blocks = nn.Sequential(
+            *(
+                nn.Sequential(
+                    OrderedDict(
+                        depthwise=ConvUnit(inputs, inputs, kernel=3, stride=stride, groups=inputs, **unit),
+                        pointwise=ConvUnit(inputs, outputs, kernel=1, stride=1, groups=1, **unit),
+                    )
+                )
+                for inputs, outputs, stride in zip(channels, channels[1:], STRIDES[1:], strict=False)
+            )
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(channels[-1], classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+        x = self.blocks(self.stem(x))
+        return self.classifier(self.dropout(self.flatten(self.pool(x))))

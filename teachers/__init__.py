@@ -1,0 +1,16 @@
+"""Teachers: a classifier and the contract of its input. A new source is one file and one line here."""
+
+from collections.abc import Callable
+
+from teachers import efficientnet_lite, timm_models, torchvision_models
+from teachers.contract import InputContract
+from teachers.teacher import Teacher, TeacherError
+
+SOURCES: dict[str, Callable[[str, str | None], Teacher]] = {
+    "efficientnet_lite": efficientnet_lite.load,
+    "timm": timm_models.load,
+    "torchvision": torchvision_models.load,
+}
+"""Name of a source to its loader, which takes a model name and a weights name."""
+
+__all__ = ["SOURCES", "InputContract", "Teacher", "TeacherError"]

@@ -1,0 +1,64 @@
+"""The contract of a classifier's input, which travels with its weights."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+Interpolation = Literal["bilinear", "bicubic"]
+RESAMPLING: dict[Interpolation, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels of the source image."""
+
+
+@dataclass(frozen=True)
+class InputContract:
+    """How an image becomes the tensor that a classifier was trained on."""
+
+    size: int
+    """Height and width in pixels."""
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Subtracted from RGB values in [0, 1]."""
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Divides what is left."""
+    interpolation: Interpolation = "bilinear"
+    """Antialiased resampling, as Pillow does it."""
+    crop: float = 1.0
+    """Side of the centred square that is kept for evaluation, as a share of the shorter side."""
+
+    def centre_box(self, width: int, height: int) -> Box:
+        """The square that evaluation looks at."""
+        side = self.crop * min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side
+
+    def render(self, image: Image.Image, box: Box) -> Image.Image:
+        """Crop an RGB image to the box and resize it to ``size`` by ``size`` pixels, in one step."""
+        return image.resize((self.size, self.size), RESAMPLING[self.interpolation], box=box)
+
+    def normalise(
+        self, images: UInt8[Tensor, "batch height width 3"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Bring raw pixels to the classifier's range; the result is in channels-last memory."""
+        x = images.permute(0, 3, 1, 2).to(torch.float32)
+        scale = torch.tensor(self.std, device=x.device).mul_(255).reciprocal_().view(1, 3, 1, 1)
+        if not any(self.mean):
+            return x.mul_(scale)
+        shift = torch.tensor(self.mean, device=x.device).mul_(255).view(1, 3, 1, 1)
+        return x.sub_(shift).mul_(scale)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a card or a file's metadata."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "InputContract":
+        """The inverse of ``to_dict``, also after a round trip through JSON."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})

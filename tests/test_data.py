@@ -1,0 +1,145 @@
+import gzip
+import struct
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import calibration, fetch, sources, splits, store
+from pipeline.data.sources import SourceError
+
+FACTS = {"source": "folder", "path": "x", "license": "CC0-1.0"}
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    header = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture
+def fashion(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for stem, count in (("train", 60), ("t10k", 20)):
+        write_idx(tmp_path / f"{stem}-images-idx3-ubyte.gz", random.integers(0, 256, (count, 28, 28)))
+        write_idx(tmp_path / f"{stem}-labels-idx1-ubyte.gz", np.arange(count) % 10)
+    return tmp_path
+
+
+def assign(listing: sources.Listing, train: int | None = None, val: int | float = 0.2, seed: int = 0):
+    return splits.assign(listing.candidates, train=train, val=val, test=0.25, seed=seed)
+
+
+def test_fashion_mnist_keeps_its_whole_test_split_and_takes_val_from_train(fashion: Path) -> None:
+    made = assign(sources.fashion_mnist(fashion), train=30, val=10)
+    assert {name: len(images) for name, images in made.items()} == {"train": 30, "val": 10, "test": 20}
+    assert set(Counter(image.label for image in made.train).values()) == {3}
+    assert set(Counter(image.label for image in made.val).values()) == {1}
+
+
+def test_damaged_idx_files_are_named(fashion: Path) -> None:
+    file = fashion / "t10k-labels-idx1-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(SourceError, match=r"t10k-labels.* is damaged"):
+        sources.fashion_mnist(fashion)
+    file.unlink()
+    with pytest.raises(SourceError, match=r"t10k-labels.* is missing"):
+        sources.fashion_mnist(fashion)
+
+
+def test_a_folder_without_splits_is_split_by_class_and_content(photographs: Path) -> None:
+    listing = sources.folder(photographs)
+    made = assign(listing)
+    assert listing.classes == ("blue", "green", "red")
+    assert [len(images) for _, images in made.items()] == [43, 11, 18]
+    hashes = [{image.sha256 for image in images} for _, images in made.items()]
+    assert not (hashes[0] & hashes[1] or hashes[0] & hashes[2] or hashes[1] & hashes[2])
+    again = splits.assign(listing.candidates[::-1], train=None, val=0.2, test=0.25, seed=0)
+    assert {i.sha256 for i in again.test} == hashes[2]
+    assert {i.sha256 for i in assign(listing, seed=1).test} != hashes[2]
+
+
+def test_split_folders_are_kept_and_leaks_into_test_are_taken_out_of_train(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pictures = [Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(12)]
+    for index, picture in enumerate(pictures):
+        split = ("train", "validation", "test")[index % 3]
+        place = tmp_path / split / "ab"[index % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        picture.save(place / f"{index}.png")
+    (tmp_path / "train" / "a").mkdir(exist_ok=True)
+    pictures[2].save(tmp_path / "train" / "a" / "leak.png")
+    pictures[0].save(tmp_path / "train" / "a" / "repeat.bmp")
+    (tmp_path / "train" / "a" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "train" / "a" / "notes.txt").write_text("hello")
+    listing = sources.folder(tmp_path)
+    made = assign(listing)
+    assert [len(images) for _, images in made.items()] == [4, 4, 4]
+    assert (made.leaked, made.repeated) == (1, 1)
+    reasons = {item.source: item.reason for item in [*listing.rejected, *made.rejected]}
+    assert "cannot be decoded" in reasons["train/a/broken.jpg"]
+    assert "not an image" in reasons["train/a/notes.txt"]
+    assert "of test" in reasons["train/a/leak.png"]
+    assert "same content as" in reasons["train/a/repeat.bmp"]
+
+
+def test_too_few_images_and_no_class_folders_are_said(tmp_path: Path, photographs: Path) -> None:
+    with pytest.raises(SourceError, match="0 class folders"):
+        sources.folder(tmp_path)
+    with pytest.raises(SourceError, match=r"1000 images were asked for .* 43 are left"):
+        assign(sources.folder(photographs), train=1000)
+
+
+def test_the_store_gives_back_pixels_labels_and_a_report(tmp_path: Path, photographs: Path) -> None:
+    listing = sources.folder(photographs)
+    made = assign(listing)
+    report = store.write(tmp_path / "data", listing, made, FACTS)
+    assert report == store.read_report(tmp_path / "data")
+    assert report["counts"]["test"] == {"blue": 6, "green": 6, "red": 6}
+    read = store.read(tmp_path / "data", "val")
+    assert (len(read), read.classes) == (11, ("blue", "green", "red"))
+    for index, candidate in enumerate(made.val):
+        assert sources.content_hash(read.image(index)) == candidate.sha256 == read.hashes[index]
+        assert int(read.keys[index]) == int(candidate.sha256[:16], 16)
+    again = store.write(tmp_path / "again", listing, made, FACTS)
+    assert again["data_sha256"] == report["data_sha256"]
+    files = sorted(f.relative_to(tmp_path / "data") for f in (tmp_path / "data").rglob("*") if f.is_file())
+    assert len(files) >= 10
+    for file in files:
+        assert (tmp_path / "data" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_rotated_photographs_are_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 10)).save(tmp_path / "side.jpg", exif=exif)
+    assert sources.decode(tmp_path / "side.jpg").size == (10, 30)
+
+
+def test_calibration_is_stratified_shuffled_and_seeded(tmp_path: Path, photographs: Path) -> None:
+    listing = sources.folder(photographs)
+    store.write(tmp_path / "data", listing, assign(listing), FACTS)
+    images = store.read(tmp_path / "data", "train")
+    chosen = calibration.choose(images, 12, seed=3)
+    assert Counter(images.labels[chosen].tolist()) == {0: 4, 1: 4, 2: 4}
+    assert not np.array_equal(images.labels[chosen], np.sort(images.labels[chosen]))
+    np.testing.assert_array_equal(chosen, calibration.choose(images, 12, seed=3))
+    assert set(chosen.tolist()) != set(calibration.choose(images, 12, seed=4).tolist())
+    assert sorted(calibration.choose(images, 10**6, seed=0).tolist()) == list(range(len(images)))
+
+
+def test_fetching_goes_on_to_the_next_way_and_says_why_all_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fashion: Path
+) -> None:
+    def refused(_scratch: Path) -> Path:
+        raise RuntimeError("refused")
+
+    monkeypatch.setattr(fetch, "_installed", refused)
+    monkeypatch.setattr(fetch, "_torchvision", refused)
+    monkeypatch.setattr(fetch, "_debian", lambda _scratch: fashion)
+    fetch.fetch_fashion_mnist(tmp_path / "raw" / "target", say=lambda _line: None)
+    assert sorted(f.name for f in (tmp_path / "raw" / "target").iterdir()) == sorted(fetch.FILES)
+    monkeypatch.setattr(fetch, "_debian", refused)
+    with pytest.raises(SourceError, match=r"refused; .*refused; .*refused"):
+        fetch.fetch_fashion_mnist(tmp_path / "raw" / "other")

@@ -1,0 +1,75 @@
+"""The pipeline's definition agrees with the code and with the paths."""
+
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+import yaml
+
+from pipeline import paths
+
+ROOT = Path(__file__).parents[1]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+NOT_IN_RESULTS = {"pipeline", "pipeline.parameters", "pipeline.paths", "pipeline.process", "pipeline.provenance"}
+"""Modules that every stage imports and that no result depends on; parameters are DVC's own dependencies."""
+
+
+def stage(name: str) -> dict[str, Any]:
+    return STAGES[name].get("do", STAGES[name])
+
+
+def imported(module: str) -> set[str]:
+    graph = grimp.build_graph("pipeline", "students", "teachers")
+    return graph.find_upstream_modules(module) | {module}
+
+
+def file_of(module: str) -> str:
+    path = ROOT / module.replace(".", "/")
+    return f"{module.replace('.', '/')}/__init__.py" if path.is_dir() else f"{module.replace('.', '/')}.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "script"),
+    [(name, name) for name in STAGES if name != "build"] + [("build", op) for op in ("distill", "prune", "quantize")],
+)
+def test_a_stages_dependencies_cover_all_the_code_that_it_imports(name: str, script: str) -> None:
+    declared = [dep.replace("${item.op}", script) for dep in stage(name)["deps"]]
+    needed = imported(f"pipeline.stages.{script}") - NOT_IN_RESULTS - {"pipeline.stages", "pipeline.data"}
+    missing = [
+        file_of(module)
+        for module in sorted(needed)
+        if not any(file_of(module) == dep or file_of(module).startswith(f"{dep}/") for dep in declared)
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", list(STAGES))
+def test_declared_code_exists(name: str) -> None:
+    code = [dep for dep in stage(name)["deps"] if dep.endswith(".py") and "$" not in dep]
+    assert code
+    assert [dep for dep in code if not (ROOT / dep).is_file()] == []
+
+
+def test_outputs_are_where_the_paths_say() -> None:
+    outs = {out for name in STAGES for out in stage(name).get("outs", []) + stage(name).get("metrics", [])}
+    expected = [
+        paths.CHECKED,
+        paths.DATA,
+        paths.TEACHER,
+        paths.model("teacher"),
+        paths.LABELS,
+        paths.model("${key}"),
+        paths.onnx("${key}"),
+        paths.metrics("${key}"),
+        paths.BENCHMARK,
+        paths.REPORT,
+        paths.TRACKED,
+    ]
+    assert outs == {str(path) for path in expected}
+
+
+def test_checkpoints_are_no_outputs_so_dvc_does_not_remove_them() -> None:
+    outs = [out for name in STAGES for out in stage(name).get("outs", [])]
+    assert outs
+    assert not [out for out in outs if str(paths.CHECKPOINTS).startswith(out)]

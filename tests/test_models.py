@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import students
+from pipeline import models
+from pipeline.models import Affine, Card, Model, Quantization
+from teachers.contract import InputContract
+
+ARGUMENTS = {"classes": 3, "channels": tuple(range(8, 22)), "activation": "relu6"}
+
+
+def small_model() -> Model:
+    torch.manual_seed(0)
+    card = Card(
+        variant="small",
+        parent="teacher",
+        op="distill",
+        architecture="mobilenet_v1",
+        arguments=ARGUMENTS,
+        input=InputContract(32, mean=(0.1, 0.2, 0.3), crop=0.875),
+        labels=("a", "b", "c"),
+        teacher="none",
+        data_sha256="0",
+        license="MIT",
+        settings={"epochs": 1},
+        git_commit="unknown",
+        versions={},
+    )
+    scales = {"classifier": torch.tensor([0.1, 0.2, 0.3])}
+    quantization = Quantization(scales, 63, {"pool": Affine(0.02, 0)}, ("stem",))
+    return Model(students.build("mobilenet_v1", ARGUMENTS).eval(), card, quantization)
+
+
+def test_a_model_comes_back_whole_without_pickle(tmp_path: Path) -> None:
+    model = small_model()
+    models.save(tmp_path, model)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["card.json", "weights.safetensors"]
+    again = models.load(tmp_path)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(again.module(images), model.module(images))
+    assert again.card.input == model.card.input
+    assert again.card.labels == model.card.labels
+    assert tuple(again.card.arguments["channels"]) == ARGUMENTS["channels"]
+    assert again.quantization is not None
+    assert model.quantization is not None
+    assert again.quantization.activations == model.quantization.activations
+    assert torch.equal(
+        again.quantization.weight_scales["classifier"], model.quantization.weight_scales["classifier"]
+    )
+    assert models.fingerprint(again) == models.fingerprint(model)
+
+
+def test_weights_that_do_not_fit_their_card_are_refused(tmp_path: Path) -> None:
+    models.save(tmp_path, small_model())
+    tensors = load_file(tmp_path / models.WEIGHTS)
+    tensors.pop("classifier.bias")
+    save_file(tensors, tmp_path / models.WEIGHTS)
+    with pytest.raises(ValueError, match=r"(?s)weights\.safetensors does not fit .*classifier\.bias"):
+        models.load(tmp_path)
+
+
+def test_history_is_one_json_line_per_epoch(tmp_path: Path) -> None:
+    lines = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
+    models.write_history(tmp_path, lines)
+    assert [json.loads(line) for line in (tmp_path / models.HISTORY).read_text().splitlines()] == lines
+    assert models.read_history(tmp_path) == lines

@@ -1,0 +1,118 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from pipeline import parameters, paths
+from pipeline.parameters import ParameterError, Prune, Quantize
+
+ROOT = Path(__file__).parents[1]
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(ROOT / paths.CONFIGS), version_base=None):
+        values = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def complaint(change: dict[str, Any]) -> str:
+    with pytest.raises(ParameterError) as caught:
+        parameters.check(parameters.merge(composed(), change), "params.yaml")
+    return str(caught.value)
+
+
+def test_committed_params_are_the_composed_default() -> None:
+    assert yaml.safe_load((ROOT / paths.PARAMETERS).read_text()) == composed()
+
+
+@pytest.mark.parametrize(
+    "option",
+    sorted(
+        f"{file.parent.name}={file.stem}"
+        for file in (ROOT / paths.CONFIGS).glob("*/*.yaml")
+        if file.stem not in ("folder", "clothing")
+    ),
+)
+def test_every_group_option_composes_to_valid_parameters(option: str) -> None:
+    parameters.check(composed(option), option)
+
+
+def test_a_folder_of_images_needs_only_its_path(photographs: Path) -> None:
+    p = parameters.check(composed("data=clothing", f"data.path={photographs}"), "override")
+    assert (p.data.source, p.data.path) == ("folder", photographs)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"data": {"trian": 5}}, "params.yaml: data.trian: no such key; did you mean `train`?"),
+        ({"variants": {"fp32": {"tempature": 2}}}, "params.yaml: variants.fp32.tempature: no such key"),
+        ({"distil": {}}, "params.yaml: distil: no such key; did you mean `distill`?"),
+        ({"variants": {"pruned-50": {"macs": 1.5}}}, "variants.pruned-50.macs = 1.5: must be less than 1"),
+        ({"prune": {"multiple": 0}}, "prune.multiple = 0: must be greater than or equal to 1"),
+        ({"variants": {"pruned-50": {"parent": "fp64"}}}, "variants.pruned-50.parent = 'fp64': no such variant"),
+        (
+            {"variants": {"a": {"parent": "b", "op": "prune"}, "b": {"parent": "a", "op": "prune"}}},
+            "variants.a.parent = 'b': a cycle (a -> b -> a)",
+        ),
+        (
+            {"variants": {"twice": {"parent": "int8-ptq", "op": "quantize"}}},
+            "variants.twice.parent = 'int8-ptq': a quantised variant has no children",
+        ),
+        (
+            {"variants": {"fp32": {"op": "prune"}}},
+            "variants.fp32.op = 'prune' with parent 'teacher': `distill` goes with parent `teacher`",
+        ),
+        (
+            {"data": {"source": "folder", "path": "/not/there"}},
+            "params.yaml: data.path = '/not/there': no such folder",
+        ),
+        (
+            {"distill": {"training": {"phases": [{"share": 0.5, "size": 64}]}}},
+            "variants.fp32.training.phases: the shares add up to 0.5; they must add up to 1",
+        ),
+        ({"views": {"crop_scale": [0.9, 0.5]}}, "views.crop_scale = [0.9, 0.5]: the first must not be above"),
+        ({"student": {"size": 100}}, "student.size = 100: must be a multiple of 32"),
+    ],
+)
+def test_a_wrong_parameter_is_one_line_with_key_value_and_what_is_allowed(
+    change: dict[str, Any], line: str
+) -> None:
+    message = complaint(change)
+    assert line in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_variant_overrides_its_operations_section_key_by_key() -> None:
+    values = composed()
+    values["variants"]["slim"] = {"parent": "fp32", "op": "prune", "macs": 0.3, "training": {"epochs": 7}}
+    settings = parameters.check(values, "test").settings("slim", Prune)
+    assert (settings.macs, settings.training.epochs) == (0.3, 7)
+    assert settings.training.learning_rate == values["prune"]["training"]["learning_rate"]
+
+
+def test_merging_leaves_both_sides_as_they_were() -> None:
+    base, change = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
+    before = copy.deepcopy((base, change))
+    assert parameters.merge(base, change) == {"a": {"b": 3, "c": 2}}
+    assert (base, change) == before
+
+
+def test_the_default_run_has_the_five_variants() -> None:
+    p = parameters.check(composed(), "default")
+    assert list(p.variants) == ["fp32", "int8-ptq", "int8-qat", "pruned-50", "pruned-50-int8"]
+    assert p.settings("int8-ptq", Quantize).method == "ptq"
+    assert p.settings("pruned-50-int8", Quantize).method == "qat"
+
+
+def test_a_missing_file_and_broken_yaml_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"absent\.yaml: no such file"):
+        parameters.load(tmp_path / "absent.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1,")
+    with pytest.raises(ParameterError, match=r"broken\.yaml is no YAML"):
+        parameters.load(tmp_path / "broken.yaml")

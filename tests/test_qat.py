@@ -1,0 +1,325 @@
+import copy
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import students
+from pipeline import compressors, qat, quantization
+from pipeline.models import Affine, Quantization
+
+CHANNELS = (16,) * 8 + (24,) * 6
+ARGUMENTS = {"classes": 4, "channels": CHANNELS}
+SIZE = 64
+FLOAT = ("stem", "blocks.0.depthwise")
+
+
+def pictures(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy whole-byte pictures of four classes that differ in colour and stripes, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (count,), generator=generator)
+    position = torch.arange(SIZE)
+    stripes = ((position[:, None] * (labels % 2 + 1).view(-1, 1, 1) // 4) % 2).float()
+    images = torch.rand(count, 3, SIZE, SIZE, generator=generator) * 0.3
+    images[:, 0] += 0.6 * stripes.expand(-1, SIZE, SIZE)
+    images[:, 2] += 0.5 * (labels // 2).view(-1, 1, 1)
+    images = images.clamp(0, 1).mul(255).round().div(255)
+    return images.contiguous(memory_format=torch.channels_last), labels
+
+
+def train(module: nn.Module, steps: int, rate: float, optimizer=None, first: int = 0) -> list[float]:
+    optimizer = optimizer or torch.optim.AdamW(module.parameters(), rate)
+    module.train()
+    losses = []
+    for step in range(first, first + steps):
+        images, labels = pictures(32, step)
+        loss = nn.functional.cross_entropy(module(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    module.eval()
+    return losses
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def parents() -> dict[str, nn.Module]:
+    """Students trained for a moment, so that their logits tell images apart."""
+    found = {}
+    for activation in ("relu", "relu6"):
+        torch.manual_seed(0)
+        found[activation] = students.build(
+            "mobilenet_v1", {**ARGUMENTS, "activation": activation, "norm_momentum": 0.3}
+        )
+        train(found[activation], 40, 1e-2)
+        train(found[activation], 10, 1e-3, first=40)
+    return found
+
+
+def calibration() -> list[torch.Tensor]:
+    return [pictures(32, 1000 + seed)[0] for seed in range(3)]
+
+
+def prepare(parent: nn.Module, limit: int = 127, float_layers=()) -> qat.Prepared:
+    return qat.prepare(parent, weight_limit=limit, float_layers=float_layers, batches=calibration)
+
+
+def rounded_activations(folded: nn.Module, found: Quantization) -> nn.Module:
+    """The shipped module with nothing but its activations rounded, in floating point."""
+    simulated = copy.deepcopy(folded)
+    for name, affine in found.activations.items():
+        if name != "images":
+            part = simulated.get_submodule(name)
+            getattr(part, "act", part).register_forward_hook(
+                lambda _module, _inputs, output, scale=affine.scale: (
+                    (output / scale).round().clamp(0, 255) * scale
+                )
+            )
+    return simulated
+
+
+@pytest.mark.parametrize(
+    ("limit", "float_layers", "activation"),
+    [(127, (), "relu"), (63, FLOAT, "relu"), (127, ("classifier",), "relu"), (63, (), "relu6")],
+)
+def test_shipped_module_agrees_with_the_trained_one_on_every_image(parents, limit, float_layers, activation):
+    prepared = prepare(parents[activation], limit, float_layers)
+    train(prepared.module, 4, 1e-3, first=50)
+    arguments = {**ARGUMENTS, "activation": activation}
+    folded, kept, found = qat.finish(prepared, "mobilenet_v1", arguments)
+    images, _ = pictures(64, 77)
+    with torch.no_grad():
+        trained = prepared.module(images)
+        shipped = rounded_activations(folded, found)(images)
+        integers = quantization.simulate(folded, found)(images)
+    spread = float(trained.std(dim=0).mean())
+    assert spread > 0.5
+    assert len(trained.argmax(1).unique()) == 4
+    assert torch.equal(trained.argmax(1), shipped.argmax(1))
+    torch.testing.assert_close(trained, shipped, rtol=0, atol=1e-3 * spread)
+    # int32 biases move a few values over a tie, by one step each
+    torch.testing.assert_close(trained, integers, rtol=0, atol=0.3 * spread)
+    top = trained.topk(2, dim=1).values
+    clear = top[:, 0] - top[:, 1] > 0.3 * spread
+    assert clear.sum() > 16
+    assert torch.equal(trained.argmax(1)[clear], integers.argmax(1)[clear])
+    assert kept == {**arguments, "norm": False}
+
+
+@pytest.mark.parametrize("limit", [127, 63])
+def test_weights_lie_on_their_grid_and_reach_its_limit(parents, limit):
+    prepared = prepare(parents["relu"], limit)
+    train(prepared.module, 2, 1e-3)
+    folded, _, found = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    layers = quantization.layers(folded)
+    assert set(found.weight_scales) == set(layers)
+    greatest = []
+    for name, layer in layers.items():
+        steps = layer.weight.detach().flatten(1) / found.weight_scales[name][:, None]
+        assert torch.allclose(steps, steps.round(), atol=1e-4)
+        greatest.append(float(steps.abs().max()))
+    assert max(greatest) == pytest.approx(limit)
+    assert found.weight_limit == limit
+
+
+def test_training_lowers_the_loss_and_reaches_every_parameter(parents):
+    prepared = prepare(parents["relu"], 63, FLOAT)
+    before = {name: value.detach().clone() for name, value in prepared.module.named_parameters()}
+    assert len(before) == len(list(parents["relu"].parameters()))
+    optimizer = torch.optim.AdamW(prepared.module.parameters(), 2e-3)
+    images, labels = pictures(32, 500)
+    losses = []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(prepared.module.train()(images), (labels + 1) % 4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    for name, value in prepared.module.named_parameters():
+        assert not torch.equal(value, before[name]), name
+
+
+def test_resumed_training_goes_on_bit_for_bit(parents):
+    prepared = prepare(parents["relu"], 63, FLOAT)
+    optimizer = torch.optim.AdamW(prepared.module.parameters(), 1e-3)
+    train(prepared.module, 3, 1e-3, optimizer)
+    state = copy.deepcopy(prepared.module.state_dict())
+    moments = copy.deepcopy(optimizer.state_dict())
+    losses = train(prepared.module, 3, 1e-3, optimizer, first=3)
+
+    torch.manual_seed(5)
+    stranger = students.build("mobilenet_v1", ARGUMENTS)
+    train(stranger, 2, 1e-3)
+    resumed = prepare(stranger, 63, FLOAT)
+    resumed.module.load_state_dict(state)
+    # the momentum of batch norm is an argument, not state
+    for norm in resumed.module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 0.3
+    optimizer = torch.optim.AdamW(resumed.module.parameters(), 1e-3)
+    optimizer.load_state_dict(moments)
+    assert train(resumed.module, 3, 1e-3, optimizer, first=3) == losses
+    expected = prepared.module.state_dict()
+    assert expected.keys() == resumed.module.state_dict().keys()
+    for name, value in resumed.module.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_running_moments_are_those_of_plain_batch_norm(parents):
+    every = tuple(quantization.layers(parents["relu"]))
+    prepared = prepare(parents["relu"], 127, every)
+    images, _ = pictures(32, 5)
+    plain = copy.deepcopy(parents["relu"].get_submodule("stem")).train()
+    plain(images)
+    prepared.module.train()(images)
+    before = parents["relu"].get_buffer("stem.norm.running_mean")
+    assert not torch.allclose(plain.get_buffer("norm.running_mean"), before, rtol=1e-3)
+    for name in ("running_mean", "running_var"):
+        found, wanted = prepared.module.get_buffer(f"stem.norm.{name}"), plain.get_buffer(f"norm.{name}")
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_all_layers_in_float_compute_what_the_parent_does(parents):
+    every = tuple(quantization.layers(parents["relu"]))
+    prepared = prepare(parents["relu"], 127, every)
+    images, _ = pictures(16, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(prepared.module(images), parents["relu"](images), rtol=1e-4, atol=1e-4)
+    assert prepared.activations == ()
+
+
+def test_frozen_moments_stay_while_weights_move(parents):
+    prepared = prepare(parents["relu"], 127, FLOAT)
+    qat.freeze_norm(prepared.module)
+    before = copy.deepcopy(prepared.module.state_dict())
+    train(prepared.module, 2, 1e-3)
+    after = prepared.module.state_dict()
+    moments = [name for name in after if name.endswith(("running_mean", "running_var"))]
+    assert len(moments) == 2 * 27
+    assert all(torch.equal(after[name], before[name]) for name in moments)
+    assert not torch.equal(after["stem.norm.weight"], before["stem.norm.weight"])
+
+
+def test_evaluation_changes_nothing(parents):
+    prepared = prepare(parents["relu"])
+    train(prepared.module, 1, 1e-3)
+    before = copy.deepcopy(prepared.module.state_dict())
+    with torch.no_grad():
+        first = prepared.module(pictures(8, 3)[0])
+        prepared.module(pictures(8, 4)[0] * 5)
+        assert torch.equal(prepared.module(pictures(8, 3)[0]), first)
+    after = prepared.module.state_dict()
+    assert len(after) > 100
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_float_layers_have_activations_only_where_int8_reads_them(parents):
+    prepared = prepare(parents["relu"], 127, FLOAT)
+    _, _, found = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    assert found.float_layers == FLOAT
+    assert set(FLOAT).isdisjoint(found.weight_scales)
+    assert {"images", "stem"}.isdisjoint(found.activations)
+    assert {"blocks.0.depthwise", "blocks.12.pointwise", "pool"} <= set(found.activations)
+    _, _, whole = qat.finish(prepare(parents["relu"]), "mobilenet_v1", ARGUMENTS)
+    assert whole.activations["images"] == Affine(1 / 255, 0)
+    assert len(whole.activations) == 1 + 27 + 1
+
+
+def test_ranges_start_at_least_squared_error_and_follow_the_activations(parents, monkeypatch):
+    prepared = prepare(parents["relu"])
+    wanted = quantization.activation_ranges(parents["relu"], calibration)
+    _, _, found = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    assert found.activations.keys() == wanted.keys()
+    for name, affine in found.activations.items():
+        assert affine.scale == pytest.approx(wanted[name].scale, rel=1e-6)
+    prepared.module.train()
+    monkeypatch.setattr(compressors, "RANGE_SHARE", 0.5)
+    with torch.no_grad():
+        prepared.module(pictures(32, 9)[0] * 3)
+    _, _, wider = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    assert wider.activations["stem"].scale > 1.05 * found.activations["stem"].scale
+
+
+def test_relu6_is_never_outgrown(parents, monkeypatch):
+    monkeypatch.setattr(compressors, "RANGE_SHARE", 1.0)
+    prepared = prepare(parents["relu6"])
+    with torch.no_grad():
+        for name, buffer in prepared.module.named_buffers():
+            if name.endswith("range_kept"):
+                buffer.fill_(1.5)
+        prepared.module.train()(pictures(8, 9)[0] * 50)
+    arguments = {**ARGUMENTS, "activation": "relu6"}
+    _, _, found = qat.finish(prepared, "mobilenet_v1", arguments)
+    scales = [affine.scale for affine in found.activations.values()]
+    assert max(scales) == pytest.approx(6 / 255)
+
+
+def test_a_channel_without_gain_does_not_break_training(parents):
+    parent = copy.deepcopy(parents["relu"])
+    with torch.no_grad():
+        parent.get_parameter("blocks.2.pointwise.norm.weight")[:3] = 0.0
+    prepared = prepare(parent, 63)
+    losses = train(prepared.module, 3, 1e-3)
+    assert all(torch.isfinite(torch.tensor(losses)))
+    folded, _, found = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    images, _ = pictures(16, 3)
+    with torch.no_grad():
+        trained, shipped = prepared.module(images), rounded_activations(folded, found)(images)
+    assert float((trained - shipped).abs().max()) < 0.1 * float(trained.std(dim=0).mean())
+
+
+def test_the_parent_is_left_as_it_was(parents):
+    parent = parents["relu"]
+    before = copy.deepcopy(parent.state_dict())
+    prepared = prepare(parent)
+    train(prepared.module, 1, 1e-2)
+    assert before.keys() == parent.state_dict().keys()
+    assert all(torch.equal(value, before[name]) for name, value in parent.state_dict().items())
+    assert not parent.training
+
+
+def test_gradients_pass_where_nothing_is_clipped():
+    values = torch.tensor([-1.0, 0.0, 0.1, 1.0, 2.56, 9.0], requires_grad=True)
+    rounded = compressors._RoundToGrid.apply(values, torch.tensor(0.01), 0, 255)
+    (gradient,) = torch.autograd.grad(rounded.sum(), values)
+    assert gradient.tolist() == [0, 0, 1, 1, 0, 0]
+    per_channel = torch.tensor([[-0.9, 0.5], [0.1, -2.0]], requires_grad=True)
+    limits = torch.tensor([[0.01], [0.02]])
+    rounded = compressors._RoundToGrid.apply(per_channel, limits, -63, 63)
+    (gradient,) = torch.autograd.grad(rounded.sum(), per_channel)
+    assert gradient.tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("limit", "float_layers", "message"),
+    [
+        (100, (), r"weight_limit is 100; allowed are \(127, 63\)"),
+        (127, ("stam",), r"\['stam'\] do not exist"),
+    ],
+)
+def test_wrong_values_are_refused(parents, limit, float_layers, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(parents["relu"], limit, float_layers)
+
+
+def test_steps_follow_the_weights_without_lag(parents):
+    prepared = prepare(parents["relu"])
+    scales = []
+    for _ in range(2):
+        prepared.module.train()(pictures(4, 0)[0])
+        scales.append(prepared.aware.scale("classifier", "weight").flatten().clone())
+        with torch.no_grad():
+            prepared.module.get_parameter("classifier._nni_wrapper.weight").mul_(2)
+    for first, second in pairwise(scales):
+        torch.testing.assert_close(second, 2 * first)

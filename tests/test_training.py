@@ -1,0 +1,272 @@
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch import nn
+
+import students
+from pipeline import distillation, labels, process
+from pipeline.data import sources, splits, store
+from pipeline.distillation import objective
+from pipeline.labels import Key, LabelError, Store
+from pipeline.training import batches, checkpoints, compute, loop, optimisation
+from pipeline.training.batches import Batch, Request, ViewSet
+from pipeline.training.loop import Run, TrainingError
+from pipeline.views import ViewSpace
+from teachers.contract import InputContract
+
+SPACE = ViewSpace(0, (0.6, 1.0), (0.8, 1.25), 0.5)
+CONTRACT = InputContract(32)
+TRAINING = {
+    "epochs": 4,
+    "phases": ({"share": 0.5, "size": 32}, {"share": 0.5, "size": 64}),
+    "batch_size": 12,
+    "optimizer": "adamw",
+    "learning_rate": 0.01,
+    "warmup": 0.1,
+    "weight_decay": 0.05,
+    "clip": 1.0,
+    "ema": 0.9,
+}
+GOAL = {"kl": 0.5, "cross_entropy": 0.5, "temperature": 2.0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    listing = sources.folder(photographs)
+    made = splits.assign(listing.candidates, train=None, val=0.2, test=0.25, seed=0)
+    store.write(folder, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("labels")
+    read = store.read(data, "train")
+    truth = np.eye(3, dtype=np.float16)[read.labels] * 6
+    key = Key(store.read_report(data)["data_sha256"], "teacher", SPACE, 2)
+    labels.save(folder, Store(key, "an oracle", np.stack([truth, truth], axis=1)))
+    return folder
+
+
+def student() -> nn.Module:
+    torch.manual_seed(0)
+    return students.build("mobilenet_v1", {"classes": 3, "channels": (8,) * 14, "dropout": 0.2})
+
+
+def learn(data: Path, answers: Path, folder: Path, **changes: object) -> tuple[nn.Module, list[dict[str, float]]]:
+    fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
+    lesson = distillation.open_lesson(data, answers, SPACE, CONTRACT)
+    arguments = {
+        "name": "test",
+        "goal": GOAL,
+        "training": TRAINING,
+        "start": "scratch",
+        "seed": 0,
+        "workers": 0,
+        "folder": folder,
+        **changes,
+    }
+    return distillation.learn(fabric, student(), lesson, **arguments)
+
+
+def test_a_run_that_was_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(
+    data: Path, answers: Path, tmp_path: Path
+) -> None:
+    whole, history = learn(data, answers, tmp_path / "whole")
+    seen = []
+
+    def killed_after_two_epochs(_module: nn.Module, progress: float) -> None:
+        seen.append(progress)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(data, answers, tmp_path / "cut", on_epoch=killed_after_two_epochs)
+    resumed: list[float] = []
+    again, history_again = learn(
+        data, answers, tmp_path / "cut", on_epoch=lambda _module, progress: resumed.append(progress)
+    )
+    assert resumed == [0.5, 0.75]
+    expected = whole.state_dict()
+    assert len(expected) > 100
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    timing = {"seconds", "images_per_second"}
+    strip = [[{k: v for k, v in line.items() if k not in timing} for line in h] for h in (history, history_again)]
+    assert strip[0] == strip[1]
+    assert [line["size"] for line in history] == [32, 32, 64, 64]
+
+
+def test_rendering_in_another_process_changes_nothing(data: Path, answers: Path, tmp_path: Path) -> None:
+    alone, _ = learn(data, answers, tmp_path / "a")
+    helped, _ = learn(data, answers, tmp_path / "b", workers=2)
+    assert all(torch.equal(a, b) for a, b in zip(alone.state_dict().values(), helped.state_dict().values(), strict=True))
+
+
+def test_a_checkpoint_of_other_settings_is_not_used(data: Path, answers: Path, tmp_path: Path) -> None:
+    learn(data, answers, tmp_path)
+    told: list[float] = []
+    learn(data, answers, tmp_path, start="another parent", on_epoch=lambda _module, share: told.append(share))
+    assert told == [0.0, 0.25, 0.5, 0.75]
+    told.clear()
+    learn(data, answers, tmp_path, start="another parent", on_epoch=lambda _module, share: told.append(share))
+    assert told == []
+
+
+def test_a_damaged_checkpoint_starts_anew(data: Path, answers: Path, tmp_path: Path) -> None:
+    learn(data, answers, tmp_path)
+    file = tmp_path / checkpoints.FILE
+    file.write_bytes(file.read_bytes()[:1000])
+    told: list[float] = []
+    learn(data, answers, tmp_path, on_epoch=lambda _module, share: told.append(share))
+    assert told[0] == 0.0
+
+
+def test_a_student_learns_what_the_answers_say(data: Path, answers: Path, tmp_path: Path) -> None:
+    training = {**TRAINING, "epochs": 25, "phases": (), "ema": 0.0}
+    _, history = learn(data, answers, tmp_path, training=training)
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert history[-1]["val_top1"] >= 0.9
+
+
+def test_a_loss_that_explodes_and_too_few_images_are_said(data: Path, answers: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the loss is .* in epoch .*; try a learning_rate below 1e"):
+        learn(data, answers, tmp_path / "a", training={**TRAINING, "learning_rate": 1e30, "clip": 0, "warmup": 0})
+    with pytest.raises(TrainingError, match="43 images make no batch of 64"):
+        learn(data, answers, tmp_path / "b", training={**TRAINING, "batch_size": 64})
+
+
+def test_labels_made_for_other_data_or_views_are_refused(data: Path, answers: Path, tmp_path: Path) -> None:
+    report = store.read_report(data)
+    with pytest.raises(LabelError, match="was made for other data"):
+        labels.load(answers, data_sha256="0", space=SPACE)
+    with pytest.raises(LabelError, match="was made for other views"):
+        labels.load(answers, data_sha256=report["data_sha256"], space=replace(SPACE, seed=1))
+    with pytest.raises(LabelError, match="no complete label store"):
+        labels.load(tmp_path, data_sha256=report["data_sha256"], space=SPACE)
+
+
+def test_stored_answers_are_the_teachers_and_a_killed_labelling_goes_on(data: Path, tmp_path: Path) -> None:
+    fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
+    teacher = student().eval()
+    view_set = ViewSet(store.read(data, "train"), SPACE, replace(CONTRACT, size=64))
+    asked: list[int] = []
+    teacher.register_forward_hook(lambda *_: asked.append(1))
+    stored = labels.answer(fabric, teacher, view_set, 3, partial=tmp_path, workers=0)
+    assert stored.shape == (len(view_set), 3, 3)
+    batch = view_set[Request([4, 9], 2, 64)]
+    with torch.no_grad():
+        live = teacher(view_set.contract.normalise(batch.images))
+    np.testing.assert_allclose(stored[[4, 9], 2], live.numpy(), rtol=2e-3, atol=1e-4)
+    asked.clear()
+    (tmp_path / "1.npy").unlink()
+    np.testing.assert_array_equal(labels.answer(fabric, teacher, view_set, 3, partial=tmp_path, workers=0), stored)
+    assert len(asked) == 1
+
+
+def test_depthwise_filters_biases_and_norms_are_not_decayed() -> None:
+    network = student()
+    decayed, free = optimisation.parameter_groups(network, 0.05)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    assert decayed["weight_decay"] == 0.05
+    assert free["weight_decay"] == 0.0
+    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
+    assert decayed_names == {
+        "stem.conv.weight",
+        "classifier.weight",
+        *(f"blocks.{index}.pointwise.conv.weight" for index in range(13)),
+    }
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+def test_the_learning_rate_rises_then_falls_to_nearly_zero() -> None:
+    rates = [optimisation.learning_rate(step, 100, peak=1.0, warmup=0.1) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.001
+
+
+def test_kl_is_zero_for_the_teachers_own_logits_and_its_gradient_keeps_its_scale() -> None:
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(8, 5), torch.randn(8, 5)
+    assert distillation.kl(teacher, teacher, 3.0).item() == pytest.approx(0, abs=1e-6)
+    by_hand = (teacher.softmax(1) * (teacher.log_softmax(1) - logits.log_softmax(1))).sum(1).mean()
+    assert distillation.kl(logits, teacher, 1.0).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    norms = []
+    for temperature in (20.0, 40.0):
+        student_logits = logits.clone().requires_grad_()
+        distillation.kl(student_logits, teacher, temperature).backward()
+        assert student_logits.grad is not None
+        norms.append(student_logits.grad.norm().item())
+    assert norms[0] == pytest.approx(norms[1], rel=0.1)
+
+
+def test_an_objective_names_the_terms_that_weigh_and_wants_answers_for_kl() -> None:
+    batch = Batch(torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.tensor([0, 2]), None)
+    plain = objective(CONTRACT, {"kl": 0.0, "cross_entropy": 1.0})
+    assert list(plain(student(), batch)) == ["cross_entropy"]
+    with pytest.raises(ValueError, match="needs stored answers"):
+        objective(CONTRACT, {"kl": 1.0})(student(), batch)
+
+
+def test_every_image_is_shown_once_an_epoch_in_an_order_of_its_own() -> None:
+    first, second = (batches.shuffled(50, epoch, seed=0) for epoch in (0, 1))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(50))
+    assert first.tolist() != second.tolist()
+
+
+def test_reestimated_statistics_are_the_means_over_the_images(data: Path) -> None:
+    network = student()
+    images = [torch.rand(16, 3, 32, 32) for _ in range(3)]
+    loop.reestimate_norms(network, iter(images))
+    norm = network.get_submodule("stem.norm")
+    with torch.no_grad():
+        seen = torch.cat([network.get_submodule("stem.conv")(batch) for batch in images])
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert norm.momentum == 0.1
+
+
+def test_a_stage_ends_when_the_program_that_started_it_is_killed(tmp_path: Path) -> None:
+    starter = tmp_path / "starter"
+    child = "from pipeline import process; process.end_with('starter'); import time; print('up', flush=True); time.sleep(60)"
+    starter.write_text(
+        f"import subprocess, sys, time\np = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        "print(p.pid, flush=True)\ntime.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, str(starter)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        lines = {parent.stdout.readline().strip() for _ in range(2)}
+        pid = int(next(line for line in lines if line != "up"))
+        assert psutil.pid_exists(pid)
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the orphan lives on"
+        time.sleep(0.1)
+
+
+def test_expected_errors_are_lines_and_a_status(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, process.one_line_errors(TrainingError):
+        raise TrainingError("first\nsecond")
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "error: first\nerror: second\n"
+
+
+def test_a_score_counts(data: Path) -> None:
+    fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
+    view_set = ViewSet(store.read(data, "test"), None, CONTRACT)
+    network = student()
+    score = loop.evaluate(fabric, network, view_set, 32, workers=0)
+    assert len(score.predictions) == len(score.labels) == len(view_set)
+    assert score.top1 == np.mean(score.predictions == score.labels)

@@ -1,0 +1,58 @@
+import numpy as np
+from PIL import Image
+
+from pipeline import views
+from pipeline.views import ViewSpace
+from teachers.contract import InputContract
+
+SPACE = ViewSpace(seed=7, crop_scale=(0.3, 0.9), crop_ratio=(0.75, 4 / 3), flip=0.5)
+RANDOM = np.random.default_rng(0)
+PICTURE = Image.fromarray(RANDOM.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+
+
+def test_a_view_is_a_pure_function_of_seed_image_and_number() -> None:
+    view = views.draw(SPACE, 123, 4, 60, 40)
+    assert view == views.draw(SPACE, 123, 4, 60, 40)
+    other_seed = ViewSpace(8, SPACE.crop_scale, SPACE.crop_ratio, SPACE.flip)
+    others = [views.draw(SPACE, 123, 5, 60, 40), views.draw(SPACE, 124, 4, 60, 40)]
+    assert view not in [*others, views.draw(other_seed, 123, 4, 60, 40)]
+
+
+def test_crops_lie_in_the_image_and_in_the_space() -> None:
+    for number in range(200):
+        left, top, right, bottom = views.draw(SPACE, 2**64 - 1, number, 60, 40).box
+        assert 0 <= left < right <= 60
+        assert 0 <= top < bottom <= 40
+        assert 0.3 - 1e-9 <= (right - left) * (bottom - top) / 2400 <= 0.9 + 1e-9
+        assert 0.75 - 1e-9 <= (right - left) / (bottom - top) <= 4 / 3 + 1e-9
+
+
+def test_about_half_of_the_views_are_flipped() -> None:
+    flipped = sum(views.draw(SPACE, key, 0, 60, 40).flip for key in range(1000))
+    assert 430 < flipped < 570
+
+
+def test_an_impossible_crop_takes_the_whole_image() -> None:
+    wide = ViewSpace(0, (1.0, 1.0), (4.0, 4.0), 0.0)
+    assert views.draw(wide, 1, 1, 10, 10).box == (0, 0, 10, 10)
+
+
+def test_teacher_and_student_see_the_same_crop_at_their_own_sizes() -> None:
+    smooth = Image.fromarray(np.linspace(0, 255, 60 * 40 * 3).reshape(40, 60, 3).astype(np.uint8))
+    view = views.draw(SPACE, 5, 0, 60, 40)
+    large = views.render(smooth, view, InputContract(128))
+    small = views.render(smooth, view, InputContract(32))
+    shrunk = large.resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.abs(np.asarray(shrunk, float) - np.asarray(small, float)).mean() < 3
+
+
+def test_a_flip_mirrors_the_pixels() -> None:
+    view = views.View((0.0, 0.0, 60.0, 40.0), flip=False)
+    mirrored = views.View(view.box, flip=True)
+    plain = np.asarray(views.render(PICTURE, view, InputContract(32)))
+    np.testing.assert_array_equal(np.asarray(views.render(PICTURE, mirrored, InputContract(32))), plain[:, ::-1])
+
+
+def test_the_centred_square_keeps_its_share_of_the_shorter_side() -> None:
+    assert InputContract(32, crop=0.5).centre_box(60, 40) == (20, 10, 40, 30)
+    assert InputContract(32).centre_box(60, 40) == (10, 0, 50, 40)
