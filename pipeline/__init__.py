@@ -2,6 +2,6 @@
 
 import os
 
-# Before PyTorch is imported: OpenMP's idle threads sleep instead of spinning. On two cores with one other
-# busy process, spinning threads make training ten times slower; on an idle machine sleeping costs little.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before PyTorch is imported: OpenMP's idle threads spin for a moment and then sleep. On two cores with one
+# other busy process, threads that spin for long make training ten times slower (docs/decisions.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")

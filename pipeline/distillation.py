@@ -1,6 +1,6 @@
 """Training a student on the stored answers of the teacher."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,12 @@ from torch.nn import functional
 
 from pipeline import labels, provenance
 from pipeline.data import store
-from pipeline.training import batches, loop
+from pipeline.training import loop
 from pipeline.training.batches import Batch, ViewSet
 from pipeline.training.checkpoints import History
 from pipeline.training.loop import Objective, Run
 from pipeline.views import ViewSpace
 from teachers.contract import InputContract
-
-SETTLING_IMAGES = 1024
-"""Images over which batch norm's statistics are taken anew: enough for a 1 % error of a mean."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +106,6 @@ def learn(
         run=Run(name, folder, identity),
         on_epoch=on_epoch,
     )
-
-
-def settle_norms(fabric: Fabric, module: nn.Module, lesson: Lesson, workers: int) -> None:
-    """Take batch norm's statistics anew at the size that ships."""
-    contract = lesson.train_set.contract
-    requests = batches.sequential(min(SETTLING_IMAGES, len(lesson.train_set)), 0, contract.size, 64)
-
-    def images() -> Iterator[Tensor]:
-        for batch in fabric.setup_dataloaders(batches.load(lesson.train_set, requests, workers)):
-            yield contract.normalise(batch.images)
-
-    loop.reestimate_norms(module, images())
 
 
 def kl(

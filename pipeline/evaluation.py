@@ -54,7 +54,7 @@ def score(
     if len(predictions) < len(labels):
         raise ValueError(f"{path}: {len(labels)} labels, but only {len(predictions)} images")
     confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(confusion, (labels, predictions), 1)
+    np.add.at(confusion, (labels, np.asarray(predictions)), 1)
     correct = int(confusion.trace())
     result: dict[str, Any] = {"n": len(labels), "correct": correct, **_accuracy("top1", correct, len(labels))}
     if len(names) > TOP:

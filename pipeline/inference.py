@@ -128,7 +128,7 @@ def run(
         ModelFileError: a logit is not finite.
     """
     for batch in batches:
-        logits = classifier.session.run([OUTPUT], {INPUT: batch})[0]
+        logits = np.asarray(classifier.session.run([OUTPUT], {INPUT: batch})[0])
         if not np.isfinite(logits).all():
             raise ModelFileError(f"{classifier.path} gives logits that are not finite numbers")
         yield logits
@@ -158,7 +158,7 @@ def softmax(logits: Float32[np.ndarray, "*batch classes"]) -> Float32[np.ndarray
 def _best(labels: Sequence[str], logits: Float32[np.ndarray, " classes"], top: int) -> tuple[Guess, ...]:
     probabilities = softmax(logits)
     order = np.argsort(-probabilities, kind="stable")[:top]
-    return tuple(Guess(labels[index], float(probabilities[index])) for index in order)
+    return tuple(Guess(labels[int(index)], float(probabilities[index])) for index in order)
 
 
 def _labels(path: Path, metadata: dict[str, str]) -> tuple[str, ...]:
@@ -171,7 +171,8 @@ def _labels(path: Path, metadata: dict[str, str]) -> tuple[str, ...]:
 def _contract(path: Path, metadata: dict[str, str]) -> InputContract:
     values = _json(path, metadata, "input")
     known = [field.name for field in fields(InputContract)]
-    missing = [name for name in known if not isinstance(values, dict) or name not in values]
+    values = values if isinstance(values, dict) else {}
+    missing = [name for name in known if name not in values]
     if missing:
         raise ModelFileError(
             f"{path}: metadata 'input' lacks {', '.join(missing)}; it takes {', '.join(known)}"

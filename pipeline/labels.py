@@ -66,7 +66,7 @@ def answer(
         if not file.exists():
             requests = batches.sequential(len(view_set), view, contract.size, 128)
             parts = []
-            for batch in fabric.setup_dataloaders(batches.load(view_set, requests, workers)):
+            for batch in batches.load(fabric, view_set, requests, workers):
                 logits = teacher(contract.normalise(batch.images))
                 parts.append(logits.to(torch.float16).cpu().numpy())
                 bar.update(len(logits))
@@ -100,7 +100,10 @@ def load(folder: Path, *, data_sha256: str, space: ViewSpace) -> Store:
         raise LabelError(f"{folder} is no complete label store ({error}); run `dvc repro label`") from error
     stored = card["key"]
     view_space = ViewSpace(
-        **{key: tuple(v) if isinstance(v, list) else v for key, v in stored["space"].items()}
+        stored["space"]["seed"],
+        tuple(stored["space"]["crop_scale"]),
+        tuple(stored["space"]["crop_ratio"]),
+        stored["space"]["flip"],
     )
     for what, found, expected in (
         ("data", stored["data_sha256"], data_sha256),

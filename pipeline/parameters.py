@@ -71,7 +71,7 @@ class Views(Section):
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     eval_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Side of the centred square that evaluation and shipped files look at, as a share of the shorter side."""
+    """Side of the centred square that evaluation and shipped files see, as a share of the shorter side."""
 
 
 class Phase(Section):
@@ -104,6 +104,10 @@ class Training(Section):
     """Greatest gradient norm; 0 does not clip."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of the averaged weights that are kept in the end; 0 keeps the last ones."""
+
+    def training(self) -> dict[str, Any]:
+        """The fields of this section alone, also where an operation adds its own."""
+        return self.model_dump(include=set(Training.model_fields))
 
 
 class Teacher(Section):
@@ -149,14 +153,13 @@ class Objective(Section):
     """Softmax temperature of the KL term, which is multiplied by its square."""
 
 
-class Distill(Section):
+class Distill(Training):
     """Train a student on the stored answers of the teacher."""
 
     objective: Objective
-    training: Training
 
 
-class Prune(Section):
+class Prune(Training):
     """Remove channels, then fine-tune."""
 
     criterion: Literal["l1", "l2", "fpgm"] = "l1"
@@ -166,10 +169,9 @@ class Prune(Section):
     multiple: Annotated[int, Field(ge=1, le=64)] = 8
     """Channel counts are multiples of this."""
     objective: Objective
-    training: Training
 
 
-class Quantize(Section):
+class Quantize(Training):
     """Eight-bit integers: after training (ptq) or with training (qat)."""
 
     method: Literal["ptq", "qat"]
@@ -181,14 +183,13 @@ class Quantize(Section):
     saturation_safe: bool = True
     """Keep weights to 7 bits, so that CPUs without VNNI (`vpmaddubsw`, 16-bit sums) cannot saturate."""
     freeze_norms: Fraction = 0.0
-    """Share of the training, looked at between epochs, after which batch norm's statistics stay as they are."""
+    """Share of the training, in whole epochs, after which batch norm's statistics stay as they are."""
     objective: Objective
-    training: Training
 
 
-Settings = TypeVar("Settings", Distill, Prune, Quantize)
+Settings = TypeVar("Settings", bound=Training)
 
-OPERATIONS: dict[str, type[Distill] | type[Prune] | type[Quantize]] = {
+OPERATIONS: dict[str, type[Training]] = {
     "distill": Distill,
     "prune": Prune,
     "quantize": Quantize,
@@ -260,6 +261,13 @@ class Parameters(Section):
         merged = merge(getattr(self, declared.op), declared.model_extra or {})
         return kind.model_validate(merged)
 
+    def declared(self) -> dict[str, tuple[str, str, dict[str, Any]]]:
+        """Every variant's parent, operation and settings, as plain values."""
+        return {
+            name: (v.parent, v.op, self.settings(name, OPERATIONS[v.op]).model_dump(mode="json"))
+            for name, v in self.variants.items()
+        }
+
 
 def load(file: Path = paths.PARAMETERS) -> Parameters:
     """Read and check all parameters.
@@ -329,7 +337,7 @@ def _variant_problems(parameters: Parameters) -> Iterator[str]:
                 own = _holds(variant.model_extra or {}, detail["loc"])
                 yield _line(detail, "", OPERATIONS[variant.op], key if own else variant.op)
         else:
-            yield from _phase_problems(settings.training, f"{key}.training")
+            yield from _phase_problems(settings, key)
 
 
 def _ancestry(variants: Mapping[str, Variant], name: str) -> list[str]:
@@ -343,10 +351,11 @@ def _ancestry(variants: Mapping[str, Variant], name: str) -> list[str]:
 
 
 def _holds(values: Mapping[str, Any], location: Sequence[int | str]) -> bool:
+    inner: Any = values
     for part in location:
-        if not isinstance(values, Mapping) or part not in values:
+        if not isinstance(inner, Mapping) or part not in inner:
             return False
-        values = values[part]
+        inner = inner[part]
     return True
 
 

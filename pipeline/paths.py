@@ -18,6 +18,7 @@ METRICS = ARTIFACTS / "metrics"
 BENCHMARK = ARTIFACTS / "benchmark.json"
 REPORT = ARTIFACTS / "report"
 TRACKED = ARTIFACTS / "tracked.json"
+MLARTIFACTS = Path("mlartifacts")
 CHECKPOINTS = ARTIFACTS / "checkpoints"
 """Epoch checkpoints of unfinished training. Not a DVC output: DVC removes outputs before a stage runs."""
 

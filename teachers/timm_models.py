@@ -27,6 +27,7 @@ def describe(module: nn.Module, origin: str) -> Teacher:
     """The teacher that a timm module is, its input contract read from timm's own configuration."""
     config = resolve_model_data_config(module)
     interpolation = config["interpolation"]
+    classifier = module.default_cfg["classifier"]  # pyright: ignore[reportIndexIssue, reportArgumentType] - a dict
     contract = InputContract(
         size=config["input_size"][-1],
         mean=config["mean"],
@@ -34,4 +35,4 @@ def describe(module: nn.Module, origin: str) -> Teacher:
         interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
         crop=config["crop_pct"],
     )
-    return Teacher(module, contract, head=module.default_cfg["classifier"], origin=origin)
+    return Teacher(module, contract, head=str(classifier), origin=origin)

@@ -16,6 +16,9 @@ def load(name: str, weights: str | None) -> Teacher:
     """
     try:
         enum = models.get_model_weights(name)
+    except ValueError as error:
+        raise TeacherError(f"torchvision model {name!r}: {' '.join(str(error).split())}") from error
+    try:
         chosen = None if weights is None else enum[weights.upper()]
         module = models.get_model(name, weights=chosen)
     except KeyError as error:

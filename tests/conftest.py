@@ -1,9 +1,6 @@
 """Tiny images and students that all tests share."""
 
-import os
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest

@@ -55,7 +55,10 @@ def test_a_folder_of_images_needs_only_its_path(photographs: Path) -> None:
         ({"distil": {}}, "params.yaml: distil: no such key; did you mean `distill`?"),
         ({"variants": {"pruned-50": {"macs": 1.5}}}, "variants.pruned-50.macs = 1.5: must be less than 1"),
         ({"prune": {"multiple": 0}}, "prune.multiple = 0: must be greater than or equal to 1"),
-        ({"variants": {"pruned-50": {"parent": "fp64"}}}, "variants.pruned-50.parent = 'fp64': no such variant"),
+        (
+            {"variants": {"pruned-50": {"parent": "fp64"}}},
+            "variants.pruned-50.parent = 'fp64': no such variant",
+        ),
         (
             {"variants": {"a": {"parent": "b", "op": "prune"}, "b": {"parent": "a", "op": "prune"}}},
             "variants.a.parent = 'b': a cycle (a -> b -> a)",
@@ -73,8 +76,8 @@ def test_a_folder_of_images_needs_only_its_path(photographs: Path) -> None:
             "params.yaml: data.path = '/not/there': no such folder",
         ),
         (
-            {"distill": {"training": {"phases": [{"share": 0.5, "size": 64}]}}},
-            "variants.fp32.training.phases: the shares add up to 0.5; they must add up to 1",
+            {"distill": {"phases": [{"share": 0.5, "size": 64}]}},
+            "variants.fp32.phases: the shares add up to 0.5; they must add up to 1",
         ),
         ({"views": {"crop_scale": [0.9, 0.5]}}, "views.crop_scale = [0.9, 0.5]: the first must not be above"),
         ({"student": {"size": 100}}, "student.size = 100: must be a multiple of 32"),
@@ -90,10 +93,10 @@ def test_a_wrong_parameter_is_one_line_with_key_value_and_what_is_allowed(
 
 def test_a_variant_overrides_its_operations_section_key_by_key() -> None:
     values = composed()
-    values["variants"]["slim"] = {"parent": "fp32", "op": "prune", "macs": 0.3, "training": {"epochs": 7}}
+    values["variants"]["slim"] = {"parent": "fp32", "op": "prune", "macs": 0.3, "epochs": 7}
     settings = parameters.check(values, "test").settings("slim", Prune)
-    assert (settings.macs, settings.training.epochs) == (0.3, 7)
-    assert settings.training.learning_rate == values["prune"]["training"]["learning_rate"]
+    assert (settings.macs, settings.epochs) == (0.3, 7)
+    assert settings.learning_rate == values["prune"]["learning_rate"]
 
 
 def test_merging_leaves_both_sides_as_they_were() -> None:

@@ -74,7 +74,7 @@ def test_normalising_gives_the_range_of_the_weights_in_channels_last() -> None:
 
 
 def test_a_contract_survives_json() -> None:
-    contract = InputContract(260, (0.5,) * 3, (0.5,) * 3, "bicubic", 0.89)
+    contract = InputContract(260, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 0.89)
     assert InputContract.from_dict({**contract.to_dict(), "mean": [0.5] * 3, "std": [0.5] * 3}) == contract
 
 

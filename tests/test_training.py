@@ -17,7 +17,7 @@ from pipeline.distillation import objective
 from pipeline.labels import Key, LabelError, Store
 from pipeline.training import batches, checkpoints, compute, loop, optimisation
 from pipeline.training.batches import Batch, Request, ViewSet
-from pipeline.training.loop import Run, TrainingError
+from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
 from teachers.contract import InputContract
 
@@ -61,7 +61,9 @@ def student() -> nn.Module:
     return students.build("mobilenet_v1", {"classes": 3, "channels": (8,) * 14, "dropout": 0.2})
 
 
-def learn(data: Path, answers: Path, folder: Path, **changes: object) -> tuple[nn.Module, list[dict[str, float]]]:
+def learn(
+    data: Path, answers: Path, folder: Path, **changes: object
+) -> tuple[nn.Module, list[dict[str, float]]]:
     fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
     lesson = distillation.open_lesson(data, answers, SPACE, CONTRACT)
     arguments = {
@@ -100,7 +102,9 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_weights_bit_for_bi
     for name, value in again.state_dict().items():
         assert torch.equal(value, expected[name]), name
     timing = {"seconds", "images_per_second"}
-    strip = [[{k: v for k, v in line.items() if k not in timing} for line in h] for h in (history, history_again)]
+    strip = [
+        [{k: v for k, v in line.items() if k not in timing} for line in h] for h in (history, history_again)
+    ]
     assert strip[0] == strip[1]
     assert [line["size"] for line in history] == [32, 32, 64, 64]
 
@@ -108,7 +112,10 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_weights_bit_for_bi
 def test_rendering_in_another_process_changes_nothing(data: Path, answers: Path, tmp_path: Path) -> None:
     alone, _ = learn(data, answers, tmp_path / "a")
     helped, _ = learn(data, answers, tmp_path / "b", workers=2)
-    assert all(torch.equal(a, b) for a, b in zip(alone.state_dict().values(), helped.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(alone.state_dict().values(), helped.state_dict().values(), strict=True)
+    )
 
 
 def test_a_checkpoint_of_other_settings_is_not_used(data: Path, answers: Path, tmp_path: Path) -> None:
@@ -138,8 +145,13 @@ def test_a_student_learns_what_the_answers_say(data: Path, answers: Path, tmp_pa
 
 
 def test_a_loss_that_explodes_and_too_few_images_are_said(data: Path, answers: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="the loss is .* in epoch .*; try a learning_rate below 1e"):
-        learn(data, answers, tmp_path / "a", training={**TRAINING, "learning_rate": 1e30, "clip": 0, "warmup": 0})
+    with pytest.raises(TrainingError, match=r"the loss is .* in epoch .*; try a learning_rate below 1e"):
+        learn(
+            data,
+            answers,
+            tmp_path / "a",
+            training={**TRAINING, "learning_rate": 1e30, "clip": 0, "warmup": 0},
+        )
     with pytest.raises(TrainingError, match="43 images make no batch of 64"):
         learn(data, answers, tmp_path / "b", training={**TRAINING, "batch_size": 64})
 
@@ -168,7 +180,9 @@ def test_stored_answers_are_the_teachers_and_a_killed_labelling_goes_on(data: Pa
     np.testing.assert_allclose(stored[[4, 9], 2], live.numpy(), rtol=2e-3, atol=1e-4)
     asked.clear()
     (tmp_path / "1.npy").unlink()
-    np.testing.assert_array_equal(labels.answer(fabric, teacher, view_set, 3, partial=tmp_path, workers=0), stored)
+    np.testing.assert_array_equal(
+        labels.answer(fabric, teacher, view_set, 3, partial=tmp_path, workers=0), stored
+    )
     assert len(asked) == 1
 
 
@@ -224,7 +238,7 @@ def test_every_image_is_shown_once_an_epoch_in_an_order_of_its_own() -> None:
     assert first.tolist() != second.tolist()
 
 
-def test_reestimated_statistics_are_the_means_over_the_images(data: Path) -> None:
+def test_reestimated_statistics_are_the_means_over_the_images() -> None:
     network = student()
     images = [torch.rand(16, 3, 32, 32) for _ in range(3)]
     loop.reestimate_norms(network, iter(images))
@@ -239,7 +253,10 @@ def test_reestimated_statistics_are_the_means_over_the_images(data: Path) -> Non
 
 def test_a_stage_ends_when_the_program_that_started_it_is_killed(tmp_path: Path) -> None:
     starter = tmp_path / "starter"
-    child = "from pipeline import process; process.end_with('starter'); import time; print('up', flush=True); time.sleep(60)"
+    child = (
+        "import time; from pipeline import process; process.end_with('starter'); "
+        "print('up', flush=True); time.sleep(60)"
+    )
     starter.write_text(
         f"import subprocess, sys, time\np = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
         "print(p.pid, flush=True)\ntime.sleep(60)\n"

@@ -50,7 +50,9 @@ def test_a_flip_mirrors_the_pixels() -> None:
     view = views.View((0.0, 0.0, 60.0, 40.0), flip=False)
     mirrored = views.View(view.box, flip=True)
     plain = np.asarray(views.render(PICTURE, view, InputContract(32)))
-    np.testing.assert_array_equal(np.asarray(views.render(PICTURE, mirrored, InputContract(32))), plain[:, ::-1])
+    np.testing.assert_array_equal(
+        np.asarray(views.render(PICTURE, mirrored, InputContract(32))), plain[:, ::-1]
+    )
 
 
 def test_the_centred_square_keeps_its_share_of_the_shorter_side() -> None:

@@ -41,7 +41,7 @@ PAPER = Palette(ink="#1b1f24", muted="#656d76", line="#d5dae0", accept="#0072b2"
 PLACEHOLDERS = Palette(ink="#010101", muted="#020202", line="#030303", accept="#040404", reject="#050505")
 """For pages: stand-ins that ``inline`` turns into CSS variables of the same names."""
 
-FONTS = {
+FONTS: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 10.5,
@@ -79,7 +79,9 @@ def tradeoff(table: Sequence[Row], cost: Cost, teacher_top1: float | None, palet
 
 def curves(history: Sequence[Mapping[str, Any]], palette: Palette) -> Figure:
     """Top-1 on val and the loss over the epochs of one training run."""
-    panels = [(key, label) for key, label in (("val_top1", "val top-1, %"), ("loss", "loss")) if key in history[0]]
+    panels = [
+        (key, label) for key, label in (("val_top1", "val top-1, %"), ("loss", "loss")) if key in history[0]
+    ]
     with matplotlib.rc_context(FONTS):
         figure = Figure(figsize=(3.6, 1.45 * len(panels) + 0.35), layout="constrained")
         for axes, (key, label) in zip(
@@ -102,8 +104,9 @@ def curves(history: Sequence[Mapping[str, Any]], palette: Palette) -> Figure:
             if values:
                 axes.set_title(f"{values[-1]:.{1 if scale == 100 else 3}f}", loc="right", fontsize=10, pad=4)
                 axes.title.set_color(palette.ink)
-        axes.set_xlabel("epoch", color=palette.muted, fontsize=10)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        lowest = figure.axes[-1]
+        lowest.set_xlabel("epoch", color=palette.muted, fontsize=10)
+        lowest.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return figure
 
 
@@ -153,8 +156,12 @@ def _scatter(
         x, y = points[row.variant]
         colour = palette.accept if row.verdict == "accept" else palette.reject
         if row.parent in points:
-            axes.plot(*zip(points[row.parent], (x, y), strict=True), color=palette.line, linewidth=1, zorder=1)
-        axes.vlines(x, 100 * row.top1_lo, 100 * row.top1_hi, color=colour, linewidth=1.6, alpha=0.55, zorder=2)
+            axes.plot(
+                *zip(points[row.parent], (x, y), strict=True), color=palette.line, linewidth=1, zorder=1
+            )
+        axes.vlines(
+            x, 100 * row.top1_lo, 100 * row.top1_hi, color=colour, linewidth=1.6, alpha=0.55, zorder=2
+        )
         # Verdicts differ in shape too, for prints without colour.
         axes.plot(
             *(x, y),
@@ -166,7 +173,13 @@ def _scatter(
             zorder=3,
         )
         axes.annotate(
-            row.variant, (x, y), (8, 6), textcoords="offset points", color=palette.ink, fontsize=10.5, zorder=4
+            row.variant,
+            (x, y),
+            (8, 6),
+            textcoords="offset points",
+            color=palette.ink,
+            fontsize=10.5,
+            zorder=4,
         )
     lows, highs = [100 * row.top1_lo for row in table], [100 * row.top1_hi for row in table]
     if teacher_top1 is not None:
@@ -216,7 +229,9 @@ def _settle_labels(figure: Figure) -> None:
         fixed = [label for label in labels if label.get_gid() == TEACHER]
         taken = [label.get_window_extent(renderer).padded(2) for label in fixed]
         taken += [artist.get_window_extent(renderer).padded(3) for artist in axes.collections]
-        taken += [line.get_window_extent(renderer).padded(5) for line in axes.lines if line.get_marker() != "None"]
+        taken += [
+            line.get_window_extent(renderer).padded(5) for line in axes.lines if line.get_marker() != "None"
+        ]
         for label in (label for label in labels if label not in fixed):
             best, least = PLACES[0], float("inf")
             for place in PLACES:

@@ -1,7 +1,8 @@
 """The table of variants, and what it is made of."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from pipeline import models
 from pipeline.statistics import Verdict, compare, verdict
 
 TEACHER = "teacher"
@@ -64,6 +66,40 @@ class Row:
 COLUMNS = tuple(column.name for column in fields(Row))
 
 
+def gather(
+    declared: Mapping[str, tuple[str, str, Mapping[str, Any]]],
+    *,
+    metrics: Callable[[str], Path],
+    folder: Callable[[str], Path],
+    benchmark: Mapping[str, Any],
+) -> list[Entry]:
+    """Read what the earlier stages wrote of each variant.
+
+    Args:
+        declared: variant to its parent, operation and settings.
+        metrics: where a variant's scores are.
+        folder: where a variant's model and history are.
+        benchmark: as ``latency.measure`` returns it.
+    """
+    entries = []
+    for variant, (parent, op, settings) in declared.items():
+        scores = json.loads(metrics(variant).read_text())
+        entries.append(
+            Entry(
+                variant=variant,
+                parent=parent,
+                op=op,
+                scores=scores,
+                parameters=scores["parameters"],
+                macs=scores["macs"],
+                latency=benchmark["variants"][variant],
+                settings=settings,
+                history=models.read_history(folder(variant)),
+            )
+        )
+    return entries
+
+
 def rows(
     entries: Sequence[Entry],
     *,
@@ -90,7 +126,9 @@ def right_answers(
     entries: Sequence[Entry], *, teacher: Int[np.ndarray, " images"], labels: Int[np.ndarray, " images"]
 ) -> dict[str, Bool[np.ndarray, " images"]]:
     """Which images each variant, and the teacher, gets right."""
-    answers = {TEACHER: teacher} | {entry.variant: np.asarray(entry.scores["predictions"]) for entry in entries}
+    answers = {TEACHER: teacher} | {
+        entry.variant: np.asarray(entry.scores["predictions"]) for entry in entries
+    }
     for name, predictions in answers.items():
         if len(predictions) != len(labels):
             raise ValueError(f"{name} was scored on {len(predictions)} images, but test has {len(labels)}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt8
+from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from pipeline import costs, evaluation, models, parameters, paths
@@ -25,9 +26,12 @@ def main(variant: str) -> None:
     test_set = ViewSet(store.read(paths.DATA, "test"), None, model.card.input)
 
     def images() -> Iterator[UInt8[np.ndarray, "batch height width 3"]]:
-        loader = batches.centred(test_set, size, 32, p.compute.workers)
-        for batch in tqdm(loader, desc=f"evaluate {variant}", unit=" batches"):
-            yield batch.images.numpy()
+        requests = batches.sequential(len(test_set), None, size, 32)
+        loader = batches.load(Fabric(accelerator="cpu"), test_set, requests, p.compute.workers)
+        with tqdm(desc=f"evaluate {variant}", total=len(test_set), unit=" images", mininterval=5) as bar:
+            for batch in loader:
+                yield batch.images.numpy()
+                bar.update(len(batch.images))
 
     scores = evaluation.score(
         paths.onnx(variant),

@@ -40,13 +40,13 @@ def main(variant: str) -> None:
         lesson,
         name=variant,
         goal=settings.objective.model_dump(),
-        training=settings.training.model_dump(),
+        training=settings.training(),
         start=provenance.identity(parent=models.fingerprint(parent), arguments=arguments),
         seed=p.seed,
         workers=p.compute.workers,
         folder=paths.checkpoints(variant),
     )
-    distillation.settle_norms(fabric, module, lesson, p.compute.workers)
+    loop.settle_norms(fabric, module, lesson.train_set, p.compute.workers)
     val = loop.evaluate(fabric, module, lesson.val_set, contract.size, p.compute.workers)
     card = replace(
         parent.card,

@@ -62,16 +62,14 @@ def main(variant: str) -> None:
             lesson,
             name=variant,
             goal=settings.objective.model_dump(),
-            training=settings.training.model_dump(),
+            training=settings.training(),
             start=provenance.identity(parent=models.fingerprint(parent), settings=settings.model_dump()),
             seed=p.seed,
             workers=p.compute.workers,
             folder=paths.checkpoints(variant),
             on_epoch=freeze_norms,
         )
-        module, arguments, quantized = qat.finish(
-            prepared, parent.card.architecture, parent.card.arguments
-        )
+        module, arguments, quantized = qat.finish(prepared, parent.card.architecture, parent.card.arguments)
     simulator = quantization.simulate(module, quantized)
     val = loop.evaluate(fabric, simulator, lesson.val_set, contract.size, p.compute.workers)
     card = replace(

@@ -45,19 +45,22 @@ def main() -> None:
             continue
         teacher.module.requires_grad_(part == "full")
         teacher.module.get_submodule(teacher.head).requires_grad_(True)
-        _, lines = loop.train(
+        module, lines = loop.train(
             fabric,
             teacher.module,
             objective(contract, OBJECTIVE),
             OBJECTIVE,
-            loop.recipe(size=contract.size, seed=p.seed, **training.model_dump()),
+            loop.recipe(size=contract.size, seed=p.seed, **training.training()),
             train_set=sets["train"],
             val_set=sets["val"],
             views=None,
             workers=p.compute.workers,
             run=runs[part],
         )
+        teacher = replace(teacher, module=module)
         history += [{"part": part, **line} for line in lines]
+    if history:
+        loop.settle_norms(fabric, teacher.module, sets["train"], p.compute.workers)
 
     val, test = (
         loop.evaluate(fabric, teacher.module, sets[split], contract.size, p.compute.workers)
@@ -77,7 +80,8 @@ def main() -> None:
         "versions": provenance.versions(),
     }
     paths.TEACHER.mkdir(parents=True, exist_ok=True)
-    save_file(teacher.module.state_dict(), paths.TEACHER / models.WEIGHTS)
+    tensors = {name: value.cpu().contiguous() for name, value in teacher.module.state_dict().items()}
+    save_file(tensors, paths.TEACHER / models.WEIGHTS)
     np.save(paths.TEACHER_PREDICTIONS, test.predictions)
     models.write_history(paths.TEACHER, history)
     for folder in (paths.TEACHER, paths.model("teacher")):

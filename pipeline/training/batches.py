@@ -1,12 +1,13 @@
 """Batches of views, rendered in worker processes, the same whoever renders them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float16, Int64, UInt8
+from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -29,17 +30,11 @@ class Batch(NamedTuple):
 class Request(NamedTuple):
     """What a worker renders."""
 
-    indices: Sequence[int]
+    indices: Sequence[int] | Int64[np.ndarray, " batch"]
     view: int | None
     """View number; None is the centred square that evaluation looks at."""
     size: int
     """Pixels."""
-
-
-class Renderer(Protocol):
-    """Anything that turns a request into a batch."""
-
-    def __getitem__(self, request: Request) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,9 @@ class ViewSet(Dataset[Batch]):
         pixels = np.empty((len(chosen), request.size, request.size, 3), np.uint8)
         for row, index in enumerate(request.indices):
             image = self.images.image(int(index))
-            pixels[row] = views.render(image, self._view(image, int(index), request.view), contract)
+            pixels[row] = np.asarray(
+                views.render(image, self._view(image, int(index), request.view), contract)
+            )
         answers = None
         if self.answers is not None and request.view is not None:
             answers = torch.from_numpy(self.answers[chosen, request.view])
@@ -85,21 +82,17 @@ class Requests:
         return len(self.items)
 
 
-def load(dataset: ViewSet, requests: Sequence[Request], workers: int) -> DataLoader[Batch]:
-    """A loader that renders the requests in order, in ``workers`` processes beside this one."""
-    return DataLoader(
+def load(fabric: Fabric, dataset: ViewSet, requests: Sequence[Request], workers: int) -> Iterable[Batch]:
+    """The requests' batches in order, rendered in ``workers`` processes, on the device of ``fabric``."""
+    loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=Requests(requests),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=fabric.device.type == "cuda",
     )
-
-
-def centred(dataset: ViewSet, size: int, batch_size: int, workers: int) -> DataLoader[Batch]:
-    """Every image once, in order, as evaluation sees it."""
-    return load(dataset, sequential(len(dataset), None, size, batch_size), workers)
+    return cast(Iterable[Batch], fabric.setup_dataloaders(loader))
 
 
 def sequential(images: int, view: int | None, size: int, batch_size: int) -> list[Request]:

@@ -1,0 +1,216 @@
+"""The variants in MLflow: a parent run for each state of the pipeline, a child run for each variant."""
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import onnx
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.models import ModelSignature
+from mlflow.onnx import log_model
+from mlflow.types import Schema, TensorSpec
+from mlflow.utils.time import get_current_time_millis
+
+from pipeline.report.tables import Entry, Row
+
+STATE = "distillery.state"
+"""Tag of a parent run: the hash of all that its children were made from."""
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+PARENT_RUN = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+COLUMNS = ("top1", "top1_lo", "top1_hi", "top1_delta", "latency_ms_p50", "latency_ratio_to_fp32")
+COUNTS = ("size_bytes", "parameters", "macs")
+
+
+class TrackingError(Exception):
+    """The tracking server cannot be used."""
+
+
+@dataclass(frozen=True)
+class State:
+    """One state of the pipeline."""
+
+    name: str
+    """What the parent run is called."""
+    sha256: str
+    """Equal for equal files and parameters."""
+    git_commit: str
+    parameters: Mapping[str, Any]
+    """All parameters, nested."""
+    teacher: Mapping[str, Any]
+    """The teacher's card."""
+    folders: Mapping[str, Path]
+    """Artifact folder to the folder that is logged there, on the parent."""
+
+
+def track(
+    state: State,
+    table: Sequence[Row],
+    entries: Sequence[Entry],
+    onnx_files: Mapping[str, Path],
+    *,
+    uri: str,
+    experiment: str,
+    artifacts: Path,
+) -> tuple[str, bool]:
+    """Log a parent run and its children; a state that is there already is left as it is.
+
+    A parent that was not finished, because the process was killed, is removed and made anew.
+
+    Args:
+        state: what is logged.
+        table: figures of each variant.
+        entries: what the figures were made of, in the same order.
+        onnx_files: each variant's file.
+        uri: tracking server or database; the variable ``MLFLOW_TRACKING_URI`` goes before.
+        experiment: made where it does not exist.
+        artifacts: where a database keeps files; a server has its own place.
+
+    Returns:
+        The parent's run id, and whether it is new.
+
+    Raises:
+        TrackingError: the server cannot be reached or refuses.
+    """
+    _quiet()
+    address = os.environ.get(URI_VARIABLE) or uri
+    try:
+        mlflow.set_tracking_uri(address)
+        client = MlflowClient()
+        experiment_id = _experiment(client, experiment, artifacts if address.startswith("sqlite") else None)
+        for run in client.search_runs([experiment_id], f"tags.`{STATE}` = '{state.sha256}'"):
+            if run.info.status == "FINISHED":
+                return run.info.run_id, False
+            _remove(client, experiment_id, run)
+        parent = client.create_run(experiment_id, run_name=state.name, tags=_parent_tags(state))
+        _log_parent(client, parent.info.run_id, state, table)
+        for row, entry in zip(table, entries, strict=True):
+            _log_variant(client, experiment_id, parent.info.run_id, row, entry, onnx_files[row.variant])
+        client.set_terminated(parent.info.run_id)
+    except mlflow.MlflowException as error:
+        raise TrackingError(f"MLflow at {address}: {' '.join(str(error).split())}") from error
+    return parent.info.run_id, True
+
+
+def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    location = None if artifacts is None else artifacts.resolve().as_uri()
+    return client.create_experiment(name, artifact_location=location)
+
+
+def _remove(client: MlflowClient, experiment_id: str, parent: Run) -> None:
+    for child in client.search_runs([experiment_id], f"tags.`{PARENT_RUN}` = '{parent.info.run_id}'"):
+        client.delete_run(child.info.run_id)
+    client.delete_run(parent.info.run_id)
+
+
+def _parent_tags(state: State) -> dict[str, str]:
+    return {
+        STATE: state.sha256,
+        "git_commit": state.git_commit,
+        "teacher": state.teacher["origin"],
+        NOTE: "All variants of one state of the pipeline. Select the child runs and press Compare.",
+    }
+
+
+def _log_parent(client: MlflowClient, run_id: str, state: State, table: Sequence[Row]) -> None:
+    now = get_current_time_millis()
+    metrics = {
+        "teacher_top1": state.teacher["test"]["top1"],
+        "teacher_top1_val": state.teacher["val"]["top1"],
+        "variants": len(table),
+        "variants_accepted": sum(row.verdict == "accept" for row in table),
+    }
+    client.log_batch(
+        run_id,
+        metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],
+        params=[Param(key, str(value)) for key, value in _flat(state.parameters).items()],
+    )
+    for place, folder in state.folders.items():
+        client.log_artifacts(run_id, str(folder), place)
+
+
+def _log_variant(
+    client: MlflowClient, experiment_id: str, parent: str, row: Row, entry: Entry, file: Path
+) -> None:
+    figures = asdict(row)
+    tags = {
+        PARENT_RUN: parent,
+        "parent_variant": row.parent,
+        "op": row.op,
+        "verdict": row.verdict,
+        "sha256": row.sha256,
+    }
+    run = client.create_run(experiment_id, run_name=row.variant, tags=tags)
+    now = get_current_time_millis()
+    metrics = [Metric(key, figures[key], now, 0) for key in (*COLUMNS, *COUNTS) if figures[key] is not None]
+    for line in entry.history:
+        metrics += [
+            Metric(f"training/{key}", float(value), now, round(line["step"]))
+            for key, value in line.items()
+            if isinstance(value, int | float) and key != "step"
+        ]
+    settings = {"variant": row.variant, "parent": row.parent, "op": row.op, **_flat(entry.settings)}
+    client.log_batch(
+        run.info.run_id,
+        metrics=metrics,
+        params=[Param(key, str(value)) for key, value in settings.items()],
+        tags=[RunTag("mlflow.note.content", f"{row.op} of {row.parent}; {row.verdict}ed by the gate")],
+    )
+    _log_model(run.info.run_id, file)
+    client.set_terminated(run.info.run_id)
+
+
+def _log_model(run_id: str, file: Path) -> None:
+    model = onnx.load(file)
+    images, logits = model.graph.input[0], model.graph.output[0]
+    signature = ModelSignature(
+        inputs=Schema([_tensor_spec(images, np.uint8)]), outputs=Schema([_tensor_spec(logits, np.float32)])
+    )
+    with mlflow.start_run(run_id=run_id):
+        log_model(
+            model,
+            name="model",
+            signature=signature,
+            # Named, so that MLflow need not load the model in another process to find them out.
+            pip_requirements=[
+                f"{package}=={version(package)}" for package in ("onnxruntime", "onnx", "numpy")
+            ],
+            save_as_external_data=False,
+        )
+
+
+def _tensor_spec(value: onnx.ValueInfoProto, kind: type[np.generic]) -> TensorSpec:
+    shape = tuple(dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim)
+    return TensorSpec(np.dtype(kind), shape, value.name)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dots between the keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _quiet() -> None:
+    """MLflow's own progress and advice do not belong into a stage's output."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    warnings.filterwarnings("ignore", module="mlflow")
