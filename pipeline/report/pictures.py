@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
@@ -33,12 +34,17 @@ class Palette:
     line: str
     accept: str
     reject: str
+    paper: str
 
 
-PAPER = Palette(ink="#1b1f24", muted="#656d76", line="#d5dae0", accept="#0072b2", reject="#c8500a")
+PAPER = Palette(
+    ink="#1b1f24", muted="#656d76", line="#d5dae0", accept="#0072b2", reject="#c8500a", paper="#ffffff"
+)
 """For files: blue and vermilion, told apart by the colour-blind (after Okabe and Ito 2008)."""
 
-PLACEHOLDERS = Palette(ink="#010101", muted="#020202", line="#030303", accept="#040404", reject="#050505")
+PLACEHOLDERS = Palette(
+    ink="#010101", muted="#020202", line="#030303", accept="#040404", reject="#050505", paper="#060606"
+)
 """For pages: stand-ins that ``inline`` turns into CSS variables of the same names."""
 
 FONTS: dict[Any, Any] = {
@@ -197,11 +203,11 @@ def _scatter(
             fontsize=10,
             gid=TEACHER,
         )
-    room = max(0.35, 0.16 * (max(highs) - min(lows)))
+    room = max(0.2, 0.08 * (max(highs) - min(lows)))
     axes.set_ylim(min(lows) - room, min(max(highs) + room, 100.5))
     axes.set_xlim(0, 1.22 * max(x for x, _ in points.values()))
     axes.set_xlabel(COST_LABELS[cost], color=palette.muted)
-    axes.set_title("top-1 on test, %", loc="left", fontsize=10.5, color=palette.muted)
+    axes.set_title("top-1 on test, %", loc="left", fontsize=10.5, color=palette.muted, pad=3)
 
 
 def _cost(row: Row, cost: Cost) -> float:
@@ -228,10 +234,14 @@ def _settle_labels(figure: Figure) -> None:
         labels = [text for text in axes.texts if isinstance(text, Annotation)]
         fixed = [label for label in labels if label.get_gid() == TEACHER]
         taken = [label.get_window_extent(renderer).padded(2) for label in fixed]
-        taken += [artist.get_window_extent(renderer).padded(3) for artist in axes.collections]
-        taken += [
-            line.get_window_extent(renderer).padded(5) for line in axes.lines if line.get_marker() != "None"
-        ]
+        for line in axes.lines:
+            if line.get_marker() != "None":
+                taken.append(line.get_window_extent(renderer).padded(6))
+            elif line.get_linestyle() == "--":
+                taken.append(line.get_window_extent(renderer).padded(2))
+        for bars in axes.collections:
+            # An interval is one vertical line; its own extent is not defined before it is drawn.
+            taken += [Bbox(axes.transData.transform(path.vertices)).padded(3) for path in bars.get_paths()]
         for label in (label for label in labels if label not in fixed):
             best, least = PLACES[0], float("inf")
             for place in PLACES:

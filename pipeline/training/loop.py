@@ -128,7 +128,8 @@ def train(
     groups = optimisation.parameter_groups(module, recipe.weight_decay)
     optimizer = optimisation.OPTIMIZERS[recipe.optimizer](groups, recipe.learning_rate)
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    wrapped, optimizer = fabric.setup(module, optimizer)
+    # State and rates are set on the plain optimizer: Fabric's wrapper keeps a copy of its groups.
+    wrapped, stepper = fabric.setup(module, optimizer)
     held = {"module": module, "averaged": averaged, "optimizer": optimizer}
     done = checkpoints.restore(run.folder, run.identity, **held) or Progress(0, [])
     if done.step:
@@ -163,9 +164,9 @@ def train(
             loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
             fabric.backward(loss)
             if recipe.clip:
-                fabric.clip_gradients(wrapped, optimizer, max_norm=recipe.clip)
-            optimizer.step()
-            optimizer.zero_grad()
+                fabric.clip_gradients(wrapped, stepper, max_norm=recipe.clip)
+            stepper.step()
+            stepper.zero_grad()
             for name, term in [("loss", loss), *terms.items()]:
                 sums[name] += term.detach()
             if averaged is not None:
