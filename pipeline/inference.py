@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,9 @@ from teachers.contract import InputContract
 
 INPUT = "images"
 OUTPUT = "logits"
+GEOMETRY = ("size", "crop", "interpolation")
+"""What the metadata say of the input; mean and standard deviation are inside the graph."""
+
 PROVIDERS = ["CPUExecutionProvider"]
 
 
@@ -170,14 +173,13 @@ def _labels(path: Path, metadata: dict[str, str]) -> tuple[str, ...]:
 
 def _contract(path: Path, metadata: dict[str, str]) -> InputContract:
     values = _json(path, metadata, "input")
-    known = [field.name for field in fields(InputContract)]
     values = values if isinstance(values, dict) else {}
-    missing = [name for name in known if name not in values]
+    missing = [name for name in GEOMETRY if name not in values]
     if missing:
         raise ModelFileError(
-            f"{path}: metadata 'input' lacks {', '.join(missing)}; it takes {', '.join(known)}"
+            f"{path}: metadata 'input' lacks {', '.join(missing)}; it takes {', '.join(GEOMETRY)}"
         )
-    return InputContract.from_dict({name: values[name] for name in known})
+    return InputContract(**{name: values[name] for name in GEOMETRY})
 
 
 def _json(path: Path, metadata: dict[str, str], key: str) -> object:

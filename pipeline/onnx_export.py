@@ -274,13 +274,14 @@ def metadata_for(card: Card, quantization: Quantization | None) -> dict[str, str
     """What a shipped file says of itself; every value is a string, lists and objects as JSON."""
     contract = card.input
     how = {
-        "size": [contract.size, contract.size],
-        "channels": "RGB",
-        "crop": f"centred square, side {contract.crop:g} of the shorter side",
-        "crop_share": contract.crop,
-        "resize": f"the cropped square to {contract.size} x {contract.size}, in one antialiased step",
+        "size": contract.size,
+        "crop": contract.crop,
         "interpolation": contract.interpolation,
-        "pixels": "uint8 as decoded; the file normalises",
+        "rule": (
+            f"Take the centred square whose side is {contract.crop:g} of the shorter side, resize it to "
+            f"{contract.size} x {contract.size} pixels in one antialiased {contract.interpolation} step, and "
+            "give its RGB bytes; the file normalises."
+        ),
     }
     return {
         "labels": json.dumps(card.labels),

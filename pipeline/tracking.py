@@ -1,5 +1,7 @@
 """The variants in MLflow: a parent run for each state of the pipeline, a child run for each variant."""
 
+import getpass
+import json
 import logging
 import os
 import warnings
@@ -9,11 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+# Read when mlflow is imported: a book of results sends no word about its reader unless asked to.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
 import mlflow
 import numpy as np
 import onnx
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.models import ModelSignature
 from mlflow.onnx import log_model
 from mlflow.types import Schema, TensorSpec
@@ -27,8 +32,18 @@ STATE = "distillery.state"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 PARENT_RUN = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
-COLUMNS = ("top1", "top1_lo", "top1_hi", "top1_delta", "latency_ms_p50", "latency_ratio_to_fp32")
-COUNTS = ("size_bytes", "parameters", "macs")
+EXPERIMENT_TAGS = {
+    # Without it, MLflow opens the experiment among its pages for language models.
+    "mlflow.experimentKind": "custom_model_development",
+    NOTE: (
+        "Compressed classifiers. A run is one state of the pipeline; its children are the variants. "
+        "Select children and press Compare."
+    ),
+}
+METRICS = (
+    *("top1", "top1_lo", "top1_hi", "top1_delta", "delta_lo", "delta_hi", "mcnemar_p"),
+    *("latency_ms_p50", "latency_ratio_to_fp32", "size_bytes", "parameters", "macs"),
+)
 
 
 class TrackingError(Exception):
@@ -46,6 +61,8 @@ class State:
     git_commit: str
     parameters: Mapping[str, Any]
     """All parameters, nested."""
+    data: Mapping[str, Any]
+    """The data report."""
     teacher: Mapping[str, Any]
     """The teacher's card."""
     folders: Mapping[str, Path]
@@ -91,37 +108,67 @@ def track(
             if run.info.status == "FINISHED":
                 return run.info.run_id, False
             _remove(client, experiment_id, run)
-        parent = client.create_run(experiment_id, run_name=state.name, tags=_parent_tags(state))
-        _log_parent(client, parent.info.run_id, state, table)
+        parent = client.create_run(
+            experiment_id, run_name=f"{state.name}, {state.sha256[:7]}", tags=_parent_tags(state)
+        ).info.run_id
+        _log_parent(client, parent, state, table)
         for row, entry in zip(table, entries, strict=True):
-            _log_variant(client, experiment_id, parent.info.run_id, row, entry, onnx_files[row.variant])
-        client.set_terminated(parent.info.run_id)
+            _log_variant(client, experiment_id, parent, state, row, entry, onnx_files[row.variant])
+        client.set_terminated(parent)
     except mlflow.MlflowException as error:
         raise TrackingError(f"MLflow at {address}: {' '.join(str(error).split())}") from error
-    return parent.info.run_id, True
+    return parent, True
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    location = None if artifacts is None else artifacts.resolve().as_uri()
-    return client.create_experiment(name, artifact_location=location)
+    if found is None:
+        location = None if artifacts is None else artifacts.resolve().as_uri()
+        return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
+    if found.lifecycle_stage != "active":
+        raise TrackingError(f"experiment {name} was deleted in MLflow; restore it, or name another one")
+    return found.experiment_id
 
 
 def _remove(client: MlflowClient, experiment_id: str, parent: Run) -> None:
+    """Delete a run with its children and their models."""
     for child in client.search_runs([experiment_id], f"tags.`{PARENT_RUN}` = '{parent.info.run_id}'"):
+        models = client.search_logged_models([experiment_id], f"source_run_id = '{child.info.run_id}'")
+        for model in models:
+            client.delete_logged_model(model.model_id)
         client.delete_run(child.info.run_id)
     client.delete_run(parent.info.run_id)
 
 
+def _source_tags(state: State) -> dict[str, str]:
+    """What MLflow's own columns show of where a run came from."""
+    return {
+        "mlflow.source.name": "dvc repro",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": state.git_commit,
+        "mlflow.user": getpass.getuser(),
+    }
+
+
 def _parent_tags(state: State) -> dict[str, str]:
     return {
+        **_source_tags(state),
         STATE: state.sha256,
         "git_commit": state.git_commit,
         "teacher": state.teacher["origin"],
         NOTE: "All variants of one state of the pipeline. Select the child runs and press Compare.",
     }
+
+
+def _dataset(state: State, split: str) -> list[DatasetInput]:
+    digest = state.data["data_sha256"]
+    return [
+        DatasetInput(
+            # MLflow takes no digest longer than 36 characters.
+            Dataset(state.data["source"], digest[:16], "local", json.dumps({"uri": state.data["path"]})),
+            [InputTag("mlflow.data.context", split)],
+        )
+    ]
 
 
 def _log_parent(client: MlflowClient, run_id: str, state: State, table: Sequence[Row]) -> None:
@@ -137,24 +184,39 @@ def _log_parent(client: MlflowClient, run_id: str, state: State, table: Sequence
         metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],
         params=[Param(key, str(value)) for key, value in _flat(state.parameters).items()],
     )
+    client.log_inputs(run_id, _dataset(state, "train, val, test"))
     for place, folder in state.folders.items():
         client.log_artifacts(run_id, str(folder), place)
 
 
 def _log_variant(
-    client: MlflowClient, experiment_id: str, parent: str, row: Row, entry: Entry, file: Path
+    client: MlflowClient,
+    experiment_id: str,
+    parent: str,
+    state: State,
+    row: Row,
+    entry: Entry,
+    file: Path,
 ) -> None:
     figures = asdict(row)
     tags = {
+        **_source_tags(state),
         PARENT_RUN: parent,
         "parent_variant": row.parent,
         "op": row.op,
         "verdict": row.verdict,
         "sha256": row.sha256,
+        NOTE: _note(row),
     }
-    run = client.create_run(experiment_id, run_name=row.variant, tags=tags)
+    run_id = client.create_run(experiment_id, run_name=row.variant, tags=tags).info.run_id
     now = get_current_time_millis()
-    metrics = [Metric(key, figures[key], now, 0) for key in (*COLUMNS, *COUNTS) if figures[key] is not None]
+    model_id = _log_model(run_id, row, file)
+    # With the model's id, so that MLflow's table of models shows them too.
+    metrics = [
+        Metric(key, figures[key], now, 0, model_id=model_id, run_id=run_id)
+        for key in METRICS
+        if figures[key] is not None
+    ]
     for line in entry.history:
         metrics += [
             Metric(f"training/{key}", float(value), now, round(line["step"]))
@@ -163,25 +225,33 @@ def _log_variant(
         ]
     settings = {"variant": row.variant, "parent": row.parent, "op": row.op, **_flat(entry.settings)}
     client.log_batch(
-        run.info.run_id,
-        metrics=metrics,
-        params=[Param(key, str(value)) for key, value in settings.items()],
-        tags=[RunTag("mlflow.note.content", f"{row.op} of {row.parent}; {row.verdict}ed by the gate")],
+        run_id, metrics=metrics, params=[Param(key, str(value)) for key, value in settings.items()]
     )
-    _log_model(run.info.run_id, file)
-    client.set_terminated(run.info.run_id)
+    client.log_inputs(run_id, _dataset(state, "test"))
+    client.set_terminated(run_id)
 
 
-def _log_model(run_id: str, file: Path) -> None:
+def _note(row: Row) -> str:
+    return (
+        f"**{row.op}** of {row.parent}, **{row.verdict}ed** by the gate: top-1 {row.top1:.2%}, "
+        f"{100 * row.top1_delta:+.2f} points against {row.parent} "
+        f"(95 % interval {100 * row.delta_lo:+.2f} to {100 * row.delta_hi:+.2f})."
+    )
+
+
+def _log_model(run_id: str, row: Row, file: Path) -> str:
+    """Log the shipped file as an MLflow model; returns the model's id."""
     model = onnx.load(file)
     images, logits = model.graph.input[0], model.graph.output[0]
     signature = ModelSignature(
         inputs=Schema([_tensor_spec(images, np.uint8)]), outputs=Schema([_tensor_spec(logits, np.float32)])
     )
     with mlflow.start_run(run_id=run_id):
-        log_model(
+        info = log_model(
             model,
             name="model",
+            tags={"variant": row.variant, "verdict": row.verdict, "sha256": row.sha256},
+            onnx_execution_providers=["CPUExecutionProvider"],
             signature=signature,
             # Named, so that MLflow need not load the model in another process to find them out.
             pip_requirements=[
@@ -189,6 +259,7 @@ def _log_model(run_id: str, file: Path) -> None:
             ],
             save_as_external_data=False,
         )
+    return info.model_id
 
 
 def _tensor_spec(value: onnx.ValueInfoProto, kind: type[np.generic]) -> TensorSpec:
@@ -212,5 +283,6 @@ def _quiet() -> None:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # The default asks a server that does not answer for many minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     warnings.filterwarnings("ignore", module="mlflow")

@@ -184,9 +184,9 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     assert json.loads(said["labels"]) == ["a", "b", "c", "d"]
     assert json.loads(said["float_layers"]) == list(FLOAT_LAYERS)
     how = json.loads(said["input"])
-    assert how["size"] == [SIZE, SIZE]
+    assert how["size"] == SIZE
     assert how["interpolation"] == "bicubic"
-    assert how["crop_share"] == 0.875
+    assert how["crop"] == 0.875
     assert said["variant"] == "tiny-int8"
     assert said["parent"] == "teacher"
     assert said["calibration_sha256"] == ""

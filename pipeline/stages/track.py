@@ -40,6 +40,7 @@ def main() -> None:
         sha256=identity,
         git_commit=provenance.git_commit(),
         parameters=settings,
+        data=data,
         teacher=teacher,
         folders={"report": paths.REPORT},
     )

@@ -1,0 +1,104 @@
+import functools
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline import statistics
+
+
+@pytest.mark.parametrize(("correct", "images"), [(0, 1), (0, 20), (7, 20), (20, 20), (9421, 10000)])
+def test_wilson_agrees_with_scipy(correct: int, images: int) -> None:
+    expected = stats.binomtest(correct, images).proportion_ci(method="wilson")
+    assert statistics.wilson(correct, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("correct", "images"), [(0, 0), (3, 2), (-1, 2)])
+def test_wilson_refuses_counts_that_cannot_be(correct: int, images: int) -> None:
+    with pytest.raises(ValueError, match=f"{correct} right of {images}"):
+        statistics.wilson(correct, images)
+
+
+def test_paired_interval_agrees_with_the_published_example() -> None:
+    # Fagerland, Lydersen and Laake 2014 (doi 10.1186/1471-2288-14-5): 1 and 7 discordant pairs of 21.
+    assert statistics.paired_interval(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
+
+
+def test_paired_interval_of_no_disagreement_is_not_a_point() -> None:
+    lo, hi = statistics.paired_interval(0, 0, 100)
+    assert lo == pytest.approx(-hi)
+    assert hi == pytest.approx(statistics.Z95**2 / (100 + statistics.Z95**2), abs=1e-6)
+
+
+def test_paired_interval_leaves_zero_out_exactly_when_the_score_test_rejects() -> None:
+    seen = set()
+    for gained, lost in itertools.product(range(0, 40, 3), repeat=2):
+        if gained == lost:
+            continue
+        lo, hi = statistics.paired_interval(gained, lost, 60 + gained + lost)
+        significant = abs(gained - lost) / math.sqrt(gained + lost) > statistics.Z95
+        assert (lo > 0 or hi < 0) == significant, (gained, lost, lo, hi)
+        seen.add(significant)
+    assert seen == {True, False}
+
+
+def test_paired_interval_mirrors_when_the_classifiers_change_places() -> None:
+    lo, hi = statistics.paired_interval(12, 31, 372)
+    assert statistics.paired_interval(31, 12, 372) == pytest.approx((-hi, -lo))
+
+
+def test_paired_interval_covers_the_truth_in_95_of_100_simulations() -> None:
+    random = np.random.default_rng(0)
+    truth, images = 0.03 - 0.05, 372
+    counts = random.multinomial(images, [0.03, 0.05, 0.92], size=2000)
+    interval = functools.cache(statistics.paired_interval)
+    intervals = [interval(int(gained), int(lost), images) for gained, lost, _ in counts]
+    assert np.mean([lo <= truth <= hi for lo, hi in intervals]) == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (0, 1), (1, 7), (30, 30), (10, 45), (400, 300)])
+def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
+    expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert statistics.mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_does_not_underflow() -> None:
+    assert 0 < statistics.mcnemar(4500, 5500) < 1e-20
+
+
+def test_compare_counts_the_images_that_only_one_gets_right() -> None:
+    new = np.array([True, True, True, False, False])
+    old = np.array([True, False, False, True, False])
+    difference = statistics.compare(new, old)
+    assert (difference.gained, difference.lost, difference.images) == (2, 1, 5)
+    assert difference.delta == pytest.approx(0.2)
+    assert difference.lo < difference.delta < difference.hi
+
+
+def test_compare_refuses_no_images_at_all() -> None:
+    with pytest.raises(ValueError, match="answers to 0 and to 0 images"):
+        statistics.compare(np.ones(0, dtype=bool), np.ones(0, dtype=bool))
+
+
+def test_a_loss_inside_the_limit_is_rejected_while_the_test_set_is_too_small_to_show_it() -> None:
+    verdicts = []
+    for images in (100, 10_000):
+        new, old = np.zeros(images, dtype=bool), np.zeros(images, dtype=bool)
+        old[: images // 20] = True
+        new[images // 100 : images // 20] = True
+        difference = statistics.compare(new, old)
+        assert difference.delta == pytest.approx(-0.01)
+        verdicts.append(statistics.verdict(difference.lo, max_drop=0.02))
+    assert verdicts == ["reject", "accept"]
+
+
+@pytest.mark.parametrize("count", [6, 7, 10, 25, 200, 1001])
+def test_median_interval_is_the_tightest_pair_of_ranks_that_holds_95_percent(count: int) -> None:
+    def coverage(low: int) -> float:
+        return float(1 - 2 * stats.binom.cdf(low, count, 0.5))
+
+    low, high = statistics.median_interval(count)
+    assert high == count - 1 - low
+    assert coverage(low) >= 0.95 > coverage(low + 1)
