@@ -224,7 +224,7 @@ class Benchmark(Section):
 class Gate(Section):
     """When a variant is accepted."""
 
-    max_drop: Fraction = 0.02
+    max_drop: Fraction = 0.03
     """Greatest loss of top-1 against the parent that is tolerated; the interval must clear it."""
 
 

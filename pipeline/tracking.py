@@ -1,11 +1,11 @@
 """The variants in MLflow: a parent run for each state of the pipeline, a child run for each variant."""
 
-import getpass
 import json
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -99,25 +99,39 @@ def track(
         TrackingError: the server cannot be reached or refuses.
     """
     _quiet()
-    address = os.environ.get(URI_VARIABLE) or uri
-    try:
-        mlflow.set_tracking_uri(address)
-        client = MlflowClient()
-        experiment_id = _experiment(client, experiment, artifacts if address.startswith("sqlite") else None)
-        for run in client.search_runs([experiment_id], f"tags.`{STATE}` = '{state.sha256}'"):
-            if run.info.status == "FINISHED":
-                return run.info.run_id, False
-            _remove(client, experiment_id, run)
-        parent = client.create_run(
-            experiment_id, run_name=f"{state.name}, {state.sha256[:7]}", tags=_parent_tags(state)
-        ).info.run_id
-        _log_parent(client, parent, state, table)
-        for row, entry in zip(table, entries, strict=True):
-            _log_variant(client, experiment_id, parent, state, row, entry, onnx_files[row.variant])
-        client.set_terminated(parent)
-    except mlflow.MlflowException as error:
-        raise TrackingError(f"MLflow at {address}: {' '.join(str(error).split())}") from error
+    with _server(uri) as address:
+        try:
+            client = MlflowClient()
+            experiment_id = _experiment(
+                client, experiment, artifacts if address.startswith("sqlite") else None
+            )
+            for run in client.search_runs([experiment_id], f"tags.`{STATE}` = '{state.sha256}'"):
+                if run.info.status == "FINISHED":
+                    return run.info.run_id, False
+                _remove(client, experiment_id, run)
+            run_name = f"{state.name} {state.sha256[:7]}"
+            parent = client.create_run(experiment_id, run_name=run_name, tags=_parent_tags(state)).info.run_id
+            _log_parent(client, parent, state, table)
+            for row, entry in zip(table, entries, strict=True):
+                _log_variant(client, experiment_id, parent, state, row, entry, onnx_files[row.variant])
+            client.set_terminated(parent)
+        except (mlflow.MlflowException, OSError, ModuleNotFoundError) as error:
+            raise TrackingError(f"MLflow at {address}: {' '.join(str(error).split())}") from error
     return parent, True
+
+
+@contextmanager
+def _server(uri: str) -> Iterator[str]:
+    """Where MLflow writes meanwhile; it keeps that in the environment, which is put back."""
+    configured = os.environ.get(URI_VARIABLE)
+    mlflow.set_tracking_uri(configured or uri)
+    try:
+        yield configured or uri
+    finally:
+        if configured is None:
+            os.environ.pop(URI_VARIABLE, None)
+        else:
+            os.environ[URI_VARIABLE] = configured
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
@@ -146,7 +160,6 @@ def _source_tags(state: State) -> dict[str, str]:
         "mlflow.source.name": "dvc repro",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": state.git_commit,
-        "mlflow.user": getpass.getuser(),
     }
 
 
@@ -184,7 +197,7 @@ def _log_parent(client: MlflowClient, run_id: str, state: State, table: Sequence
         metrics=[Metric(key, value, now, 0) for key, value in metrics.items()],
         params=[Param(key, str(value)) for key, value in _flat(state.parameters).items()],
     )
-    client.log_inputs(run_id, _dataset(state, "train, val, test"))
+    client.log_inputs(run_id, _dataset(state, "all splits"))
     for place, folder in state.folders.items():
         client.log_artifacts(run_id, str(folder), place)
 

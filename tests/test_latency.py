@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def test_without_the_reference_there_is_no_ratio(files: dict[str, Path]) -> None
 
 def test_every_round_calls_each_file_once_in_changing_order() -> None:
     called: list[int] = []
-    calls = [partial(called.append, number) for number in range(4)]
+    calls: list[Callable[[], object]] = [partial(called.append, number) for number in range(4)]
     random = np.random.default_rng(0)
     for _ in range(20):
         latency._round(calls, random, None)

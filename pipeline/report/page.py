@@ -2,15 +2,42 @@
 
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from pipeline.report import pictures
-from pipeline.report.tables import Entry, Row, recommended
+from pipeline.report.tables import NEARLY_AS_FAST, TEACHER, Entry, Row, recommended
 
 Facts = Sequence[tuple[str, str]]
+
+SHOWN_CLASSES = 30
+"""Of more classes than this, those with the most errors are shown."""
+
+SNIPPET = """\
+import json
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession("{variant}.onnx")
+about = session.get_modelmeta().custom_metadata_map
+labels, rule = json.loads(about["labels"]), json.loads(about["input"])
+
+image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+side = rule["crop"] * min(image.size)
+left, top = (image.width - side) / 2, (image.height - side) / 2
+pixels = image.resize(
+    (rule["size"], rule["size"]),
+    Image.Resampling[rule["interpolation"].upper()],
+    box=(left, top, left + side, top + side),
+)
+[logits] = session.run(["logits"], {{"images": np.asarray(pixels)[None]}})
+print(labels[logits[0].argmax()])
+"""
 
 
 def render(
@@ -36,69 +63,203 @@ def render(
         size: of the shipped files' images, in pixels.
         max_drop: the gate, as a fraction of 1.
     """
-    palette = pictures.PLACEHOLDERS
-    top1 = teacher["test"]["top1"]
     best = recommended(table)
-    drawn = [("teacher", teacher_history), *((entry.variant, entry.history) for entry in entries)]
+    shipped = best or max(table, key=lambda row: row.top1)
+    told = next(entry for entry in entries if entry.variant == shipped.variant)
+    classes, classes_note = _classes(entries, told)
+    top1 = teacher["test"]["top1"]
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         files("pipeline.report").joinpath("page.html").read_text()
     )
-    pair = {
-        f"{cost}_picture": Markup(
-            pictures.inline(
-                pictures.tradeoff(table, cost, top1, palette), cost, f"top-1 accuracy against {cost}"
-            )
-        )
-        for cost in pictures.COST_LABELS
-    }
     return template.render(
-        **pair,
-        title=f"{len(table)} variants of a classifier for {len(data['classes'])} classes",
-        lead=_lead(table, best, top1),
+        **_tradeoffs(table, top1),
+        kicker=f"Distillery report: {_data_name(data)}, {len(data['classes'])} classes",
+        title=_title(table, best),
+        lead=_lead(table, teacher, max_drop),
+        figures=_figures(best, told, teacher) if best else (),
         table=table,
+        lines=_lines(table, entries, max_drop),
         best=best,
-        gate=f"A variant is rejected if the interval allows a loss of more than {100 * max_drop:g} points.",
-        classes=_classes(entries),
-        curves=[
-            (
-                name,
-                Markup(
-                    pictures.inline(
-                        pictures.curves(_continued(history), palette), f"c-{name}", f"training of {name}"
-                    )
-                ),
-            )
-            for name, history in drawn
-            if history
-        ],
+        choice=f"The most accurate of those within {NEARLY_AS_FAST - 1:.0%} of the fastest, "
+        "among variants that are accepted with all their ancestors.",
+        gate=f"A variant is rejected when its interval reaches below {_signed(-max_drop)} points: "
+        "it has to be shown that no more is lost.",
+        classes=classes,
+        classes_note=classes_note,
+        mistakes_of=shipped.variant,
+        mistakes=_mistakes(told),
+        curves=_curves(teacher_history, entries),
         test_images=data["images"]["test"],
         val_images=data["images"]["val"],
         facts=_facts(teacher, data),
         machine=_machine(benchmark),
+        shipped=shipped,
+        snippet=SNIPPET.format(variant=shipped.variant),
         size=size,
+        class_count=len(data["classes"]),
     )
 
 
-def _lead(table: Sequence[Row], best: Row | None, teacher_top1: float) -> str:
-    first = f"The teacher names {teacher_top1:.1%} of the test images as they are labelled. "
+def _data_name(data: Mapping[str, Any]) -> str:
+    return Path(data["path"]).name if data["source"] == "folder" else data["source"].replace("_", "-")
+
+
+def _title(table: Sequence[Row], best: Row | None) -> str:
+    """The result in one sentence."""
     if best is None:
-        return first + "No variant passes the gate."
-    saved = 1 - best.size_bytes / max(row.size_bytes for row in table)
+        top = max(table, key=lambda row: row.top1)
+        return f"No variant passes the gate; the most accurate is {top.variant} with {top.top1:.1%}."
+    sentence = f"{best.variant} names {best.top1:.1%} of the test images right with {_megabytes(best)} MB"
+    if best.latency_ratio_to_fp32 is None or best.variant == "fp32":
+        return f"{sentence} and {best.latency_ms_p50:.1f} ms an image."
+    return f"{sentence}, {best.latency_ratio_to_fp32:.1f} times as fast as fp32."
+
+
+def _lead(table: Sequence[Row], teacher: Mapping[str, Any], max_drop: float) -> str:
+    accepted = sum(row.verdict == "accept" for row in table)
     return (
-        f"{first}{best.variant} names {best.top1:.1%} with {best.size_bytes / 1e6:.2f} MB, "
-        f"{saved:.0%} less than the largest file, and needs {best.latency_ms_p50:.1f} ms an image."
+        f"The teacher, {teacher['origin']}, names {teacher['test']['top1']:.1%} right. "
+        f"{accepted} of {len(table)} variants {'is' if accepted == 1 else 'are'} shown to lose "
+        f"no more than {100 * max_drop:g} points against their parents."
     )
 
 
-def _classes(entries: Sequence[Entry]) -> list[tuple[str, list[dict[str, float]]]]:
-    """Per class: accuracy of each variant, and how dark its cell is, in per cent."""
-    names = [row["label"] for row in entries[0].scores["classes"]]
-    rows = []
-    for index, name in enumerate(names):
-        counts = [entry.scores["classes"][index] for entry in entries]
-        accuracies = [count["correct"] / max(1, count["n"]) for count in counts]
-        rows.append((name, [{"accuracy": a, "shade": round(min(75, 150 * (1 - a)))} for a in accuracies]))
-    return rows
+def _figures(best: Row, told: Entry, teacher: Mapping[str, Any]) -> Sequence[tuple[str, str, str]]:
+    """The recommended variant in four figures: what, how much, and its small print."""
+    ratio = best.latency_ratio_to_fp32
+    return (
+        (f"{best.variant}: top-1", f"{best.top1:.1%}", f"95% interval {_range(best.top1_lo, best.top1_hi)}"),
+        (
+            "against the teacher",
+            f"{_signed(best.top1 - teacher['test']['top1'])} points",
+            f"teacher {teacher['test']['top1']:.1%}",
+        ),
+        ("file", f"{_megabytes(best)} MB", f"{best.parameters / 1e6:.2f} M parameters"),
+        (
+            "median latency",
+            f"{best.latency_ms_p50:.2f} ms",
+            "no fp32 to compare with"
+            if ratio is None
+            else f"{ratio:.2f} times the speed of fp32"
+            f" ({told.latency['ratio_lo']:.2f} to {told.latency['ratio_hi']:.2f})",
+        ),
+    )
+
+
+def _tradeoffs(table: Sequence[Row], teacher_top1: float) -> dict[str, Markup]:
+    return {
+        f"{cost}_picture": Markup(
+            pictures.inline(
+                pictures.tradeoff(table, cost, teacher_top1, pictures.PLACEHOLDERS),
+                cost,
+                f"Top-1 accuracy against {cost}",
+            )
+        )
+        for cost in pictures.COST_LABELS
+    }
+
+
+def _lines(table: Sequence[Row], entries: Sequence[Entry], max_drop: float) -> list[dict[str, Any]]:
+    """The table's cells as they are read."""
+    low = min(-max_drop, *(row.delta_lo for row in table))
+    high = max(0.0, *(row.delta_hi for row in table))
+    margin = 0.05 * (high - low)
+
+    def place(delta: float) -> str:
+        return f"{100 * (delta - low + margin) / (high - low + 2 * margin):.2f}%"
+
+    lines = []
+    for row, entry in zip(table, entries, strict=True):
+        marks = {
+            "lo": row.delta_lo,
+            "at": row.top1_delta,
+            "hi": row.delta_hi,
+            "zero": 0.0,
+            "gate": -max_drop,
+        }
+        ratio, latency = row.latency_ratio_to_fp32, entry.latency
+        lines.append(
+            {
+                "row": row,
+                "origin": f"{row.op} of {row.parent}" if row.parent != TEACHER else f"{row.op}, from teacher",
+                "top1": f"{100 * row.top1:.2f}",
+                "top1_interval": _range(row.top1_lo, row.top1_hi),
+                "delta": _signed(row.top1_delta),
+                "delta_interval": f"{_signed(row.delta_lo)} to {_signed(row.delta_hi)}",
+                "forest": ";".join(f"--{name}:{place(value)}" for name, value in marks.items()),
+                "p": "p < 0.001" if row.mcnemar_p < 0.001 else f"p = {row.mcnemar_p:.2g}",
+                "size": _megabytes(row),
+                "parameters": f"{row.parameters / 1e6:.2f}",
+                "macs": f"{row.macs / 1e6:.0f}",
+                "latency": f"{row.latency_ms_p50:.2f}",
+                "latency_p90": f"p90 {latency['latency_ms_p90']:.2f}",
+                "ratio": "" if ratio is None else f"{ratio:.2f}",
+                "ratio_interval": ""
+                if ratio is None
+                else f"{latency['ratio_lo']:.2f} to {latency['ratio_hi']:.2f}",
+            }
+        )
+    return lines
+
+
+def _classes(entries: Sequence[Entry], told: Entry) -> tuple[list[tuple[str, list[dict[str, Any]]]], str]:
+    """Per class: accuracy of each variant and how dark its cell is; and what is shown."""
+    counts = told.scores["classes"]
+    chosen = range(len(counts))
+    note = (
+        "Per cent of the test images of each class that are named right; the stronger the shade, the fewer."
+    )
+    if len(counts) > SHOWN_CLASSES:
+        by_errors = sorted(chosen, key=lambda index: counts[index]["correct"] - counts[index]["n"])
+        chosen = sorted(by_errors[:SHOWN_CLASSES])
+        note += f" Of {len(counts):,} classes, the {SHOWN_CLASSES} with the most errors of {told.variant}."
+    cells = [
+        (counts[index]["label"], [_class_cell(entry.scores["classes"][index]) for entry in entries])
+        for index in chosen
+    ]
+    return cells, note
+
+
+def _class_cell(counts: Mapping[str, Any]) -> dict[str, Any]:
+    if not counts["n"]:
+        return {"text": "no images", "shade": 0}
+    accuracy = counts["correct"] / counts["n"]
+    return {"text": f"{100 * accuracy:.1f}", "shade": round(min(45, 110 * (1 - accuracy)))}
+
+
+def _mistakes(told: Entry) -> list[dict[str, Any]]:
+    """The three most frequent confusions."""
+    confusion = np.array(told.scores["confusion"])
+    names = [counts["label"] for counts in told.scores["classes"]]
+    images = confusion.sum(axis=1)
+    np.fill_diagonal(confusion, 0)
+    most = [divmod(int(place), len(names)) for place in np.argsort(-confusion, axis=None, kind="stable")[:3]]
+    return [
+        {
+            "truth": names[truth],
+            "answer": names[answer],
+            "count": int(confusion[truth, answer]),
+            "of": int(images[truth]),
+        }
+        for truth, answer in most
+        if confusion[truth, answer]
+    ]
+
+
+def _curves(
+    teacher_history: Sequence[Mapping[str, Any]], entries: Sequence[Entry]
+) -> list[tuple[str, str, Markup]]:
+    """Per training run: its name, how long it was, and its picture."""
+    trained = [(TEACHER, teacher_history), *((entry.variant, entry.history) for entry in entries)]
+    drawn = []
+    for number, (name, history) in enumerate((name, history) for name, history in trained if history):
+        lines = _continued(history)
+        minutes = sum(line["seconds"] for line in lines) / 60
+        picture = pictures.inline(
+            pictures.curves(lines, pictures.PLACEHOLDERS), f"c{number}", f"Training of {name}"
+        )
+        drawn.append((name, f"{lines[-1]['epoch']:.3g} epochs, {minutes:.1f} minutes", Markup(picture)))
+    return drawn
 
 
 def _continued(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -114,15 +275,25 @@ def _continued(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _facts(teacher: Mapping[str, Any], data: Mapping[str, Any]) -> Facts:
     images = ", ".join(f"{count:,} {name}" for name, count in data["images"].items())
+    rejected, leaked = len(data["rejected"]), data["leaked_between_splits"]
     return (
-        ("images", f"{images}, from {data['source']}"),
-        ("classes", ", ".join(data["classes"])),
-        ("left out", f"{len(data['rejected']):,} files or repeated images, with reasons in report.json"),
-        ("leaks", f"{data['leaked_between_splits']} images stood in two splits and were taken out of train"),
+        ("images", f"{images}; from {data['source']}"),
+        ("classes", _shortened(data["classes"])),
+        (
+            "left out",
+            f"{rejected:,} files or repeated images, each with its reason in report.json"
+            if rejected
+            else "nothing",
+        ),
+        (
+            "shared by two splits",
+            f"{leaked:,} images, taken out of train or val" if leaked else "no image",
+        ),
         ("license", data["license"]),
+        ("data sha256", data["data_sha256"]),
         ("teacher", f"{teacher['origin']}, at {teacher['input']['size']} px"),
         (
-            "teacher's top-1",
+            "top-1 of the teacher",
             f"val {teacher['val']['top1']:.2%} of {teacher['val']['n']:,}, "
             f"test {teacher['test']['top1']:.2%} of {teacher['test']['n']:,}",
         ),
@@ -130,18 +301,36 @@ def _facts(teacher: Mapping[str, Any], data: Mapping[str, Any]) -> Facts:
 
 
 def _machine(benchmark: Mapping[str, Any]) -> Facts:
-    machine, settings = benchmark["machine"], benchmark["settings"]
-    return (
+    machine, settings, load = benchmark["machine"], benchmark["settings"], benchmark["load_average"]
+    facts = [
         ("processor", f"{machine['cpu']}, {machine['cores_usable']} cores"),
-        ("relevant features", ", ".join(machine["flags"]) or "none known"),
+        ("features that matter", ", ".join(machine["flags"]) or "none known"),
         (
             "calls",
-            f"{settings['rounds']} of each file after {settings['warmup']} untimed ones, in random order, "
-            f"batch {settings['batch_size']}, {settings['threads']} thread(s)",
-        ),
-        (
-            "load average",
-            f"{benchmark['load_average']['before']} before, {benchmark['load_average']['after']} after",
+            f"{settings['rounds']:,} of each file after {settings['warmup']} untimed ones, interleaved in "
+            f"random order; batch {settings['batch_size']}, "
+            f"{settings['threads']} {'thread' if settings['threads'] == 1 else 'threads'}",
         ),
         ("versions", ", ".join(f"{name} {value}" for name, value in machine["versions"].items())),
-    )
+    ]
+    if load["before"] and load["after"]:
+        facts.append(("load average", f"{load['before'][0]} before, {load['after'][0]} after (one minute)"))
+    return facts
+
+
+def _shortened(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:SHOWN_CLASSES])
+    return shown if len(names) <= SHOWN_CLASSES else f"{shown} and {len(names) - SHOWN_CLASSES:,} more"
+
+
+def _megabytes(row: Row) -> str:
+    return f"{row.size_bytes / 1e6:.2f}"
+
+
+def _range(lo: float, hi: float) -> str:
+    return f"{100 * lo:.2f} to {100 * hi:.2f}"
+
+
+def _signed(fraction: float) -> str:
+    """In points, with a true minus sign."""
+    return f"{100 * fraction:+.2f}".replace("-", "\N{MINUS SIGN}")

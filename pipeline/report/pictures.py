@@ -1,5 +1,6 @@
 """Pictures of the report, drawn once for files and for pages with a light and a dark side."""
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, BboxBase
 
 from pipeline.report.tables import TEACHER, Row
 
@@ -108,8 +109,8 @@ def curves(history: Sequence[Mapping[str, Any]], palette: Palette) -> Figure:
             axes.margins(x=0.04, y=0.18)
             axes.yaxis.set_major_locator(MaxNLocator(3))
             if values:
-                axes.set_title(f"{values[-1]:.{1 if scale == 100 else 3}f}", loc="right", fontsize=10, pad=4)
-                axes.title.set_color(palette.ink)
+                last = f"{values[-1]:.{1 if scale == 100 else 3}f}"
+                axes.set_title(last, loc="right", fontsize=10, color=palette.ink, pad=4)
         lowest = figure.axes[-1]
         lowest.set_xlabel("epoch", color=palette.muted, fontsize=10)
         lowest.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -150,7 +151,7 @@ def inline(figure: Figure, name: str, title: str) -> str:
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
 
 
 def _scatter(
@@ -178,7 +179,7 @@ def _scatter(
             linestyle="none",
             zorder=3,
         )
-        axes.annotate(
+        label = axes.annotate(
             row.variant,
             (x, y),
             (8, 6),
@@ -187,6 +188,7 @@ def _scatter(
             fontsize=10.5,
             zorder=4,
         )
+        label.set_path_effects([withStroke(linewidth=2.5, foreground=palette.paper)])
     lows, highs = [100 * row.top1_lo for row in table], [100 * row.top1_hi for row in table]
     if teacher_top1 is not None:
         lows.append(100 * teacher_top1)
@@ -262,11 +264,11 @@ def _place(label: Annotation, offset: tuple[float, float]) -> None:
     label.set_verticalalignment("bottom" if offset[1] > 0 else "top")
 
 
-def _overlap(a: Bbox, b: Bbox) -> float:
+def _overlap(a: BboxBase, b: BboxBase) -> float:
     width = min(a.x1, b.x1) - max(a.x0, b.x0)
     height = min(a.y1, b.y1) - max(a.y0, b.y0)
     return width * height if width > 0 and height > 0 else 0.0
 
 
-def _outside(box: Bbox, frame: Bbox) -> float:
+def _outside(box: BboxBase, frame: BboxBase) -> float:
     return box.width * box.height - _overlap(box, frame)

@@ -18,6 +18,9 @@ TEACHER = "teacher"
 
 DECIMALS = 6
 
+NEARLY_AS_FAST = 1.05
+"""Share of the least latency up to which variants count as equally fast."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -154,9 +157,14 @@ def lineage(table: Sequence[Row], variant: str) -> list[Row]:
 
 
 def recommended(table: Sequence[Row]) -> Row | None:
-    """The fastest variant that is accepted together with all its ancestors, if there is one."""
+    """The most accurate of the fastest variants that are accepted together with all their ancestors.
+
+    Latencies within 5 % of the least count as equal: they change places from run to run.
+    """
     accepted = [row for row in table if all(step.verdict == "accept" for step in lineage(table, row.variant))]
-    return min(accepted, key=lambda row: (row.latency_ms_p50, row.size_bytes), default=None)
+    least = min((row.latency_ms_p50 for row in accepted), default=0.0)
+    fastest = [row for row in accepted if row.latency_ms_p50 <= NEARLY_AS_FAST * least]
+    return max(fastest, key=lambda row: (row.top1, -row.size_bytes), default=None)
 
 
 def _row(entry: Entry, right: Mapping[str, Bool[np.ndarray, " images"]], max_drop: float) -> Row:

@@ -36,7 +36,7 @@ def main() -> None:
         benchmark=provenance.sha256(paths.BENCHMARK),
     )
     state = State(
-        name=f"{p.data.source}, {len(table)} variants",
+        name=p.data.source,
         sha256=identity,
         git_commit=provenance.git_commit(),
         parameters=settings,

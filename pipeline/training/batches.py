@@ -89,7 +89,7 @@ def load(fabric: Fabric, dataset: ViewSet, requests: Sequence[Request], workers:
         batch_size=None,
         sampler=Requests(requests),
         num_workers=workers,
-        # Its own: drawing from the global one whenever a loader starts would make dropout differ on resumption.
+        # Its own: drawing from the global one would make dropout differ after a resumption.
         generator=torch.Generator(),
         prefetch_factor=4 if workers else None,
         pin_memory=fabric.device.type == "cuda",

@@ -1,0 +1,149 @@
+"""The whole pipeline on tiny images, as a user runs it; minutes, so only with `make test-all`."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import yaml
+from dvc.utils.hydra import compose_and_dump
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = ["fp32", "int8-ptq", "int8-qat", "pruned-50", "pruned-50-int8"]
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+SMALL = [
+    "data=folder",
+    "student.size=64",
+    "teacher.size=64",
+    "teacher.full.phases=[]",
+    "teacher.full.batch_size=16",
+    "teacher.full.epochs=3",
+    "teacher.head.batch_size=16",
+    "teacher.head.epochs=1",
+    "distill.phases=[]",
+    "distill.batch_size=16",
+    "distill.epochs=40",
+    "prune.phases=[]",
+    "prune.batch_size=16",
+    "prune.epochs=5",
+    "quantize.batch_size=16",
+    "quantize.epochs=2",
+    "quantize.calibration=16",
+    "benchmark.rounds=10",
+]
+
+
+def repro(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["dvc", "repro", *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+
+
+def stages_run(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
+    """A copy of the repository with small settings, its own git and DVC."""
+    folder = tmp_path_factory.mktemp("checkout")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in tracked.stdout.splitlines():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_file():
+            shutil.copyfile(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    compose_and_dump(
+        str(folder / "params.yaml"),
+        str(folder / "configs"),
+        None,
+        "config",
+        "",
+        [*SMALL, f"data.path={photographs}"],
+    )
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_pipeline_from_a_kill_to_the_last_prediction(checkout: Path, photographs: Path) -> None:
+    # Killed in the middle of distillation, it goes on from the last finished epoch.
+    with subprocess.Popen(
+        ["dvc", "repro"], cwd=checkout, env=ENVIRONMENT, stdout=subprocess.DEVNULL
+    ) as first:
+        checkpoint = checkout / "artifacts/checkpoints/fp32/last.safetensors"
+        deadline = time.monotonic() + 900
+        while not checkpoint.exists():
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        first.send_signal(signal.SIGKILL)
+    again = repro(checkout)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "fp32: goes on after step" in again.stderr
+    assert stages_run(again.stdout)[0] == "build@fp32"
+
+    with (checkout / "artifacts/report/variants.csv").open() as file:
+        rows = {row["variant"]: row for row in csv.DictReader(file)}
+    assert list(rows) == VARIANTS
+    assert (checkout / "artifacts/report/report.html").stat().st_size > 10_000
+    assert float(rows["fp32"]["top1"]) > 0.5
+    assert int(rows["int8-qat"]["size_bytes"]) < 0.3 * int(rows["fp32"]["size_bytes"])
+    assert int(rows["pruned-50"]["macs"]) <= 0.5 * int(rows["fp32"]["macs"])
+
+    # A second run does nothing.
+    assert stages_run(repro(checkout).stdout) == []
+
+    # The file answers as reported, with onnxruntime, numpy and pillow alone.
+    metrics = json.loads((checkout / "artifacts/metrics/int8-qat.json").read_text())
+    session = ort.InferenceSession(checkout / "artifacts/onnx/int8-qat.onnx")
+    labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
+    picture = photographs / labels[0] / "00.jpg"
+    predicted = subprocess.run(
+        [sys.executable, "-m", "pipeline", "predict", "--json", "artifacts/onnx/int8-qat.onnx", str(picture)],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    image = Image.open(picture).convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    pixels = image.resize((64, 64), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    logits = np.asarray(session.run(["logits"], {"images": np.asarray(pixels)[None]})[0])
+    assert json.loads(predicted.stdout)[0]["classes"][0]["label"] == labels[int(logits.argmax())]
+    assert metrics["n"] == 18
+
+    # A changed variant reruns its own cone; an added one is YAML only.
+    values = yaml.safe_load((checkout / "params.yaml").read_text())
+    values["variants"]["pruned-50"]["multiple"] = 16
+    values["variants"]["pruned-70"] = {"parent": "fp32", "op": "prune", "macs": 0.3}
+    (checkout / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    changed = repro(checkout)
+    assert changed.returncode == 0, changed.stderr[-2000:]
+    cone = {
+        f"{stage}@{v}"
+        for stage in ("build", "export", "evaluate")
+        for v in ("pruned-50", "pruned-50-int8", "pruned-70")
+    }
+    assert set(stages_run(changed.stdout)) == {"check", *cone, "benchmark", "report", "track"}
+
+    # A misspelt key ends the run before any work.
+    values["variants"]["pruned-70"]["mcas"] = 0.2
+    (checkout / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    wrong = repro(checkout)
+    assert wrong.returncode != 0
+    assert "variants.pruned-70.mcas: no such key; did you mean `macs`?" in wrong.stderr
+    assert stages_run(wrong.stdout) == ["check"]
