@@ -44,6 +44,8 @@ METRICS = (
     *("top1", "top1_lo", "top1_hi", "top1_delta", "delta_lo", "delta_hi", "mcnemar_p"),
     *("latency_ms_p50", "latency_ratio_to_fp32", "size_bytes", "parameters", "macs"),
 )
+METRICS_A_BATCH = 1000
+"""MLflow takes no more at once."""
 
 
 class TrackingError(Exception):
@@ -237,9 +239,9 @@ def _log_variant(
             if isinstance(value, int | float) and key != "step"
         ]
     settings = {"variant": row.variant, "parent": row.parent, "op": row.op, **_flat(entry.settings)}
-    client.log_batch(
-        run_id, metrics=metrics, params=[Param(key, str(value)) for key, value in settings.items()]
-    )
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in settings.items()])
+    for first in range(0, len(metrics), METRICS_A_BATCH):
+        client.log_batch(run_id, metrics=metrics[first : first + METRICS_A_BATCH])
     client.log_inputs(run_id, _dataset(state, "test"))
     client.set_terminated(run_id)
 

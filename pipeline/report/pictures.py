@@ -2,6 +2,7 @@
 
 import html
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,6 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox, BboxBase
@@ -60,9 +60,12 @@ FONTS: dict[Any, Any] = {
 PLACES = tuple(
     (across * distance, up * distance)
     for distance in (9, 16, 24, 34, 46)
-    for across, up in ((0.9, 0.7), (-0.9, 0.7), (0.9, -0.9), (-0.9, -0.9), (0, 1.3), (0, -1.5))
+    for across, up in ((0.9, 0.7), (-0.9, 0.7), (0.9, -0.9), (-0.9, -0.9), (0.0, 1.3), (0.0, -1.5))
 )
-"""Offsets of a label from its point that are tried in turn, in points."""
+"""Offsets of a label from its point that are tried, in points."""
+
+HARD, SOFT, FAR = 20.0, 1.0, 5.0
+"""What a label costs for each pixel of points and labels, or of lines, that it covers; and for distance."""
 
 
 def overview(table: Sequence[Row], teacher_top1: float | None, palette: Palette = PAPER) -> Figure:
@@ -179,16 +182,16 @@ def _scatter(
             linestyle="none",
             zorder=3,
         )
-        label = axes.annotate(
+        axes.annotate(
             row.variant,
             (x, y),
             (8, 6),
             textcoords="offset points",
             color=palette.ink,
             fontsize=10.5,
-            zorder=4,
+            zorder=2.5,
+            bbox={"facecolor": palette.paper, "edgecolor": "none", "pad": 0.6},
         )
-        label.set_path_effects([withStroke(linewidth=2.5, foreground=palette.paper)])
     lows, highs = [100 * row.top1_lo for row in table], [100 * row.top1_hi for row in table]
     if teacher_top1 is not None:
         lows.append(100 * teacher_top1)
@@ -227,7 +230,7 @@ def _bare(axes: Axes, palette: Palette) -> None:
 
 
 def _settle_labels(figure: Figure) -> None:
-    """Move each label to the first place where it covers neither points, intervals nor other labels."""
+    """Move each label to the place near its point where it covers least."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     figure.set_layout_engine("none")
@@ -235,27 +238,27 @@ def _settle_labels(figure: Figure) -> None:
     for axes in figure.axes:
         labels = [text for text in axes.texts if isinstance(text, Annotation)]
         fixed = [label for label in labels if label.get_gid() == TEACHER]
-        taken = [label.get_window_extent(renderer).padded(2) for label in fixed]
+        # Boxes to keep free, and how much it costs to cover a pixel of each.
+        taken = [(label.get_window_extent(renderer).padded(2), HARD) for label in fixed]
         for line in axes.lines:
             if line.get_marker() != "None":
-                taken.append(line.get_window_extent(renderer).padded(6))
+                taken.append((line.get_window_extent(renderer).padded(6), HARD))
             elif line.get_linestyle() == "--":
-                taken.append(line.get_window_extent(renderer).padded(2))
+                taken.append((line.get_window_extent(renderer).padded(2), SOFT))
         for bars in axes.collections:
-            # An interval is one vertical line; its own extent is not defined before it is drawn.
-            taken += [Bbox(axes.transData.transform(path.vertices)).padded(3) for path in bars.get_paths()]
+            # An interval is one vertical line, whose own extent is not defined.
+            taken += [
+                (Bbox(axes.transData.transform(path.vertices)).padded(3), SOFT) for path in bars.get_paths()
+            ]
         for label in (label for label in labels if label not in fixed):
-            best, least = PLACES[0], float("inf")
+            costs = []
             for place in PLACES:
                 _place(label, place)
                 box = label.get_window_extent(renderer)
-                covered = sum(_overlap(box, other) for other in taken) + 4 * _outside(box, axes.bbox)
-                if covered < least:
-                    best, least = place, covered
-                if covered == 0:
-                    break
-            _place(label, best)
-            taken.append(label.get_window_extent(renderer).padded(1))
+                covered = sum(weight * _overlap(box, other) for other, weight in taken)
+                costs.append(covered + HARD * _outside(box, axes.bbox) + FAR * math.hypot(*place))
+            _place(label, PLACES[costs.index(min(costs))])
+            taken.append((label.get_window_extent(renderer).padded(1), HARD))
 
 
 def _place(label: Annotation, offset: tuple[float, float]) -> None:
