@@ -81,6 +81,8 @@ class Phase(Section):
     """Share of all optimiser steps; the shares of a schedule add up to 1."""
     size: Size
     """Image height and width in pixels."""
+    rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate at its start, relative to the peak; a change of size needs some left after it."""
 
 
 class Training(Section):
@@ -95,7 +97,7 @@ class Training(Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Update rule (`torch.optim`); `sgd` has Nesterov momentum 0.9."""
     learning_rate: Annotated[float, Field(gt=0)]
-    """Peak of the schedule: linear warm-up, then cosine to zero."""
+    """Peak of the schedule: linear warm-up, then cosines from phase to phase, at last to zero."""
     warmup: Fraction = 0.05
     """Share of the steps in which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05

@@ -39,6 +39,7 @@ class Phase:
 
     share: float
     size: int
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def train(
     if done.step:
         fabric.print(f"{run.name}: goes on after step {done.step} of {steps}", file=sys.stderr)
     history = list(done.history)
+    falls = [(phase.share, phase.rate) for phase in recipe.phases]
     requests = _requests(recipe, len(train_set), per_epoch, steps, views, fabric)[done.step :]
     stream = iter(batches.load(fabric, train_set, requests, workers))
     bar = tqdm(
@@ -157,7 +159,9 @@ def train(
             on_epoch(module, step / steps)
         first, rate = step, 0.0
         for batch in itertools.islice(stream, end - first):
-            rate = optimisation.learning_rate(step, steps, peak=recipe.learning_rate, warmup=recipe.warmup)
+            rate = optimisation.learning_rate(
+                step, steps, peak=recipe.learning_rate, warmup=recipe.warmup, phases=falls
+            )
             for group in optimizer.param_groups:
                 group["lr"] = rate
             terms = objective(wrapped, batch)

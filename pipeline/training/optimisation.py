@@ -1,7 +1,7 @@
 """Optimisers and the learning-rate schedule."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,9 +30,26 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
-    """Linear warm-up over the share ``warmup`` of all steps, then cosine to zero at the last one."""
-    rising = round(warmup * steps)
-    if step < rising:
-        return peak * (step + 1) / (rising + 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+def learning_rate(
+    step: int,
+    steps: int,
+    *,
+    peak: float,
+    warmup: float,
+    phases: Sequence[tuple[float, float]] = ((1.0, 1.0),),
+) -> float:
+    """Linear warm-up over the share ``warmup`` of all steps, and a cosine fall to zero at the last one.
+
+    With several ``phases`` (share of the steps, rate at the start relative to the peak) each falls by a
+    cosine from its own rate to the next one's.
+    """
+    rising = min(1.0, (step + 1) / (round(warmup * steps) + 1))
+    progress, start = step / steps, 0.0
+    for index, (share, rate) in enumerate(phases):
+        last = index == len(phases) - 1
+        if last or progress < start + share - 1e-9:
+            low = 0.0 if last else phases[index + 1][1]
+            fallen = min(1.0, (progress - start) / share)
+            return peak * rising * (low + (rate - low) * 0.5 * (1 + math.cos(math.pi * fallen)))
+        start += share
+    raise ValueError("a schedule needs at least one phase")
