@@ -32,7 +32,6 @@ SMALL = [
     "distill.phases=[]",
     "distill.batch_size=16",
     "distill.epochs=40",
-    "prune.phases=[]",
     "prune.batch_size=16",
     "prune.epochs=5",
     "quantize.batch_size=16",
