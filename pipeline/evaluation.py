@@ -1,6 +1,5 @@
 """Scores of shipped files, measured in the runtime that ships."""
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import onnxruntime as ort
 from jaxtyping import Float32, Int, Int64, UInt8
 
+from pipeline import provenance
 from pipeline.inference import open_classifier, run
 from pipeline.statistics import wilson
 
@@ -67,7 +67,7 @@ def score(
         ],
         "confusion": confusion.tolist(),
         "predictions": predictions,
-        "sha256": sha256(path),
+        "sha256": provenance.sha256(path),
         "size_bytes": path.stat().st_size,
         "runtime": f"onnxruntime {ort.__version__}",
         "provider": classifier.session.get_providers()[0],
@@ -81,12 +81,6 @@ def ranks(
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     before = np.arange(logits.shape[1])[None] < labels[:, None]
     return np.sum((logits > own) | ((logits == own) & before), axis=1)
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _accuracy(name: str, correct: int, images: int) -> dict[str, float]:
