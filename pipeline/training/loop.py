@@ -21,6 +21,7 @@ from tqdm import tqdm
 from pipeline.training import batches, checkpoints, optimisation
 from pipeline.training.batches import Batch, Request, ViewSet
 from pipeline.training.checkpoints import History, Progress
+from pipeline.training.depthwise import FastSmallMaps
 
 SETTLING_IMAGES = 2048
 SETTLING_BATCH = 64
@@ -164,7 +165,8 @@ def train(
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            terms = objective(wrapped, batch)
+            with FastSmallMaps():
+                terms = objective(wrapped, batch)
             loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
             fabric.backward(loss)
             if recipe.clip:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 OPTIMIZERS: dict[str, Callable[[Iterable[dict[str, Any]], float], Optimizer]] = {
-    "adamw": lambda groups, rate: torch.optim.AdamW(groups, lr=rate),
-    "sgd": lambda groups, rate: torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True),
+    "adamw": lambda groups, rate: torch.optim.AdamW(groups, lr=rate, fused=True),
+    "sgd": lambda groups, rate: torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=True),
 }
 
 

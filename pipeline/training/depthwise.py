@@ -1,0 +1,104 @@
+"""Depthwise convolutions of small maps, trained at the speed of their arithmetic."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+Pair = tuple[int, int]
+
+
+class FastSmallMaps(TorchFunctionMode):
+    """While active, depthwise convolutions on a CPU whose map is smaller than their kernel learn fast.
+
+    For these PyTorch 2.14 takes a fallback for the gradient of the weights: 23 ms instead of 1 ms for 1152
+    channels of 2 x 2 pixels, a 5 x 5 kernel and 32 images (2 cores, AVX2). Everything else runs as it is.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func``, or the same convolution with the fast gradient."""
+        if func is torch.conv2d and not kwargs and len(args) == 7:
+            image, weight, bias, stride, padding, dilation, groups = args
+            if not isinstance(padding, str) and tuple(dilation) == (1, 1) and _applies(image, weight, groups):
+                return _SmallMap.apply(image, weight, bias, tuple(stride), tuple(padding))
+        return func(*args, **(kwargs or {}))
+
+
+def _applies(image: Tensor, weight: Tensor, groups: int) -> bool:
+    return (
+        image.device.type == "cpu"
+        and weight.requires_grad
+        and weight.shape[1] == 1
+        and groups == image.shape[1] == weight.shape[0]
+        and min(image.shape[2:]) < max(weight.shape[2:])
+    )
+
+
+class _SmallMap(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Pair,
+        padding: Pair,
+    ) -> Tensor:
+        ctx.save_for_backward(image, weight)
+        ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
+        return torch.conv2d(image, weight, bias, stride, padding, 1, len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        image, weight = ctx.saved_tensors
+        to_image = None
+        if ctx.needs_input_grad[0]:
+            geometry = ctx.stride, ctx.padding, (1, 1), False, (0, 0), len(weight)
+            to_image = torch.ops.aten.convolution_backward(
+                gradient, image, weight, None, *geometry, (True, False, False)
+            )[0]
+        to_weight = _weight_gradient(image, gradient, weight.shape, ctx.stride, ctx.padding)
+        to_bias = gradient.sum((0, 2, 3)) if ctx.has_bias else None
+        return to_image, to_weight, to_bias, None, None
+
+
+def _weight_gradient(
+    image: Tensor, gradient: Tensor, shape: torch.Size, stride: Pair, padding: Pair
+) -> Tensor:
+    """One product and sum for each tap of the kernel, over the outputs whose tap lies in the image."""
+    image, gradient = image.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
+    result = gradient.new_zeros(shape)
+    for row in range(shape[2]):
+        for column in range(shape[3]):
+            seen = [
+                _overlap(image.shape[axis], gradient.shape[axis], tap, stride[axis - 1], padding[axis - 1])
+                for axis, tap in ((1, row), (2, column))
+            ]
+            (rows_in, rows_out), (columns_in, columns_out) = seen
+            products = image[:, rows_in, columns_in] * gradient[:, rows_out, columns_out]
+            result[:, 0, row, column] = products.sum((0, 1, 2))
+    return result
+
+
+def _overlap(inputs: int, outputs: int, tap: int, stride: int, padding: int) -> tuple[slice, slice]:
+    """Along one axis: what the tap sees of the image, and the outputs that see it."""
+    shift = tap - padding
+    first = max(0, -(shift // stride))
+    last = min(outputs - 1, (inputs - 1 - shift) // stride)
+    count = max(0, last - first + 1)
+    start = first * stride + shift
+    return slice(start, start + (count - 1) * stride + 1 if count else start, stride), slice(
+        first, first + count
+    )

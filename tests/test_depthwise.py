@@ -1,0 +1,59 @@
+"""The fast gradient of depthwise convolutions on small maps."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.training.depthwise import FastSmallMaps
+
+GEOMETRIES = [
+    (height, width, kernel, stride, padding)
+    for height, width, kernel, stride, padding in itertools.product(
+        (1, 2, 4), (1, 2, 4), (3, 5), (1, 2), (1, 2)
+    )
+    if min(height, width) + 2 * padding >= kernel > min(height, width)
+]
+
+
+def gradients(convolution: nn.Module, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+    output = convolution(image)
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.randn(output.shape, generator=generator, dtype=output.dtype)
+    return output, list(torch.autograd.grad(output, [image, *convolution.parameters()], direction))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("height", "width", "kernel", "stride", "padding"), GEOMETRIES)
+def test_the_gradients_are_pytorchs(
+    height: int, width: int, kernel: int, stride: int, padding: int, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(6, 6, kernel, stride, padding, groups=6, bias=bias).double()
+    image = torch.randn(3, 6, height, width, dtype=torch.double, requires_grad=True)
+    expected_output, expected = gradients(convolution, image)
+    with FastSmallMaps():
+        output, actual = gradients(convolution, image)
+    assert "SmallMap" in type(output.grad_fn).__name__
+    torch.testing.assert_close(output, expected_output, rtol=0, atol=0)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(6, 6, 3, padding=1, groups=6),
+        nn.Conv2d(6, 12, 5, padding=2, groups=6),
+        nn.Conv2d(6, 6, 5, padding=2),
+        nn.Conv2d(6, 6, 5, padding=4, dilation=2, groups=6),
+        nn.Conv2d(6, 6, 5, padding="same", groups=6),
+        nn.Conv2d(6, 6, 5, padding=2, groups=6).requires_grad_(False),
+    ],
+    ids=["map not smaller", "multiplier", "dense", "dilated", "named padding", "frozen"],
+)
+def test_other_convolutions_run_as_they_are(convolution: nn.Module) -> None:
+    image = torch.randn(2, 6, 4, 4, requires_grad=True)
+    with FastSmallMaps():
+        output = convolution(image)
+    assert "SmallMap" not in type(output.grad_fn).__name__
