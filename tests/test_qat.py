@@ -61,8 +61,8 @@ def parents() -> dict[str, nn.Module]:
         found[activation] = students.build(
             "mobilenet_v1", {**ARGUMENTS, "activation": activation, "norm_momentum": 0.3}
         )
-        train(found[activation], 40, 1e-2)
-        train(found[activation], 10, 1e-3, first=40)
+        train(found[activation], 80, 1e-2)
+        train(found[activation], 20, 1e-3, first=80)
     return found
 
 
@@ -94,7 +94,8 @@ def rounded_activations(folded: nn.Module, found: Quantization) -> nn.Module:
 )
 def test_shipped_module_agrees_with_the_trained_one_on_every_image(parents, limit, float_layers, activation):
     prepared = prepare(parents[activation], limit, float_layers)
-    train(prepared.module, 4, 1e-3, first=50)
+    qat.freeze_norm(prepared.module)
+    train(prepared.module, 4, 1e-3, first=100)
     arguments = {**ARGUMENTS, "activation": activation}
     folded, kept, found = qat.finish(prepared, "mobilenet_v1", arguments)
     images, _ = pictures(64, 77)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -65,12 +66,21 @@ def restore(
         index, key = name.split(".", 1)
         states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    _take_the_layout_of_parameters(optimizer)
     return Progress(int(header["step"]), json.loads(header["history"]))
 
 
 def clear(folder: Path) -> None:
     """Forget a run that is finished and saved."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take_the_layout_of_parameters(optimizer: Optimizer) -> None:
+    """PyTorch's fused optimisers walk weight and state in memory order without looking at strides."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
