@@ -39,6 +39,7 @@ params: install ## Compose params.yaml from configs/
 	$(BIN)/python -m pipeline params
 
 ui: install ## MLflow's pages on http://127.0.0.1:5000
+	@echo "variants: http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 	$(BIN)/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000
 
 clean: ## Remove all that the pipeline made; downloads, the environment and MLflow's book stay
