@@ -263,6 +263,20 @@ def test_reestimated_statistics_are_the_means_over_the_images() -> None:
     assert norm.momentum == 0.1
 
 
+def test_settled_statistics_are_those_of_mixed_classes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
+    view_set = ViewSet(store.read(data, "train"), SPACE, CONTRACT)
+    labels_on_disk = view_set.images.labels
+    assert (np.diff(labels_on_disk) >= 0).all(), "class by class, each of another colour"
+    monkeypatch.setattr(loop, "SETTLING_BATCH", 12)
+    norm = nn.BatchNorm2d(3)
+    loop.settle_norms(fabric, nn.Sequential(norm), view_set, workers=0)
+    whole = view_set[Request(range(len(view_set)), 0, CONTRACT.size)]
+    variance = CONTRACT.normalise(whole.images).var(dim=(0, 2, 3))
+    assert norm.running_var is not None
+    torch.testing.assert_close(norm.running_var, variance, rtol=0.15, atol=0)
+
+
 def test_a_stage_ends_when_the_program_that_started_it_is_killed(tmp_path: Path) -> None:
     starter = tmp_path / "starter"
     child = (

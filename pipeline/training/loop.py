@@ -231,7 +231,12 @@ def settle_norms(fabric: Fabric, module: nn.Module, dataset: ViewSet, workers: i
     0.7 points on val.
     """
     contract = dataset.contract
-    requests = batches.sequential(min(SETTLING_IMAGES, len(dataset)), 0, contract.size, SETTLING_BATCH)
+    # Shuffled: a split lies on disk class by class, and batches of one class are not what the network meets.
+    chosen = batches.shuffled(len(dataset), epoch=0, seed=0)[:SETTLING_IMAGES]
+    requests = [
+        Request(chosen[first : first + SETTLING_BATCH], 0, contract.size)
+        for first in range(0, max(1, len(chosen) // SETTLING_BATCH) * SETTLING_BATCH, SETTLING_BATCH)
+    ]
     shown = batches.load(fabric, dataset, requests, workers)
     reestimate_norms(module, (contract.normalise(batch.images) for batch in shown))
 
