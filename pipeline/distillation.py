@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline import labels, provenance
 from pipeline.data import store
+from pipeline.tasks import Task
 from pipeline.training import loop
 from pipeline.training.batches import Batch, ViewSet
 from pipeline.training.checkpoints import History
@@ -96,7 +95,7 @@ def learn(
     return loop.train(
         fabric,
         module,
-        objective(contract, weights, goal["temperature"]),
+        objective(contract, weights, lesson.train_set.images.task, goal["temperature"]),
         weights,
         loop.recipe(size=contract.size, seed=seed, **training),
         train_set=lesson.train_set,
@@ -108,27 +107,9 @@ def learn(
     )
 
 
-def kl(
-    logits: Float[Tensor, "batch classes"], answers: Float[Tensor, "batch classes"], temperature: float
-) -> Float[Tensor, ""]:
-    """KL divergence of the student from the teacher, mean over images, times temperature squared.
-
-    The square keeps the gradient's size independent of the temperature (Hinton et al. 2015,
-    https://arxiv.org/abs/1503.02531, section 2).
-    """
-    student = functional.log_softmax(logits / temperature, dim=1)
-    teacher = functional.log_softmax(answers / temperature, dim=1)
-    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
-
-
-def cross_entropy(
-    logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"]
-) -> Float[Tensor, ""]:
-    """Cross entropy with the labels, mean over images."""
-    return functional.cross_entropy(logits, labels)
-
-
-def objective(contract: InputContract, weights: Mapping[str, float], temperature: float = 1.0) -> Objective:
+def objective(
+    contract: InputContract, weights: Mapping[str, float], task: Task, temperature: float = 1.0
+) -> Objective:
     """The objective whose terms are those of ``weights`` that are not zero: ``kl``, ``cross_entropy``."""
 
     def terms(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -137,9 +118,9 @@ def objective(contract: InputContract, weights: Mapping[str, float], temperature
         if weights.get("kl"):
             if batch.answers is None:
                 raise ValueError("the kl term needs stored answers; this batch has none")
-            named["kl"] = kl(logits, batch.answers.float(), temperature)
+            named["kl"] = task.kl(logits, batch.answers.float(), temperature)
         if weights.get("cross_entropy"):
-            named["cross_entropy"] = cross_entropy(logits, batch.labels)
+            named["cross_entropy"] = task.cross_entropy(logits, batch.labels)
         return named
 
     return terms

@@ -1,16 +1,25 @@
 """Scores of shipped files, measured in the runtime that ships."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from jaxtyping import Float32, Int, Int64, UInt8
+from jaxtyping import Float, Float32, Int, Int64, UInt8
 
 from pipeline import provenance
+from pipeline.average_precision import PRESENT, average_precisions, mean_average_precision
 from pipeline.inference import open_classifier, run
-from pipeline.statistics import wilson
+from pipeline.statistics import (
+    interval,
+    resampled_map,
+    wilson,
+)
+from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
+
+DECIMALS = 6
+"""Of the logits that are kept."""
 
 TOP = 5
 """Top-5 is scored where there are more classes than this."""
@@ -19,18 +28,28 @@ TOP = 5
 def score(
     path: Path,
     images: Iterable[UInt8[np.ndarray, "batch height width 3"]],
-    labels: Int[np.ndarray, " images"],
+    labels: Int[np.ndarray, " images"] | Float[np.ndarray, "images attributes"],
     *,
     threads: int,
 ) -> dict[str, Any]:
     """Score an ONNX file on labelled images that were rendered by its own input contract.
 
+    Args:
+        path: the file.
+        images: in the order of the labels.
+        labels: class indices; or, for attributes, targets from 0 to 1, which count as there from 0.5 on.
+        threads: of ONNX Runtime.
+
     Returns:
-        ``n``, ``correct``, ``top1`` with its 95 % Wilson interval ``top1_lo`` and ``top1_hi``, the
-        same of ``top5`` where there are more than 5 classes, ``classes`` (name, ``n``,
-        ``correct``), ``confusion`` (rows: the truth, columns: the answer), ``predictions`` in the
-        order of the images, and the file's ``sha256`` and ``size_bytes``. All accuracies are
-        quotients of counts over all images, as fractions of 1.
+        ``n``, ``metric``, the metric itself with its 95 % interval (``..._lo``, ``..._hi``) as fractions of
+        1, ``classes``, ``predictions`` in the order of the images, and the file's ``sha256`` and
+        ``size_bytes``.
+
+        For classes the metric is ``top1`` with its Wilson interval; there are also ``correct``, the same of
+        ``top5`` where there are more than 5 classes, and ``confusion`` (rows: the truth, columns: the
+        answer); each of ``classes`` has name, ``n`` and ``correct``. For attributes it is ``map``, the mean
+        average precision, with a bootstrap interval; each of ``classes`` has name, ``n`` (images that have
+        it) and ``average_precision``, and predictions are logits.
 
     Raises:
         ModelFileError: the file is not one of this pipeline.
@@ -38,27 +57,44 @@ def score(
     """
     classifier = open_classifier(path, threads=threads)
     names = classifier.labels
-    if not len(labels) or labels.min() < 0 or labels.max() >= len(names):
-        raise ValueError(
-            f"{path} knows {len(names)} classes, so labels lie in 0..{len(names) - 1} and are not none; "
-            f"got {len(labels)} labels, {sorted(set(labels.tolist()))[:20]}"
-        )
-    predictions: list[int] = []
-    in_top = 0
+    parts: list[Float32[np.ndarray, "batch classes"]] = []
+    seen = 0
     for logits in run(classifier, images):
-        truth = labels[len(predictions) : len(predictions) + len(logits)]
-        if len(truth) < len(logits):
+        parts.append(logits)
+        seen += len(logits)
+        if seen > len(labels):
             raise ValueError(f"{path}: more images than the {len(labels)} labels")
-        predictions += logits.argmax(axis=1).tolist()
-        in_top += int(np.sum(ranks(logits, truth) < TOP))
-    if len(predictions) < len(labels):
-        raise ValueError(f"{path}: {len(labels)} labels, but only {len(predictions)} images")
+    if seen < len(labels) or not parts:
+        raise ValueError(f"{path}: {len(labels)} labels, but only {seen} images")
+    measure = _score_classes if labels.ndim == 1 else _score_attributes
+    return {
+        "n": len(labels),
+        **measure(path, names, np.concatenate(parts), labels),
+        "sha256": provenance.sha256(path),
+        "size_bytes": path.stat().st_size,
+        "runtime": f"onnxruntime {ort.__version__}",
+        "provider": classifier.session.get_providers()[0],
+    }
+
+
+def _score_classes(
+    path: Path,
+    names: Sequence[str],
+    logits: Float32[np.ndarray, "images classes"],
+    labels: Int[np.ndarray, " images"],
+) -> dict[str, Any]:
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise ValueError(
+            f"{path} knows {len(names)} classes, so labels lie in 0..{len(names) - 1}; "
+            f"got {sorted(set(labels.tolist()))[:20]}"
+        )
+    predictions = logits.argmax(axis=1)
     confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(confusion, (labels, np.asarray(predictions)), 1)
+    np.add.at(confusion, (labels, predictions), 1)
     correct = int(confusion.trace())
-    result: dict[str, Any] = {"n": len(labels), "correct": correct, **_accuracy("top1", correct, len(labels))}
+    result = {"metric": SINGLE_LABEL.metric, "correct": correct, **_accuracy("top1", correct, len(labels))}
     if len(names) > TOP:
-        result |= _accuracy("top5", in_top, len(labels))
+        result |= _accuracy("top5", int(np.sum(ranks(logits, labels) < TOP)), len(labels))
     return {
         **result,
         "classes": [
@@ -66,11 +102,40 @@ def score(
             for index, (name, row) in enumerate(zip(names, confusion, strict=True))
         ],
         "confusion": confusion.tolist(),
-        "predictions": predictions,
-        "sha256": provenance.sha256(path),
-        "size_bytes": path.stat().st_size,
-        "runtime": f"onnxruntime {ort.__version__}",
-        "provider": classifier.session.get_providers()[0],
+        "predictions": predictions.tolist(),
+    }
+
+
+def _score_attributes(
+    path: Path,
+    names: Sequence[str],
+    logits: Float32[np.ndarray, "images attributes"],
+    targets: Float[np.ndarray, "_ _"],
+) -> dict[str, Any]:
+    if targets.shape != logits.shape or not (targets >= PRESENT).any():
+        raise ValueError(
+            f"{path} knows {len(names)} attributes, so targets are {logits.shape} with one that is there; "
+            f"got {targets.shape}"
+        )
+    # Scored as they are written, so that a reader finds the same. Probabilities would tie at 0 and 1.
+    predictions = logits.astype(np.float64).round(DECIMALS)
+    lo, hi = interval(resampled_map(predictions, targets))
+    precisions = average_precisions(predictions, targets)
+    metric = MULTI_LABEL.metric
+    return {
+        "metric": metric,
+        metric: mean_average_precision(predictions, targets),
+        f"{metric}_lo": lo,
+        f"{metric}_hi": hi,
+        "classes": [
+            {
+                "label": name,
+                "n": int((targets[:, index] >= PRESENT).sum()),
+                "average_precision": None if np.isnan(precisions[index]) else float(precisions[index]),
+            }
+            for index, name in enumerate(names)
+        ],
+        "predictions": predictions.tolist(),
     }
 
 

@@ -19,6 +19,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.sources import decode
+from pipeline.tasks import MULTI_LABEL
 from teachers.contract import InputContract
 
 INPUT = "images"
@@ -53,7 +54,7 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Guess:
-    """One class that a picture may show."""
+    """One class that a picture may show, or one attribute that it may have."""
 
     label: str
     probability: float
@@ -138,16 +139,17 @@ def run(
 
 
 def predict(path: Path, images: Sequence[Path], top: int, *, threads: int = 0) -> list[Prediction]:
-    """The ``top`` most probable classes of each picture, in the order given.
+    """The ``top`` most probable classes or attributes of each picture, in the order given.
 
     Raises:
         ModelFileError: the ONNX file is not one of this pipeline.
         ImageFileError: a picture is missing or cannot be decoded.
     """
     classifier = open_classifier(path, threads=threads)
+    several = classifier.metadata.get("task") == MULTI_LABEL.onnx
     batches = (render(classifier, read_image(image))[None] for image in images)
     return [
-        Prediction(image, _best(classifier.labels, logits[0], top))
+        Prediction(image, _best(classifier.labels, logits[0], top, several))
         for image, logits in zip(images, run(classifier, batches), strict=True)
     ]
 
@@ -158,8 +160,10 @@ def softmax(logits: Float32[np.ndarray, "*batch classes"]) -> Float32[np.ndarray
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _best(labels: Sequence[str], logits: Float32[np.ndarray, " classes"], top: int) -> tuple[Guess, ...]:
-    probabilities = softmax(logits)
+def _best(
+    labels: Sequence[str], logits: Float32[np.ndarray, " classes"], top: int, several: bool
+) -> tuple[Guess, ...]:
+    probabilities = 1 / (1 + np.exp(-logits)) if several else softmax(logits)
     order = np.argsort(-probabilities, kind="stable")[:top]
     return tuple(Guess(labels[int(index)], float(probabilities[index])) for index in order)
 

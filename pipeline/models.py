@@ -69,8 +69,12 @@ class Card:
     """The operation's settings as they were applied."""
     git_commit: str
     versions: dict[str, str]
-    val_top1: float | None = None
-    """Top-1 of the torch module on val, a fraction of 1."""
+    start: str = "random weights"
+    """What the first student was trained from, in words."""
+    task: str = "single_label"
+    """Key of ``tasks.TASKS``."""
+    val: dict[str, int | float] | None = None
+    """Number of val images and the torch module's score, a fraction of 1, under the metric's name."""
     calibration_sha256: str | None = None
     """Hash over the images that set the activation ranges."""
 
@@ -128,10 +132,10 @@ def load(folder: Path) -> Model:
     return Model(module.eval(), card, quantization)
 
 
-def fingerprint(model: Model) -> str:
-    """SHA-256 over the names and values of the module's tensors."""
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over the names and values of a module's tensors."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.module.state_dict().items()):
+    for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
     return digest.hexdigest()
 

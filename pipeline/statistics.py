@@ -1,4 +1,4 @@
-"""Statistics of right and wrong answers: intervals, paired differences, and the gate's verdict."""
+"""Statistics of answers: intervals, paired differences, and the gate's verdict."""
 
 import math
 from collections.abc import Callable
@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+
+from pipeline.average_precision import PRESENT, average_precision, mean_average_precision
 
 Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
 
 Verdict = Literal["accept", "reject"]
+
+RESAMPLES = 1000
+"""Of a bootstrap."""
+RESAMPLES_AT_ONCE = 20
+"""Held in memory at once, each with a weight an image."""
 
 
 @dataclass(frozen=True)
@@ -19,17 +26,13 @@ class Difference:
     """How two classifiers compare on the same images."""
 
     images: int
-    gained: int
-    """Images that the new classifier alone gets right."""
-    lost: int
-    """Images that the old classifier alone gets right."""
     delta: float
-    """Top-1 of the new minus top-1 of the old, a fraction of 1."""
+    """Score of the new minus score of the old, a fraction of 1."""
     lo: float
     hi: float
     """95 % interval of ``delta``."""
-    mcnemar_p: float
-    """Exact two-sided p value of no difference."""
+    mcnemar_p: float | None
+    """Exact two-sided p value of no difference; None for attributes."""
 
 
 def wilson(correct: int, images: int) -> tuple[float, float]:
@@ -58,7 +61,26 @@ def compare(new: Bool[np.ndarray, " images"], old: Bool[np.ndarray, " images"]) 
         )
     gained, lost = int(np.sum(new & ~old)), int(np.sum(old & ~new))
     lo, hi = paired_interval(gained, lost, len(new))
-    return Difference(len(new), gained, lost, (gained - lost) / len(new), lo, hi, mcnemar(gained, lost))
+    return Difference(len(new), (gained - lost) / len(new), lo, hi, mcnemar(gained, lost))
+
+
+def compare_map(
+    new: Float[np.ndarray, "images attributes"],
+    old: Float[np.ndarray, "images attributes"],
+    targets: Float[np.ndarray, "images attributes"],
+) -> Difference:
+    """Compare two classifiers of attributes by mean average precision, on the same bootstrap samples.
+
+    Raises:
+        ValueError: the arrays differ in shape.
+    """
+    if not new.shape == old.shape == targets.shape:
+        raise ValueError(
+            f"answers {new.shape} and {old.shape} to targets {targets.shape}: the same are needed"
+        )
+    delta = mean_average_precision(new, targets) - mean_average_precision(old, targets)
+    lo, hi = interval(resampled_map(new, targets) - resampled_map(old, targets))
+    return Difference(len(targets), delta, lo, hi, None)
 
 
 def paired_interval(gained: int, lost: int, images: int) -> tuple[float, float]:
@@ -96,8 +118,36 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, (2 * tail) / (1 << discordant))
 
 
+def resampled_map(
+    scores: Float[np.ndarray, "images attributes"],
+    targets: Float[np.ndarray, "images attributes"],
+    resamples: int = RESAMPLES,
+) -> Float[np.ndarray, " resamples"]:
+    """Mean average precision on bootstrap samples of the images, the same samples whatever the scores.
+
+    Efron 1979. Differences of two classifiers' results are therefore paired.
+    """
+    random = np.random.default_rng(0)
+    found = []
+    for first in range(0, resamples, RESAMPLES_AT_ONCE):
+        count = min(RESAMPLES_AT_ONCE, resamples - first)
+        weights = random.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=count)
+        each = [
+            average_precision(s, t >= PRESENT, weights.astype(np.float64))
+            for s, t in zip(scores.T, targets.T, strict=True)
+        ]
+        found.append(np.nanmean(each, axis=0))
+    return np.concatenate(found)
+
+
+def interval(resampled: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
+    """95 % percentile interval."""
+    lo, hi = np.quantile(resampled, [0.025, 0.975])
+    return float(lo), float(hi)
+
+
 def verdict(difference_lo: float, max_drop: float) -> Verdict:
-    """Accept a variant when its loss of top-1 is shown to be within ``max_drop`` (both fractions of 1).
+    """Accept a variant when its loss is shown to be within ``max_drop`` (both fractions of 1).
 
     This is a non-inferiority test at 2.5 % one-sided error: the lower end of the difference's 95 %
     interval must not lie below ``-max_drop``. A point estimate inside the limit is not enough, for

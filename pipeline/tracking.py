@@ -24,7 +24,8 @@ from mlflow.onnx import log_model
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.time import get_current_time_millis
 
-from pipeline.report.tables import Entry, Row
+from pipeline.report.tables import Entry, Row, column
+from pipeline.tasks import METRICS
 
 STATE = "distillery.state"
 """Tag of a parent run: the hash of all that its children were made from."""
@@ -40,8 +41,8 @@ EXPERIMENT_TAGS = {
         "Select children and press Compare."
     ),
 }
-METRICS = (
-    *("top1", "top1_lo", "top1_hi", "top1_delta", "delta_lo", "delta_hi", "mcnemar_p"),
+FIGURES = (
+    *("score", "score_lo", "score_hi", "score_delta", "delta_lo", "delta_hi", "mcnemar_p"),
     *("latency_ms_p50", "latency_ratio_to_fp32", "size_bytes", "parameters", "macs"),
 )
 METRICS_A_BATCH = 1000
@@ -187,10 +188,10 @@ def _dataset(state: State, split: str) -> list[DatasetInput]:
 
 
 def _log_parent(client: MlflowClient, run_id: str, state: State, table: Sequence[Row]) -> None:
-    now = get_current_time_millis()
+    now, metric = get_current_time_millis(), state.teacher["metric"]
     metrics = {
-        "teacher_top1": state.teacher["test"]["top1"],
-        "teacher_top1_val": state.teacher["val"]["top1"],
+        f"teacher_{metric}": state.teacher["test"][metric],
+        f"teacher_{metric}_val": state.teacher["val"][metric],
         "variants": len(table),
         "variants_accepted": sum(row.verdict == "accept" for row in table),
     }
@@ -228,8 +229,8 @@ def _log_variant(
     model_id = _log_model(run_id, row, file)
     # With the model's id, so that MLflow's table of models shows them too.
     metrics = [
-        Metric(key, figures[key], now, 0, model_id=model_id, run_id=run_id)
-        for key in METRICS
+        Metric(column(key, row.metric), figures[key], now, 0, model_id=model_id, run_id=run_id)
+        for key in FIGURES
         if figures[key] is not None
     ]
     for line in entry.history:
@@ -247,9 +248,10 @@ def _log_variant(
 
 
 def _note(row: Row) -> str:
+    words = METRICS[row.metric].words
     return (
-        f"**{row.op}** of {row.parent}, **{row.verdict}ed** by the gate: top-1 {row.top1:.2%}, "
-        f"{100 * row.top1_delta:+.2f} points against {row.parent} "
+        f"**{row.op}** of {row.parent}, **{row.verdict}ed** by the gate: {words} {row.score:.2%}, "
+        f"{100 * row.score_delta:+.2f} points against {row.parent} "
         f"(95 % interval {100 * row.delta_lo:+.2f} to {100 * row.delta_hi:+.2f})."
     )
 

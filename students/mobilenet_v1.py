@@ -1,5 +1,7 @@
 """MobileNetV1 (Howard et al. 2017, https://arxiv.org/abs/1704.04861)."""
 
+import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
@@ -12,6 +14,15 @@ BASE_CHANNELS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024,
 
 STRIDES = (2, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 """Stride of the stem and of each block's depthwise convolution; 32 in total."""
+
+MINIMUM_SIZE = 32
+"""Pixels; the last map is then a single one."""
+
+KERNEL = 3
+"""Of the stem and of the depthwise convolutions."""
+
+Padding = Literal["symmetric", "same"]
+"""``same`` is TensorFlow's, which the published weights need: half of the zeros, rounded down, lead."""
 
 Activation = Literal["relu", "relu6"]
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
@@ -32,8 +43,19 @@ def scaled_channels(width: float, divisor: int = 8, minimum: int = 8) -> tuple[i
     return tuple(scale(base) for base in BASE_CHANNELS)
 
 
+def leading_zeros(side: int, stride: int, padding: Padding) -> int:
+    """Zeros before a map of ``side`` pixels; after it there are always ``KERNEL // 2``."""
+    if padding == "symmetric":
+        return KERNEL // 2
+    needed = (math.ceil(side / stride) - 1) * stride + KERNEL - side
+    return max(needed, 0) // 2
+
+
 class ConvUnit(nn.Sequential):
-    """Convolution, batch norm and activation; without ``norm`` the convolution carries the bias."""
+    """Convolution, batch norm and activation; without ``norm`` the convolution carries the bias.
+
+    With ``leading`` zeros other than ``kernel // 2`` a padding layer stands first.
+    """
 
     def __init__(
         self,
@@ -42,6 +64,7 @@ class ConvUnit(nn.Sequential):
         *,
         kernel: int,
         stride: int,
+        leading: int,
         groups: int,
         activation: Activation,
         norm: bool,
@@ -49,12 +72,15 @@ class ConvUnit(nn.Sequential):
         norm_momentum: float,
     ) -> None:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
+        trailing = kernel // 2
+        if leading != trailing:
+            layers["pad"] = nn.ZeroPad2d((leading, trailing, leading, trailing))
         layers["conv"] = nn.Conv2d(
             inputs,
             outputs,
             kernel,
             stride=stride,
-            padding=kernel // 2,
+            padding=trailing if leading == trailing else 0,
             groups=groups,
             bias=not norm,
         )
@@ -69,7 +95,11 @@ class MobileNetV1(nn.Module):
 
     ``channels`` gives the 14 output widths (stem, then each block's pointwise convolution) and
     may be irregular, as pruning leaves it. With ``norm=False`` the batch norms are folded into the
-    convolutions. Weights start as in He et al. 2015 (fan out).
+    convolutions. ``size`` in pixels is what ``same`` padding is laid out for: it depends on whether a map's
+    side is even, so multiples of 32 are all alike. Weights start as in He et al. 2015 (fan out).
+
+    Raises:
+        ValueError: not 14 widths, or a size below 32 pixels.
     """
 
     def __init__(
@@ -78,6 +108,8 @@ class MobileNetV1(nn.Module):
         classes: int,
         channels: Sequence[int] = scaled_channels(0.75),
         activation: Activation = "relu",
+        padding: Padding = "symmetric",
+        size: int = 192,
         dropout: float = 0.0,
         norm: bool = True,
         norm_eps: float = 1e-3,
@@ -88,22 +120,31 @@ class MobileNetV1(nn.Module):
             raise ValueError(
                 f"channels has {len(channels)} entries; MobileNetV1 has {len(BASE_CHANNELS)} widths"
             )
+        if size < MINIMUM_SIZE:
+            raise ValueError(f"size is {size}; MobileNetV1 needs at least {MINIMUM_SIZE} pixels")
         unit = {
             "activation": activation,
             "norm": norm,
             "norm_eps": norm_eps,
             "norm_momentum": norm_momentum,
         }
-        self.stem = ConvUnit(3, channels[0], kernel=3, stride=STRIDES[0], groups=1, **unit)
+        sides = list(
+            itertools.accumulate(STRIDES, lambda side, stride: math.ceil(side / stride), initial=size)
+        )
+        spatial = [
+            {"kernel": KERNEL, "stride": stride, "leading": leading_zeros(side, stride, padding)}
+            for side, stride in zip(sides, STRIDES, strict=False)
+        ]
+        self.stem = ConvUnit(3, channels[0], groups=1, **spatial[0], **unit)
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(
                     OrderedDict(
-                        depthwise=ConvUnit(inputs, inputs, kernel=3, stride=stride, groups=inputs, **unit),
-                        pointwise=ConvUnit(inputs, outputs, kernel=1, stride=1, groups=1, **unit),
+                        depthwise=ConvUnit(inputs, inputs, groups=inputs, **geometry, **unit),
+                        pointwise=ConvUnit(inputs, outputs, kernel=1, stride=1, leading=0, groups=1, **unit),
                     )
                 )
-                for inputs, outputs, stride in zip(channels, channels[1:], STRIDES[1:], strict=False)
+                for inputs, outputs, geometry in zip(channels, channels[1:], spatial[1:], strict=False)
             )
         )
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
-from teachers import efficientnet_lite, timm_models, torchvision_models
+from teachers import efficientnet_lite, hugging_face_models, onnx_files, timm_models, torchvision_models
 from teachers.contract import InputContract
 from teachers.teacher import Teacher, TeacherError
 
 SOURCES: dict[str, Callable[[str, str | None], Teacher]] = {
     "efficientnet_lite": efficientnet_lite.load,
+    "hugging_face": hugging_face_models.load,
+    "onnx": onnx_files.load,
     "timm": timm_models.load,
     "torchvision": torchvision_models.load,
 }

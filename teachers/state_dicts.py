@@ -1,6 +1,7 @@
 """State dicts from files that somebody else made: read as tensors, never run."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,34 +9,71 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from teachers.teacher import TeacherError
+
+class WeightsError(Exception):
+    """Weights cannot be had; the message says what was expected and what was found."""
+
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+KINDS = " or ".join(SUFFIXES)
+PARALLEL = "module."
+"""What `DataParallel` puts in front of every name."""
+
+
+def is_file(weights: str | None) -> bool:
+    """Whether a weights name is a local file's, by its ending."""
+    return weights is not None and Path(weights).suffix in SUFFIXES
+
+
+def build(make: Callable[[int], nn.Module], head: str | None, path: Path) -> nn.Module:
+    """A network with the tensors of a file, for as many classes as its head has.
+
+    Args:
+        make: from the number of classes to a network with fresh weights.
+        head: module path of its last linear layer.
+        path: a file that ``read`` takes.
+
+    Raises:
+        WeightsError: the file is damaged or refused, or its tensors are not the network's.
+    """
+    tensors = read(path)
+    weight = f"{head}.weight"
+    if weight not in tensors:
+        raise WeightsError(
+            f"{path}: a head `{weight}` is expected; found {', '.join(list(tensors)[-2:]) or 'nothing'}"
+        )
+    module = make(len(tensors[weight]))
+    fill(module, tensors, str(path))
+    return module
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file or of a ``.pth`` file that holds nothing but weights.
+    """The tensors of a ``.safetensors`` file, or of a ``.pth`` file that holds nothing but weights.
 
     Raises:
-        TeacherError: the file is missing, damaged, or a pickle that would have to run code.
+        WeightsError: the file is missing, damaged, or a pickle that would have to run code.
     """
     if not path.is_file():
-        raise TeacherError(f"{path}: no such file; a .safetensors or .pth file with a state dict is expected")
+        raise WeightsError(f"{path}: no such file; a {KINDS} file with a state dict is expected")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise TeacherError(f"{path} is no intact safetensors file: {error}") from error
+        raise WeightsError(f"{path} is no intact safetensors file: {error}") from error
     except pickle.UnpicklingError as error:
-        raise TeacherError(
+        raise WeightsError(
             f"{path} holds more than weights and is refused, since loading it would run its code; "
             "save the state dict alone"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise TeacherError(f"{path} is no intact PyTorch file: {' '.join(str(error).split())}") from error
+        raise WeightsError(f"{path} is no intact PyTorch file: {' '.join(str(error).split())}") from error
     if isinstance(content, dict):
         content = content.get("state_dict", content)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise TeacherError(f"{path} holds {type(content).__name__}; a state dict of tensors is expected")
+        raise WeightsError(f"{path} holds {type(content).__name__}; a state dict of tensors is expected")
+    if content and all(name.startswith(PARALLEL) for name in content):
+        content = {name.removeprefix(PARALLEL): value for name, value in content.items()}
     return content
 
 
@@ -43,7 +81,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
     """Load a state dict by name.
 
     Raises:
-        TeacherError: names or shapes differ; the first of each kind are named.
+        WeightsError: names or shapes differ; the first of each kind are named.
     """
     expected = module.state_dict()
     missing = [name for name in expected if name not in tensors]
@@ -59,5 +97,5 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
         if names
     ]
     if found:
-        raise TeacherError(f"{origin}: {len(expected)} tensors are expected; {', '.join(found)}")
+        raise WeightsError(f"{origin}: {len(expected)} tensors are expected; {', '.join(found)}")
     module.load_state_dict(tensors)

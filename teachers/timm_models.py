@@ -1,26 +1,39 @@
 """Any model of timm (https://github.com/huggingface/pytorch-image-models)."""
 
+from pathlib import Path
+
 import timm
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
+from teachers import state_dicts
 from teachers.contract import InputContract
 from teachers.teacher import Teacher, TeacherError
 
 
 def load(name: str, weights: str | None) -> Teacher:
-    """A timm model; ``weights`` is ``default`` for the pretrained ones or null for random ones.
+    """A timm model; ``weights`` is ``default`` for pretrained ones, a local file, or null for random ones.
 
     Raises:
         TeacherError: the name is unknown, or the weights cannot be fetched.
+        WeightsError: the local file is damaged, has code in it, or is of another model.
     """
-    if weights not in ("default", None):
-        raise TeacherError(f"teacher.weights: {weights!r}: timm takes `default` or null")
+    local = state_dicts.is_file(weights)
+    if not local and weights not in ("default", None):
+        raise TeacherError(
+            f"teacher.weights: {weights!r}: timm takes `default`, a {state_dicts.KINDS} file or null"
+        )
     try:
-        module = timm.create_model(name, pretrained=weights is not None)
+        module = timm.create_model(name, pretrained=weights == "default")
     except (RuntimeError, OSError, ValueError) as error:
         raise TeacherError(f"timm model {name!r}: {' '.join(str(error).split())}") from error
-    return describe(module, f"timm {name}")
+    teacher = describe(module, f"timm {name}")
+    if not local:
+        return teacher
+    module = state_dicts.build(
+        lambda classes: timm.create_model(name, num_classes=classes), teacher.head, Path(str(weights))
+    )
+    return describe(module, f"timm {name}, weights of {Path(str(weights)).name}")
 
 
 def describe(module: nn.Module, origin: str) -> Teacher:
@@ -35,4 +48,4 @@ def describe(module: nn.Module, origin: str) -> Teacher:
         interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
         crop=config["crop_pct"],
     )
-    return Teacher(module, contract, head=str(classifier), origin=origin)
+    return Teacher(module, int(module.num_classes), contract, str(classifier), origin)  # pyright: ignore[reportArgumentType] - timm's

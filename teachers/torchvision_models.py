@@ -1,31 +1,45 @@
 """Any classifier of torchvision with any of its weights."""
 
-from torch import nn
+from pathlib import Path
+
 from torchvision import models
 from torchvision.transforms import InterpolationMode
 
+from teachers import state_dicts
 from teachers.contract import InputContract
-from teachers.teacher import Teacher, TeacherError
+from teachers.teacher import Teacher, TeacherError, last_linear
 
 
 def load(name: str, weights: str | None) -> Teacher:
-    """A torchvision model; ``weights`` is ``default``, a name of its enum (``IMAGENET1K_V2``) or null.
+    """A torchvision model.
+
+    ``weights`` is ``default``, a name of the model's enum (``IMAGENET1K_V2``), a local file, or null for
+    random ones.
 
     Raises:
         TeacherError: model or weights are unknown, or the weights cannot be fetched.
+        WeightsError: the local file is damaged, has code in it, or is of another model.
     """
+    local = state_dicts.is_file(weights)
     try:
         enum = models.get_model_weights(name)
     except ValueError as error:
         raise TeacherError(f"torchvision model {name!r}: {' '.join(str(error).split())}") from error
     try:
-        chosen = None if weights is None else enum[weights.upper()]
+        chosen = None if weights is None or local else enum[weights.upper()]
         module = models.get_model(name, weights=chosen)
     except KeyError as error:
         allowed = ", ".join(["default", *enum.__members__])
-        raise TeacherError(f"teacher.weights: {weights!r}: {name} has {allowed}") from error
+        raise TeacherError(
+            f"teacher.weights: {weights!r}: {name} has {allowed}; or a {state_dicts.KINDS} file"
+        ) from error
     except (ValueError, OSError) as error:
         raise TeacherError(f"torchvision model {name!r}: {' '.join(str(error).split())}") from error
+    head = last_linear(module)
+    if local:
+        module = state_dicts.build(
+            lambda classes: models.get_model(name, num_classes=classes), head, Path(str(weights))
+        )
     preset = (chosen or enum["DEFAULT"]).transforms()
     contract = InputContract(
         size=preset.crop_size[0],
@@ -34,5 +48,7 @@ def load(name: str, weights: str | None) -> Teacher:
         interpolation="bicubic" if preset.interpolation == InterpolationMode.BICUBIC else "bilinear",
         crop=preset.crop_size[0] / preset.resize_size[0],
     )
-    head = [path for path, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
-    return Teacher(module, contract, head=head, origin=f"torchvision {name} ({weights})")
+    labels = tuple(chosen.meta["categories"]) if chosen else None
+    outputs = len(module.get_parameter(f"{head}.weight"))
+    origin = f"torchvision {name} ({Path(weights).name if local and weights else weights})"
+    return Teacher(module, outputs, contract, head, origin, labels)

@@ -69,6 +69,7 @@ def _scores(
     lo, hi = wilson(correct, len(labels))
     return {
         "n": len(labels),
+        "metric": "top1",
         "correct": correct,
         "top1": correct / len(labels),
         "top1_lo": lo,

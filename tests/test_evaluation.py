@@ -83,7 +83,7 @@ def test_ranks_count_the_classes_before_the_true_one() -> None:
         (LABELS[:-1], "more images than the 10 labels"),
         (np.append(LABELS, 0), "12 labels, but only 11 images"),
         (np.append(LABELS[:-1], 3), r"0\.\.2"),
-        (LABELS[:0], "got 0 labels"),
+        (LABELS[:0], "more images than the 0 labels"),
     ],
 )
 def test_labels_that_do_not_match_are_refused(

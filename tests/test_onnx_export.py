@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import students
-from pipeline import onnx_export
+from pipeline import onnx_export, pruning
 from pipeline.models import Affine, Card, Model, load, save
 from pipeline.onnx_export import ExportError, export, metadata_for, verify
 from pipeline.quantization import quantize_after_training, simulate
@@ -30,18 +30,26 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def photographs(count: int) -> Tensor:
+def photographs(count: int, size: int = SIZE) -> Tensor:
     """Smooth random images as bytes, height and width before channels."""
     coarse = torch.rand(count, 3, 4, 4)
-    smooth = nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1)
+    smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
     return smooth.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 @functools.cache
-def student(contract: InputContract, activation: str = "relu", seed: int = 0) -> Model:
+def student(
+    contract: InputContract, activation: str = "relu", seed: int = 0, padding: str = "symmetric"
+) -> Model:
     """A small MobileNetV1 whose batch norms have seen data."""
     torch.manual_seed(seed)
-    arguments = {"classes": 4, "channels": list(scaled_channels(0.25)), "activation": activation}
+    arguments = {
+        "classes": 4,
+        "channels": list(scaled_channels(0.25)),
+        "activation": activation,
+        "padding": padding,
+        "size": contract.size,
+    }
     module = students.build("mobilenet_v1", arguments)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -50,7 +58,7 @@ def student(contract: InputContract, activation: str = "relu", seed: int = 0) ->
     assert isinstance(module.classifier, nn.Linear)
     nn.init.normal_(module.classifier.weight, std=0.3)
     with torch.no_grad():
-        module.train()(contract.normalise(photographs(16)))
+        module.train()(contract.normalise(photographs(16, contract.size)))
     card = Card(
         variant="tiny",
         parent="teacher",
@@ -70,7 +78,7 @@ def student(contract: InputContract, activation: str = "relu", seed: int = 0) ->
 
 
 def quantized(model: Model, limit: int = 63, float_layers: tuple[str, ...] = ()) -> Model:
-    images = model.card.input.normalise(photographs(16))
+    images = model.card.input.normalise(photographs(16, model.card.input.size))
     module, quantization = quantize_after_training(
         model, lambda: iter(images.split(8)), weight_limit=limit, float_layers=float_layers
     )
@@ -100,6 +108,25 @@ def test_a_float_file_gives_the_modules_logits_at_any_batch_size(
     assert figures["logits"] < 1e-4
     assert figures["batches"] < 1e-4
     assert figures["argmax"] == 1
+
+
+@pytest.mark.parametrize("size", [64, 50])
+@pytest.mark.parametrize("mean", [0.0, 0.5])
+def test_tensorflows_padding_is_part_of_the_convolutions(tmp_path: Path, size: int, mean: float) -> None:
+    std = 0.5 if mean else 1.0
+    contract = InputContract(size, mean=(mean, mean, mean), std=(std, std, std))
+    model = student(contract, "relu6", padding="same")
+    assert any(isinstance(part, nn.ZeroPad2d) for part in model.module.modules())
+    images = photographs(6, size)
+    figures = verify(shipped(model, tmp_path), model, images)
+    assert figures["logits"] < 1e-4
+    small = quantized(model, float_layers=FLOAT_LAYERS if mean else ())
+    path = shipped(small, tmp_path)
+    assert verify(path, small, images)["exact"] < 1e-3
+    assert {node.op_type for node in onnx.load(path).graph.node}.isdisjoint({"Pad"})
+    shrunk, arguments = pruning.prune(model.module, model.card.arguments, size=size, macs=0.5)
+    pruned = Model(shrunk, replace(model.card, arguments=arguments))
+    assert verify(shipped(pruned, tmp_path), pruned, images)["logits"] < 1e-4
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6"])

@@ -117,6 +117,22 @@ def test_shipped_module_agrees_with_the_trained_one_on_every_image(parents, limi
     assert kept == {**arguments, "norm": False}
 
 
+def test_tensorflows_padding_is_trained_and_shipped_alike() -> None:
+    torch.manual_seed(0)
+    arguments = {**ARGUMENTS, "padding": "same", "size": SIZE}
+    parent = students.build("mobilenet_v1", arguments)
+    train(parent, 8, 1e-2)
+    prepared = prepare(parent, 63, FLOAT)
+    qat.freeze_norm(prepared.module)
+    train(prepared.module, 2, 1e-3)
+    folded, _, found = qat.finish(prepared, "mobilenet_v1", arguments)
+    assert sum(isinstance(part, nn.ZeroPad2d) for part in folded.modules()) == 5
+    images, _ = pictures(16, 77)
+    with torch.no_grad():
+        trained, shipped = prepared.module(images), rounded_activations(folded, found)(images)
+    torch.testing.assert_close(trained, shipped, rtol=0, atol=1e-3 * float(trained.std(dim=0).mean()))
+
+
 @pytest.mark.parametrize("limit", [127, 63])
 def test_weights_lie_on_their_grid_and_reach_its_limit(parents, limit):
     prepared = prepare(parents["relu"], limit)

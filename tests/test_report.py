@@ -36,6 +36,7 @@ def rendered(table: list[Row], **changes: Any) -> str:
     arguments: dict[str, Any] = {
         "teacher": {
             "origin": "A <great> teacher",
+            "metric": "top1",
             "input": {"size": 260},
             "val": {"top1": 0.95, "n": 500},
             "test": {"top1": 0.94, "n": 4000},
@@ -50,6 +51,7 @@ def rendered(table: list[Row], **changes: Any) -> str:
             "path": "photographs/colours",
             "license": "CC0",
             "data_sha256": "d" * 64,
+            "task": "single_label",
             "classes": list(CLASSES),
             "images": {"train": 9000, "val": 500, "test": 4000},
             "rejected": [{"source": "a.txt", "reason": "not an image"}],
@@ -102,7 +104,7 @@ class Structure(HTMLParser):
 
 
 def test_each_variant_is_compared_with_its_parent_on_the_same_images(table: list[Row]) -> None:
-    deltas = {row.variant: row.top1_delta for row in table}
+    deltas = {row.variant: row.score_delta for row in table}
     assert deltas == pytest.approx({"fp32": -0.01, "int8": 0, "pruned": -0.08, "pruned-int8": 0})
     verdicts = {row.variant: row.verdict for row in table}
     assert verdicts == {"fp32": "accept", "int8": "accept", "pruned": "reject", "pruned-int8": "accept"}
@@ -116,7 +118,7 @@ def test_the_csv_has_the_promised_columns_and_reads_back(table: list[Row], tmp_p
         read = list(csv.DictReader(file))
     assert [line["variant"] for line in read] == list(CHAIN)
     for line, row in zip(read, table, strict=True):
-        assert float(line["top1"]) == pytest.approx(row.top1, abs=1e-6)
+        assert float(line["top1"]) == pytest.approx(row.score, abs=1e-6)
         assert float(line["delta_lo"]) == pytest.approx(row.delta_lo, abs=1e-6)
         assert float(line["mcnemar_p"]) == pytest.approx(row.mcnemar_p, rel=1e-5)
         assert int(line["size_bytes"]) == row.size_bytes
@@ -152,7 +154,7 @@ def test_what_descends_from_a_rejected_variant_is_not_recommended(table: list[Ro
 
 
 def test_among_equally_fast_variants_the_most_accurate_is_recommended(table: list[Row]) -> None:
-    twin = replace(table[1], variant="twin", latency_ms_p50=2.45, top1=table[1].top1 - 0.001)
+    twin = replace(table[1], variant="twin", latency_ms_p50=2.45, score=table[1].score - 0.001)
     for order in ([*table, twin], [twin, *table]):
         best = tables.recommended(order)
         assert best is not None
@@ -171,7 +173,7 @@ def test_no_label_covers_another_label_or_a_point(table: list[Row]) -> None:
     # Two variants that lie almost on top of each other.
     crowded = [
         *table,
-        replace(table[1], variant="int8-twin", latency_ms_p50=2.52, top1=table[1].top1 + 0.001),
+        replace(table[1], variant="int8-twin", latency_ms_p50=2.52, score=table[1].score + 0.001),
     ]
     figure = pictures.overview(crowded, 0.94)
     pictures.FigureCanvasAgg(figure).draw()

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import average_precision_score
 
-from pipeline import statistics
+from pipeline import average_precision, statistics
 
 
 @pytest.mark.parametrize(("correct", "images"), [(0, 1), (0, 20), (7, 20), (20, 20), (9421, 10000)])
@@ -72,9 +73,57 @@ def test_compare_counts_the_images_that_only_one_gets_right() -> None:
     new = np.array([True, True, True, False, False])
     old = np.array([True, False, False, True, False])
     difference = statistics.compare(new, old)
-    assert (difference.gained, difference.lost, difference.images) == (2, 1, 5)
+    assert difference.images == 5
+    assert difference.mcnemar_p == 1.0
     assert difference.delta == pytest.approx(0.2)
     assert difference.lo < difference.delta < difference.hi
+
+
+def attributes(images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores with ties, and hard targets of 4 attributes that they tell something about."""
+    random = np.random.default_rng(seed)
+    targets = (random.random((images, 4)) < [0.5, 0.3, 0.1, 0.02]).astype(np.float32)
+    return (targets + random.normal(0, 1, targets.shape)).round(1), targets
+
+
+def test_average_precision_is_scikit_learns_also_with_ties_and_weights() -> None:
+    scores, targets = attributes(300)
+    weights = np.random.default_rng(1).integers(0, 4, (3, 300)).astype(np.float64)
+    for column in range(4):
+        truth = targets[:, column] > 0.5
+        found = average_precision.average_precision(scores[:, column], truth, weights)
+        expected = [average_precision_score(truth, scores[:, column], sample_weight=row) for row in weights]
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    expected = average_precision_score(targets, scores)
+    assert average_precision.mean_average_precision(scores, targets) == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_attribute_that_no_image_has_is_left_out_of_the_mean() -> None:
+    scores, targets = attributes(50)
+    targets[:, 3] = 0
+    assert np.isnan(average_precision.average_precisions(scores, targets)[3])
+    wanted = average_precision_score(targets[:, :3], scores[:, :3])
+    assert average_precision.mean_average_precision(scores, targets) == pytest.approx(wanted)
+
+
+def test_the_bootstrap_covers_the_truth_and_differences_are_paired() -> None:
+    scores, targets = attributes(20000, seed=2)
+    truth = average_precision.mean_average_precision(scores[:, :2], targets[:, :2])
+    hits = 0
+    for part in range(40):
+        some = slice(500 * part, 500 * (part + 1))
+        lo, hi = statistics.interval(statistics.resampled_map(scores[some, :2], targets[some, :2], 200))
+        hits += lo <= truth <= hi
+    assert hits >= 34
+    scores, targets = scores[:500], targets[:500]
+    worse = scores + np.random.default_rng(0).normal(0, 0.1, scores.shape)
+    paired = statistics.compare_map(worse, scores, targets)
+    assert paired.lo < paired.delta < paired.hi
+    lo, hi = statistics.interval(statistics.resampled_map(scores, targets, 200))
+    assert paired.hi - paired.lo < 0.5 * (hi - lo)
+    assert paired.mcnemar_p is None
+    same = statistics.compare_map(scores, scores, targets)
+    assert (same.delta, same.lo, same.hi) == (0, 0, 0)
 
 
 def test_compare_refuses_no_images_at_all() -> None:

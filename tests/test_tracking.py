@@ -36,7 +36,7 @@ def book(tmp_path: Path, uri: str, request: pytest.FixtureRequest) -> dict[str, 
         git_commit="c0ffee",
         parameters={"seed": 3, "data": {"source": "folder", "val": 0.1}},
         data={"source": "folder", "path": "photographs", "data_sha256": "d" * 64},
-        teacher={"origin": "a teacher", "test": {"top1": 0.9}, "val": {"top1": 0.95}},
+        teacher={"origin": "a teacher", "metric": "top1", "test": {"top1": 0.9}, "val": {"top1": 0.95}},
         folders={"report": tmp_path / "report"},
     )
     return {
@@ -75,7 +75,7 @@ def test_one_child_run_for_each_variant_holds_its_figures(book: dict[str, Any]) 
         assert child.data.tags["mlflow.parentRunId"] == parent
         assert child.data.tags["verdict"] == row.verdict
         assert child.data.tags["sha256"] == row.sha256
-        assert child.data.metrics["top1"] == row.top1
+        assert child.data.metrics["top1"] == row.score
         assert child.data.metrics["size_bytes"] == row.size_bytes
         assert child.data.metrics["latency_ratio_to_fp32"] == row.latency_ratio_to_fp32
         assert child.data.params["op"] == row.op

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import students
-from pipeline import distillation, labels, process
+from pipeline import distillation, labels, process, tasks
 from pipeline.data import sources, splits, store
 from pipeline.distillation import objective
 from pipeline.labels import Key, LabelError, Store
+from pipeline.tasks import SINGLE_LABEL
 from pipeline.training import batches, checkpoints, compute, loop, optimisation
 from pipeline.training.batches import Batch, Request, ViewSet
 from pipeline.training.loop import TrainingError
@@ -224,13 +225,13 @@ def test_each_phase_falls_from_its_own_rate_to_the_next_ones() -> None:
 def test_kl_is_zero_for_the_teachers_own_logits_and_its_gradient_keeps_its_scale() -> None:
     torch.manual_seed(0)
     logits, teacher = torch.randn(8, 5), torch.randn(8, 5)
-    assert distillation.kl(teacher, teacher, 3.0).item() == pytest.approx(0, abs=1e-6)
+    assert tasks.softmax_kl(teacher, teacher, 3.0).item() == pytest.approx(0, abs=1e-6)
     by_hand = (teacher.softmax(1) * (teacher.log_softmax(1) - logits.log_softmax(1))).sum(1).mean()
-    assert distillation.kl(logits, teacher, 1.0).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert tasks.softmax_kl(logits, teacher, 1.0).item() == pytest.approx(by_hand.item(), rel=1e-5)
     norms = []
     for temperature in (20.0, 40.0):
         student_logits = logits.clone().requires_grad_()
-        distillation.kl(student_logits, teacher, temperature).backward()
+        tasks.softmax_kl(student_logits, teacher, temperature).backward()
         assert student_logits.grad is not None
         norms.append(student_logits.grad.norm().item())
     assert norms[0] == pytest.approx(norms[1], rel=0.1)
@@ -238,10 +239,10 @@ def test_kl_is_zero_for_the_teachers_own_logits_and_its_gradient_keeps_its_scale
 
 def test_an_objective_names_the_terms_that_weigh_and_wants_answers_for_kl() -> None:
     batch = Batch(torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.tensor([0, 2]), None)
-    plain = objective(CONTRACT, {"kl": 0.0, "cross_entropy": 1.0})
+    plain = objective(CONTRACT, {"kl": 0.0, "cross_entropy": 1.0}, SINGLE_LABEL)
     assert list(plain(student(), batch)) == ["cross_entropy"]
     with pytest.raises(ValueError, match="needs stored answers"):
-        objective(CONTRACT, {"kl": 1.0})(student(), batch)
+        objective(CONTRACT, {"kl": 1.0}, SINGLE_LABEL)(student(), batch)
 
 
 def test_every_image_is_shown_once_an_epoch_in_an_order_of_its_own() -> None:
@@ -311,5 +312,6 @@ def test_a_score_counts(data: Path) -> None:
     view_set = ViewSet(store.read(data, "test"), None, CONTRACT)
     network = student()
     score = loop.evaluate(fabric, network, view_set, 32, workers=0)
-    assert len(score.predictions) == len(score.labels) == len(view_set)
-    assert score.top1 == np.mean(score.predictions == score.labels)
+    assert len(score.predictions) == score.images == len(view_set)
+    assert score.value == np.mean(score.predictions == view_set.images.labels)
+    assert score.to_dict() == {"n": score.images, "top1": score.value}

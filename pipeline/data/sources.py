@@ -1,8 +1,10 @@
 """Readers of labelled images. A new source is one function and one line in ``SOURCES``."""
 
+import csv
 import gzip
 import hashlib
 import io
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.tasks import TaskName
 
 FOLDER_SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 """Names of split folders, and the split that each means."""
@@ -31,6 +35,12 @@ FASHION_MNIST_CLASSES = (
 )
 
 
+METADATA = "metadata.csv"
+FILE_NAME = "file_name"
+CELEBA = "list_attr_celeba.txt"
+CELEBA_SPLITS = {"0": "train", "1": "val", "2": "test"}
+
+
 class SourceError(Exception):
     """The images are not there, or not in the form that was named."""
 
@@ -41,7 +51,8 @@ class Candidate:
 
     split: str | None
     """``train``, ``val`` or ``test`` where the source says so."""
-    label: int
+    label: int | tuple[float, ...]
+    """Number of its class; or how much of each attribute it has, from 0 to 1."""
     source: str
     """Where it lies, for a person to find it again."""
     sha256: str
@@ -63,8 +74,10 @@ class Listing:
     """All that a source holds."""
 
     classes: tuple[str, ...]
+    """Names of the classes, or of the attributes."""
     candidates: list[Candidate]
     rejected: list[Rejected]
+    task: TaskName = "single_label"
 
 
 def decode(encoded: bytes | Path) -> Image.Image:
@@ -133,11 +146,105 @@ def folder(path: Path) -> Listing:
     )
 
 
-SOURCES: dict[str, Callable[[Path], Listing]] = {"fashion_mnist": fashion_mnist, "folder": folder}
+def attributes(path: Path) -> Listing:
+    """Images with any number of attributes each, listed in a table.
+
+    The table is Hugging Face's ``metadata.csv`` (https://huggingface.co/docs/datasets/image_dataset):
+    ``file_name`` and one column an attribute, in the folder itself or in train/validation/test folders. Or it
+    is CelebA's ``list_attr_celeba.txt`` beside ``img_align_celeba/`` and, for the splits,
+    ``list_eval_partition.txt``, as torchvision keeps them. Values lie between 0 and 1; -1 is 0, as CelebA
+    writes it.
+    """
+    if not path.is_dir():
+        raise SourceError(f"{path} is not a folder; data.path takes a folder with {METADATA} or {CELEBA}")
+    if (path / CELEBA).is_file():
+        names, rows = _celeba(path)
+    else:
+        names, rows = _metadata(path)
+    with ThreadPoolExecutor() as pool:
+        read = list(pool.map(lambda item: _read_file(path, *item), rows))
+    return Listing(
+        names,
+        [item for item in read if isinstance(item, Candidate)],
+        [item for item in read if isinstance(item, Rejected)],
+        task="multi_label",
+    )
+
+
+SOURCES: dict[str, Callable[[Path], Listing]] = {
+    "attributes": attributes,
+    "fashion_mnist": fashion_mnist,
+    "folder": folder,
+}
 """Name of a source (``data.source``) to its reader."""
 
 
-def _read_file(root: Path, split: str | None, label: int, file: Path) -> Candidate | Rejected:
+Labelled = tuple[str | None, tuple[float, ...], Path]
+"""Split, attributes and file."""
+
+
+def _metadata(path: Path) -> tuple[tuple[str, ...], list[Labelled]]:
+    tables = [(None, path / METADATA)] if (path / METADATA).is_file() else []
+    tables += [
+        (FOLDER_SPLITS[child.name.lower()], child / METADATA)
+        for child in sorted(path.iterdir())
+        if child.name.lower() in FOLDER_SPLITS and (child / METADATA).is_file()
+    ]
+    if not tables:
+        raise SourceError(f"{path} has neither {METADATA}, nor one in train/validation/test, nor {CELEBA}")
+    names: tuple[str, ...] | None = None
+    rows: list[Labelled] = []
+    for split, file in tables:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened)
+            header = list(reader.fieldnames or ())
+            found = tuple(name for name in header if name != FILE_NAME)
+            if FILE_NAME not in header or not found or found != (names or found):
+                raise SourceError(
+                    f"{file}: columns {FILE_NAME} and {', '.join(names or ('an attribute or more',))} are "
+                    f"expected; found {', '.join(header) or 'none'}"
+                )
+            names = found
+            for number, row in enumerate(reader, start=2):
+                values = tuple(_share(f"{file}, line {number}", name, row[name]) for name in found)
+                rows.append((split, values, file.parent / row[FILE_NAME]))
+    return names or (), rows
+
+
+def _celeba(path: Path) -> tuple[tuple[str, ...], list[Labelled]]:
+    lines = (path / CELEBA).read_text().splitlines()
+    partition = path / "list_eval_partition.txt"
+    splits = dict(line.split() for line in partition.read_text().splitlines()) if partition.is_file() else {}
+    names = tuple(lines[1].split()) if len(lines) > 1 else ()
+    rows: list[Labelled] = []
+    for number, line in enumerate(lines[2:], start=3):
+        name, *values = line.split()
+        if len(values) != len(names):
+            raise SourceError(
+                f"{path / CELEBA}, line {number}: {len(names)} values are expected; found {len(values)}"
+            )
+        split = CELEBA_SPLITS[splits[name]] if splits else None
+        shares = tuple(
+            _share(f"{path / CELEBA}, line {number}", *pair) for pair in zip(names, values, strict=True)
+        )
+        rows.append((split, shares, path / "img_align_celeba" / name))
+    return names, rows
+
+
+def _share(where: str, name: str, value: str | None) -> float:
+    try:
+        number = float(value or "")
+    except ValueError:
+        number = math.nan
+    number = 0.0 if number == -1 else number
+    if not 0 <= number <= 1:
+        raise SourceError(f"{where}: {name} = {value!r}; a number from 0 to 1 (or -1 for 0) is expected")
+    return number
+
+
+def _read_file(
+    root: Path, split: str | None, label: int | tuple[float, ...], file: Path
+) -> Candidate | Rejected:
     source = str(file.relative_to(root))
     if file.suffix.lower() not in IMAGE_SUFFIXES:
         return Rejected(source, f"not an image: suffix {file.suffix or 'missing'}")

@@ -106,10 +106,13 @@ def _without(images: Sequence[Candidate], taken: Sequence[Candidate]) -> list[Ca
 
 
 def _stratified(images: Sequence[Candidate], count: int, seed: int) -> list[Candidate]:
-    """``count`` images in the classes' own proportions (largest remainders), in the source's order."""
+    """``count`` images in the classes' own proportions (largest remainders), in the source's order.
+
+    Images with attributes are drawn alike from all: of their combinations there may be as many as images.
+    """
     if count > len(images):
         raise SourceError(f"{count} images were asked for (data.train, data.val); {len(images)} are left")
-    sizes = Counter(image.label for image in images)
+    sizes = Counter(_stratum(image) for image in images)
     exact = {label: count * size / len(images) for label, size in sizes.items()}
     quota = {label: int(share) for label, share in exact.items()}
     by_remainder = sorted(exact, key=lambda label: (quota[label] - exact[label], label))
@@ -117,10 +120,14 @@ def _stratified(images: Sequence[Candidate], count: int, seed: int) -> list[Cand
         quota[label] += 1
     chosen: set[str] = set()
     for image in sorted(images, key=lambda image: _rank(seed, image)):
-        if quota[image.label]:
-            quota[image.label] -= 1
+        if quota[_stratum(image)]:
+            quota[_stratum(image)] -= 1
             chosen.add(image.sha256)
     return [image for image in images if image.sha256 in chosen]
+
+
+def _stratum(image: Candidate) -> int:
+    return image.label if isinstance(image.label, int) else 0
 
 
 def _rank(seed: int, image: Candidate) -> bytes:

@@ -16,11 +16,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Float32, Int64, UInt64
 from PIL import Image
 
 from pipeline.data.sources import Candidate, Listing, decode
 from pipeline.data.splits import Splits, fingerprint
+from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 REPORT = "report.json"
 
@@ -33,6 +34,8 @@ class ImageSet:
 
     table: datasets.Dataset
     classes: tuple[str, ...]
+    """Names of the classes, or of the attributes."""
+    task: Task = SINGLE_LABEL
 
     def __len__(self) -> int:
         return len(self.table)
@@ -42,9 +45,10 @@ class ImageSet:
         return decode(self.table[index]["image"]["bytes"])
 
     @cached_property
-    def labels(self) -> Int64[np.ndarray, " images"]:
-        """Class index of every image."""
-        return np.asarray(self.table["label"], dtype=np.int64)
+    def labels(self) -> Int64[np.ndarray, " images"] | Float32[np.ndarray, "images attributes"]:
+        """Class index of every image; or how much of each attribute it has, from 0 to 1."""
+        kind = np.int64 if self.task is SINGLE_LABEL else np.float32
+        return np.asarray(self.table["label"], dtype=kind)
 
     @cached_property
     def keys(self) -> UInt64[np.ndarray, " images"]:
@@ -64,7 +68,9 @@ def write(folder: Path, listing: Listing, splits: Splits, facts: dict[str, Any])
     """
     features = datasets.Features(
         image=datasets.Image(decode=False),
-        label=datasets.ClassLabel(names=list(listing.classes)),
+        label=datasets.ClassLabel(names=list(listing.classes))
+        if listing.task == SINGLE_LABEL.name
+        else datasets.List(datasets.Value("float32"), length=len(listing.classes)),
         sha256=datasets.Value("string"),
         source=datasets.Value("string"),
     )
@@ -85,11 +91,9 @@ def write(folder: Path, listing: Listing, splits: Splits, facts: dict[str, Any])
     report = {
         **facts,
         "data_sha256": identity,
+        "task": listing.task,
         "classes": list(classes),
-        "counts": {
-            name: {classes[label]: count for label, count in sorted(Counter(i.label for i in images).items())}
-            for name, images in splits.items()
-        },
+        "counts": {name: _counts(classes, images) for name, images in splits.items()},
         "images": {name: len(images) for name, images in splits.items()},
         "rejected": [
             {"source": item.source, "reason": item.reason} for item in [*listing.rejected, *splits.rejected]
@@ -103,13 +107,28 @@ def write(folder: Path, listing: Listing, splits: Splits, facts: dict[str, Any])
 
 def read(folder: Path, split: str) -> ImageSet:
     """A split of the prepared data."""
+    report = read_report(folder)
     table = datasets.Dataset.load_from_disk(folder / split)
-    return ImageSet(table, tuple(table.features["label"].names))
+    return ImageSet(table, tuple(report["classes"]), TASKS[report["task"]])
 
 
 def read_report(folder: Path) -> dict[str, Any]:
     """Counts, hashes and rejected files of the prepared data."""
     return json.loads((folder / REPORT).read_text())
+
+
+def _counts(classes: Sequence[str], images: Sequence[Candidate]) -> dict[str, int]:
+    """Images of each class, or with each attribute."""
+    found = Counter(
+        index
+        for image in images
+        for index in (
+            [image.label]
+            if isinstance(image.label, int)
+            else [number for number, share in enumerate(image.label) if share >= 0.5]
+        )
+    )
+    return {classes[index]: count for index, count in sorted(found.items())}
 
 
 def _rows(images: Sequence[Candidate]) -> Iterator[dict[str, Any]]:

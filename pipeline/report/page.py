@@ -11,9 +11,11 @@ from markupsafe import Markup
 
 from pipeline.report import pictures
 from pipeline.report.tables import NEARLY_AS_FAST, TEACHER, Entry, Row, recommended
+from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 Facts = Sequence[tuple[str, str]]
 
+NOUNS = {"single_label": "classes", "multi_label": "attributes"}
 SHOWN_CLASSES = 30
 """Of more classes than this, those with the most errors are shown."""
 
@@ -64,19 +66,21 @@ def render(
         max_drop: the gate, as a fraction of 1.
     """
     best = recommended(table)
-    shipped = best or max(table, key=lambda row: row.top1)
+    shipped = best or max(table, key=lambda row: row.score)
     told = next(entry for entry in entries if entry.variant == shipped.variant)
     classes, classes_note = _classes(entries, told)
-    top1 = teacher["test"]["top1"]
+    task = TASKS[data["task"]]
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         files("pipeline.report").joinpath("page.html").read_text()
     )
     return template.render(
-        **_tradeoffs(table, top1),
-        kicker=f"Distillery report: {_data_name(data)}, {len(data['classes'])} classes",
-        title=_title(table, best),
-        lead=_lead(table, teacher, max_drop),
-        figures=_figures(best, told, teacher) if best else (),
+        **_tradeoffs(table, teacher["test"][task.metric]),
+        metric=task.words,
+        noun=NOUNS[task.name],
+        kicker=f"Distillery report: {_data_name(data)}, {len(data['classes'])} {NOUNS[task.name]}",
+        title=_title(table, best, task),
+        lead=_lead(table, teacher, max_drop, task),
+        figures=_figures(best, told, teacher, task) if best else (),
         table=table,
         lines=_lines(table, entries, max_drop),
         best=best,
@@ -101,38 +105,51 @@ def render(
 
 
 def _data_name(data: Mapping[str, Any]) -> str:
-    return Path(data["path"]).name if data["source"] == "folder" else data["source"].replace("_", "-")
+    return Path(data["path"]).name if data["source"] != "fashion_mnist" else data["source"].replace("_", "-")
 
 
-def _title(table: Sequence[Row], best: Row | None) -> str:
+def _does(score: float, task: Task) -> str:
+    """What a classifier of this score does."""
+    return (
+        f"names {score:.1%} of the test images right" if task is SINGLE_LABEL else f"has a mAP of {score:.1%}"
+    )
+
+
+def _title(table: Sequence[Row], best: Row | None, task: Task) -> str:
     """The result in one sentence."""
     if best is None:
-        top = max(table, key=lambda row: row.top1)
-        return f"No variant passes the gate; the most accurate is {top.variant} with {top.top1:.1%}."
-    sentence = f"{best.variant} names {best.top1:.1%} of the test images right with {_megabytes(best)} MB"
+        top = max(table, key=lambda row: row.score)
+        return f"No variant passes the gate; the most accurate is {top.variant} with {top.score:.1%}."
+    sentence = f"{best.variant} {_does(best.score, task)} with {_megabytes(best)} MB"
     if best.latency_ratio_to_fp32 is None or best.variant == "fp32":
         return f"{sentence} and {best.latency_ms_p50:.1f} ms an image."
     return f"{sentence}, {best.latency_ratio_to_fp32:.1f} times as fast as fp32."
 
 
-def _lead(table: Sequence[Row], teacher: Mapping[str, Any], max_drop: float) -> str:
+def _lead(table: Sequence[Row], teacher: Mapping[str, Any], max_drop: float, task: Task) -> str:
     accepted = sum(row.verdict == "accept" for row in table)
     return (
-        f"The teacher, {teacher['origin']}, names {teacher['test']['top1']:.1%} right. "
+        f"The teacher, {teacher['origin']}, {_does(teacher['test'][task.metric], task)}. "
         f"{accepted} of {len(table)} variants {'is' if accepted == 1 else 'are'} shown to lose "
         f"no more than {100 * max_drop:g} points against their parents."
     )
 
 
-def _figures(best: Row, told: Entry, teacher: Mapping[str, Any]) -> Sequence[tuple[str, str, str]]:
+def _figures(
+    best: Row, told: Entry, teacher: Mapping[str, Any], task: Task
+) -> Sequence[tuple[str, str, str]]:
     """The recommended variant in four figures: what, how much, and its small print."""
     ratio = best.latency_ratio_to_fp32
     return (
-        (f"{best.variant}: top-1", f"{best.top1:.1%}", f"95% interval {_range(best.top1_lo, best.top1_hi)}"),
+        (
+            f"{best.variant}: {task.words}",
+            f"{best.score:.1%}",
+            f"95% interval {_range(best.score_lo, best.score_hi)}",
+        ),
         (
             "against the teacher",
-            f"{_signed(best.top1 - teacher['test']['top1'])} points",
-            f"teacher {teacher['test']['top1']:.1%}",
+            f"{_signed(best.score - teacher['test'][task.metric])} points",
+            f"teacher {teacher['test'][task.metric]:.1%}",
         ),
         ("file", f"{_megabytes(best)} MB", f"{best.parameters / 1e6:.2f} M parameters"),
         (
@@ -146,11 +163,11 @@ def _figures(best: Row, told: Entry, teacher: Mapping[str, Any]) -> Sequence[tup
     )
 
 
-def _tradeoffs(table: Sequence[Row], teacher_top1: float) -> dict[str, Markup]:
+def _tradeoffs(table: Sequence[Row], teacher_score: float) -> dict[str, Markup]:
     return {
         f"{cost}_picture": Markup(
             pictures.inline(
-                pictures.tradeoff(table, cost, teacher_top1, pictures.PLACEHOLDERS),
+                pictures.tradeoff(table, cost, teacher_score, pictures.PLACEHOLDERS),
                 cost,
                 f"Top-1 accuracy against {cost}",
             )
@@ -172,7 +189,7 @@ def _lines(table: Sequence[Row], entries: Sequence[Entry], max_drop: float) -> l
     for row, entry in zip(table, entries, strict=True):
         marks = {
             "lo": row.delta_lo,
-            "at": row.top1_delta,
+            "at": row.score_delta,
             "hi": row.delta_hi,
             "zero": 0.0,
             "gate": -max_drop,
@@ -182,12 +199,12 @@ def _lines(table: Sequence[Row], entries: Sequence[Entry], max_drop: float) -> l
             {
                 "row": row,
                 "origin": f"{row.op} of {row.parent}" if row.parent != TEACHER else f"{row.op}, from teacher",
-                "top1": f"{100 * row.top1:.2f}",
-                "top1_interval": _range(row.top1_lo, row.top1_hi),
-                "delta": _signed(row.top1_delta),
+                "score": f"{100 * row.score:.2f}",
+                "score_interval": _range(row.score_lo, row.score_hi),
+                "delta": _signed(row.score_delta),
                 "delta_interval": f"{_signed(row.delta_lo)} to {_signed(row.delta_hi)}",
                 "forest": ";".join(f"--{name}:{place(value)}" for name, value in marks.items()),
-                "p": "p < 0.001" if row.mcnemar_p < 0.001 else f"p = {row.mcnemar_p:.2g}",
+                "p": _p(row.mcnemar_p),
                 "size": _megabytes(row),
                 "parameters": f"{row.parameters / 1e6:.2f}",
                 "macs": f"{row.macs / 1e6:.0f}",
@@ -202,15 +219,23 @@ def _lines(table: Sequence[Row], entries: Sequence[Entry], max_drop: float) -> l
     return lines
 
 
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
 def _classes(entries: Sequence[Entry], told: Entry) -> tuple[list[tuple[str, list[dict[str, Any]]]], str]:
-    """Per class: accuracy of each variant and how dark its cell is; and what is shown."""
+    """Per class or attribute: how good each variant is and how dark its cell is; and what is shown."""
     counts = told.scores["classes"]
     chosen = range(len(counts))
     note = (
-        "Per cent of the test images of each class that are named right; the stronger the shade, the fewer."
+        "Average precision of each attribute, in per cent; the stronger the shade, the less."
+        if "average_precision" in counts[0]
+        else "Per cent of each class's test images that are named right; the stronger the shade, the fewer."
     )
     if len(counts) > SHOWN_CLASSES:
-        by_errors = sorted(chosen, key=lambda index: counts[index]["correct"] - counts[index]["n"])
+        by_errors = sorted(chosen, key=lambda index: _errors(counts[index]), reverse=True)
         chosen = sorted(by_errors[:SHOWN_CLASSES])
         note += f" Of {len(counts):,} classes, the {SHOWN_CLASSES} with the most errors of {told.variant}."
     cells = [
@@ -220,15 +245,26 @@ def _classes(entries: Sequence[Entry], told: Entry) -> tuple[list[tuple[str, lis
     return cells, note
 
 
+def _errors(counts: Mapping[str, Any]) -> int | float:
+    """Images that are named wrong; for attributes what their average precision lacks of 1."""
+    if "average_precision" in counts:
+        return 1 - (counts["average_precision"] or 0)
+    return counts["n"] - counts["correct"]
+
+
 def _class_cell(counts: Mapping[str, Any]) -> dict[str, Any]:
     if not counts["n"]:
         return {"text": "no images", "shade": 0}
-    accuracy = counts["correct"] / counts["n"]
+    accuracy = (
+        counts["average_precision"] if "average_precision" in counts else counts["correct"] / counts["n"]
+    )
     return {"text": f"{100 * accuracy:.1f}", "shade": round(min(45, 110 * (1 - accuracy)))}
 
 
 def _mistakes(told: Entry) -> list[dict[str, Any]]:
-    """The three most frequent confusions."""
+    """The three most frequent confusions; none among attributes."""
+    if "confusion" not in told.scores:
+        return []
     confusion = np.array(told.scores["confusion"])
     names = [counts["label"] for counts in told.scores["classes"]]
     images = confusion.sum(axis=1)
@@ -274,11 +310,12 @@ def _continued(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _facts(teacher: Mapping[str, Any], data: Mapping[str, Any]) -> Facts:
+    task = TASKS[data["task"]]
     images = ", ".join(f"{count:,} {name}" for name, count in data["images"].items())
     rejected, leaked = len(data["rejected"]), data["leaked_between_splits"]
     return (
         ("images", f"{images}; from {data['source']}"),
-        ("classes", _shortened(data["classes"])),
+        (NOUNS[task.name], _shortened(data["classes"])),
         (
             "left out",
             f"{rejected:,} files or repeated images, each with its reason in report.json"
@@ -293,9 +330,9 @@ def _facts(teacher: Mapping[str, Any], data: Mapping[str, Any]) -> Facts:
         ("data sha256", data["data_sha256"]),
         ("teacher", f"{teacher['origin']}, at {teacher['input']['size']} px"),
         (
-            "top-1 of the teacher",
-            f"val {teacher['val']['top1']:.2%} of {teacher['val']['n']:,}, "
-            f"test {teacher['test']['top1']:.2%} of {teacher['test']['n']:,}",
+            f"{task.words} of the teacher",
+            f"val {teacher['val'][task.metric]:.2%} of {teacher['val']['n']:,}, "
+            f"test {teacher['test'][task.metric]:.2%} of {teacher['test']['n']:,}",
         ),
     )
 

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox, BboxBase
 
 from pipeline.report.tables import TEACHER, Row
+from pipeline.tasks import METRICS
 
 Cost = Literal["latency", "size"]
 COST_LABELS: dict[Cost, str] = {
@@ -68,42 +69,41 @@ HARD, SOFT, FAR = 20.0, 1.0, 5.0
 """What a label costs for each pixel of points and labels, or of lines, that it covers; and for distance."""
 
 
-def overview(table: Sequence[Row], teacher_top1: float | None, palette: Palette = PAPER) -> Figure:
+def overview(table: Sequence[Row], teacher_score: float | None, palette: Palette = PAPER) -> Figure:
     """Accuracy against latency and against size, side by side."""
     with matplotlib.rc_context(FONTS):
         figure = Figure(figsize=(10.4, 4.4), layout="constrained")
         for axes, cost in zip(figure.subplots(1, 2, sharey=True), COST_LABELS, strict=True):
-            _scatter(axes, table, cost, teacher_top1, palette)
+            _scatter(axes, table, cost, teacher_score, palette)
         _settle_labels(figure)
     return figure
 
 
-def tradeoff(table: Sequence[Row], cost: Cost, teacher_top1: float | None, palette: Palette) -> Figure:
+def tradeoff(table: Sequence[Row], cost: Cost, teacher_score: float | None, palette: Palette) -> Figure:
     """Accuracy against one cost; bars are 95 % intervals, thin lines lead from parent to child."""
     with matplotlib.rc_context(FONTS):
         figure = Figure(figsize=(5.0, 4.0), layout="constrained")
-        _scatter(figure.subplots(), table, cost, teacher_top1, palette)
+        _scatter(figure.subplots(), table, cost, teacher_score, palette)
         _settle_labels(figure)
     return figure
 
 
 def curves(history: Sequence[Mapping[str, Any]], palette: Palette) -> Figure:
-    """Top-1 on val and the loss over the epochs of one training run."""
-    panels = [
-        (key, label) for key, label in (("val_top1", "val top-1, %"), ("loss", "loss")) if key in history[0]
-    ]
+    """The score on val and the loss over the epochs of one training run."""
+    scores = {f"val_{metric}": f"val {task.words}, %" for metric, task in METRICS.items()}
+    panels = [(key, label) for key, label in [*scores.items(), ("loss", "loss")] if key in history[0]]
     with matplotlib.rc_context(FONTS):
         figure = Figure(figsize=(3.6, 1.45 * len(panels) + 0.35), layout="constrained")
         for axes, (key, label) in zip(
             figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels, strict=True
         ):
             points = [(line["epoch"], line[key]) for line in history if line.get(key) is not None]
-            scale = 100 if key == "val_top1" else 1
+            scale = 100 if key in scores else 1
             epochs, values = [x for x, _ in points], [y * scale for _, y in points]
             _bare(axes, palette)
             axes.plot(
                 *(epochs, values),
-                color=palette.accept if key == "val_top1" else palette.muted,
+                color=palette.accept if key in scores else palette.muted,
                 linewidth=1.6,
                 marker="o" if len(points) < 15 else None,
                 markersize=3,
@@ -158,10 +158,10 @@ def inline(figure: Figure, name: str, title: str) -> str:
 
 
 def _scatter(
-    axes: Axes, table: Sequence[Row], cost: Cost, teacher_top1: float | None, palette: Palette
+    axes: Axes, table: Sequence[Row], cost: Cost, teacher_score: float | None, palette: Palette
 ) -> None:
     _bare(axes, palette)
-    points = {row.variant: (_cost(row, cost), 100 * row.top1) for row in table}
+    points = {row.variant: (_cost(row, cost), 100 * row.score) for row in table}
     for row in table:
         x, y = points[row.variant]
         colour = palette.accept if row.verdict == "accept" else palette.reject
@@ -170,7 +170,7 @@ def _scatter(
                 *zip(points[row.parent], (x, y), strict=True), color=palette.line, linewidth=1, zorder=1
             )
         axes.vlines(
-            x, 100 * row.top1_lo, 100 * row.top1_hi, color=colour, linewidth=1.6, alpha=0.55, zorder=2
+            x, 100 * row.score_lo, 100 * row.score_hi, color=colour, linewidth=1.6, alpha=0.55, zorder=2
         )
         # Verdicts differ in shape too, for prints without colour.
         axes.plot(
@@ -192,14 +192,14 @@ def _scatter(
             zorder=2.5,
             bbox={"facecolor": palette.paper, "edgecolor": "none", "pad": 0.6},
         )
-    lows, highs = [100 * row.top1_lo for row in table], [100 * row.top1_hi for row in table]
-    if teacher_top1 is not None:
-        lows.append(100 * teacher_top1)
-        highs.append(100 * teacher_top1)
-        axes.axhline(100 * teacher_top1, color=palette.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    lows, highs = [100 * row.score_lo for row in table], [100 * row.score_hi for row in table]
+    if teacher_score is not None:
+        lows.append(100 * teacher_score)
+        highs.append(100 * teacher_score)
+        axes.axhline(100 * teacher_score, color=palette.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.annotate(
-            f"{TEACHER} {100 * teacher_top1:.1f}%",
-            (1, 100 * teacher_top1),
+            f"{TEACHER} {100 * teacher_score:.1f}%",
+            (1, 100 * teacher_score),
             (0, 4),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
@@ -212,7 +212,9 @@ def _scatter(
     axes.set_ylim(min(lows) - room, min(max(highs) + room, 100.5))
     axes.set_xlim(0, 1.22 * max(x for x, _ in points.values()))
     axes.set_xlabel(COST_LABELS[cost], color=palette.muted)
-    axes.set_title("top-1 on test, %", loc="left", fontsize=10.5, color=palette.muted, pad=3)
+    axes.set_title(
+        f"{METRICS[table[0].metric].words} on test, %", loc="left", fontsize=10.5, color=palette.muted, pad=3
+    )
 
 
 def _cost(row: Row, cost: Cost) -> float:

@@ -3,15 +3,15 @@
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
 
 from pipeline import models
-from pipeline.statistics import Verdict, compare, verdict
+from pipeline.statistics import Verdict, compare, compare_map, verdict
+from pipeline.tasks import SINGLE_LABEL, Metric
 
 TEACHER = "teacher"
 """Parent of the variants that are distilled from the teacher itself."""
@@ -38,24 +38,28 @@ class Entry:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The operation's settings as they were applied."""
     history: Sequence[Mapping[str, Any]] = ()
-    """One line per epoch: ``epoch``, ``step``, ``seconds``, ``loss``, ``val_top1`` and named terms."""
+    """One line per epoch: ``epoch``, ``step``, ``seconds``, ``loss``, the val score and named terms."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of ``variants.csv``; the fields are its columns, in order."""
+    """One line of ``variants.csv``; the fields are its columns, in order, but for ``metric``.
+
+    In the file ``score`` is called by the metric: ``top1``, ``top1_lo``, ``top1_delta``; or ``map``.
+    """
 
     variant: str
     parent: str
     op: str
-    top1: float
-    top1_lo: float
-    top1_hi: float
-    top1_delta: float
+    score: float
+    score_lo: float
+    score_hi: float
+    score_delta: float
     """Against the parent, on the same images, as a fraction of 1."""
     delta_lo: float
     delta_hi: float
-    mcnemar_p: float
+    mcnemar_p: float | None
+    """None for attributes."""
     verdict: Verdict
     size_bytes: int
     parameters: int
@@ -64,9 +68,15 @@ class Row:
     latency_ratio_to_fp32: float | None
     """fp32's time over this variant's in the same run; None where there is no fp32."""
     sha256: str
+    metric: Metric
 
 
-COLUMNS = tuple(column.name for column in fields(Row))
+FIELDS = tuple(column.name for column in fields(Row) if column.name != "metric")
+
+
+def column(name: str, metric: Metric) -> str:
+    """What a field of ``Row`` is called outside."""
+    return name.replace("score", metric)
 
 
 def gather(
@@ -106,45 +116,37 @@ def gather(
 def rows(
     entries: Sequence[Entry],
     *,
-    teacher: Int[np.ndarray, " images"],
-    labels: Int[np.ndarray, " images"],
+    teacher: np.ndarray,
+    labels: np.ndarray,
     max_drop: float,
 ) -> list[Row]:
     """Compare every variant with its parent on the same test images, in the order given.
 
     Args:
         entries: the variants; the parent of each is among them, or ``teacher``.
-        teacher: the teacher's own predictions.
-        labels: the true classes.
-        max_drop: greatest loss of top-1 against the parent that is tolerated, as a fraction of 1.
+        teacher: the teacher's own predictions, as ``Task.predictions`` gives them.
+        labels: the true classes, or attributes.
+        max_drop: greatest loss against the parent that is tolerated, as a fraction of 1.
 
     Raises:
         ValueError: a parent is missing, or a variant was scored on another number of images.
     """
-    right = right_answers(entries, teacher=teacher, labels=labels)
-    return [_row(entry, right, max_drop) for entry in entries]
-
-
-def right_answers(
-    entries: Sequence[Entry], *, teacher: Int[np.ndarray, " images"], labels: Int[np.ndarray, " images"]
-) -> dict[str, Bool[np.ndarray, " images"]]:
-    """Which images each variant, and the teacher, gets right."""
     answers = {TEACHER: teacher} | {
         entry.variant: np.asarray(entry.scores["predictions"]) for entry in entries
     }
     for name, predictions in answers.items():
         if len(predictions) != len(labels):
             raise ValueError(f"{name} was scored on {len(predictions)} images, but test has {len(labels)}")
-    return {name: predictions == labels for name, predictions in answers.items()}
+    return [_row(entry, answers, labels, max_drop) for entry in entries]
 
 
 def write_csv(path: Path, table: Sequence[Row]) -> None:
     """Write ``variants.csv``; fractions are rounded to 6 decimals, p values keep their magnitude."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _cell(name, value) for name, value in asdict(row).items()} for row in table)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(column(name, table[0].metric) for name in FIELDS)
+        writer.writerows([_cell(name, getattr(row, name)) for name in FIELDS] for row in table)
 
 
 def lineage(table: Sequence[Row], variant: str) -> list[Row]:
@@ -164,22 +166,27 @@ def recommended(table: Sequence[Row]) -> Row | None:
     accepted = [row for row in table if all(step.verdict == "accept" for step in lineage(table, row.variant))]
     least = min((row.latency_ms_p50 for row in accepted), default=0.0)
     fastest = [row for row in accepted if row.latency_ms_p50 <= NEARLY_AS_FAST * least]
-    return max(fastest, key=lambda row: (row.top1, -row.size_bytes), default=None)
+    return max(fastest, key=lambda row: (row.score, -row.size_bytes), default=None)
 
 
-def _row(entry: Entry, right: Mapping[str, Bool[np.ndarray, " images"]], max_drop: float) -> Row:
-    if entry.parent not in right:
-        raise ValueError(f"{entry.variant}: parent {entry.parent} is not among {', '.join(right)}")
-    difference = compare(right[entry.variant], right[entry.parent])
-    scores = entry.scores
+def _row(entry: Entry, answers: Mapping[str, np.ndarray], labels: np.ndarray, max_drop: float) -> Row:
+    if entry.parent not in answers:
+        raise ValueError(f"{entry.variant}: parent {entry.parent} is not among {', '.join(answers)}")
+    own, parents = answers[entry.variant], answers[entry.parent]
+    scores, metric = entry.scores, entry.scores["metric"]
+    difference = (
+        compare(own == labels, parents == labels)
+        if metric == SINGLE_LABEL.metric
+        else compare_map(own, parents, labels)
+    )
     return Row(
         variant=entry.variant,
         parent=entry.parent,
         op=entry.op,
-        top1=scores["top1"],
-        top1_lo=scores["top1_lo"],
-        top1_hi=scores["top1_hi"],
-        top1_delta=difference.delta,
+        score=scores[metric],
+        score_lo=scores[f"{metric}_lo"],
+        score_hi=scores[f"{metric}_hi"],
+        score_delta=difference.delta,
         delta_lo=difference.lo,
         delta_hi=difference.hi,
         mcnemar_p=difference.mcnemar_p,
@@ -190,10 +197,11 @@ def _row(entry: Entry, right: Mapping[str, Bool[np.ndarray, " images"]], max_dro
         latency_ms_p50=entry.latency["latency_ms_p50"],
         latency_ratio_to_fp32=entry.latency["ratio"],
         sha256=scores["sha256"],
+        metric=metric,
     )
 
 
 def _cell(name: str, value: Any) -> Any:
     if name == "mcnemar_p":
-        return f"{value:.6g}"
+        return "" if value is None else f"{value:.6g}"
     return round(value, DECIMALS) if isinstance(value, float) else value

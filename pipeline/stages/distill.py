@@ -2,8 +2,7 @@
 
 import sys
 
-import students
-from pipeline import distillation, models, parameters, paths, provenance
+from pipeline import distillation, initialisation, models, parameters, paths, provenance
 from pipeline.labels import LabelError
 from pipeline.models import Card, Model
 from pipeline.parameters import Distill, ParameterError
@@ -13,6 +12,7 @@ from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
 from students.mobilenet_v1 import scaled_channels
 from teachers import InputContract
+from teachers.state_dicts import WeightsError
 
 
 def main(variant: str) -> None:
@@ -20,24 +20,31 @@ def main(variant: str) -> None:
     p = parameters.load()
     settings = p.settings(variant, Distill)
     fabric = compute.start(**p.compute.model_dump(exclude={"workers"}))
-    contract = InputContract(size=p.student.size, crop=p.views.eval_crop)
+    init = p.student.init
+    start = initialisation.SOURCES[init.source](init.path) if init else initialisation.RANDOM
+    contract = InputContract(p.student.size, start.mean, start.std, crop=p.views.eval_crop)
     space = ViewSpace(p.seed, p.views.crop_scale, p.views.crop_ratio, p.views.flip)
     lesson = distillation.open_lesson(paths.DATA, paths.LABELS, space, contract)
+    chosen = p.student.model_dump(include={"activation", "padding", "norm_eps"}, exclude_none=True)
     arguments = {
-        "classes": len(lesson.classes),
         "channels": scaled_channels(p.student.width),
-        "activation": p.student.activation,
+        **start.arguments,
+        **chosen,
+        "classes": len(lesson.classes),
+        "size": contract.size,
+        "norm_momentum": p.student.norm_momentum,
         "dropout": p.student.dropout,
     }
     fabric.seed_everything(p.seed, verbose=False)
+    student = initialisation.network(p.student.architecture, arguments, lesson.classes, start)
     module, history = distillation.learn(
         fabric,
-        students.build(p.student.architecture, arguments),
+        student,
         lesson,
         name=variant,
         goal=settings.objective.model_dump(),
         training=settings.training(),
-        start=provenance.identity(**p.student.model_dump()),
+        start=provenance.identity(weights=models.fingerprint(student), arguments=arguments),
         seed=p.seed,
         workers=p.compute.workers,
         folder=paths.checkpoints(variant),
@@ -58,14 +65,16 @@ def main(variant: str) -> None:
         settings=settings.model_dump(mode="json"),
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
-        val_top1=val.top1,
+        start=start.origin,
+        task=lesson.train_set.images.task.name,
+        val=val.to_dict(),
     )
     models.save(paths.model(variant), Model(module.cpu(), card))
     models.write_history(paths.model(variant), history)
     checkpoints.clear(paths.checkpoints(variant))
-    print(f"{variant}: val {val.top1:.2%} of {len(val.labels)} at {contract.size} px")
+    print(f"{variant}: val {val} at {contract.size} px")
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, LabelError, TrainingError):
+    with stage(ParameterError, LabelError, TrainingError, WeightsError):
         main(sys.argv[1])

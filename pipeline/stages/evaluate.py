@@ -46,7 +46,8 @@ def main(variant: str) -> None:
     }
     paths.METRICS.mkdir(parents=True, exist_ok=True)
     paths.metrics(variant).write_text(json.dumps(metrics) + "\n")
-    print(f"{variant}: top-1 {scores['top1']:.2%} [{scores['top1_lo']:.2%}, {scores['top1_hi']:.2%}]")
+    value, lo, hi = (scores[scores["metric"] + end] for end in ("", "_lo", "_hi"))
+    print(f"{variant}: {test_set.images.task.words} {value:.2%} [{lo:.2%}, {hi:.2%}]")
 
 
 if __name__ == "__main__":

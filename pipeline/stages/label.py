@@ -1,44 +1,52 @@
 """Ask the teacher about fixed views of every training image, once."""
 
-import json
+import torch
 
-import teachers
-from pipeline import labels, models, parameters, paths, provenance
+from pipeline import labels, parameters, paths, provenance, teacher_store
 from pipeline.data import store
 from pipeline.labels import Key, Store
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
-from pipeline.training import checkpoints, compute
+from pipeline.training import checkpoints, compute, loop
 from pipeline.training.batches import ViewSet
 from pipeline.views import ViewSpace
-from teachers import InputContract, state_dicts
-from teachers.teacher import TeacherError, replace_head
+from teachers.state_dicts import WeightsError
+from teachers.teacher import TeacherError
 
 
 def main() -> None:
     """Write `artifacts/labels/`."""
     p = parameters.load()
     fabric = compute.start(**p.compute.model_dump(exclude={"workers"}))
-    card = json.loads((paths.TEACHER / models.CARD).read_text())
-    teacher = teachers.SOURCES[card["source"]](card["name"], None)
-    replace_head(teacher, len(card["labels"]))
-    weights = paths.TEACHER / models.WEIGHTS
-    state_dicts.fill(teacher.module, state_dicts.read(weights), str(weights))
+    card = teacher_store.read_card(paths.TEACHER)
+    images = store.read(paths.DATA, "train")
     space = ViewSpace(p.seed, p.views.crop_scale, p.views.crop_ratio, p.views.flip)
-    view_set = ViewSet(store.read(paths.DATA, "train"), space, InputContract.from_dict(card["input"]))
-    key = Key(card["data_sha256"], provenance.sha256(weights), space, p.views.per_image)
-    partial = paths.checkpoints(f"labels-{key.sha256()[:16]}")
-    answers = labels.answer(
-        fabric, teacher.module, view_set, key.views, partial=partial, workers=p.compute.workers
-    )
-    labels.save(paths.LABELS, Store(key, card["origin"], answers))
-    checkpoints.clear(partial)
-    right = (answers.argmax(2) == view_set.images.labels[:, None]).mean()
-    print(
-        f"{answers.shape[0]} images, {answers.shape[1]} views each; the teacher names {right:.2%} as labelled"
-    )
+    answers, partials = [], []
+    for folder in (paths.TEACHER / member for member in card["members"]):
+        module, contract = teacher_store.load(folder)
+        identity = provenance.identity(
+            teacher=teacher_store.identity(folder), data=card["data_sha256"], views=space
+        )
+        partials.append(paths.checkpoints(f"labels-{identity[:16]}"))
+        answers.append(
+            labels.answer(
+                fabric,
+                module,
+                ViewSet(images, space, contract),
+                p.views.per_image,
+                partial=partials[-1],
+                workers=p.compute.workers,
+            )
+        )
+    whole = images.task.mean([torch.from_numpy(found) for found in answers]).to(torch.float16).numpy()
+    key = Key(card["data_sha256"], teacher_store.identity(paths.TEACHER), space, p.views.per_image)
+    labels.save(paths.LABELS, Store(key, card["origin"], whole))
+    for partial in partials:
+        checkpoints.clear(partial)
+    first = loop.score(torch.from_numpy(whole[:, 0]).float(), images)
+    print(f"{whole.shape[0]} images, {whole.shape[1]} views each; the teacher on the first views: {first}")
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, TeacherError):
+    with stage(ParameterError, TeacherError, WeightsError):
         main()

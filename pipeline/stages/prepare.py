@@ -17,7 +17,7 @@ def main() -> None:
     facts = {"source": p.data.source, "path": str(p.data.path), "license": p.data.license}
     report = store.write(paths.DATA, listing, assigned, facts)
     print(
-        f"{len(report['classes'])} classes; "
+        f"{len(report['classes'])} {'classes' if report['task'] == 'single_label' else 'attributes'}; "
         + ", ".join(f"{count} {name}" for name, count in report["images"].items())
         + f"; {len(report['rejected'])} rejected"
     )

@@ -41,7 +41,7 @@ def main(variant: str) -> None:
         name=variant,
         goal=settings.objective.model_dump(),
         training=settings.training(),
-        start=provenance.identity(parent=models.fingerprint(parent), arguments=arguments),
+        start=provenance.identity(parent=models.fingerprint(parent.module), arguments=arguments),
         seed=p.seed,
         workers=p.compute.workers,
         folder=paths.checkpoints(variant),
@@ -57,12 +57,12 @@ def main(variant: str) -> None:
         settings=settings.model_dump(mode="json"),
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
-        val_top1=val.top1,
+        val=val.to_dict(),
     )
     models.save(paths.model(variant), Model(module.cpu(), card))
     models.write_history(paths.model(variant), history)
     checkpoints.clear(paths.checkpoints(variant))
-    print(f"{variant}: val {val.top1:.2%} of {len(val.labels)} at {contract.size} px")
+    print(f"{variant}: val {val} at {contract.size} px")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def main(variant: str) -> None:
             name=variant,
             goal=settings.objective.model_dump(),
             training=settings.training(),
-            start=provenance.identity(parent=models.fingerprint(parent), settings=settings.model_dump()),
+            start=provenance.identity(
+                parent=models.fingerprint(parent.module), settings=settings.model_dump()
+            ),
             seed=p.seed,
             workers=p.compute.workers,
             folder=paths.checkpoints(variant),
@@ -81,13 +83,13 @@ def main(variant: str) -> None:
         settings=settings.model_dump(mode="json"),
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
-        val_top1=val.top1,
+        val=val.to_dict(),
         calibration_sha256=calibration.fingerprint(lesson.train_set.images, chosen),
     )
     models.save(paths.model(variant), Model(module, card, quantized))
     models.write_history(paths.model(variant), history)
     checkpoints.clear(paths.checkpoints(variant))
-    print(f"{variant}: val {val.top1:.2%} of {len(val.labels)} as the runtime computes")
+    print(f"{variant}: val {val} as the runtime computes")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def main() -> None:
         max_drop=p.gate.max_drop,
     )
     tables.write_csv(paths.REPORT / "variants.csv", table)
-    picture = pictures.overview(table, teacher["test"]["top1"])
+    picture = pictures.overview(table, teacher["test"][teacher["metric"]])
     pictures.save(picture, paths.REPORT / "overview.png", paths.REPORT / "overview.svg")
     html = page.render(
         table,
@@ -39,7 +39,7 @@ def main() -> None:
     (paths.REPORT / "report.html").write_text(html)
     for row in table:
         print(
-            f"{row.variant:20} {row.top1:.2%}  {row.size_bytes / 1e6:5.2f} MB  {row.latency_ms_p50:5.2f} ms"
+            f"{row.variant:20} {row.score:.2%}  {row.size_bytes / 1e6:5.2f} MB  {row.latency_ms_p50:5.2f} ms"
         )
 
 

@@ -1,97 +1,112 @@
 """Load the teacher, adapt it to the data, and score it."""
 
-import json
-from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.torch import save_file
+from lightning_fabric import Fabric
+from torch import Tensor
 
 import teachers
-from pipeline import models, parameters, paths, provenance
+from pipeline import adaptation, models, parameters, paths, provenance, teacher_store
 from pipeline.data import store
-from pipeline.distillation import objective
-from pipeline.parameters import ParameterError
+from pipeline.data.store import ImageSet
+from pipeline.parameters import Member, ParameterError, Parameters
 from pipeline.process import stage
+from pipeline.tasks import TASKS
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.batches import ViewSet
+from pipeline.training.checkpoints import History
 from pipeline.training.loop import Run, TrainingError
 from pipeline.views import ViewSpace
-from teachers.teacher import TeacherError, replace_head
+from teachers.state_dicts import WeightsError
+from teachers.teacher import TeacherError
 
-OBJECTIVE = {"cross_entropy": 1.0}
+SPLITS = ("train", "val", "test")
 
 
 def main() -> None:
     """Write `artifacts/teacher/` and the root of the variants' tree, `artifacts/models/teacher/`."""
     p = parameters.load()
     fabric = compute.start(**p.compute.model_dump(exclude={"workers"}))
-    report = store.read_report(paths.DATA)
-    teacher = teachers.SOURCES[p.teacher.source](p.teacher.name, p.teacher.weights)
-    contract = replace(teacher.input, size=p.teacher.size or teacher.input.size, crop=p.views.eval_crop)
-    replace_head(teacher, len(report["classes"]))
-    space = ViewSpace(p.seed, p.views.crop_scale, p.views.crop_ratio, p.views.flip)
-    sets = {
-        split: ViewSet(store.read(paths.DATA, split), space, contract) for split in ("train", "val", "test")
-    }
-
-    parts = {"head": p.teacher.head, "full": p.teacher.full}
-    identity = provenance.identity(
-        teacher=p.teacher.model_dump(), data=report["data_sha256"], views=space, seed=p.seed
-    )
-    runs = {part: Run(f"teach {part}", paths.checkpoints(f"teacher-{part}"), identity) for part in parts}
-    history = []
-    for part, training in parts.items():
-        if training is None:
-            continue
-        teacher.module.requires_grad_(part == "full")
-        teacher.module.get_submodule(teacher.head).requires_grad_(True)
-        module, lines = loop.train(
-            fabric,
-            teacher.module,
-            objective(contract, OBJECTIVE),
-            OBJECTIVE,
-            loop.recipe(size=contract.size, seed=p.seed, **training.training()),
-            train_set=sets["train"],
-            val_set=sets["val"],
-            views=None,
-            workers=p.compute.workers,
-            run=runs[part],
-        )
-        teacher = replace(teacher, module=module)
-        history += [{"part": part, **line} for line in lines]
-    if history:
-        loop.settle_norms(fabric, teacher.module, sets["train"], p.compute.workers)
-
+    task = TASKS[store.read_report(paths.DATA)["task"]]
+    images = {split: store.read(paths.DATA, split) for split in SPLITS}
+    members = [p.teacher, *p.teacher.ensemble]
+    names = [str(index) for index in range(len(members))] if p.teacher.ensemble else ["."]
+    taught = [
+        _teach(p, fabric, images, settings, name) for settings, name in zip(members, names, strict=True)
+    ]
     val, test = (
-        loop.evaluate(fabric, teacher.module, sets[split], contract.size, p.compute.workers)
+        loop.score(task.mean([member.logits[split] for member in taught]), images[split])
         for split in ("val", "test")
     )
     card = {
-        "source": p.teacher.source,
-        "name": p.teacher.name,
-        "origin": teacher.origin,
-        "head": teacher.head,
+        **taught[0].card,
+        "origin": " and ".join(member.card["origin"] for member in taught),
+        "members": names,
+        "metric": task.metric,
+        "val": val.to_dict(),
+        "test": test.to_dict(),
+    }
+    for folder in (paths.TEACHER, paths.model("teacher")):
+        teacher_store.write_card(folder, card)
+    np.save(paths.TEACHER_PREDICTIONS, test.predictions)
+    models.write_history(paths.TEACHER, [line for member in taught for line in member.history])
+    for run in (run for member in taught for run in member.runs.values()):
+        checkpoints.clear(run.folder)
+    print(f"teacher: val {val}, test {test}")
+
+
+class Taught(NamedTuple):
+    """One member of the ensemble, or the only teacher."""
+
+    card: dict[str, Any]
+    history: History
+    logits: dict[str, Tensor]
+    """Of val and test."""
+    runs: dict[str, Run]
+
+
+def _teach(p: Parameters, fabric: Fabric, images: dict[str, ImageSet], settings: Member, name: str) -> Taught:
+    """Load a teacher, adapt it, write it below `artifacts/teacher/`, and ask it about val and test."""
+    fabric.seed_everything(p.seed, verbose=False)
+    teacher = teachers.SOURCES[settings.source](settings.name, settings.weights)
+    contract = adaptation.contract(
+        teacher, size=settings.size, crop=p.views.eval_crop, given=settings.contract()
+    )
+    space = ViewSpace(p.seed, p.views.crop_scale, p.views.crop_ratio, p.views.flip)
+    sets = {split: ViewSet(found, space, contract) for split, found in images.items()}
+    facts = {
+        "settings": settings.model_dump(mode="json", exclude={"ensemble"}),
+        "data_sha256": store.read_report(paths.DATA)["data_sha256"],
+    }
+    identity = provenance.identity(**facts, views=space, seed=p.seed)
+    runs = {
+        part: Run(f"teach {part}", paths.checkpoints(f"teacher-{name.strip('.')}{part}"), identity)
+        for part in settings.parts()
+    }
+    teacher, history = adaptation.adapt(
+        fabric, teacher, sets, settings.parts(), seed=p.seed, workers=p.compute.workers, runs=runs
+    )
+    classes = images["train"].classes
+    card = {
+        **facts,
+        "source": settings.source,
+        "name": settings.name,
+        "adapted": bool(history),
         "input": contract.to_dict(),
-        "labels": report["classes"],
-        "data_sha256": report["data_sha256"],
-        "settings": p.teacher.model_dump(mode="json"),
-        "val": {"n": len(val.labels), "top1": val.top1},
-        "test": {"n": len(test.labels), "top1": test.top1},
+        "labels": classes,
         "versions": provenance.versions(),
     }
-    paths.TEACHER.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.cpu().contiguous() for name, value in teacher.module.state_dict().items()}
-    save_file(tensors, paths.TEACHER / models.WEIGHTS)
-    np.save(paths.TEACHER_PREDICTIONS, test.predictions)
-    models.write_history(paths.TEACHER, history)
-    for folder in (paths.TEACHER, paths.model("teacher")):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / models.CARD).write_text(json.dumps(card, indent=2) + "\n")
-    for run in runs.values():
-        checkpoints.clear(run.folder)
-    print(f"teacher: val {val.top1:.2%} of {len(val.labels)}, test {test.top1:.2%} of {len(test.labels)}")
+    card = teacher_store.save(paths.TEACHER / name, teacher, classes, card)
+    module, _ = teacher_store.load(paths.TEACHER / name)
+    module = fabric.to_device(module)
+    logits = {
+        split: loop.predict(fabric, module, sets[split], contract.size, p.compute.workers)
+        for split in ("val", "test")
+    }
+    return Taught(card, history, logits, runs)
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, TeacherError, TrainingError):
+    with stage(ParameterError, TeacherError, WeightsError, TrainingError):
         main()

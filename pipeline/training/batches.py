@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Int64, UInt8
+from jaxtyping import Float16, Float32, Int64, UInt8
 from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     """Images with what is known about them."""
 
     images: UInt8[Tensor, "batch height width 3"]
-    labels: Int64[Tensor, " batch"]
+    labels: Int64[Tensor, " batch"] | Float32[Tensor, "batch attributes"]
     answers: Float16[Tensor, "batch classes"] | None
     """The teacher's stored logits for these very views."""
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pipeline.data.store import ImageSet
+from pipeline.tasks import Task
 from pipeline.training import batches, checkpoints, optimisation
 from pipeline.training.batches import Batch, Request, ViewSet
 from pipeline.training.checkpoints import History, Progress
@@ -68,22 +70,23 @@ def recipe(*, size: int, seed: int, phases: Sequence[Mapping[str, Any]], **value
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy and loss on one split."""
+    """A network's answers on one split, and how good they are."""
 
-    predictions: Int64[np.ndarray, " images"]
-    labels: Int64[np.ndarray, " images"]
+    task: Task
+    predictions: np.ndarray
+    """As ``task.predictions`` keeps them."""
+    images: int
+    value: float
+    """``task.metric``, a fraction of 1."""
     cross_entropy: float
     """Mean over images."""
 
-    @property
-    def correct(self) -> int:
-        """Images whose first class is right."""
-        return int((self.predictions == self.labels).sum())
+    def __str__(self) -> str:
+        return f"{self.task.words} {self.value:.2%} of {self.images}"
 
-    @property
-    def top1(self) -> float:
-        """Share of images whose first class is right."""
-        return self.correct / len(self.labels)
+    def to_dict(self) -> dict[str, int | float]:
+        """Number of images and the metric under its own name, for a card."""
+        return {"n": self.images, self.task.metric: self.value}
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def train(
                 f"try a learning_rate below {recipe.learning_rate}"
             )
         size = requests[step - 1 - done.step].size
-        score = evaluate(fabric, averaged or module, val_set, size, workers)
+        val = evaluate(fabric, averaged or module, val_set, size, workers)
         history.append(
             {
                 "epoch": step / per_epoch,
@@ -197,31 +200,44 @@ def train(
                 "size": size,
                 "learning_rate": rate,
                 **means,
-                "val_top1": score.top1,
-                "val_cross_entropy": score.cross_entropy,
+                f"val_{val.task.metric}": val.value,
+                "val_cross_entropy": val.cross_entropy,
             }
         )
-        bar.set_postfix_str(f"{size} px, loss {means['loss']:.3f}, val {score.top1:.2%}")
+        bar.set_postfix_str(f"{size} px, loss {means['loss']:.3f}, val {val.value:.2%}")
         if fabric.is_global_zero:
             checkpoints.save(run.folder, run.identity, Progress(step, history), **held)
     bar.close()
     return (averaged or module).eval(), history
 
 
-@torch.no_grad()
 def evaluate(fabric: Fabric, module: nn.Module, dataset: ViewSet, size: int, workers: int) -> Score:
     """Score a network on the centred views of a split, at ``size`` pixels; leaves it in eval mode."""
+    return score(predict(fabric, module, dataset, size, workers), dataset.images)
+
+
+@torch.no_grad()
+def predict(
+    fabric: Fabric, module: nn.Module, dataset: ViewSet, size: int, workers: int
+) -> Float[Tensor, "images classes"]:
+    """Logits of a split's centred views, at ``size`` pixels, on the CPU; leaves the network in eval mode."""
     module.eval()
     requests = batches.sequential(len(dataset), None, size, 128)
-    answers = []
-    loss = torch.zeros((), device=fabric.device)
     with fabric.autocast():
-        for batch in batches.load(fabric, dataset, requests, workers):
-            logits = module(dataset.contract.normalise(batch.images)).float()
-            answers.append(logits.argmax(1))
-            loss += nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
-    predictions = torch.cat(answers).cpu().numpy()
-    return Score(predictions, dataset.images.labels, float(loss) / len(dataset))
+        return torch.cat(
+            [
+                module(dataset.contract.normalise(batch.images)).float().cpu()
+                for batch in batches.load(fabric, dataset, requests, workers)
+            ]
+        )
+
+
+def score(logits: Float[Tensor, "images classes"], images: ImageSet) -> Score:
+    """Score logits of a whole split."""
+    task = images.task
+    predictions = task.predictions(logits)
+    loss = task.cross_entropy(logits, torch.from_numpy(images.labels))
+    return Score(task, predictions, len(images), task.score(predictions, images.labels), float(loss))
 
 
 def settle_norms(fabric: Fabric, module: nn.Module, dataset: ViewSet, workers: int) -> None:

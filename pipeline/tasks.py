@@ -1,0 +1,135 @@
+"""What a classifier is asked of an image: which class it is, or which of several attributes it has."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, Num
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.average_precision import mean_average_precision
+
+TaskName = Literal["single_label", "multi_label"]
+Metric = Literal["top1", "map"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Losses and scores of one kind of question."""
+
+    name: TaskName
+    metric: Metric
+    """Key of its score, a fraction of 1, in metrics, histories and tables."""
+    words: str
+    """The metric for people."""
+    onnx: str
+    """``task`` in a shipped file's metadata."""
+    cross_entropy: Callable[[Tensor, Tensor], Float[Tensor, ""]]
+    """From logits and targets, mean over images."""
+    kl: Callable[[Tensor, Tensor, float], Float[Tensor, ""]]
+    """From student's and teacher's logits and temperature, mean over images, times temperature squared."""
+    mean: Callable[[Sequence[Tensor]], Tensor]
+    """Logits of an ensemble from those of its members: of the mean of their probabilities."""
+    predictions: Callable[[Tensor], np.ndarray]
+    """What is kept of logits to score them and to compare variants image by image."""
+    score: Callable[[np.ndarray, np.ndarray], float]
+    """The metric, from predictions and targets."""
+
+
+def softmax_cross_entropy(
+    logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"]
+) -> Float[Tensor, ""]:
+    """Cross entropy with the labels, mean over images."""
+    return functional.cross_entropy(logits, labels)
+
+
+def softmax_kl(
+    logits: Float[Tensor, "batch classes"], answers: Float[Tensor, "batch classes"], temperature: float
+) -> Float[Tensor, ""]:
+    """KL divergence of the student from the teacher, mean over images, times temperature squared.
+
+    The square keeps the gradient's size independent of the temperature (Hinton et al. 2015,
+    https://arxiv.org/abs/1503.02531, section 2).
+    """
+    student = functional.log_softmax(logits / temperature, dim=1)
+    teacher = functional.log_softmax(answers / temperature, dim=1)
+    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def softmax_mean(members: Sequence[Float[Tensor, "*batch classes"]]) -> Float[Tensor, "*batch classes"]:
+    """The logarithm of the mean probabilities (Lakshminarayanan et al. 2017, https://arxiv.org/abs/1612.01474)."""
+    if len(members) == 1:
+        return members[0]
+    logarithms = torch.stack([torch.log_softmax(logits.float(), dim=-1) for logits in members])
+    return logarithms.logsumexp(0) - math.log(len(members))
+
+
+def sigmoid_cross_entropy(
+    logits: Float[Tensor, "batch attributes"], targets: Float[Tensor, "batch attributes"]
+) -> Float[Tensor, ""]:
+    """Binary cross entropy with hard or soft targets in [0, 1], mean over images and attributes."""
+    return functional.binary_cross_entropy_with_logits(logits, targets)
+
+
+def sigmoid_kl(
+    logits: Float[Tensor, "batch attributes"], answers: Float[Tensor, "batch attributes"], temperature: float
+) -> Float[Tensor, ""]:
+    """KL divergence of two independent answers an attribute, mean over images and attributes."""
+    student, teacher = logits / temperature, answers / temperature
+    truth = teacher.sigmoid()
+    there = truth * (functional.logsigmoid(teacher) - functional.logsigmoid(student))
+    absent = (1 - truth) * (functional.logsigmoid(-teacher) - functional.logsigmoid(-student))
+    return (there + absent).mean() * temperature**2
+
+
+def sigmoid_mean(members: Sequence[Float[Tensor, "*batch attributes"]]) -> Float[Tensor, "*batch attributes"]:
+    """The log-odds of the mean probabilities."""
+    if len(members) == 1:
+        return members[0]
+    there = torch.stack([functional.logsigmoid(logits.float()) for logits in members]).logsumexp(0)
+    absent = torch.stack([functional.logsigmoid(-logits.float()) for logits in members]).logsumexp(0)
+    return there - absent
+
+
+def _classes(logits: Float[Tensor, "images classes"]) -> Int64[np.ndarray, " images"]:
+    return logits.argmax(1).numpy()
+
+
+def _share_right(predictions: Num[np.ndarray, " images"], labels: Num[np.ndarray, " images"]) -> float:
+    return int((predictions == labels).sum()) / len(labels)
+
+
+def _as_they_are(logits: Float[Tensor, "images attributes"]) -> Float[np.ndarray, "images attributes"]:
+    return logits.float().numpy()
+
+
+SINGLE_LABEL = Task(
+    name="single_label",
+    metric="top1",
+    words="top-1",
+    onnx="image-classification",
+    cross_entropy=softmax_cross_entropy,
+    kl=softmax_kl,
+    mean=softmax_mean,
+    predictions=_classes,
+    score=_share_right,
+)
+MULTI_LABEL = Task(
+    name="multi_label",
+    metric="map",
+    words="mAP",
+    onnx="multi-label-image-classification",
+    cross_entropy=sigmoid_cross_entropy,
+    kl=sigmoid_kl,
+    mean=sigmoid_mean,
+    predictions=_as_they_are,
+    score=mean_average_precision,
+)
+TASKS: Mapping[str, Task] = {task.name: task for task in (SINGLE_LABEL, MULTI_LABEL)}
+"""Name to task."""
+METRICS: Mapping[str, Task] = {task.metric: task for task in TASKS.values()}
+"""Metric to the task that it scores."""

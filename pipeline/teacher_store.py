@@ -1,0 +1,86 @@
+"""Teachers on disk: networks as tensors, ONNX files as they are, everything else in readable JSON."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+import teachers
+from pipeline import models, provenance
+from teachers import InputContract, Teacher, state_dicts
+from teachers.onnx_files import OnnxClassifier
+from teachers.teacher import Columns, columns, replace_head
+
+ONNX = "model.onnx"
+
+
+def save(folder: Path, teacher: Teacher, classes: Sequence[str], card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a teacher that answers for the classes of the data; returns its card.
+
+    A network's tensors go to ``weights.safetensors``, an ONNX file is copied, the rest is in ``card.json``.
+
+    Raises:
+        TeacherError: it does not know these classes.
+    """
+    chosen = columns(teacher, classes)
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(teacher.module, OnnxClassifier):
+        shutil.copyfile(teacher.module.path, folder / ONNX)
+        sha256 = provenance.sha256(folder / ONNX)
+    else:
+        tensors = {
+            name: value.cpu().contiguous().clone() for name, value in teacher.module.state_dict().items()
+        }
+        save_file(tensors, folder / models.WEIGHTS)
+        sha256 = provenance.sha256(folder / models.WEIGHTS)
+    whole = {
+        **card,
+        "origin": teacher.origin,
+        "outputs": teacher.outputs,
+        "columns": None if chosen == tuple(range(teacher.outputs)) else chosen,
+        "sha256": sha256,
+    }
+    write_card(folder, whole)
+    return whole
+
+
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """Write ``card.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / models.CARD).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a teacher, or of an ensemble."""
+    return json.loads((folder / models.CARD).read_text())
+
+
+def identity(folder: Path) -> str:
+    """Hash over all that the answers of a teacher, or of an ensemble, depend on."""
+    keys = ("source", "name", "sha256", "columns", "input")
+    cards = [read_card(folder / member) for member in read_card(folder).get("members", ["."])]
+    return provenance.identity(members=[{key: card[key] for key in keys} for card in cards])
+
+
+def load(folder: Path) -> tuple[nn.Module, InputContract]:
+    """A teacher that was saved: from normalised images to logits of the data's classes.
+
+    Raises:
+        TeacherError: its architecture is not to be had any more.
+        WeightsError: the tensors are not those of the architecture.
+    """
+    card = read_card(folder)
+    if (folder / ONNX).exists():
+        module: nn.Module = OnnxClassifier(folder / ONNX)
+    else:
+        teacher = teachers.SOURCES[card["source"]](card["name"], None)
+        if teacher.outputs != card["outputs"] or card["adapted"]:
+            replace_head(teacher, card["outputs"])
+        module = teacher.module
+        state_dicts.fill(module, state_dicts.read(folder / models.WEIGHTS), str(folder / models.WEIGHTS))
+    chosen = Columns(module, card["columns"]) if card["columns"] else module
+    return chosen.eval(), InputContract.from_dict(card["input"])

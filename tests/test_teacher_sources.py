@@ -1,0 +1,248 @@
+"""Teachers from everywhere give here what they give at home."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+import torchvision
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
+from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+
+import teachers
+from pipeline import adaptation, labels, tasks, teacher_store
+from pipeline.data import sources, splits, store
+from pipeline.training import compute
+from pipeline.training.batches import ViewSet
+from pipeline.views import ViewSpace
+from teachers import InputContract, Teacher, TeacherError
+from teachers.hugging_face_models import contract
+from teachers.state_dicts import WeightsError
+from teachers.teacher import columns
+
+HALF, QUARTER, WHOLE = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), (1.0, 1.0, 1.0)
+NAMES = ("T-shirt", "hat", "Shoe, footwear")
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Hugging Face classifier of three classes, as the library saves it."""
+    folder = tmp_path_factory.mktemp("resnet")
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    config.num_labels = 3
+    config.id2label = dict(enumerate(NAMES))
+    torch.manual_seed(0)
+    cast(Any, ResNetForImageClassification(config)).save_pretrained(folder)
+    processor = ViTImageProcessor(
+        size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.25] * 3
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+def ask(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return module.eval()(images)
+
+
+def test_a_hugging_face_classifier_gives_its_own_logits(hub_folder: Path, images: torch.Tensor) -> None:
+    teacher = teachers.SOURCES["hugging_face"](str(hub_folder), "default")
+    with torch.no_grad():
+        theirs = cast(Any, ResNetForImageClassification).from_pretrained(hub_folder).eval()(images).logits
+    torch.testing.assert_close(ask(teacher.module, images), theirs, rtol=0, atol=0)
+    assert (teacher.outputs, teacher.labels) == (3, NAMES)
+    assert teacher.input == InputContract(64, HALF, QUARTER, "bilinear", 1.0)
+    assert isinstance(teacher.module.get_submodule(str(teacher.head)), nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (
+            {
+                "size": {"shortest_edge": 256},
+                "do_center_crop": True,
+                "crop_size": {"height": 224},
+                "resample": 3,
+            },
+            InputContract(224, HALF, HALF, "bicubic", 224 / 256),
+        ),
+        ({"size": 384, "do_normalize": False}, InputContract(384)),
+        (
+            {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 2},
+            InputContract(224, HALF, HALF, "bilinear", 0.875),
+        ),
+        (
+            {"size": 32, "do_rescale": False, "image_mean": [127.5] * 3, "image_std": [255.0] * 3},
+            InputContract(32, HALF, WHOLE),
+        ),
+    ],
+)
+def test_image_processors_become_contracts(rule: dict[str, Any], expected: InputContract) -> None:
+    assert contract("x", rule) == expected
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(("source", "name"), [("timm", "resnet10t"), ("torchvision", "resnet18")])
+def test_local_weights_bring_their_own_number_of_classes(
+    tmp_path: Path, images: torch.Tensor, source: str, name: str, suffix: str
+) -> None:
+    torch.manual_seed(0)
+    make = {"timm": timm.create_model, "torchvision": torchvision.models.get_model}[source]
+    theirs = make(name, num_classes=5)
+    path = tmp_path / f"mine{suffix}"
+    if suffix == ".pth":
+        parallel = {f"module.{key}": value for key, value in theirs.state_dict().items()}
+        torch.save({"state_dict": parallel, "epoch": 3}, path)
+    else:
+        save_file(theirs.state_dict(), path)
+    teacher = teachers.SOURCES[source](name, str(path))
+    torch.testing.assert_close(ask(teacher.module, images), ask(theirs, images), rtol=0, atol=0)
+    assert teacher.outputs == 5
+    with pytest.raises(WeightsError, match="are expected; "):
+        teachers.SOURCES[source]({"timm": "resnet14t", "torchvision": "resnet34"}[source], str(path))
+    with pytest.raises(WeightsError, match="no such file"):
+        teachers.SOURCES[source](name, str(tmp_path / f"absent{suffix}"))
+
+
+def onnx_file(path: Path, ending: str = "", batch: int | str = "batch") -> np.ndarray:
+    """Mean colours times a matrix, perhaps through a softmax or a sigmoid; returns the matrix."""
+    matrix = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["pixels"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["colours"]),
+        helper.make_node("MatMul", ["colours", "matrix"], ["sums"]),
+        helper.make_node(ending or "Identity", ["sums"], ["answers"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [batch, 3, 64, 64])],
+        [helper.make_tensor_value_info("answers", TensorProto.FLOAT, [batch, 4])],
+        [numpy_helper.from_array(matrix, "matrix")],
+    )
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), path)
+    return matrix
+
+
+@pytest.mark.parametrize("batch", ["batch", 1])
+def test_an_onnx_file_is_a_black_box(tmp_path: Path, images: torch.Tensor, batch: int | str) -> None:
+    matrix = torch.from_numpy(onnx_file(tmp_path / "box.onnx", batch=batch))
+    teacher = teachers.SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
+    torch.testing.assert_close(ask(teacher.module, images), images.mean((2, 3)) @ matrix, rtol=0, atol=1e-5)
+    assert (teacher.outputs, teacher.input, teacher.head, teacher.labels) == (4, None, None, None)
+    given = {"mean": HALF, "std": QUARTER}
+    assert adaptation.contract(teacher, size=None, crop=0.9, given=given) == InputContract(
+        64, HALF, QUARTER, "bilinear", 0.9
+    )
+    with pytest.raises(TeacherError, match=r"does not say how its input is made; set teacher\.input"):
+        adaptation.contract(teacher, size=None, crop=1.0, given={})
+    with pytest.raises(TeacherError, match=r"takes images of 64 pixels; teacher\.size = 32"):
+        adaptation.contract(teacher, size=32, crop=1.0, given=given)
+
+
+@pytest.mark.parametrize("ending", ["Softmax", "Sigmoid"])
+def test_probabilities_become_logits(tmp_path: Path, images: torch.Tensor, ending: str) -> None:
+    matrix = torch.from_numpy(onnx_file(tmp_path / "box.onnx", ending))
+    teacher = teachers.SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
+    logits = images.mean((2, 3)) @ matrix
+    wanted = logits.log_softmax(1) if ending == "Softmax" else logits
+    torch.testing.assert_close(ask(teacher.module, images), wanted, rtol=0, atol=1e-4)
+
+
+def test_an_onnx_file_labels_like_the_network_it_came_from(tmp_path: Path, photographs: Path) -> None:
+    matrix = torch.from_numpy(onnx_file(tmp_path / "box.onnx"))
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4, bias=False))
+    network[2].weight = nn.Parameter(matrix.T)
+    listing = sources.folder(photographs)
+    made = splits.assign(listing.candidates, train=None, val=0.2, test=0.25, seed=0)
+    store.write(tmp_path / "data", listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
+    space = ViewSpace(0, (0.6, 1.0), (0.8, 1.25), 0.5)
+    view_set = ViewSet(store.read(tmp_path / "data", "train"), space, InputContract(64, HALF, QUARTER))
+    fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
+    box = teachers.SOURCES["onnx"](str(tmp_path / "box.onnx"), "default").module
+    found = [
+        labels.answer(fabric, module, view_set, 2, partial=tmp_path / str(number), workers=0)
+        for number, module in enumerate((network, box))
+    ]
+    assert found[0].shape == (len(view_set), 2, 4)
+    assert found[0].std() > 0.5
+    # Half precision has steps of 0.001 to 0.002 at logits from 1 to 4.
+    np.testing.assert_allclose(found[0].astype(float), found[1].astype(float), rtol=1e-3, atol=1e-4)
+    probabilities = [torch.from_numpy(answers).float().softmax(-1) for answers in found]
+    assert (probabilities[0] - probabilities[1]).abs().max() < 1e-3
+
+
+def test_wrong_onnx_files_are_one_line(tmp_path: Path) -> None:
+    onnx_file(tmp_path / "box.onnx")
+    (tmp_path / "cut.onnx").write_bytes((tmp_path / "box.onnx").read_bytes()[:100])
+    onnx_file(tmp_path / "eight.onnx", batch=8)
+    for name, message in (
+        ("cut.onnx", "is no intact ONNX file"),
+        ("absent.onnx", "no such file"),
+        ("eight.onnx", "a batch of any size or of 1 is expected; found 8"),
+    ):
+        with pytest.raises(TeacherError, match=message) as caught:
+            teachers.SOURCES["onnx"](str(tmp_path / name), "default")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def box(outputs: int, names: tuple[str, ...] | None) -> Teacher:
+    return Teacher(nn.Identity(), outputs, None, None, "a box", names)
+
+
+def test_classes_are_found_by_name_or_by_number() -> None:
+    assert columns(box(3, NAMES), ["shoe", "t_shirt"]) == (2, 0)
+    assert columns(box(3, None), ["a", "b", "c"]) == (0, 1, 2)
+    with pytest.raises(TeacherError, match="knows 3 classes with no 'glove' among T-shirt, hat"):
+        columns(box(3, NAMES), ["hat", "glove"])
+    with pytest.raises(TeacherError, match="knows 3 classes with no names; the data have 2"):
+        columns(box(3, None), ["a", "b"])
+
+
+def test_a_stored_teacher_answers_as_before(hub_folder: Path, tmp_path: Path, images: torch.Tensor) -> None:
+    teacher = teachers.SOURCES["hugging_face"](str(hub_folder), "default")
+    assert teacher.input is not None
+    card = {
+        "source": "hugging_face",
+        "name": str(hub_folder),
+        "adapted": False,
+        "input": teacher.input.to_dict(),
+    }
+    teacher_store.save(tmp_path / "network", teacher, ["shoe", "hat"], card)
+    module, found = teacher_store.load(tmp_path / "network")
+    assert found == teacher.input
+    torch.testing.assert_close(ask(module, images), ask(teacher.module, images)[:, [2, 1]], rtol=0, atol=0)
+
+    onnx_file(tmp_path / "box.onnx")
+    black = teachers.SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
+    teacher_store.save(tmp_path / "file", black, list("abcd"), {**card, "source": "onnx", "name": "box.onnx"})
+    (tmp_path / "box.onnx").unlink()
+    module, _ = teacher_store.load(tmp_path / "file")
+    torch.testing.assert_close(ask(module, images), ask(black.module, images), rtol=0, atol=0)
+    assert teacher_store.identity(tmp_path / "file") != teacher_store.identity(tmp_path / "network")
+
+
+def test_an_ensemble_means_its_members_probabilities() -> None:
+    torch.manual_seed(0)
+    members = [torch.randn(4, 2, 5) * 3 for _ in range(3)]
+    wanted = torch.stack([logits.softmax(-1) for logits in members]).mean(0)
+    torch.testing.assert_close(tasks.softmax_mean(members).exp(), wanted)
+    assert tasks.softmax_mean(members[:1]) is members[0]
+
+
+def test_an_ensemble_of_attributes_means_each_attributes_probability() -> None:
+    torch.manual_seed(0)
+    members = [torch.randn(4, 5) * 3 for _ in range(3)]
+    wanted = torch.stack([logits.sigmoid() for logits in members]).mean(0)
+    torch.testing.assert_close(tasks.sigmoid_mean(members).sigmoid(), wanted)
