@@ -125,6 +125,8 @@ def load(name: str, weights: str | None) -> Teacher:
 def _ending(path: Path, output: str) -> str:
     """Kind of the node that gives the output, through nodes that leave values as they are."""
     graph = onnx.load(path, load_external_data=False).graph
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
+        raise TeacherError(f"{path} keeps weights in other files; one file that holds them all is expected")
     makers = {name: node for node in graph.node for name in node.output}
     while output in makers and makers[output].op_type in (
         "Identity",

@@ -187,7 +187,12 @@ def test_wrong_onnx_files_are_one_line(tmp_path: Path) -> None:
     onnx_file(tmp_path / "box.onnx")
     (tmp_path / "cut.onnx").write_bytes((tmp_path / "box.onnx").read_bytes()[:100])
     onnx_file(tmp_path / "eight.onnx", batch=8)
+    whole = onnx.load(tmp_path / "box.onnx")
+    onnx.save(
+        whole, tmp_path / "parts.onnx", save_as_external_data=True, location="weights", size_threshold=0
+    )
     for name, message in (
+        ("parts.onnx", "keeps weights in other files"),
         ("cut.onnx", "is no intact ONNX file"),
         ("absent.onnx", "no such file"),
         ("eight.onnx", "a batch of any size or of 1 is expected; found 8"),
