@@ -8,15 +8,18 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pipeline import labels, provenance
+from pipeline import labels, provenance, tasks
 from pipeline.data import store
-from pipeline.tasks import Task
+from pipeline.tasks import SINGLE_LABEL, Task
 from pipeline.training import loop
 from pipeline.training.batches import Batch, ViewSet
 from pipeline.training.checkpoints import History
-from pipeline.training.loop import Objective, Run
+from pipeline.training.loop import Objective, Run, TrainingError
 from pipeline.views import ViewSpace
 from teachers.contract import InputContract
+
+OPTIONS = ("temperature", "dkd_beta")
+"""What an objective has besides weights."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def learn(
         module: trained in place.
         lesson: what to learn.
         name: shown beside the progress bar.
-        goal: ``temperature`` and the weight of each loss term.
+        goal: see ``objective``.
         training: the fields of ``loop.Recipe``.
         start: hash of what the module's weights were made from.
         seed: of the order of the images.
@@ -88,15 +91,14 @@ def learn(
         on_epoch: see ``loop.train``.
     """
     contract = lesson.train_set.contract
-    weights = {term: weight for term, weight in goal.items() if term != "temperature"}
     identity = provenance.identity(
         goal=goal, training=training, start=start, lesson=lesson.key, contract=contract.to_dict(), seed=seed
     )
     return loop.train(
         fabric,
         module,
-        objective(contract, weights, lesson.train_set.images.task, goal["temperature"]),
-        weights,
+        objective(contract, goal, lesson.train_set.images.task),
+        weights(goal),
         loop.recipe(size=contract.size, seed=seed, **training),
         train_set=lesson.train_set,
         val_set=lesson.val_set,
@@ -107,20 +109,48 @@ def learn(
     )
 
 
-def objective(
-    contract: InputContract, weights: Mapping[str, float], task: Task, temperature: float = 1.0
-) -> Objective:
-    """The objective whose terms are those of ``weights`` that are not zero: ``kl``, ``cross_entropy``."""
+def objective(contract: InputContract, goal: Mapping[str, float], task: Task) -> Objective:
+    """The objective whose terms are those that weigh in ``goal``; their options are in it too.
+
+    Args:
+        contract: of the student's input.
+        goal: weights of `parameters.Objective`'s terms, ``temperature`` and ``dkd_beta`` where they are used.
+        task: what the student is asked.
+
+    Raises:
+        TrainingError: a term has no meaning for the task.
+    """
+    chosen = weights(goal)
+    temperature, beta = goal.get("temperature", 1.0), goal.get("dkd_beta", 1.0)
+    distances: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+        "kl": lambda logits, answers, _: task.kl(logits, answers, temperature)
+    }
+    if task is SINGLE_LABEL:
+        distances |= {
+            "standardised_kl": lambda logits, answers, _: tasks.standardised_kl(logits, answers, temperature),
+            "dkd": lambda logits, answers, labels: tasks.dkd(logits, answers, labels, temperature, beta),
+            "dist": lambda logits, answers, _: tasks.dist(logits, answers, temperature),
+        }
+    if unknown := set(chosen) - {*distances, "cross_entropy"}:
+        raise TrainingError(
+            f"objective.{min(unknown)}: a {task.name} data set has {', '.join(distances)}, cross_entropy"
+        )
 
     def terms(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits = module(contract.normalise(batch.images)).float()
         named: dict[str, Tensor] = {}
-        if weights.get("kl"):
-            if batch.answers is None:
-                raise ValueError("the kl term needs stored answers; this batch has none")
-            named["kl"] = task.kl(logits, batch.answers.float(), temperature)
-        if weights.get("cross_entropy"):
-            named["cross_entropy"] = task.cross_entropy(logits, batch.labels)
+        for name in chosen:
+            if name == "cross_entropy":
+                named[name] = task.cross_entropy(logits, batch.labels)
+            elif batch.answers is None:
+                raise ValueError(f"the {name} term needs stored answers; this batch has none")
+            else:
+                named[name] = distances[name](logits, batch.answers.float(), batch.labels)
         return named
 
     return terms
+
+
+def weights(goal: Mapping[str, float]) -> dict[str, float]:
+    """The terms of an objective that weigh, without its options."""
+    return {name: weight for name, weight in goal.items() if weight and name not in OPTIONS}

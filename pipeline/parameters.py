@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from pipeline import paths
@@ -195,10 +195,24 @@ class Objective(Section):
 
     kl: Annotated[float, Field(ge=0)] = 1.0
     """KL divergence from the stored teacher answers (Hinton et al. 2015)."""
+    standardised_kl: Annotated[float, Field(ge=0)] = 0.0
+    """KL divergence of standardised logits (Sun et al. 2024)."""
+    dkd: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled distillation (Zhao et al. 2022)."""
+    dist: Annotated[float, Field(ge=0)] = 0.0
+    """Correlation within images and across the batch (Huang et al. 2022)."""
     cross_entropy: Annotated[float, Field(ge=0)] = 0.0
     """Cross entropy with the labels."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Softmax temperature of the KL term, which is multiplied by its square."""
+    """Softmax temperature of all terms but cross entropy, each multiplied by its square."""
+    dkd_beta: Annotated[float, Field(ge=0)] = 8.0
+    """Weight of the wrong classes among themselves in `dkd`, the right one's being 1."""
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "Objective":
+        if not any(getattr(self, term) for term in ("kl", "standardised_kl", "dkd", "dist", "cross_entropy")):
+            raise ValueError("at least one term must weigh more than 0")
+        return self
 
 
 class Distill(Training):

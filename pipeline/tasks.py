@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Num
+from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 from torch.nn import functional
 
@@ -60,6 +60,71 @@ def softmax_kl(
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
+def standardised_kl(
+    logits: Float[Tensor, "batch classes"], answers: Float[Tensor, "batch classes"], temperature: float
+) -> Float[Tensor, ""]:
+    """``softmax_kl`` of logits brought to mean 0 and standard deviation 1, image by image.
+
+    The student need not reach the size of the teacher's logits, only their relations (Sun et al. 2024,
+    https://arxiv.org/abs/2403.01427).
+    """
+    return softmax_kl(_standardised(logits), _standardised(answers), temperature)
+
+
+def dkd(
+    logits: Float[Tensor, "batch classes"],
+    answers: Float[Tensor, "batch classes"],
+    labels: Int64[Tensor, " batch"],
+    temperature: float,
+    beta: float,
+) -> Float[Tensor, ""]:
+    """Decoupled distillation: how sure of the true class, plus ``beta`` times the rest among themselves.
+
+    Mean over images, times temperature squared. The KL divergence is the same sum with the teacher's doubt in
+    the place of ``beta``, which silences the rest where the teacher is sure (Zhao et al. 2022,
+    https://arxiv.org/abs/2203.08679, equation 6).
+    """
+    truth = functional.one_hot(labels, logits.shape[1]).bool()
+    target = _binary_kl(_odds(logits / temperature, truth), _odds(answers / temperature, truth)).mean()
+    others = softmax_kl(_without(logits, truth), _without(answers, truth), temperature)
+    return target * temperature**2 + beta * others
+
+
+def dist(
+    logits: Float[Tensor, "batch classes"], answers: Float[Tensor, "batch classes"], temperature: float
+) -> Float[Tensor, ""]:
+    """1 - Pearson's correlation of the probabilities, within images and, class by class, across the batch.
+
+    The mean of each, summed, times temperature squared (Huang et al. 2022, https://arxiv.org/abs/2205.10536).
+    """
+    student, teacher = (logits / temperature).softmax(dim=1), (answers / temperature).softmax(dim=1)
+    within = 1 - functional.cosine_similarity(_centred(student, 1), _centred(teacher, 1), dim=1).mean()
+    across = 1 - functional.cosine_similarity(_centred(student, 0), _centred(teacher, 0), dim=0).mean()
+    return (within + across) * temperature**2
+
+
+def _standardised(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+    centred = _centred(logits, 1)
+    return centred / centred.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-7)
+
+
+def _centred(values: Float[Tensor, "batch classes"], dim: int) -> Float[Tensor, "batch classes"]:
+    return values - values.mean(dim=dim, keepdim=True)
+
+
+def _without(
+    logits: Float[Tensor, "batch classes"], truth: Bool[Tensor, "batch classes"]
+) -> Float[Tensor, "batch others"]:
+    return logits[~truth].view(len(logits), -1)
+
+
+def _odds(
+    logits: Float[Tensor, "batch classes"], truth: Bool[Tensor, "batch classes"]
+) -> Float[Tensor, " batch"]:
+    """Log-odds of the true class against all others together."""
+    return logits[truth] - _without(logits, truth).logsumexp(dim=1)
+
+
 def softmax_mean(members: Sequence[Float[Tensor, "*batch classes"]]) -> Float[Tensor, "*batch classes"]:
     """The logarithm of the mean probabilities (Lakshminarayanan et al. 2017, https://arxiv.org/abs/1612.01474)."""
     if len(members) == 1:
@@ -79,11 +144,15 @@ def sigmoid_kl(
     logits: Float[Tensor, "batch attributes"], answers: Float[Tensor, "batch attributes"], temperature: float
 ) -> Float[Tensor, ""]:
     """KL divergence of two independent answers an attribute, mean over images and attributes."""
-    student, teacher = logits / temperature, answers / temperature
+    return _binary_kl(logits / temperature, answers / temperature).mean() * temperature**2
+
+
+def _binary_kl(student: Float[Tensor, "*any"], teacher: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """KL divergence of answers of yes or no, from their log-odds."""
     truth = teacher.sigmoid()
     there = truth * (functional.logsigmoid(teacher) - functional.logsigmoid(student))
     absent = (1 - truth) * (functional.logsigmoid(-teacher) - functional.logsigmoid(-student))
-    return (there + absent).mean() * temperature**2
+    return there + absent
 
 
 def sigmoid_mean(members: Sequence[Float[Tensor, "*batch attributes"]]) -> Float[Tensor, "*batch attributes"]:

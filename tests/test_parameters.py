@@ -86,6 +86,7 @@ def test_names_of_a_hub_are_left_to_those_who_fetch_them() -> None:
         ({"variants": {"fp32": {"tempature": 2}}}, "params.yaml: variants.fp32.tempature: no such key"),
         ({"distil": {}}, "params.yaml: distil: no such key; did you mean `distill`?"),
         ({"variants": {"pruned-50": {"macs": 1.5}}}, "variants.pruned-50.macs = 1.5: must be less than 1"),
+        ({"distill": {"objective": {"kl": 0.0}}}, "distill.objective"),
         ({"prune": {"multiple": 0}}, "prune.multiple = 0: must be greater than or equal to 1"),
         (
             {"variants": {"pruned-50": {"parent": "fp64"}}},

@@ -15,7 +15,7 @@ from pipeline import distillation, labels, process, tasks
 from pipeline.data import sources, splits, store
 from pipeline.distillation import objective
 from pipeline.labels import Key, LabelError, Store
-from pipeline.tasks import SINGLE_LABEL
+from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
 from pipeline.training import batches, checkpoints, compute, loop, optimisation
 from pipeline.training.batches import Batch, Request, ViewSet
 from pipeline.training.loop import TrainingError
@@ -235,6 +235,56 @@ def test_kl_is_zero_for_the_teachers_own_logits_and_its_gradient_keeps_its_scale
         assert student_logits.grad is not None
         norms.append(student_logits.grad.norm().item())
     assert norms[0] == pytest.approx(norms[1], rel=0.1)
+
+
+def test_dkd_is_kl_with_the_teachers_doubt_in_the_place_of_beta() -> None:
+    torch.manual_seed(0)
+    for temperature in (1.0, 3.0):
+        logits, teacher, label = torch.randn(1, 6), 3 * torch.randn(1, 6), torch.tensor([2])
+        doubt = 1 - (teacher / temperature).softmax(1)[0, 2].item()
+        found = tasks.dkd(logits, teacher, label, temperature, beta=doubt)
+        torch.testing.assert_close(found, tasks.softmax_kl(logits, teacher, temperature))
+
+
+def test_dist_is_pearsons_correlation_within_images_and_across_the_batch() -> None:
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(7, 4), torch.randn(7, 4)
+    student, truth = logits.div(2).softmax(1).numpy(), teacher.div(2).softmax(1).numpy()
+    within = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(student, truth, strict=True)])
+    across = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(student.T, truth.T, strict=True)])
+    assert tasks.dist(logits, teacher, 2.0).item() == pytest.approx(4 * (2 - within - across), rel=1e-4)
+
+
+def test_standardised_logits_may_have_any_size() -> None:
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(7, 4), torch.randn(7, 4)
+    loss = tasks.standardised_kl(logits, teacher, 1.0)
+    torch.testing.assert_close(tasks.standardised_kl(5 * logits + 2, teacher, 1.0), loss)
+    assert loss > 0.01
+    assert tasks.standardised_kl(3 * teacher - 1, teacher, 1.0).abs() < 1e-6
+
+
+@pytest.mark.parametrize("term", ["kl", "standardised_kl", "dkd", "dist"])
+def test_every_distance_leads_to_the_teachers_answers(term: str) -> None:
+    torch.manual_seed(0)
+    teacher, labels_there = 4 * torch.randn(16, 5), torch.arange(16) % 5
+    batch = Batch(torch.zeros(16, 32, 32, 3, dtype=torch.uint8), labels_there, teacher.half())
+    logits = nn.Parameter(torch.randn(16, 5))
+    terms = objective(CONTRACT, {term: 1.0, "temperature": 2.0, "dkd_beta": 8.0}, SINGLE_LABEL)
+    network = nn.Module()
+    network.forward = lambda _images: logits
+    optimizer = torch.optim.Adam([logits], 0.2)
+    for _ in range(600):
+        optimizer.zero_grad()
+        terms(network, batch)[term].backward()
+        optimizer.step()
+    assert terms(network, batch)[term] < 0.01
+    assert torch.equal(logits.argmax(1), teacher.argmax(1))
+
+
+def test_terms_that_mean_nothing_for_attributes_are_refused() -> None:
+    with pytest.raises(TrainingError, match=r"objective\.dkd: a multi_label data set has kl, cross_entropy"):
+        objective(CONTRACT, {"dkd": 1.0, "kl": 1.0}, MULTI_LABEL)
 
 
 def test_an_objective_names_the_terms_that_weigh_and_wants_answers_for_kl() -> None:
