@@ -91,7 +91,7 @@ def hugging_face(path: str) -> Start:
 
 def timm_model(path: str) -> Start:
     """A ``.safetensors`` or ``.pth`` file of timm's ``mobilenetv1``, or a model name of timm's hub."""
-    if Path(path).suffix in (".safetensors", ".pth", ".bin"):
+    if state_dicts.is_file(path):
         tensors = state_dicts.read(Path(path))
     else:
         try:
