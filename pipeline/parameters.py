@@ -54,8 +54,10 @@ class Data(Section):
     """Training images, drawn stratified by class; null takes all."""
     val: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Validation images, as a count or a share, taken from training where the source has no such split."""
-    test: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
-    """Share of test images, used only where the source has no test split."""
+    test: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    """Test images, as a count or a share, used only where the source has no test split."""
+    splits: Literal["kept", "anew"] = "kept"
+    """What becomes of splits that the source has; `anew` makes all three from all images."""
     license: str = "unknown"
     """License of the images, recorded in every shipped file."""
 
@@ -219,6 +221,8 @@ class Distill(Training):
     """Train a student on the stored answers of the teacher."""
 
     objective: Objective
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Seed of the first weights and of the order of images; null takes the pipeline's. Data and views stay."""
 
 
 class Prune(Training):

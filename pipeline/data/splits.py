@@ -33,24 +33,25 @@ def assign(
     *,
     train: int | None,
     val: int | float,
-    test: float,
+    test: int | float,
     seed: int,
+    anew: bool = False,
 ) -> Splits:
-    """Split images by class and content hash; a split that the source has is kept.
+    """Split images by class and content hash; a split that the source has is kept, unless ``anew``.
 
     An image whose content is in test is taken out of val and train, and one whose content is in val
-    out of train. ``train`` and an integer ``val`` are counts, ``test`` and a fractional ``val``
-    shares. The choice depends on contents and seed alone, not on file order.
+    out of train. ``train`` and integers are counts, fractions are shares. The choice depends on contents
+    and seed alone, not on file order.
 
     Raises:
         SourceError: a split is empty, or fewer images are there than were asked for.
     """
     given: dict[str | None, list[Candidate]] = defaultdict(list)
     for candidate in candidates:
-        given[candidate.split].append(candidate)
+        given[None if anew else candidate.split].append(candidate)
     rejected: list[Rejected] = []
     pool, repeated = _drop_repeats(given["train"] + given[None], rejected)
-    testing = given["test"] or _stratified(pool, round(test * len(pool)), seed)
+    testing = given["test"] or _stratified(pool, _count(test, pool), seed)
     if not given["test"]:
         pool = _without(pool, testing)
     validation, repeated_val = _drop_repeats(given["val"], rejected)
@@ -59,7 +60,7 @@ def assign(
     pool = _drop_known(_drop_known(pool, testing, "test", rejected), validation, "val", rejected)
     leaked = before - len(pool) - len(validation)
     if not validation:
-        validation = _stratified(pool, val if isinstance(val, int) else round(val * len(pool)), seed)
+        validation = _stratified(pool, _count(val, pool), seed)
         pool = _without(pool, validation)
     training = pool if train is None else _stratified(pool, train, seed)
     splits = Splits(training, validation, testing, rejected, leaked, repeated + repeated_val)
@@ -98,6 +99,10 @@ def _drop_known(
         if image.sha256 in sources
     ]
     return [image for image in images if image.sha256 not in sources]
+
+
+def _count(wanted: int | float, images: Sequence[Candidate]) -> int:
+    return wanted if isinstance(wanted, int) else round(wanted * len(images))
 
 
 def _without(images: Sequence[Candidate], taken: Sequence[Candidate]) -> list[Candidate]:

@@ -19,6 +19,7 @@ def main(variant: str) -> None:
     """Write `artifacts/models/<variant>/`."""
     p = parameters.load()
     settings = p.settings(variant, Distill)
+    seed = p.seed if settings.seed is None else settings.seed
     fabric = compute.start(**p.compute.model_dump(exclude={"workers"}))
     init = p.student.init
     start = initialisation.SOURCES[init.source](init.path) if init else initialisation.RANDOM
@@ -35,7 +36,7 @@ def main(variant: str) -> None:
         "norm_momentum": p.student.norm_momentum,
         "dropout": p.student.dropout,
     }
-    fabric.seed_everything(p.seed, verbose=False)
+    fabric.seed_everything(seed, verbose=False)
     student = initialisation.network(p.student.architecture, arguments, lesson.classes, start)
     module, history = distillation.learn(
         fabric,
@@ -45,7 +46,7 @@ def main(variant: str) -> None:
         goal=settings.objective.model_dump(),
         training=settings.training(),
         start=provenance.identity(weights=models.fingerprint(student), arguments=arguments),
-        seed=p.seed,
+        seed=seed,
         workers=p.compute.workers,
         folder=paths.checkpoints(variant),
     )

@@ -12,7 +12,12 @@ def main() -> None:
     p = parameters.load()
     listing = sources.SOURCES[p.data.source](p.data.path)
     assigned = splits.assign(
-        listing.candidates, train=p.data.train, val=p.data.val, test=p.data.test, seed=p.seed
+        listing.candidates,
+        train=p.data.train,
+        val=p.data.val,
+        test=p.data.test,
+        seed=p.seed,
+        anew=p.data.splits == "anew",
     )
     facts = {"source": p.data.source, "path": str(p.data.path), "license": p.data.license}
     report = store.write(paths.DATA, listing, assigned, facts)
