@@ -1,15 +1,17 @@
-"""Training a student on the stored answers of the teacher."""
+"""Training a student on the answers of the teacher."""
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pipeline import labels, provenance, tasks
+from pipeline import labels, models, provenance, tasks
 from pipeline.data import store
+from pipeline.labels import Live
 from pipeline.tasks import SINGLE_LABEL, Task
 from pipeline.training import loop
 from pipeline.training.batches import Batch, ViewSet
@@ -24,12 +26,12 @@ OPTIONS = ("temperature", "dkd_beta")
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a student learns from: views of the training images with the teacher's stored answers."""
+    """What a student learns from: views of the training images with the teacher's answers."""
 
     train_set: ViewSet
     val_set: ViewSet
-    views: int
-    """Stored views of every image."""
+    views: int | None
+    """Views of every image that are shown in turn; None shows new ones without end."""
     data_sha256: str
     classes: tuple[str, ...]
     license: str
@@ -38,19 +40,30 @@ class Lesson:
     """The teacher in words."""
     key: str
     """Hash over data, teacher and views."""
+    live: Live | None = None
+    """Asked in every step, where answers are not stored."""
 
 
-def open_lesson(data: Path, answers: Path, space: ViewSpace, contract: InputContract) -> Lesson:
+def open_lesson(
+    data: Path, teacher: Path, answers: Path, space: ViewSpace, contract: InputContract
+) -> Lesson:
     """Open the prepared data with the stored answers, seen through a student's contract.
 
+    Unlabelled images are part of it, after the training split.
+
     Raises:
-        LabelError: the answers are incomplete, or belong to other data or other views.
+        LabelError: the answers are incomplete, or belong to other data, another teacher or other views.
     """
     report = store.read_report(data)
-    answered = labels.load(answers, data_sha256=report["data_sha256"], space=space)
-    train = store.read(data, "train")
+    answered = labels.load(
+        answers,
+        data_sha256=report["data_sha256"],
+        teacher_sha256=json.loads((teacher / models.CARD).read_text())["identity"],
+        space=space,
+    )
+    train = store.read_lesson(data)
     return Lesson(
-        ViewSet(train, space, contract, answered.answers),
+        ViewSet(train, space, contract, answered.answers.at),
         ViewSet(store.read(data, "val"), None, contract),
         views=answered.key.views,
         data_sha256=report["data_sha256"],
@@ -59,6 +72,12 @@ def open_lesson(data: Path, answers: Path, space: ViewSpace, contract: InputCont
         teacher=answered.teacher,
         key=answered.key.sha256(),
     )
+
+
+def ask_live(lesson: Lesson, live: Live, *, endless: bool) -> Lesson:
+    """The same lesson with the teacher asked in every step, about the stored views or ever new ones."""
+    train_set = replace(lesson.train_set, answers=None, teachers=live.inputs)
+    return replace(lesson, train_set=train_set, live=live, views=None if endless else lesson.views)
 
 
 def learn(
@@ -92,12 +111,19 @@ def learn(
     """
     contract = lesson.train_set.contract
     identity = provenance.identity(
-        goal=goal, training=training, start=start, lesson=lesson.key, contract=contract.to_dict(), seed=seed
+        goal=goal,
+        training=training,
+        start=start,
+        lesson=lesson.key,
+        live=lesson.live is not None,
+        views=lesson.views,
+        contract=contract.to_dict(),
+        seed=seed,
     )
     return loop.train(
         fabric,
         module,
-        objective(contract, goal, lesson.train_set.images.task),
+        objective(contract, goal, lesson.train_set.images.task, lesson.live),
         weights(goal),
         loop.recipe(size=contract.size, seed=seed, **training),
         train_set=lesson.train_set,
@@ -109,18 +135,22 @@ def learn(
     )
 
 
-def objective(contract: InputContract, goal: Mapping[str, float], task: Task) -> Objective:
+def objective(
+    contract: InputContract, goal: Mapping[str, float], task: Task, live: Live | None = None
+) -> Objective:
     """The objective whose terms are those that weigh in ``goal``; their options are in it too.
 
     Args:
         contract: of the student's input.
         goal: weights of `parameters.Objective`'s terms, ``temperature`` and ``dkd_beta`` where they are used.
         task: what the student is asked.
+        live: asked for answers, where the batches bring none.
 
     Raises:
         TrainingError: a term has no meaning for the task.
     """
     chosen = weights(goal)
+    taught = set(chosen) != {"cross_entropy"}
     temperature, beta = goal.get("temperature", 1.0), goal.get("dkd_beta", 1.0)
     distances: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
         "kl": lambda logits, answers, _: task.kl(logits, answers, temperature)
@@ -138,14 +168,17 @@ def objective(contract: InputContract, goal: Mapping[str, float], task: Task) ->
 
     def terms(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits = module(contract.normalise(batch.images)).float()
+        answers = batch.answers.float() if batch.answers is not None else None
+        if live is not None and taught:
+            answers = live.ask(batch.for_teachers)
         named: dict[str, Tensor] = {}
         for name in chosen:
             if name == "cross_entropy":
                 named[name] = task.cross_entropy(logits, batch.labels)
-            elif batch.answers is None:
-                raise ValueError(f"the {name} term needs stored answers; this batch has none")
+            elif answers is None:
+                raise ValueError(f"the {name} term needs a teacher's answers; this batch has none")
             else:
-                named[name] = distances[name](logits, batch.answers.float(), batch.labels)
+                named[name] = distances[name](logits, answers, batch.labels)
         return named
 
     return terms

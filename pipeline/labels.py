@@ -1,22 +1,26 @@
 """The teacher's answers on fixed views of every training image, stored once and read ever after."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float16
+from jaxtyping import Float, Float16, Int64, UInt8, UInt16
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline import provenance
 from pipeline.training import batches
 from pipeline.training.batches import ViewSet
 from pipeline.views import ViewSpace
+from teachers.contract import InputContract
 
-ANSWERS = "answers.npy"
+VALUES = "answers.npy"
+CHOSEN = "classes.npy"
 CARD = "card.json"
 
 
@@ -33,6 +37,12 @@ class Key:
     space: ViewSpace
     views: int
     """Views of every image."""
+    top: int | None
+    """Classes that are kept of every answer; None keeps all."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON gives them back."""
+        return json.loads(json.dumps(asdict(self)))
 
     def sha256(self) -> str:
         """Hash over all of it."""
@@ -40,13 +50,64 @@ class Key:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """Logits of a teacher, whole, or the most probable classes with the mass of the rest."""
+
+    values: Float16[np.ndarray, "images views kept"]
+    """Logits; or logarithms of the probabilities of the chosen classes, and of all others together."""
+    chosen: UInt16[np.ndarray, "images views top"] | None
+    """The chosen classes, the most probable first; None where ``values`` are logits of all."""
+    classes: int
+
+    def at(self, images: Int64[np.ndarray, " batch"], view: int) -> Float16[np.ndarray, "batch classes"]:
+        """Logits of some images' view; of a compact store up to a constant, the rest spread evenly."""
+        values = self.values[images, view]
+        return values if self.chosen is None else _expand(values, self.chosen[images, view], self.classes)
+
+
+@dataclass(frozen=True)
 class Store:
-    """Logits of the teacher, memory-mapped, for the views of ``key``."""
+    """A teacher's answers, memory-mapped, for the views of ``key``."""
 
     key: Key
     teacher: str
     """The teacher in words."""
-    answers: Float16[np.ndarray, "images views classes"]
+    answers: Answers
+
+
+@dataclass(frozen=True)
+class Live:
+    """A teacher, or an ensemble, that is asked while the student trains."""
+
+    inputs: tuple[InputContract, ...]
+    """Of each member."""
+    ask: Callable[[Sequence[UInt8[Tensor, "batch _ _ 3"]]], Float[Tensor, "batch classes"]]
+    """From the same views at each member's size to logits."""
+
+
+def compact(logits: Float16[np.ndarray, "images views classes"], top: int | None) -> Answers:
+    """Keep the ``top`` most probable classes and what they leave over (Shen and Xing 2022, FKD).
+
+    As logarithms, since float16 holds a probability of 1e-12 so and not otherwise. Where ``top`` keeps no
+    less than half of the classes, all logits stay as they are.
+    """
+    classes = logits.shape[-1]
+    if top is None or top >= classes / 2:
+        return Answers(logits, None, classes)
+    logarithms = torch.from_numpy(logits).float().log_softmax(-1)
+    kept, chosen = logarithms.topk(top, dim=-1)
+    rest = logarithms.scatter(-1, chosen, -torch.inf).logsumexp(-1, keepdim=True)
+    values = torch.cat([kept, rest], dim=-1).to(torch.float16)
+    return Answers(values.numpy(), chosen.numpy().astype(np.uint16), classes)
+
+
+def _expand(
+    values: Float16[np.ndarray, "batch kept"], chosen: UInt16[np.ndarray, "batch top"], classes: int
+) -> Float16[np.ndarray, "batch classes"]:
+    spread = values[:, -1:] - np.float16(np.log(classes - chosen.shape[1]))
+    logits = np.repeat(spread, classes, axis=1)
+    np.put_along_axis(logits, chosen.astype(np.int64), values[:, :-1], axis=1)
+    return logits
 
 
 @torch.no_grad()
@@ -80,37 +141,52 @@ def answer(
 
 
 def save(folder: Path, store: Store) -> None:
-    """Write ``answers.npy`` and ``card.json``; the card last, so that a half-written store has none."""
+    """Write the arrays, then ``card.json`` with their hashes: a half-written store has no card."""
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / ANSWERS, store.answers)
-    card = {"teacher": store.teacher, "key": asdict(store.key), "shape": list(store.answers.shape)}
+    (folder / CARD).unlink(missing_ok=True)
+    (folder / CHOSEN).unlink(missing_ok=True)
+    np.save(folder / VALUES, store.answers.values)
+    if store.answers.chosen is not None:
+        np.save(folder / CHOSEN, store.answers.chosen)
+    card = {
+        "teacher": store.teacher,
+        "key": store.key.to_dict(),
+        "classes": store.answers.classes,
+        "files": {
+            name: provenance.sha256(folder / name) for name in _files(store.answers.chosen is not None)
+        },
+    }
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
 
-def load(folder: Path, *, data_sha256: str, space: ViewSpace) -> Store:
+def load(folder: Path, *, data_sha256: str, teacher_sha256: str, space: ViewSpace) -> Store:
     """Open a store for reading.
 
     Raises:
-        LabelError: it is incomplete, or was made for other data or other views.
+        LabelError: it is incomplete or damaged, or was made for other data, another teacher or other views.
     """
+    again = "`dvc repro label` makes it anew"
     try:
         card = json.loads((folder / CARD).read_text())
-        answers = np.load(folder / ANSWERS, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise LabelError(f"{folder} is no complete label store ({error}); run `dvc repro label`") from error
-    stored = card["key"]
-    view_space = ViewSpace(
-        stored["space"]["seed"],
-        tuple(stored["space"]["crop_scale"]),
-        tuple(stored["space"]["crop_ratio"]),
-        stored["space"]["flip"],
-    )
-    for what, found, expected in (
-        ("data", stored["data_sha256"], data_sha256),
-        ("views", view_space, space),
-        ("shape", list(answers.shape), card["shape"]),
-    ):
-        if found != expected:
-            raise LabelError(f"{folder} was made for other {what}: {found}, not {expected}")
-    key = Key(stored["data_sha256"], stored["teacher_sha256"], view_space, stored["views"])
-    return Store(key, card["teacher"], answers)
+        damaged = [
+            name for name, sha256 in card["files"].items() if provenance.sha256(folder / name) != sha256
+        ]
+        arrays = [np.load(folder / name, mmap_mode="r") for name in card["files"] if name not in damaged]
+        stored = card["key"]
+    except (OSError, ValueError, KeyError) as error:
+        raise LabelError(f"{folder} is no complete label store ({error}); {again}") from error
+    if damaged:
+        raise LabelError(f"{folder / damaged[0]} is not what was written there; {again}")
+    key = Key(data_sha256, teacher_sha256, space, stored.get("views"), stored.get("top"))
+    for name, expected in key.to_dict().items():
+        if stored.get(name) != expected:
+            what = name.removesuffix("_sha256")
+            raise LabelError(
+                f"{folder} was made for another {what}: {stored.get(name)}, not {expected}; {again}"
+            )
+    values, *chosen = arrays
+    return Store(key, card["teacher"], Answers(values, chosen[0] if chosen else None, card["classes"]))
+
+
+def _files(compacted: bool) -> list[str]:
+    return [VALUES, CHOSEN] if compacted else [VALUES]

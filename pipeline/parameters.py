@@ -63,7 +63,10 @@ class Data(Section):
 
 
 class Views(Section):
-    """Random but reproducible crops and flips, drawn from (seed, image, view number)."""
+    """Random but reproducible crops, flips, colours and mixtures, drawn from (seed, image, view number).
+
+    A teacher that is adapted sees the crops and flips alone.
+    """
 
     per_image: Annotated[int, Field(ge=1, le=1000)] = 4
     """Stored views of every training image."""
@@ -73,8 +76,21 @@ class Views(Section):
     """Least and greatest aspect ratio of the crop: width over height."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
+    colour: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Greatest change of brightness, contrast and saturation, as a share of their own."""
+    mixup: Fraction = 0.0
+    """Probability that another image shines through."""
+    cutmix: Fraction = 0.0
+    """Probability that a rectangle of another image covers a part; with `mixup` at most 1."""
+    top: Annotated[int, Field(ge=1, le=65535)] | None = 50
+    """Classes that are stored of every answer, with the mass of the rest, where there are more than twice as
+    many; null stores all."""
     eval_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Side of the centred square that evaluation and shipped files see, as a share of the shorter side."""
+
+    def space(self) -> dict[str, Any]:
+        """What a view is drawn from, besides the seed."""
+        return self.model_dump(exclude={"per_image", "top", "eval_crop"})
 
 
 class Phase(Section):
@@ -218,11 +234,14 @@ class Objective(Section):
 
 
 class Distill(Training):
-    """Train a student on the stored answers of the teacher."""
+    """Train a student on the answers of the teacher."""
 
     objective: Objective
+    answers: Literal["stored", "live", "endless"] = "stored"
+    """Where they come from: the store; the teacher itself, asked in every step about the same views; or about
+    new views without end."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
-    """Seed of the first weights and of the order of images; null takes the pipeline's. Data and views stay."""
+    """Of the first weights and the order of images, not of data and views; null takes the pipeline's."""
 
 
 class Prune(Training):
@@ -432,6 +451,9 @@ def _cross_problems(parameters: Parameters) -> Iterator[str]:
     for key, (low, high) in (("crop_scale", views.crop_scale), ("crop_ratio", views.crop_ratio)):
         if low > high:
             yield f"views.{key} = [{low}, {high}]: the first must not be above the second"
+    if views.mixup + views.cutmix > 1:
+        total = views.mixup + views.cutmix
+        yield f"views.mixup + views.cutmix = {total:g}: together they must not be above 1"
     members = {"teacher": parameters.teacher} | {
         f"teacher.ensemble.{index}": member for index, member in enumerate(parameters.teacher.ensemble)
     }

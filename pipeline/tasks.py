@@ -41,9 +41,9 @@ class Task:
 
 
 def softmax_cross_entropy(
-    logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"]
+    logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"] | Float[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:
-    """Cross entropy with the labels, mean over images."""
+    """Cross entropy with classes or shares of them, mean over images; a row of zeros adds nothing."""
     return functional.cross_entropy(logits, labels)
 
 
@@ -74,7 +74,7 @@ def standardised_kl(
 def dkd(
     logits: Float[Tensor, "batch classes"],
     answers: Float[Tensor, "batch classes"],
-    labels: Int64[Tensor, " batch"],
+    labels: Int64[Tensor, " batch"] | Float[Tensor, "batch classes"],
     temperature: float,
     beta: float,
 ) -> Float[Tensor, ""]:
@@ -82,8 +82,11 @@ def dkd(
 
     Mean over images, times temperature squared. The KL divergence is the same sum with the teacher's doubt in
     the place of ``beta``, which silences the rest where the teacher is sure (Zhao et al. 2022,
-    https://arxiv.org/abs/2203.08679, equation 6).
+    https://arxiv.org/abs/2203.08679, equation 6). Of shares of classes the greatest counts as the true one,
+    and the teacher's own choice where there are none.
     """
+    if labels.ndim == 2:
+        labels = torch.where(labels.any(dim=1), labels.argmax(dim=1), answers.argmax(dim=1))
     truth = functional.one_hot(labels, logits.shape[1]).bool()
     target = _binary_kl(_odds(logits / temperature, truth), _odds(answers / temperature, truth)).mean()
     others = softmax_kl(_without(logits, truth), _without(answers, truth), temperature)
@@ -136,8 +139,10 @@ def softmax_mean(members: Sequence[Float[Tensor, "*batch classes"]]) -> Float[Te
 def sigmoid_cross_entropy(
     logits: Float[Tensor, "batch attributes"], targets: Float[Tensor, "batch attributes"]
 ) -> Float[Tensor, ""]:
-    """Binary cross entropy with hard or soft targets in [0, 1], mean over images and attributes."""
-    return functional.binary_cross_entropy_with_logits(logits, targets)
+    """Binary cross entropy with targets in [0, 1], mean over images and attributes; NaN adds nothing."""
+    known = ~targets.isnan()
+    losses = functional.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), reduction="none")
+    return (losses * known).mean()
 
 
 def sigmoid_kl(

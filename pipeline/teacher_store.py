@@ -6,11 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float, UInt8
+from lightning_fabric import Fabric
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import teachers
 from pipeline import models, provenance
+from pipeline.labels import Live
+from pipeline.tasks import Task
 from teachers import InputContract, Teacher, state_dicts
 from teachers.onnx_files import OnnxClassifier
 from teachers.teacher import Columns, columns, replace_head
@@ -59,11 +64,10 @@ def read_card(folder: Path) -> dict[str, Any]:
     return json.loads((folder / models.CARD).read_text())
 
 
-def identity(folder: Path) -> str:
-    """Hash over all that the answers of a teacher, or of an ensemble, depend on."""
+def identity(members: Sequence[Mapping[str, Any]]) -> str:
+    """Hash over all that the answers of a teacher, or of an ensemble, depend on, from its members' cards."""
     keys = ("source", "name", "sha256", "columns", "input")
-    cards = [read_card(folder / member) for member in read_card(folder).get("members", ["."])]
-    return provenance.identity(members=[{key: card[key] for key in keys} for card in cards])
+    return provenance.identity(members=[{key: card[key] for key in keys} for card in members])
 
 
 def load(folder: Path) -> tuple[nn.Module, InputContract]:
@@ -84,3 +88,22 @@ def load(folder: Path) -> tuple[nn.Module, InputContract]:
         state_dicts.fill(module, state_dicts.read(folder / models.WEIGHTS), str(folder / models.WEIGHTS))
     chosen = Columns(module, card["columns"]) if card["columns"] else module
     return chosen.eval(), InputContract.from_dict(card["input"])
+
+
+def live(fabric: Fabric, folder: Path, task: Task) -> Live:
+    """The teacher or ensemble of a folder, to be asked while a student trains.
+
+    Raises:
+        TeacherError: an architecture is not to be had any more.
+        WeightsError: tensors are not those of their architecture.
+    """
+    members = [load(folder / member) for member in read_card(folder)["members"]]
+    networks = [fabric.to_device(module.requires_grad_(False)) for module, _ in members]
+    contracts = tuple(contract for _, contract in members)
+
+    @torch.no_grad()
+    def ask(images: Sequence[UInt8[Tensor, "batch _ _ 3"]]) -> Float[Tensor, "batch classes"]:
+        asked = zip(networks, contracts, images, strict=True)
+        return task.mean([network(contract.normalise(seen)).float() for network, contract, seen in asked])
+
+    return Live(contracts, ask)

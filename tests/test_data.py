@@ -1,14 +1,21 @@
 import gzip
+import shutil
 import struct
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.data import calibration, fetch, sources, splits, store
 from pipeline.data.sources import SourceError
+from pipeline.tasks import softmax_cross_entropy
+from pipeline.training.batches import Request, ViewSet
+from pipeline.views import ViewSpace
+from teachers.contract import InputContract
 
 FACTS = {"source": "folder", "path": "x", "license": "CC0-1.0"}
 
@@ -83,6 +90,57 @@ def test_split_folders_are_kept_and_leaks_into_test_are_taken_out_of_train(tmp_p
     assert "not an image" in reasons["train/a/notes.txt"]
     assert "of test" in reasons["train/a/leak.png"]
     assert "same content as" in reasons["train/a/repeat.bmp"]
+
+
+def test_splits_made_anew_take_all_images_and_counts(photographs: Path) -> None:
+    listing = sources.folder(photographs)
+    given = [
+        replace(item, split="test" if index % 2 else "train") for index, item in enumerate(listing.candidates)
+    ]
+    made = splits.assign(given, train=None, val=9, test=21, seed=0, anew=True)
+    assert [len(images) for _, images in made.items()] == [42, 9, 21]
+    assert Counter(item.label for item in made.test) == {0: 7, 1: 7, 2: 7}
+    assert {item.split for item in made.test} == {"train", "test"}
+
+
+def test_a_folder_of_unlabelled_images_joins_what_the_student_learns_from(
+    tmp_path: Path, photographs: Path
+) -> None:
+    root = tmp_path / "raw"
+    shutil.copytree(photographs, root)
+    more = root / "unlabelled" / "from the web"
+    more.mkdir(parents=True)
+    random = np.random.default_rng(1)
+    for name in ("one", "two", "three"):
+        Image.fromarray(random.integers(0, 256, (30, 20, 3), dtype=np.uint8)).save(more / f"{name}.png")
+    shutil.copy(more / "one.png", more / "again.png")
+    (more / "notes.txt").write_text("no picture")
+    known = sources.decode(photographs / "red" / "03.jpg")
+    known.save(more / "known.png")
+    listing = sources.read("folder", root)
+    assert listing.classes == ("blue", "green", "red")
+    made = splits.assign(listing.candidates, listing.unlabelled, train=None, val=0.2, test=0.25, seed=0)
+    assert len(made.unlabelled) == 3
+    assert {item.source for item in made.rejected} == {
+        "unlabelled/from the web/one.png",
+        "unlabelled/from the web/known.png",
+    }
+    report = store.write(tmp_path / "data", listing, made, FACTS)
+    assert report["images"]["unlabelled"] == 3
+    train, lesson = store.read(tmp_path / "data", "train"), store.read_lesson(tmp_path / "data")
+    assert len(lesson) == len(train) + 3
+    assert lesson.known.tolist() == [True] * len(train) + [False] * 3
+    assert train.labelled
+    assert not lesson.labelled
+    assert calibration.choose(lesson, 10**6, seed=0).max() < len(train)
+    batch = ViewSet(lesson, ViewSpace(0, (0.5, 1.0), (1.0, 1.0), 0.5), InputContract(32))[
+        Request([0, len(train)], 0, 32)
+    ]
+    assert batch.labels.tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    logits = torch.randn(2, 3)
+    torch.testing.assert_close(
+        softmax_cross_entropy(logits, batch.labels), softmax_cross_entropy(logits[:1], torch.tensor([0])) / 2
+    )
 
 
 def test_too_few_images_and_no_class_folders_are_said(tmp_path: Path, photographs: Path) -> None:

@@ -35,7 +35,7 @@ def test_committed_params_are_the_composed_default() -> None:
     sorted(
         f"{file.parent.name}={file.stem}"
         for file in (ROOT / paths.CONFIGS).glob("*/*.yaml")
-        if "???" not in file.read_text() and file.stem != "clothing"
+        if "???" not in file.read_text() and not file.stem.startswith("clothing")
     ),
 )
 def test_every_group_option_composes_to_valid_parameters(option: str) -> None:

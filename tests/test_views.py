@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipeline import views
@@ -53,6 +56,47 @@ def test_a_flip_mirrors_the_pixels() -> None:
     np.testing.assert_array_equal(
         np.asarray(views.render(PICTURE, mirrored, InputContract(32))), plain[:, ::-1]
     )
+
+
+def test_colours_lie_in_their_space_and_leave_the_crop_as_it_was() -> None:
+    coloured = replace(SPACE, colour=0.4)
+    drawn = [views.draw(coloured, key, 2, 60, 40) for key in range(100)]
+    factors = np.array([view.colour for view in drawn])
+    assert 0.6 <= factors.min() < 0.65
+    assert 1.35 < factors.max() <= 1.4
+    plain = [views.draw(SPACE, key, 2, 60, 40) for key in range(100)]
+    assert [(view.box, view.flip) for view in drawn] == [(view.box, view.flip) for view in plain]
+    dark = views.View((0.0, 0.0, 60.0, 40.0), False, (0.5, 1.0, 1.0))
+    bright = views.View(dark.box, False)
+    pixels = [np.asarray(views.render(PICTURE, view, InputContract(32)), float) for view in (dark, bright)]
+    assert np.abs(pixels[0] - pixels[1] / 2).max() <= 1
+
+
+def test_a_mixture_is_a_pure_function_and_as_frequent_as_asked() -> None:
+    space = replace(SPACE, mixup=0.3, cutmix=0.5)
+    drawn = [views.draw_mixture(space, key, 3, 50) for key in range(1000)]
+    assert drawn == [views.draw_mixture(space, key, 3, 50) for key in range(1000)]
+    assert drawn[:50] != [views.draw_mixture(space, key, 4, 50) for key in range(50)]
+    blended = [m for m in drawn if m is not None and m.patch is None]
+    patched = [m for m in drawn if m is not None and m.patch is not None]
+    assert 250 < len(blended) < 350
+    assert 450 < len(patched) < 550
+    assert {m.partner for m in [*blended, *patched]} == set(range(50))
+    assert 0.45 < np.mean([m.weight for m in blended]) < 0.55
+    assert views.draw_mixture(SPACE, 1, 3, 50) is None
+
+
+def test_a_patch_covers_what_its_weight_leaves_and_a_blend_weighs_both() -> None:
+    white, black = (Image.new("RGB", (100, 100), colour) for colour in ("white", "black"))
+    space = replace(SPACE, mixup=0.5, cutmix=0.5)
+    seen = 0
+    for key in range(60):
+        mixture = views.draw_mixture(space, key, 0, 9)
+        assert mixture is not None
+        share = np.asarray(views.mix(white, black, mixture), float).mean() / 255
+        assert share == pytest.approx(mixture.weight, abs=0.03)
+        seen += mixture.patch is not None
+    assert 15 < seen < 45
 
 
 def test_the_centred_square_keeps_its_share_of_the_shorter_side() -> None:

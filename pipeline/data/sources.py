@@ -5,9 +5,9 @@ import gzip
 import hashlib
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,9 @@ FASHION_MNIST_CLASSES = (
     "Ankle boot",
 )
 
+
+UNLABELLED = "unlabelled"
+"""A folder of this name beside the labelled images holds more of them, without labels."""
 
 METADATA = "metadata.csv"
 FILE_NAME = "file_name"
@@ -78,6 +81,8 @@ class Listing:
     candidates: list[Candidate]
     rejected: list[Rejected]
     task: TaskName = "single_label"
+    unlabelled: list[Candidate] = field(default_factory=list)
+    """Images that belong to the task, but nobody said what they show."""
 
 
 def decode(encoded: bytes | Path) -> Image.Image:
@@ -89,6 +94,19 @@ def decode(encoded: bytes | Path) -> Image.Image:
 def content_hash(image: Image.Image) -> str:
     """SHA-256 of an RGB image's shape and pixels: equal for the same picture in another encoding."""
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+
+
+def read(source: str, path: Path) -> Listing:
+    """All that a source holds, with the images of the folder `unlabelled` beside its labelled ones.
+
+    Raises:
+        SourceError: the images are not there, or not in the form that was named.
+    """
+    listing = SOURCES[source](path)
+    unknown = -1 if listing.task == "single_label" else (math.nan,) * len(listing.classes)
+    files = [file for file in sorted((path / UNLABELLED).rglob("*")) if file.is_file()]
+    found, rejected = _read_files(path, [(None, unknown, file) for file in files])
+    return replace(listing, rejected=[*listing.rejected, *rejected], unlabelled=found)
 
 
 def fashion_mnist(path: Path) -> Listing:
@@ -119,12 +137,13 @@ def folder(path: Path) -> Listing:
     """
     if not path.is_dir():
         raise SourceError(f"{path} is not a folder; data.path takes a folder of class folders")
-    below = sorted(child for child in path.iterdir() if child.is_dir())
+    below = sorted(child for child in path.iterdir() if child.is_dir() and child.name != UNLABELLED)
     split_folders = [child for child in below if child.name.lower() in FOLDER_SPLITS]
     roots: list[tuple[str | None, Path]] = [(FOLDER_SPLITS[c.name.lower()], c) for c in split_folders]
     if not roots:
         roots = [(None, path)]
-    classes = tuple(sorted({child.name for _, root in roots for child in root.iterdir() if child.is_dir()}))
+    named = {child.name for _, root in roots for child in root.iterdir() if child.is_dir()}
+    classes = tuple(sorted(named - {UNLABELLED}))
     if len(classes) < 2:
         raise SourceError(
             f"{path} holds {len(classes)} class folders; at least 2 are needed, "
@@ -137,13 +156,7 @@ def folder(path: Path) -> Listing:
         for file in sorted((root / name).rglob("*"))
         if file.is_file()
     ]
-    with ThreadPoolExecutor() as pool:
-        read = list(pool.map(lambda item: _read_file(path, *item), files))
-    return Listing(
-        classes,
-        [item for item in read if isinstance(item, Candidate)],
-        [item for item in read if isinstance(item, Rejected)],
-    )
+    return Listing(classes, *_read_files(path, files))
 
 
 def attributes(path: Path) -> Listing:
@@ -161,14 +174,7 @@ def attributes(path: Path) -> Listing:
         names, rows = _celeba(path)
     else:
         names, rows = _metadata(path)
-    with ThreadPoolExecutor() as pool:
-        read = list(pool.map(lambda item: _read_file(path, *item), rows))
-    return Listing(
-        names,
-        [item for item in read if isinstance(item, Candidate)],
-        [item for item in read if isinstance(item, Rejected)],
-        task="multi_label",
-    )
+    return Listing(names, *_read_files(path, rows), task="multi_label")
 
 
 SOURCES: dict[str, Callable[[Path], Listing]] = {
@@ -240,6 +246,17 @@ def _share(where: str, name: str, value: str | None) -> float:
     if not 0 <= number <= 1:
         raise SourceError(f"{where}: {name} = {value!r}; a number from 0 to 1 (or -1 for 0) is expected")
     return number
+
+
+def _read_files(
+    root: Path, files: Sequence[tuple[str | None, int | tuple[float, ...], Path]]
+) -> tuple[list[Candidate], list[Rejected]]:
+    with ThreadPoolExecutor() as pool:
+        read = list(pool.map(lambda item: _read_file(root, *item), files))
+    return (
+        [item for item in read if isinstance(item, Candidate)],
+        [item for item in read if isinstance(item, Rejected)],
+    )
 
 
 def _read_file(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.data.sources import Candidate, Rejected, SourceError
 
 SPLITS = ("train", "val", "test")
+UNLABELLED = "unlabelled"
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Splits:
     train: list[Candidate]
     val: list[Candidate]
     test: list[Candidate]
+    unlabelled: list[Candidate]
     rejected: list[Rejected]
     leaked: int
     """Images that stood in train or val although test or val holds the same content."""
@@ -24,12 +26,14 @@ class Splits:
     """Images that stood more than once in train or in val; test is left as the source has it."""
 
     def items(self) -> list[tuple[str, list[Candidate]]]:
-        """The three splits with their names."""
-        return [("train", self.train), ("val", self.val), ("test", self.test)]
+        """The three splits with their names, and the unlabelled images where there are some."""
+        splits = [("train", self.train), ("val", self.val), ("test", self.test)]
+        return [*splits, (UNLABELLED, self.unlabelled)] if self.unlabelled else splits
 
 
 def assign(
     candidates: Sequence[Candidate],
+    unlabelled: Sequence[Candidate] = (),
     *,
     train: int | None,
     val: int | float,
@@ -40,8 +44,8 @@ def assign(
     """Split images by class and content hash; a split that the source has is kept, unless ``anew``.
 
     An image whose content is in test is taken out of val and train, and one whose content is in val
-    out of train. ``train`` and integers are counts, fractions are shares. The choice depends on contents
-    and seed alone, not on file order.
+    out of train. Unlabelled images are left out whose content is in any split. ``train`` and integers are
+    counts, fractions are shares. The choice depends on contents and seed alone, not on file order.
 
     Raises:
         SourceError: a split is empty, or fewer images are there than were asked for.
@@ -63,7 +67,11 @@ def assign(
         validation = _stratified(pool, _count(val, pool), seed)
         pool = _without(pool, validation)
     training = pool if train is None else _stratified(pool, train, seed)
-    splits = Splits(training, validation, testing, rejected, leaked, repeated + repeated_val)
+    more, repeated_more = _drop_repeats(unlabelled, rejected)
+    for name, known in (("test", testing), ("val", validation), ("train", training)):
+        more = _drop_known(more, known, name, rejected)
+    repeats = repeated + repeated_val + repeated_more
+    splits = Splits(training, validation, testing, more, rejected, leaked, repeats)
     for name, images in splits.items():
         if not images:
             raise SourceError(f"the {name} split is empty: {len(candidates)} images are too few")

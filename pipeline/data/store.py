@@ -16,11 +16,11 @@ from typing import Any
 
 import datasets
 import numpy as np
-from jaxtyping import Float32, Int64, UInt64
+from jaxtyping import Bool, Float32, Int64, UInt64
 from PIL import Image
 
 from pipeline.data.sources import Candidate, Listing, decode
-from pipeline.data.splits import Splits, fingerprint
+from pipeline.data.splits import SPLITS, UNLABELLED, Splits, fingerprint
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 REPORT = "report.json"
@@ -46,9 +46,22 @@ class ImageSet:
 
     @cached_property
     def labels(self) -> Int64[np.ndarray, " images"] | Float32[np.ndarray, "images attributes"]:
-        """Class index of every image; or how much of each attribute it has, from 0 to 1."""
+        """Class index of every image; or how much of each attribute it has, from 0 to 1.
+
+        -1 or NaN for images that nobody labelled.
+        """
         kind = np.int64 if self.task is SINGLE_LABEL else np.float32
         return np.asarray(self.table["label"], dtype=kind)
+
+    @cached_property
+    def known(self) -> Bool[np.ndarray, " images"]:
+        """Whether somebody labelled the image."""
+        return self.labels >= 0 if self.task is SINGLE_LABEL else ~np.isnan(self.labels).any(axis=1)
+
+    @cached_property
+    def labelled(self) -> bool:
+        """Whether all images are."""
+        return bool(self.known.all())
 
     @cached_property
     def keys(self) -> UInt64[np.ndarray, " images"]:
@@ -62,7 +75,7 @@ class ImageSet:
 
 
 def write(folder: Path, listing: Listing, splits: Splits, facts: dict[str, Any]) -> dict[str, Any]:
-    """Write the three splits and ``report.json``; returns the report.
+    """Write the three splits, the unlabelled images, and ``report.json``; returns the report.
 
     ``facts`` (source, path, license) are recorded as they are.
     """
@@ -93,7 +106,7 @@ def write(folder: Path, listing: Listing, splits: Splits, facts: dict[str, Any])
         "data_sha256": identity,
         "task": listing.task,
         "classes": list(classes),
-        "counts": {name: _counts(classes, images) for name, images in splits.items()},
+        "counts": {name: _counts(classes, images) for name, images in splits.items() if name in SPLITS},
         "images": {name: len(images) for name, images in splits.items()},
         "rejected": [
             {"source": item.source, "reason": item.reason} for item in [*listing.rejected, *splits.rejected]
@@ -110,6 +123,15 @@ def read(folder: Path, split: str) -> ImageSet:
     report = read_report(folder)
     table = datasets.Dataset.load_from_disk(folder / split)
     return ImageSet(table, tuple(report["classes"]), TASKS[report["task"]])
+
+
+def read_lesson(folder: Path) -> ImageSet:
+    """What a student learns from: train and, after it, the unlabelled images where there are some."""
+    train = read(folder, "train")
+    if UNLABELLED not in read_report(folder)["images"]:
+        return train
+    more = read(folder, UNLABELLED)
+    return ImageSet(datasets.concatenate_datasets([train.table, more.table]), train.classes, train.task)
 
 
 def read_report(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Train a student on the stored answers of the teacher."""
+"""Train a student on the answers of the teacher."""
 
 import sys
 
-from pipeline import distillation, initialisation, models, parameters, paths, provenance
+from pipeline import distillation, initialisation, models, parameters, paths, provenance, teacher_store
 from pipeline.labels import LabelError
 from pipeline.models import Card, Model
 from pipeline.parameters import Distill, ParameterError
@@ -13,6 +13,7 @@ from pipeline.views import ViewSpace
 from students.mobilenet_v1 import scaled_channels
 from teachers import InputContract
 from teachers.state_dicts import WeightsError
+from teachers.teacher import TeacherError
 
 
 def main(variant: str) -> None:
@@ -24,8 +25,11 @@ def main(variant: str) -> None:
     init = p.student.init
     start = initialisation.SOURCES[init.source](init.path) if init else initialisation.RANDOM
     contract = InputContract(p.student.size, start.mean, start.std, crop=p.views.eval_crop)
-    space = ViewSpace(p.seed, p.views.crop_scale, p.views.crop_ratio, p.views.flip)
-    lesson = distillation.open_lesson(paths.DATA, paths.LABELS, space, contract)
+    space = ViewSpace(p.seed, **p.views.space())
+    lesson = distillation.open_lesson(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
+    if settings.answers != "stored":
+        live = teacher_store.live(fabric, paths.TEACHER, lesson.train_set.images.task)
+        lesson = distillation.ask_live(lesson, live, endless=settings.answers == "endless")
     chosen = p.student.model_dump(include={"activation", "padding", "norm_eps"}, exclude_none=True)
     arguments = {
         "channels": scaled_channels(p.student.width),
@@ -77,5 +81,5 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, LabelError, TrainingError, WeightsError):
+    with stage(ParameterError, LabelError, TeacherError, TrainingError, WeightsError):
         main(sys.argv[1])

@@ -19,13 +19,15 @@ def main() -> None:
     p = parameters.load()
     fabric = compute.start(**p.compute.model_dump(exclude={"workers"}))
     card = teacher_store.read_card(paths.TEACHER)
-    images = store.read(paths.DATA, "train")
-    space = ViewSpace(p.seed, p.views.crop_scale, p.views.crop_ratio, p.views.flip)
+    images = store.read_lesson(paths.DATA)
+    space = ViewSpace(p.seed, **p.views.space())
     answers, partials = [], []
     for folder in (paths.TEACHER / member for member in card["members"]):
         module, contract = teacher_store.load(folder)
         identity = provenance.identity(
-            teacher=teacher_store.identity(folder), data=card["data_sha256"], views=space
+            teacher=teacher_store.identity([teacher_store.read_card(folder)]),
+            data=card["data_sha256"],
+            views=space,
         )
         partials.append(paths.checkpoints(f"labels-{identity[:16]}"))
         answers.append(
@@ -39,12 +41,14 @@ def main() -> None:
             )
         )
     whole = images.task.mean([torch.from_numpy(found) for found in answers]).to(torch.float16).numpy()
-    key = Key(card["data_sha256"], teacher_store.identity(paths.TEACHER), space, p.views.per_image)
-    labels.save(paths.LABELS, Store(key, card["origin"], whole))
+    key = Key(card["data_sha256"], card["identity"], space, p.views.per_image, p.views.top)
+    labels.save(paths.LABELS, Store(key, card["origin"], labels.compact(whole, p.views.top)))
     for partial in partials:
         checkpoints.clear(partial)
-    first = loop.score(torch.from_numpy(whole[:, 0]).float(), images)
-    print(f"{whole.shape[0]} images, {whole.shape[1]} views each; the teacher on the first views: {first}")
+    print(f"{whole.shape[0]} images, {whole.shape[1]} views each")
+    if images.labelled and not space.mixes:
+        first = loop.score(torch.from_numpy(whole[:, 0]).float(), images)
+        print(f"the teacher on the first views: {first}")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from pipeline.process import stage
 def main() -> None:
     """Write `artifacts/data/`."""
     p = parameters.load()
-    listing = sources.SOURCES[p.data.source](p.data.path)
+    listing = sources.read(p.data.source, p.data.path)
     assigned = splits.assign(
         listing.candidates,
+        listing.unlabelled,
         train=p.data.train,
         val=p.data.val,
         test=p.data.test,

@@ -32,8 +32,8 @@ def main(variant: str) -> None:
     print(f"{variant}: {after / 1e6:.1f} of {before / 1e6:.1f} M MACs ({after / before:.1%})")
 
     fabric = compute.start(**p.compute.model_dump(exclude={"workers"}))
-    space = ViewSpace(p.seed, p.views.crop_scale, p.views.crop_ratio, p.views.flip)
-    lesson = distillation.open_lesson(paths.DATA, paths.LABELS, space, contract)
+    space = ViewSpace(p.seed, **p.views.space())
+    lesson = distillation.open_lesson(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
     module, history = distillation.learn(
         fabric,
         module,

@@ -27,8 +27,8 @@ def main(variant: str) -> None:
     fabric = compute.start(**p.compute.model_dump(exclude={"workers"}))
     parent = models.load(paths.model(p.variants[variant].parent))
     contract = parent.card.input
-    space = ViewSpace(p.seed, p.views.crop_scale, p.views.crop_ratio, p.views.flip)
-    lesson = distillation.open_lesson(paths.DATA, paths.LABELS, space, contract)
+    space = ViewSpace(p.seed, **p.views.space())
+    lesson = distillation.open_lesson(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
     weight_limit = 63 if settings.saturation_safe else 127
 
     chosen = calibration.choose(lesson.train_set.images, settings.calibration, p.seed)

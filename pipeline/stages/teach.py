@@ -43,6 +43,7 @@ def main() -> None:
         **taught[0].card,
         "origin": " and ".join(member.card["origin"] for member in taught),
         "members": names,
+        "identity": teacher_store.identity([member.card for member in taught]),
         "metric": task.metric,
         "val": val.to_dict(),
         "test": test.to_dict(),
@@ -73,7 +74,7 @@ def _teach(p: Parameters, fabric: Fabric, images: dict[str, ImageSet], settings:
     contract = adaptation.contract(
         teacher, size=settings.size, crop=p.views.eval_crop, given=settings.contract()
     )
-    space = ViewSpace(p.seed, p.views.crop_scale, p.views.crop_ratio, p.views.flip)
+    space = ViewSpace(p.seed, **p.views.space()).plain()
     sets = {split: ViewSet(found, space, contract) for split, found in images.items()}
     facts = {
         "settings": settings.model_dump(mode="json", exclude={"ensemble"}),

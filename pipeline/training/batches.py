@@ -1,19 +1,21 @@
 """Batches of views, rendered in worker processes, the same whoever renders them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, Int64, UInt8
+from jaxtyping import Float, Float16, Int64, UInt8
 from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import views
 from pipeline.data.store import ImageSet
+from pipeline.tasks import SINGLE_LABEL
 from pipeline.views import View, ViewSpace
 from teachers.contract import InputContract
 
@@ -22,9 +24,13 @@ class Batch(NamedTuple):
     """Images with what is known about them."""
 
     images: UInt8[Tensor, "batch height width 3"]
-    labels: Int64[Tensor, " batch"] | Float32[Tensor, "batch attributes"]
+    labels: Int64[Tensor, " batch"] | Float[Tensor, "batch classes"]
+    """Class of each image; or how much of each class or attribute a view shows, where views are mixed or
+    images lack labels (then a row of zeros for classes, of NaN for attributes)."""
     answers: Float16[Tensor, "batch classes"] | None
     """The teacher's stored logits for these very views."""
+    for_teachers: tuple[UInt8[Tensor, "batch _ _ 3"], ...] = ()
+    """The same views as each live teacher takes them."""
 
 
 class Request(NamedTuple):
@@ -44,29 +50,77 @@ class ViewSet(Dataset[Batch]):
     images: ImageSet
     space: ViewSpace | None
     contract: InputContract
-    answers: Float16[np.ndarray, "images views classes"] | None = None
+    answers: Callable[[Int64[np.ndarray, " batch"], int], Float16[np.ndarray, "batch classes"]] | None = None
+    """Logits of some images' view of a number."""
+    teachers: tuple[InputContract, ...] = ()
+    """Teachers that are asked while the student trains."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, request: Request) -> Batch:
-        contract = replace(self.contract, size=request.size)
+        contracts = replace(self.contract, size=request.size), *self.teachers
         chosen = np.asarray(request.indices)
-        pixels = np.empty((len(chosen), request.size, request.size, 3), np.uint8)
-        for row, index in enumerate(request.indices):
-            image = self.images.image(int(index))
-            pixels[row] = np.asarray(
-                views.render(image, self._view(image, int(index), request.view), contract)
-            )
+        pixels = [np.empty((len(chosen), c.size, c.size, 3), np.uint8) for c in contracts]
+        for row, index in enumerate(chosen.tolist()):
+            for whole, image in zip(pixels, self._pictures(index, request.view, contracts), strict=True):
+                whole[row] = np.asarray(image)
         answers = None
         if self.answers is not None and request.view is not None:
-            answers = torch.from_numpy(self.answers[chosen, request.view])
-        return Batch(torch.from_numpy(pixels), torch.from_numpy(self.images.labels[chosen]), answers)
+            answers = torch.from_numpy(self.answers(chosen, request.view))
+        own, *others = map(torch.from_numpy, pixels)
+        return Batch(own, self._labels(chosen, request.view), answers, tuple(others))
 
-    def _view(self, image: Image.Image, index: int, number: int | None) -> View:
+    def _pictures(
+        self, index: int, number: int | None, contracts: Sequence[InputContract]
+    ) -> list[Image.Image]:
+        """One view at the size of each contract."""
+        shown = self._renderings(index, number, contracts)
+        mixture = self._mixture(index, number)
+        if mixture is None:
+            return shown
+        partners = self._renderings(mixture.partner, number, contracts)
+        return [views.mix(own, other, mixture) for own, other in zip(shown, partners, strict=True)]
+
+    def _renderings(
+        self, index: int, number: int | None, contracts: Sequence[InputContract]
+    ) -> list[Image.Image]:
+        image = self.images.image(index)
         if number is None or self.space is None:
-            return View(self.contract.centre_box(*image.size), flip=False)
-        return views.draw(self.space, int(self.images.keys[index]), number, *image.size)
+            view = View(self.contract.centre_box(*image.size), flip=False)
+        else:
+            view = views.draw(self.space, int(self.images.keys[index]), number, *image.size)
+        return [views.render(image, view, contract) for contract in contracts]
+
+    def _mixture(self, index: int, number: int | None) -> views.Mixture | None:
+        if number is None or self.space is None:
+            return None
+        return views.draw_mixture(self.space, int(self.images.keys[index]), number, len(self))
+
+    def _labels(
+        self, chosen: Int64[np.ndarray, " batch"], number: int | None
+    ) -> Int64[Tensor, " batch"] | Float[Tensor, "batch classes"]:
+        labels = torch.from_numpy(self.images.labels[chosen])
+        mixed = number is not None and self.space is not None and self.space.mixes
+        if not mixed and self.images.labelled:
+            return labels
+        shares = self._shares(labels)
+        if not mixed:
+            return shares
+        mixtures = [self._mixture(index, number) for index in chosen.tolist()]
+        pairs = [
+            (i, 1.0) if m is None else (m.partner, m.weight) for i, m in zip(chosen, mixtures, strict=True)
+        ]
+        partners = self._shares(torch.from_numpy(self.images.labels[[partner for partner, _ in pairs]]))
+        return torch.lerp(partners, shares, torch.tensor([weight for _, weight in pairs])[:, None])
+
+    def _shares(
+        self, labels: Int64[Tensor, " batch"] | Float[Tensor, "batch attributes"]
+    ) -> Float[Tensor, "batch classes"]:
+        if self.images.task is not SINGLE_LABEL:
+            return labels
+        # One class more, for images that nobody labelled, and left out again.
+        return functional.one_hot(labels + 1, len(self.images.classes) + 1)[:, 1:].float()
 
 
 @dataclass(frozen=True)
