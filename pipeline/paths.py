@@ -23,6 +23,10 @@ CHECKPOINTS = ARTIFACTS / "checkpoints"
 """Epoch checkpoints of unfinished training. Not a DVC output: DVC removes outputs before a stage runs."""
 
 
+PRECISION_TRIALS = CHECKPOINTS / "precision.json"
+"""What trials of bf16 found on this machine."""
+
+
 def model(variant: str) -> Path:
     """Folder of a variant's ``weights.safetensors``, ``card.json`` and ``history.jsonl``."""
     return MODELS / variant

@@ -21,7 +21,7 @@ def main(variant: str) -> None:
     p = parameters.load()
     settings = p.settings(variant, Distill)
     seed = p.seed if settings.seed is None else settings.seed
-    fabric = compute.start(**p.compute.model_dump(exclude={"workers"}))
+    fabric = compute.start(**p.compute.model_dump(exclude={"workers"}), trials=paths.PRECISION_TRIALS)
     init = p.student.init
     start = initialisation.SOURCES[init.source](init.path) if init else initialisation.RANDOM
     contract = InputContract(p.student.size, start.mean, start.std, crop=p.views.eval_crop)

@@ -17,7 +17,7 @@ from teachers.teacher import TeacherError
 def main() -> None:
     """Write `artifacts/labels/`."""
     p = parameters.load()
-    fabric = compute.start(**p.compute.model_dump(exclude={"workers"}))
+    fabric = compute.start(**p.compute.model_dump(exclude={"workers"}), trials=paths.PRECISION_TRIALS)
     card = teacher_store.read_card(paths.TEACHER)
     images = store.read_lesson(paths.DATA)
     space = ViewSpace(p.seed, **p.views.space())

@@ -31,7 +31,7 @@ def main(variant: str) -> None:
     before, after = (costs.count_macs(m, contract.size) for m in (parent.module, module))
     print(f"{variant}: {after / 1e6:.1f} of {before / 1e6:.1f} M MACs ({after / before:.1%})")
 
-    fabric = compute.start(**p.compute.model_dump(exclude={"workers"}))
+    fabric = compute.start(**p.compute.model_dump(exclude={"workers"}), trials=paths.PRECISION_TRIALS)
     space = ViewSpace(p.seed, **p.views.space())
     lesson = distillation.open_lesson(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
     module, history = distillation.learn(

@@ -24,7 +24,7 @@ def main(variant: str) -> None:
     """Write `artifacts/models/<variant>/`."""
     p = parameters.load()
     settings = p.settings(variant, Quantize)
-    fabric = compute.start(**p.compute.model_dump(exclude={"workers"}))
+    fabric = compute.start(**p.compute.model_dump(exclude={"workers"}), trials=paths.PRECISION_TRIALS)
     parent = models.load(paths.model(p.variants[variant].parent))
     contract = parent.card.input
     space = ViewSpace(p.seed, **p.views.space())

@@ -27,7 +27,7 @@ SPLITS = ("train", "val", "test")
 def main() -> None:
     """Write `artifacts/teacher/` and the root of the variants' tree, `artifacts/models/teacher/`."""
     p = parameters.load()
-    fabric = compute.start(**p.compute.model_dump(exclude={"workers"}))
+    fabric = compute.start(**p.compute.model_dump(exclude={"workers"}), trials=paths.PRECISION_TRIALS)
     task = TASKS[store.read_report(paths.DATA)["task"]]
     images = {split: store.read(paths.DATA, split) for split in SPLITS}
     members = [p.teacher, *p.teacher.ensemble]

@@ -3,22 +3,33 @@
 import ctypes
 import os
 import platform
+from pathlib import Path
 
 import psutil
 import torch
 from lightning_fabric import Fabric
 
+from pipeline.training.precision import TriedPrecision
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Options of glibc's mallopt(3)."""
 
 
-def start(*, accelerator: str, devices: int, threads: int, precision: str) -> Fabric:
-    """Launch Lightning Fabric; with several devices every process goes on from here."""
+def start(*, accelerator: str, devices: int, threads: int, precision: str, trials: Path | None = None) -> Fabric:
+    """Launch Lightning Fabric; with several devices every process goes on from here.
+
+    With the precision ``auto``, the file ``trials`` keeps what was found on this machine; see `precision`.
+    """
     if not torch.cuda.is_available():
         _keep_freed_memory()
     torch.set_num_threads(threads or usable_cores())
     torch.set_flush_denormal(True)
-    fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)  # pyright: ignore[reportArgumentType]
+    if precision == "auto":
+        kind = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+        plugin = TriedPrecision(kind, trials)
+        fabric = Fabric(accelerator=accelerator, devices=devices, plugins=[plugin])
+    else:
+        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)  # pyright: ignore[reportArgumentType]
     fabric.launch()
     return fabric
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pipeline.data.store import ImageSet
 from pipeline.tasks import Task
-from pipeline.training import batches, checkpoints, optimisation
+from pipeline.training import batches, checkpoints, optimisation, precision
 from pipeline.training.batches import Batch, Request, ViewSet
 from pipeline.training.checkpoints import History, Progress
 from pipeline.training.depthwise import FastSmallMaps
@@ -141,6 +141,9 @@ def train(
         fabric.print(f"{run.name}: goes on after step {done.step} of {steps}", file=sys.stderr)
     history = list(done.history)
     falls = [(phase.share, phase.rate) for phase in recipe.phases]
+    in_bf16 = precision.choose(
+        fabric, module, recipe.batch_size // fabric.world_size, sorted({phase.size for phase in recipe.phases})
+    )
     requests = _requests(recipe, len(train_set), per_epoch, steps, views, fabric)[done.step :]
     stream = iter(batches.load(fabric, train_set, requests, workers))
     bar = tqdm(
@@ -168,12 +171,14 @@ def train(
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            precision.use(fabric, batch.images.shape[1] in in_bf16)
             with FastSmallMaps():
                 terms = objective(wrapped, batch)
             loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
             fabric.backward(loss)
             if recipe.clip:
-                fabric.clip_gradients(wrapped, stepper, max_norm=recipe.clip)
+                # What is not finite shows in the loss; to look at it here would wait for the device every step.
+                fabric.clip_gradients(wrapped, stepper, max_norm=recipe.clip, error_if_nonfinite=False)
             stepper.step()
             stepper.zero_grad()
             for name, term in [("loss", loss), *terms.items()]:
@@ -182,6 +187,7 @@ def train(
                 _average(averaged, module, min(recipe.ema, (1 + step) / (10 + step)))
             step += 1
             bar.update(recipe.batch_size)
+        precision.use(fabric, False)
         seconds = time.perf_counter() - began
         means = {name: (total / (step - first)).item() for name, total in sums.items()}
         if not math.isfinite(means["loss"]):

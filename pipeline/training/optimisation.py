@@ -10,6 +10,10 @@ from torch.optim import Optimizer
 
 OPTIMIZERS: dict[str, Callable[[Iterable[dict[str, Any]], float], Optimizer]] = {
     "adamw": lambda groups, rate: torch.optim.AdamW(groups, lr=rate, fused=True),
+    # TF-slim's settings for the published weights; its epsilon stands under the root, which is nearly the same.
+    "rmsprop": lambda groups, rate: torch.optim.RMSprop(
+        groups, lr=rate, alpha=0.9, eps=1.0, momentum=0.9, foreach=True
+    ),
     "sgd": lambda groups, rate: torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=True),
 }
 
