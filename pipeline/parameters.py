@@ -36,8 +36,8 @@ class Compute(Section):
     """Number of processes, one device each."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of a training process; 0 takes one per physical core."""
-    workers: Annotated[int, Field(ge=0)] = 1
-    """Processes that render images beside the training process."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Processes that render images in the gaps that training leaves."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Arithmetic, as Lightning Fabric names it; `auto` trains in bf16 at the image sizes where a short trial
     shows it faster on this machine. The one key here that changes results."""

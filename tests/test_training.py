@@ -19,7 +19,7 @@ from pipeline.data import sources, splits, store
 from pipeline.distillation import objective
 from pipeline.labels import Answers, Key, LabelError, Live, Store
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
-from pipeline.training import batches, checkpoints, compute, loop, optimisation
+from pipeline.training import batches, checkpoints, compute, loop, optimisation, precision
 from pipeline.training.batches import Batch, Request, ViewSet
 from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
@@ -247,7 +247,7 @@ def test_a_live_teacher_gives_the_losses_of_the_stored_one(data: Path, oracle: P
     fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
     torch.manual_seed(1)
     teacher = students.build("mobilenet_v1", {"classes": 3, "channels": (8,) * 14}).eval()
-    nn.init.normal_(teacher.classifier.weight)
+    nn.init.normal_(teacher.get_parameter("classifier.weight"))
     space, contract = replace(SPACE, colour=0.3, mixup=0.4, cutmix=0.4), replace(CONTRACT, size=64)
     view_set = ViewSet(store.read(data, "train"), space, contract)
     loop.settle_norms(fabric, teacher, view_set, workers=0)
@@ -320,6 +320,72 @@ def test_stored_answers_are_the_teachers_and_a_killed_labelling_goes_on(data: Pa
         labels.answer(fabric, teacher, view_set, 3, partial=tmp_path, workers=0), stored
     )
     assert len(asked) == 1
+
+
+def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_remembered(
+    data: Path, answers: Path, oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[int, bool]] = []
+
+    def seconds(_fabric: object, _module: object, _batch: int, size: int, fast: bool) -> float:
+        tried.append((size, fast))
+        return 1.0 if not fast else {32: 0.95, 64: 0.5}[size]
+
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    fabric = compute.start(
+        accelerator="cpu", devices=1, threads=1, precision="auto", trials=tmp_path / "trials.json"
+    )
+    network = student()
+    kinds: dict[int, set[torch.dtype]] = {32: set(), 64: set()}
+    stem = network.get_submodule("stem.conv")
+
+    def note(module: nn.Module, given: tuple[torch.Tensor], found: torch.Tensor) -> None:
+        if module.training:  # averaged weights are scored in fp32, by a copy that has this hook too
+            kinds[given[0].shape[-1]].add(found.dtype)
+
+    stem.register_forward_hook(note)
+    lesson = distillation.open_lesson(data, oracle, answers, SPACE, CONTRACT)
+    for number in range(2):
+        distillation.learn(
+            fabric,
+            network,
+            lesson,
+            name="test",
+            goal=GOAL,
+            training=TRAINING,
+            start="scratch",
+            seed=0,
+            workers=0,
+            folder=tmp_path / str(number),
+        )
+    assert tried == [(32, False), (32, True), (64, False), (64, True)]
+    assert kinds == {32: {torch.float32}, 64: {torch.bfloat16}}
+
+
+def test_a_trial_takes_time_and_leaves_the_network_as_it_was() -> None:
+    fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="auto")
+    network = student()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found = precision.choose(fabric, network, 4, [32])
+    assert found in (frozenset(), {32})
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", list(optimisation.OPTIMIZERS))
+def test_every_update_rule_goes_downhill(name: str) -> None:
+    torch.manual_seed(0)
+    weights = nn.Linear(4, 4)
+    optimizer = optimisation.OPTIMIZERS[name](optimisation.parameter_groups(weights, 1e-4), 0.01)
+    images = torch.randn(64, 4)
+    first = last = 0.0
+    for step in range(50):
+        loss = (weights(images) - images).square().mean()
+        first, last = (loss.item(), 0.0) if step == 0 else (first, loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert last < 0.9 * first
 
 
 def test_depthwise_filters_biases_and_norms_are_not_decayed() -> None:

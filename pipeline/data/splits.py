@@ -55,7 +55,7 @@ def assign(
         given[None if anew else candidate.split].append(candidate)
     rejected: list[Rejected] = []
     pool, repeated = _drop_repeats(given["train"] + given[None], rejected)
-    testing = given["test"] or _stratified(pool, _count(test, pool), seed)
+    testing = given["test"] or stratified(pool, _count(test, pool), seed)
     if not given["test"]:
         pool = _without(pool, testing)
     validation, repeated_val = _drop_repeats(given["val"], rejected)
@@ -64,9 +64,9 @@ def assign(
     pool = _drop_known(_drop_known(pool, testing, "test", rejected), validation, "val", rejected)
     leaked = before - len(pool) - len(validation)
     if not validation:
-        validation = _stratified(pool, _count(val, pool), seed)
+        validation = stratified(pool, _count(val, pool), seed)
         pool = _without(pool, validation)
-    training = pool if train is None else _stratified(pool, train, seed)
+    training = pool if train is None else stratified(pool, train, seed)
     more, repeated_more = _drop_repeats(unlabelled, rejected)
     for name, known in (("test", testing), ("val", validation), ("train", training)):
         more = _drop_known(more, known, name, rejected)
@@ -118,10 +118,13 @@ def _without(images: Sequence[Candidate], taken: Sequence[Candidate]) -> list[Ca
     return [image for image in images if image.sha256 not in hashes]
 
 
-def _stratified(images: Sequence[Candidate], count: int, seed: int) -> list[Candidate]:
+def stratified(images: Sequence[Candidate], count: int, seed: int) -> list[Candidate]:
     """``count`` images in the classes' own proportions (largest remainders), in the source's order.
 
     Images with attributes are drawn alike from all: of their combinations there may be as many as images.
+
+    Raises:
+        SourceError: there are fewer.
     """
     if count > len(images):
         raise SourceError(f"{count} images were asked for (data.train, data.val); {len(images)} are left")

@@ -56,7 +56,8 @@ class ImageSet:
     @cached_property
     def known(self) -> Bool[np.ndarray, " images"]:
         """Whether somebody labelled the image."""
-        return self.labels >= 0 if self.task is SINGLE_LABEL else ~np.isnan(self.labels).any(axis=1)
+        lacking = self.labels < 0 if self.task is SINGLE_LABEL else np.isnan(self.labels).any(axis=1)
+        return np.logical_not(lacking)
 
     @cached_property
     def labelled(self) -> bool:

@@ -1,5 +1,6 @@
 """Batches of views, rendered in worker processes, the same whoever renders them."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
@@ -146,9 +147,18 @@ def load(fabric: Fabric, dataset: ViewSet, requests: Sequence[Request], workers:
         # Its own: drawing from the global one would make dropout differ after a resumption.
         generator=torch.Generator(),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_give_way,
         pin_memory=fabric.device.type == "cuda",
     )
     return cast(Iterable[Batch], fabric.setup_dataloaders(loader))
+
+
+def _give_way(_worker: int) -> None:
+    """Render at the lowest priority, in the gaps that training leaves.
+
+    A worker that takes one core's time from training makes all threads wait for the slowest.
+    """
+    os.nice(19)
 
 
 def sequential(images: int, view: int | None, size: int, batch_size: int) -> list[Request]:

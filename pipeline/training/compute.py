@@ -15,7 +15,9 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Options of glibc's mallopt(3)."""
 
 
-def start(*, accelerator: str, devices: int, threads: int, precision: str, trials: Path | None = None) -> Fabric:
+def start(
+    *, accelerator: str, devices: int, threads: int, precision: str, trials: Path | None = None
+) -> Fabric:
     """Launch Lightning Fabric; with several devices every process goes on from here.
 
     With the precision ``auto``, the file ``trials`` keeps what was found on this machine; see `precision`.

@@ -142,7 +142,10 @@ def train(
     history = list(done.history)
     falls = [(phase.share, phase.rate) for phase in recipe.phases]
     in_bf16 = precision.choose(
-        fabric, module, recipe.batch_size // fabric.world_size, sorted({phase.size for phase in recipe.phases})
+        fabric,
+        module,
+        recipe.batch_size // fabric.world_size,
+        sorted({phase.size for phase in recipe.phases}),
     )
     requests = _requests(recipe, len(train_set), per_epoch, steps, views, fabric)[done.step :]
     stream = iter(batches.load(fabric, train_set, requests, workers))
@@ -177,7 +180,7 @@ def train(
             loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
             fabric.backward(loss)
             if recipe.clip:
-                # What is not finite shows in the loss; to look at it here would wait for the device every step.
+                # What is not finite shows in the loss; a look at it here would wait for the device.
                 fabric.clip_gradients(wrapped, stepper, max_norm=recipe.clip, error_if_nonfinite=False)
             stepper.step()
             stepper.zero_grad()

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 OPTIMIZERS: dict[str, Callable[[Iterable[dict[str, Any]], float], Optimizer]] = {
     "adamw": lambda groups, rate: torch.optim.AdamW(groups, lr=rate, fused=True),
-    # TF-slim's settings for the published weights; its epsilon stands under the root, which is nearly the same.
+    # TF-slim's settings for the published weights, but for its epsilon, which stands under the root.
     "rmsprop": lambda groups, rate: torch.optim.RMSprop(
         groups, lr=rate, alpha=0.9, eps=1.0, momentum=0.9, foreach=True
     ),

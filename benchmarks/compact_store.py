@@ -1,0 +1,109 @@
+"""What is lost when a store keeps the most probable of 1,000 classes alone, on photographs.
+
+    python -m benchmarks.compact_store FOLDER
+
+EfficientNet-Lite0 with its ImageNet classes answers views of the photographs in FOLDER (class folders; their
+own classes are not looked at). Students of 64 pixels learn from the whole answers and from compact ones; each is
+then held against the whole answers to the validation images: KL divergence and the share of equal top-1.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+import students
+import teachers
+from pipeline import distillation, labels
+from pipeline.data import sources, splits, store
+from pipeline.distillation import Lesson
+from pipeline.tasks import softmax_kl
+from pipeline.training import compute, loop
+from pipeline.training.batches import ViewSet
+from pipeline.views import ViewSpace
+from teachers.contract import InputContract
+
+SPACE = ViewSpace(0, (0.5, 1.0), (0.8, 1.25), 0.5)
+CONTRACT = InputContract(64)
+VIEWS = 4
+TRAINING = {
+    "phases": (),
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "learning_rate": 0.003,
+    "warmup": 0.05,
+    "weight_decay": 0.02,
+    "clip": 1.0,
+    "ema": 0.99,
+}
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--epochs", type=float, default=12.0, help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=0, help="default: all cores")
+    arguments = parser.parse_args()
+    fabric = compute.start(accelerator="auto", devices=1, threads=arguments.threads, precision="32-true")
+    teacher = teachers.SOURCES["efficientnet_lite"]("efficientnet_lite0", "default")
+    assert teacher.input is not None
+    contract = InputContract(128, teacher.input.mean, teacher.input.std, teacher.input.interpolation)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        listing = sources.read("folder", arguments.folder)
+        made = splits.assign(listing.candidates, train=None, val=480, test=1000, seed=0, anew=True)
+        store.write(folder / "data", listing, made, {"license": "unknown"})
+        train, val = (store.read(folder / "data", split) for split in ("train", "val"))
+        seen = ViewSet(train, SPACE, contract)
+        whole = labels.answer(fabric, teacher.module, seen, VIEWS, partial=folder / "views", workers=1)
+        wanted = loop.predict(fabric, teacher.module, ViewSet(val, None, contract), contract.size, workers=1)
+        print("| kept | bytes a view | mass kept, % | KL on val | same top-1, % |")
+        print("|---|---|---|---|---|")
+        for top in (None, 50, 10, 1):
+            answers = labels.compact(whole, top)
+            kept = np.exp(answers.values[..., :-1].astype(np.float32)).sum(-1).mean() if top else 1.0
+            size = sum(part.nbytes for part in (answers.values, answers.chosen) if part is not None)
+            found = []
+            for seed in range(arguments.seeds):
+                lesson = Lesson(
+                    ViewSet(train, SPACE, CONTRACT, answers.at),
+                    ViewSet(val, None, CONTRACT),
+                    views=VIEWS,
+                    data_sha256="",
+                    classes=train.classes,
+                    license="",
+                    teacher=teacher.origin,
+                    key=f"{top}",
+                )
+                torch.manual_seed(seed)
+                module, _ = distillation.learn(
+                    fabric,
+                    students.build("mobilenet_v1", {"classes": 1000}),
+                    lesson,
+                    name=f"top {top}, seed {seed}",
+                    goal={"kl": 1.0},
+                    training={**TRAINING, "epochs": arguments.epochs},
+                    start=f"{seed}",
+                    seed=seed,
+                    workers=0 if arguments.threads == 1 else 2,
+                    folder=folder / f"{top}-{seed}",
+                )
+                loop.settle_norms(fabric, module, lesson.train_set, workers=1)
+                logits = loop.predict(fabric, module, lesson.val_set, CONTRACT.size, workers=1)
+                same = functional.one_hot(wanted.argmax(1), 1000)[range(len(val)), logits.argmax(1)]
+                found.append((softmax_kl(logits, wanted, 1.0).item(), 100 * same.float().mean().item()))
+            size //= len(train) * VIEWS
+            divergences = ", ".join(f"{divergence:.3f}" for divergence, _ in found)
+            shares = ", ".join(f"{share:.1f}" for _, share in found)
+            print(f"| {top or 'all'} | {size} | {100 * kept:.2f} | {divergences} | {shares} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""Images a second: distillation from the store, torchdistill's loop with a live teacher, and a plain loop.
+
+The same photographs, batch size, loader processes, teacher (ResNet-50 at 224 pixels) and student (MobileNetV1
+0.75 at 192) for all, rounds in turn; weights are random, which changes no speed. What is compared with is in
+`benchmarks/requirements.txt`.
+
+    python -m benchmarks.distillation_speed FOLDER --json
+
+FOLDER holds class folders of images.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchvision.models import resnet50
+
+import students
+from pipeline import distillation, labels, paths
+from pipeline.data import sources, splits, store
+from pipeline.labels import Answers, Key, Store
+from pipeline.training import compute
+from pipeline.training.batches import ViewSet
+from pipeline.views import ViewSpace
+from teachers.contract import InputContract
+
+BATCH = 32
+WORKERS = 2
+TEACHER, STUDENT = InputContract(224), InputContract(192)
+SPACE = ViewSpace(0, (0.8, 1.0), (0.9, 1.1), 0.5)
+VIEWS = 2
+"""Stored for every image, as the default has it."""
+EPOCHS = 10
+"""That labelling is spread over."""
+
+
+class Shrunk(nn.Module):
+    """A student that takes what its teacher takes, since torchdistill hands both the same tensor."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.student(nn.functional.interpolate(x, STUDENT.size, mode="bilinear", antialias=True))
+
+
+def main() -> None:
+    """Measure, and print a table or JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="class folders of images")
+    parser.add_argument("--images", type=int, default=256, help="images of an epoch (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="epochs of each loop (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    logging.disable(logging.INFO)
+    fabric = compute.start(accelerator="auto", devices=1, threads=0, precision="32-true")
+    auto = compute.start(accelerator="auto", devices=1, threads=0, precision="auto")
+    phases = yaml.safe_load(paths.PARAMETERS.read_text())["distill"]["phases"]
+    with tempfile.TemporaryDirectory() as folder:
+        lesson, teacher = _lesson(Path(folder), arguments.folder, arguments.images)
+        peers = Subset(_photographs(arguments.folder, TEACHER.size), range(arguments.images))
+        plain = Subset(_photographs(arguments.folder, STUDENT.size), range(arguments.images))
+        loops: dict[str, Callable[[], float]] = {
+            "torchdistill": lambda: _torchdistill(fabric, teacher, peers),
+            "plain": lambda: _plain(fabric, plain),
+            "labelling": lambda: _labelling(fabric, teacher, lesson.train_set, Path(folder)),
+            "store_192": lambda: _store(fabric, lesson, 192, Path(folder)),
+            "store_192_auto": lambda: _store(auto, lesson, 192, Path(folder)),
+        }
+        loops |= {
+            f"store_{p['size']}": lambda p=p: _store(fabric, lesson, p["size"], Path(folder)) for p in phases
+        }
+        rounds: dict[str, list[float]] = {name: [] for name in loops}
+        for turn in range(arguments.rounds):
+            for name, loop in loops.items():
+                rounds[name].append(loop())
+                print(f"round {turn + 1}: {name} {rounds[name][-1]:.1f} images/s", file=sys.stderr)
+    for turn in range(arguments.rounds):
+        seconds = sum(phase["share"] / rounds[f"store_{phase['size']}"][turn] for phase in phases)
+        rounds.setdefault("store_recipe", []).append(1 / seconds)
+    result = _result(rounds, arguments)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+        return
+    for name, rate in result["images_per_second"].items():
+        low, high = min(rounds[name]), max(rounds[name])
+        print(f"{name:16}{rate:8.1f} images/s ({low:.1f} to {high:.1f})")
+    for name in (name for name in result if name.startswith("ratio")):
+        print(f"{name}: {result[name]:.2f}")
+
+
+def _result(rounds: dict[str, list[float]], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Medians over rounds; ratios are made within a round."""
+
+    def spread(name: str, turn: int) -> float:
+        """Images a second with labelling spread over the epochs."""
+        return 1 / (1 / rounds[name][turn] + VIEWS / EPOCHS / rounds["labelling"][turn])
+
+    def ratio(value: Callable[[int], float]) -> float:
+        return statistics.median(value(turn) for turn in range(arguments.rounds))
+
+    peer, plain = rounds["torchdistill"], rounds["plain"]
+    return {
+        "images_per_second": {name: statistics.median(rates) for name, rates in rounds.items()},
+        "ratio_epoch": ratio(lambda turn: rounds["store_recipe"][turn] / peer[turn]),
+        "ratio_amortised": ratio(lambda turn: spread("store_recipe", turn) / peer[turn]),
+        "ratio_epoch_192": ratio(lambda turn: rounds["store_192_auto"][turn] / peer[turn]),
+        "ratio_amortised_192": ratio(lambda turn: spread("store_192_auto", turn) / peer[turn]),
+        "ratio_plain_192": ratio(lambda turn: rounds["store_192"][turn] / plain[turn]),
+        "ratio_plain_192_auto": ratio(lambda turn: rounds["store_192_auto"][turn] / plain[turn]),
+        "rounds": rounds,
+        "batch_size": BATCH,
+        "images": arguments.images,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cpu": _cpu(),
+    }
+
+
+def _lesson(folder: Path, images: Path, count: int) -> tuple[distillation.Lesson, nn.Module]:
+    """The first ``count`` photographs with a store of random answers, and the teacher."""
+    listing = sources.read("folder", images)
+    made = splits.assign(listing.candidates, train=count, val=16, test=16, seed=0, anew=True)
+    report = store.write(folder / "data", listing, made, {"license": "unknown"})
+    key = Key(report["data_sha256"], "random", SPACE, VIEWS, None)
+    classes = len(listing.classes)
+    answers = np.random.default_rng(0).normal(size=(count, VIEWS, classes)).astype(np.float16)
+    labels.save(folder / "labels", Store(key, "random answers", Answers(answers, None, classes)))
+    (folder / "card.json").write_text(json.dumps({"identity": "random"}))
+    lesson = distillation.open_lesson(folder / "data", folder, folder / "labels", SPACE, STUDENT)
+    return lesson, resnet50(weights=None, num_classes=classes).eval()
+
+
+def _student(classes: int) -> nn.Module:
+    torch.manual_seed(0)
+    return students.build("mobilenet_v1", {"classes": classes})
+
+
+def _store(fabric: Fabric, lesson: distillation.Lesson, size: int, folder: Path) -> float:
+    """The second of two epochs, so that the start of the loader is not counted."""
+    recipe = yaml.safe_load(paths.PARAMETERS.read_text())["distill"]
+    goal = recipe.pop("objective")
+    training = {
+        name: recipe[name] for name in ("learning_rate", "warmup", "weight_decay", "ema", "optimizer", "clip")
+    }
+    training |= {"epochs": 2.0, "batch_size": BATCH, "phases": [{"share": 1.0, "size": size, "rate": 1.0}]}
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        _, history = distillation.learn(
+            fabric,
+            _student(len(lesson.classes)),
+            lesson,
+            name=f"{size} px",
+            goal=goal,
+            training=training,
+            start="scratch",
+            seed=0,
+            workers=WORKERS,
+            folder=Path(scratch),
+        )
+    return history[-1]["images_per_second"]
+
+
+def _labelling(fabric: Fabric, teacher: nn.Module, seen: ViewSet, folder: Path) -> float:
+    view_set = ViewSet(seen.images, SPACE, TEACHER)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        began = time.perf_counter()
+        labels.answer(fabric, teacher, view_set, 1, partial=Path(scratch), workers=WORKERS)
+        return len(view_set) / (time.perf_counter() - began)
+
+
+def _photographs(folder: Path, size: int) -> Dataset[tuple[Tensor, int]]:
+    return ImageFolder(
+        str(folder),
+        transforms.Compose(
+            [
+                transforms.RandomResizedCrop(size, scale=SPACE.crop_scale, ratio=SPACE.crop_ratio),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+            ]
+        ),
+    )
+
+
+def _timed(step: Callable[[Any], None], loader: DataLoader[Any], rounds: int = 2) -> float:
+    """Images a second of the last of some epochs."""
+    rate = 0.0
+    for _ in range(rounds):
+        stream: Iterator[Any] = iter(loader)
+        for batch in islice(stream, 1):
+            step(batch)
+        began, seen = time.perf_counter(), 0
+        for batch in stream:
+            step(batch)
+            seen += len(batch[0])
+        rate = seen / (time.perf_counter() - began)
+    return rate
+
+
+def _plain(fabric: Fabric, images: Subset[tuple[Tensor, int]]) -> float:
+    """PyTorch's usual loop: fp32, AdamW, cross entropy, no teacher."""
+    student = fabric.to_device(_student(1000).train())
+    optimizer = torch.optim.AdamW(student.parameters(), 0.001)
+
+    def step(batch: Any) -> None:
+        pixels, truth = (part.to(fabric.device) for part in batch[:2])
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(student(pixels), truth).backward()
+        optimizer.step()
+
+    return _timed(step, DataLoader(images, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True))
+
+
+def _torchdistill(fabric: Fabric, teacher: nn.Module, images: Subset[tuple[Tensor, int]]) -> float:
+    """Its own loop, as its examples write it, towards KL at temperature 1."""
+    from torchdistill.core.distillation import get_distillation_box  # pyright: ignore[reportMissingImports]
+
+    classes = teacher.get_submodule("fc").out_features
+    student = fabric.to_device(Shrunk(_student(int(str(classes)))))
+    towards = {
+        "student_module_path": ".",
+        "student_module_io": "output",
+        "teacher_module_path": ".",
+        "teacher_module_io": "output",
+        "temperature": 1.0,
+        "alpha": 0.0,
+        "reduction": "batchmean",
+    }
+    settings = {
+        "num_epochs": 1,
+        "train_data_loader": {
+            "dataset_id": "train",
+            "sampler": {"class_or_func": torch.utils.data.RandomSampler, "kwargs": {}},
+            "kwargs": {"batch_size": BATCH, "num_workers": WORKERS, "drop_last": True},
+        },
+        "teacher": {"requires_grad": False},
+        "optimizer": {"key": "AdamW", "kwargs": {"lr": 0.001}},
+        "criterion": {
+            "key": "WeightedSumLoss",
+            "kwargs": {
+                "sub_terms": {"kd": {"criterion": {"key": "KDLoss", "kwargs": towards}, "weight": 1.0}}
+            },
+        },
+    }
+    device = fabric.device
+    box = get_distillation_box(
+        fabric.to_device(teacher), student, {"train": images}, settings, device, None, False, 1.0
+    )
+    box.pre_epoch_process(epoch=0)
+
+    def step(batch: Any) -> None:
+        pixels, truth, more = batch
+        box.post_forward_process(box.forward_process(pixels.to(device), truth.to(device), more))
+
+    rate = _timed(step, box.train_data_loader)
+    box.clean_modules()
+    return rate
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    main()
