@@ -105,6 +105,23 @@ def test_the_pipeline_from_a_kill_to_the_last_prediction(checkout: Path, photogr
     # A second run does nothing.
     assert stages_run(repro(checkout).stdout) == []
 
+    # A damaged store is made anew, and as it was: nothing after it runs.
+    store = checkout / "artifacts/labels/answers.npy"
+    stored = store.read_bytes()
+    store.write_bytes(stored[:-1] + bytes([stored[-1] ^ 1]))
+    refused = subprocess.run(
+        [sys.executable, "-m", "pipeline.stages.distill", "fp32"],
+        cwd=checkout,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert "answers.npy is not what was written there; `dvc repro label` makes it anew" in refused.stderr
+    assert stages_run(repro(checkout).stdout) == ["label"]
+    assert store.read_bytes() == stored
+
     # The file answers as reported, with onnxruntime, numpy and pillow alone.
     metrics = json.loads((checkout / "artifacts/metrics/int8-qat.json").read_text())
     session = ort.InferenceSession(checkout / "artifacts/onnx/int8-qat.onnx")
