@@ -3,8 +3,8 @@
     python -m benchmarks.compact_store FOLDER
 
 EfficientNet-Lite0 with its ImageNet classes answers views of the photographs in FOLDER (class folders; their
-own classes are not looked at). Students of 64 pixels learn from the whole answers and from compact ones; each is
-then held against the whole answers to the validation images: KL divergence and the share of equal top-1.
+own classes are not looked at). Students of 64 pixels learn from the whole answers and from compact ones; each
+is then held against the whole answers to the validation images: KL divergence and the share of equal top-1.
 """
 
 import argparse
