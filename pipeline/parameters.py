@@ -147,7 +147,7 @@ class Member(Section):
     """A teacher and how it is adapted to the data."""
 
     source: Literal["efficientnet_lite", "hugging_face", "onnx", "timm", "torchvision"]
-    """Where architecture and weights come from: a key of `teachers.SOURCES`."""
+    """Where architecture and weights come from: a key of `teachers.sources.SOURCES`."""
     name: str
     """Model name in that source, folder or hub id (`hugging_face`), or file (`onnx`)."""
     weights: str | None = "default"
@@ -367,8 +367,8 @@ class Parameters(Section):
         }
 
 
-def load(file: Path = paths.PARAMETERS) -> Parameters:
-    """Read and check all parameters.
+def load(file: Path = paths.PARAMETERS, changes: Mapping[str, Any] | None = None) -> Parameters:
+    """Read and check all parameters, with ``changes`` on top.
 
     Raises:
         ParameterError: one line for each thing that is wrong.
@@ -379,7 +379,7 @@ def load(file: Path = paths.PARAMETERS) -> Parameters:
         values = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise ParameterError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
-    return check(values, str(file))
+    return check(merge(values, changes) if changes else values, str(file))
 
 
 def check(values: Any, origin: str) -> Parameters:
