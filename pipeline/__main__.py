@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from argparse import Namespace
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -144,11 +145,10 @@ def demo(arguments: Namespace) -> None:
         if arguments.build:
             print(arguments.folder)
             return
-        page.serve(
-            arguments.folder,
-            arguments.port,
-            ready=lambda address: print(f"{address}  (end with Ctrl-C)", flush=True),
-        )
+        server = page.server(arguments.folder, arguments.port)
+    print(f"http://{page.LOOPBACK}:{server.server_port}/  (Ctrl-C ends)", flush=True)
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever()
 
 
 def fetch(_: Namespace) -> None:

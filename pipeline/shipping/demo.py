@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -50,26 +50,18 @@ def build(folder: Path, classifiers: Sequence[Classifier], table: Mapping[str, L
     (folder / MANIFEST).write_text(json.dumps(variants, ensure_ascii=False))
 
 
-def serve(folder: Path, port: int, ready: Callable[[str], None]) -> None:
-    """Serve a folder to this machine alone, until interrupted.
-
-    Args:
-        folder: what is served.
-        port: 0 takes a free one.
-        ready: is told the address once it answers.
+def server(folder: Path, port: int) -> ThreadingHTTPServer:
+    """A web server of a folder, for this machine alone; port 0 takes a free one.
 
     Raises:
         ShippingError: the port is taken.
     """
     try:
-        server = ThreadingHTTPServer((LOOPBACK, port), partial(_Handler, directory=str(folder)))
+        return ThreadingHTTPServer((LOOPBACK, port), partial(_Handler, directory=str(folder)))
     except OSError as error:
         raise ShippingError(
             f"port {port} cannot be served ({error.strerror}); --port takes another"
         ) from error
-    with server:
-        ready(f"http://{LOOPBACK}:{server.server_port}/")
-        server.serve_forever()
 
 
 class _Handler(SimpleHTTPRequestHandler):

@@ -17,7 +17,7 @@ for file in sys.argv[1:]:
     left, top = (image.width - side) / 2, (image.height - side) / 2
     resampling = Image.Resampling[rule["interpolation"].upper()]
     square = image.resize((rule["size"],) * 2, resampling, box=(left, top, left + side, top + side))
-    [logits] = session.run(["logits"], {"images": np.asarray(square)[None]})[0]
+    logits = np.asarray(session.run(["logits"], {"images": np.asarray(square)[None]})[0])[0]
     powers = np.exp(logits - logits.max())
     several = about["task"] == "multi-label-image-classification"
     chances = 1 / (1 + np.exp(-logits)) if several else powers / powers.sum()
