@@ -85,7 +85,7 @@ def read(path: Path) -> list[Line]:
         reader = csv.DictReader(file)
         metric = "map" if "map" in (reader.fieldnames or ()) else "top1"
         try:
-            return [
+            lines = [
                 Line(
                     variant=cells["variant"],
                     parent=cells["parent"],
@@ -105,6 +105,9 @@ def read(path: Path) -> list[Line]:
             raise TableError(f"{path} has no column {error}; `dvc repro report` makes it anew") from error
         except (TypeError, ValueError) as error:
             raise TableError(f"{path} is damaged ({error}); `dvc repro report` makes it anew") from error
+    if not any(line.parent == TEACHER for line in lines):
+        raise TableError(f"{path} has no variant of the teacher; `dvc repro report` makes it anew")
+    return lines
 
 
 def choose(
@@ -146,9 +149,15 @@ def choose(
         closest = min(candidates, key=lambda row: max(limit.miss(row) for limit in limits))
         return Choice(None, _why_none(candidates, limits, closest), closest.variant)
     best = _best(fitting, accuracy_first=bool(costs))
+    praise = "fastest accepted variant"
+    if costs:
+        alone = best.score == max(row.score for row in fitting)
+        praise = (
+            "most accurate accepted variant" if alone else "fastest of the most accurate accepted variants"
+        )
     return Choice(
         best.variant,
-        f"{best.variant} is the {'most accurate' if costs else 'fastest'} accepted variant"
+        f"{best.variant} is the {praise}"
         + (f" within {_listed(limit.asked for limit in limits)}" if limits else "")
         + f": {best.score:.2%} ({_against(best.score - root.score, root.variant)}), "
         f"{_milliseconds(best)}, {_bytes(best)}",

@@ -82,6 +82,9 @@ def test_a_choice_says_why() -> None:
         "qat is the most accurate accepted variant within 1.5 ms and 2,000,000 bytes: "
         "88.88% (-0.32 points against fp32), 1.33 ms, 1,990,000 bytes"
     )
+    assert choose(TABLE, max_latency_ms=5.0).reason.startswith(
+        "pruned is the fastest of the most accurate accepted variants within 5 ms: "
+    )
     assert choose(TABLE, max_drop=0.01).reason.startswith(
         "pruned-int8 is the fastest accepted variant within 1.00 points of fp32: "
     )
@@ -125,6 +128,7 @@ def test_the_table_that_report_writes_reads_back_and_chooses_alike(tmp_path: Pat
     ("content", "reason"),
     [
         (None, "does not exist; `dvc repro report` makes it"),
+        ("", "has no variant of the teacher"),
         ("variant,parent\na,b\n", "has no column 'top1'"),
         ("variant,parent,top1,top1_lo\na,teacher,much,0\n", "is damaged"),
     ],

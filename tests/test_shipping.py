@@ -7,6 +7,8 @@ Node comes with the development tools (pyright needs it). What also needs npm's 
 import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,3 +164,64 @@ def test_javascript_resizes_as_pillow_does_byte_for_byte(
     node(tmp_path / "run.mjs")
     for number, pixels in enumerate(wanted):
         assert (tmp_path / f"{number}.out").read_bytes() == pixels, cases[number]
+
+
+MAIN = {
+    "cpp": """
+        #include <cstdlib>
+        #include <fstream>
+        #include <iterator>
+        int main(int, char** a) {
+          std::ifstream in(a[1], std::ios::binary);
+          std::vector<std::uint8_t> rgb{std::istreambuf_iterator<char>(in), {}};
+          auto out = render(rgb, std::atoi(a[3]), std::atoi(a[4]), std::atoi(a[5]), std::atof(a[6]));
+          std::ofstream(a[2], std::ios::binary).write(reinterpret_cast<char*>(out.data()), out.size());
+        }
+    """,
+    "java": """
+        class Main {
+          public static void main(String[] a) throws Exception {
+            byte[] rgb = java.nio.file.Files.readAllBytes(java.nio.file.Path.of(a[0]));
+            int width = Integer.parseInt(a[2]), height = Integer.parseInt(a[3]);
+            int size = Integer.parseInt(a[4]);
+            byte[] out = Square.render(rgb, width, height, size, Double.parseDouble(a[5]));
+            java.nio.file.Files.write(java.nio.file.Path.of(a[1]), out);
+          }
+        }
+    """,
+}
+BUILD = {
+    "cpp": (["g++", "-std=c++17", "-O1", "-Wall", "-o", "render"], ["./render"]),
+    "java": (["javac"], ["java", "-cp", ".", "Main"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", list(MAIN))
+def test_the_code_in_the_documentation_resizes_as_pillow_does_byte_for_byte(
+    language: str, tmp_path: Path
+) -> None:
+    build, command = BUILD[language]
+    if shutil.which(build[0]) is None:
+        pytest.skip(f"needs {build[0]}")
+    text = (folder.HERE.parents[1] / "docs" / "shipping.md").read_text()
+    found = re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    source = tmp_path / f"Main.{language}"
+    source.write_text(found[1].replace("public final class", "final class") + MAIN[language])
+    subprocess.run([*build, source.name], cwd=tmp_path, check=True)
+    random = np.random.default_rng(0)
+    for width, height, crop in (
+        (400, 300, 1.0),
+        (300, 400, 1.0),
+        (97, 640, 0.875),
+        (31, 50, 0.9),
+        (192, 192, 1.0),
+    ):
+        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        (tmp_path / "in").write_bytes(pixels.tobytes())
+        arguments = ["in", "out", str(width), str(height), "192", str(crop)]
+        subprocess.run([*command, *arguments], cwd=tmp_path, check=True)
+        contract = InputContract(size=192, crop=crop)
+        wanted = contract.render(Image.fromarray(pixels), contract.centre_box(width, height)).tobytes()
+        assert (tmp_path / "out").read_bytes() == wanted, (width, height, crop)
