@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test test-all lint format ui clean install params
+.PHONY: repro test test-all lint format ui demo clean install params
 
 install: .venv/installed
 
@@ -41,6 +41,14 @@ params: install ## Compose params.yaml from configs/
 ui: install ## MLflow's pages on http://127.0.0.1:5000
 	@echo "variants: http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 	$(BIN)/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000
+
+demo: install pipeline/shipping/node_modules ## All variants in the browser, on http://127.0.0.1:8000; needs npm
+	$(BIN)/python -m pipeline demo
+
+pipeline/shipping/node_modules: pipeline/shipping/package-lock.json
+	@command -v npm >/dev/null || { echo "error: npm is not there; it comes with Node, nodejs.org"; exit 1; }
+	npm ci --prefix pipeline/shipping
+	@touch $@
 
 clean: ## Remove all that the pipeline made; downloads, the environment and MLflow's book stay
 	find artifacts -mindepth 1 -maxdepth 1 ! -name raw -exec rm -rf {} +

@@ -11,9 +11,9 @@ from pipeline.training import loop
 from pipeline.training.batches import ViewSet
 from pipeline.training.checkpoints import History
 from pipeline.training.loop import Run
-from teachers import InputContract, Teacher, TeacherError
+from teachers.contract import InputContract
 from teachers.onnx_files import OnnxClassifier
-from teachers.teacher import replace_head
+from teachers.teacher import Teacher, TeacherError, replace_head
 
 OBJECTIVE = {"cross_entropy": 1.0}
 Parts = Mapping[str, Mapping[str, Any] | None]

@@ -1,7 +1,7 @@
 """Shipped ONNX files in ONNX Runtime: opened, checked against their own metadata, and run."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +18,16 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.sources import decode
-from pipeline.tasks import MULTI_LABEL
+from pipeline.images import decode
 from teachers.contract import InputContract
 
 INPUT = "images"
 OUTPUT = "logits"
 GEOMETRY = ("size", "crop", "interpolation")
 """What the metadata say of the input; mean and standard deviation are inside the graph."""
+
+MULTI_LABEL = "multi-label-image-classification"
+"""`task` of a file that answers for each label by itself; any other answers with one of them."""
 
 PROVIDERS = ["CPUExecutionProvider"]
 
@@ -117,6 +119,8 @@ def read_image(path: Path) -> Image.Image:
         return decode(path)
     except FileNotFoundError as error:
         raise ImageFileError(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise ImageFileError(f"{path} is a folder without images") from error
     except UnidentifiedImageError as error:
         raise ImageFileError(f"{path} is not an image of a known format") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -138,34 +142,32 @@ def run(
         yield logits
 
 
-def predict(path: Path, images: Sequence[Path], top: int, *, threads: int = 0) -> list[Prediction]:
-    """The ``top`` most probable classes or attributes of each picture, in the order given.
+def predict(classifier: Classifier, image: Path, top: int) -> Prediction:
+    """The ``top`` most probable classes or attributes of a picture.
 
     Raises:
-        ModelFileError: the ONNX file is not one of this pipeline.
-        ImageFileError: a picture is missing or cannot be decoded.
+        ModelFileError: a logit is not finite.
+        ImageFileError: the picture is missing or cannot be decoded.
     """
-    classifier = open_classifier(path, threads=threads)
-    several = classifier.metadata.get("task") == MULTI_LABEL.onnx
-    batches = (render(classifier, read_image(image))[None] for image in images)
-    return [
-        Prediction(image, _best(classifier.labels, logits[0], top, several))
-        for image, logits in zip(images, run(classifier, batches), strict=True)
-    ]
+    [logits] = run(classifier, [render(classifier, read_image(image))[None]])
+    [chances] = probabilities(classifier, logits)
+    order = np.argsort(-chances, kind="stable")[:top]
+    return Prediction(image, tuple(Guess(classifier.labels[int(i)], float(chances[i])) for i in order))
+
+
+def probabilities(
+    classifier: Classifier, logits: Float32[np.ndarray, "*batch classes"]
+) -> Float32[np.ndarray, "*batch classes"]:
+    """Of the classes, which exclude each other; or of each attribute by itself."""
+    if classifier.metadata.get("task") == MULTI_LABEL:
+        return 1 / (1 + np.exp(-logits))
+    return softmax(logits)
 
 
 def softmax(logits: Float32[np.ndarray, "*batch classes"]) -> Float32[np.ndarray, "*batch classes"]:
     """Probabilities of the classes."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
-
-
-def _best(
-    labels: Sequence[str], logits: Float32[np.ndarray, " classes"], top: int, several: bool
-) -> tuple[Guess, ...]:
-    probabilities = 1 / (1 + np.exp(-logits)) if several else softmax(logits)
-    order = np.argsort(-probabilities, kind="stable")[:top]
-    return tuple(Guess(labels[int(index)], float(probabilities[index])) for index in order)
 
 
 def _labels(path: Path, metadata: dict[str, str]) -> tuple[str, ...]:

@@ -147,7 +147,7 @@ class Member(Section):
     """A teacher and how it is adapted to the data."""
 
     source: Literal["efficientnet_lite", "hugging_face", "onnx", "timm", "torchvision"]
-    """Where architecture and weights come from: a key of `teachers.SOURCES`."""
+    """Where architecture and weights come from: a key of `teachers.sources.SOURCES`."""
     name: str
     """Model name in that source, folder or hub id (`hugging_face`), or file (`onnx`)."""
     weights: str | None = "default"
@@ -314,6 +314,17 @@ class Gate(Section):
     """Greatest loss of top-1 against the parent that is tolerated; the interval must clear it."""
 
 
+class Budget(Section):
+    """What the variant that ships may cost; null does not limit. `pipeline.budget` says how it is chosen."""
+
+    max_drop: Fraction | None = None
+    """Greatest loss of score, as a fraction of 1, against the variant distilled from the teacher (`fp32`)."""
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    """Greatest median latency, as `benchmark` measured it."""
+    max_size_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Greatest size of the ONNX file."""
+
+
 class Tracking(Section):
     """Where MLflow keeps its book; `MLFLOW_TRACKING_URI` goes before `uri`."""
 
@@ -339,6 +350,7 @@ class Parameters(Section):
     variants: dict[VariantName, Variant]
     benchmark: Benchmark
     gate: Gate
+    budget: Budget
     tracking: Tracking
 
     def settings(self, variant: str, kind: type[Settings]) -> Settings:
@@ -355,8 +367,8 @@ class Parameters(Section):
         }
 
 
-def load(file: Path = paths.PARAMETERS) -> Parameters:
-    """Read and check all parameters.
+def load(file: Path = paths.PARAMETERS, changes: Mapping[str, Any] | None = None) -> Parameters:
+    """Read and check all parameters, with ``changes`` on top.
 
     Raises:
         ParameterError: one line for each thing that is wrong.
@@ -367,7 +379,7 @@ def load(file: Path = paths.PARAMETERS) -> Parameters:
         values = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise ParameterError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
-    return check(values, str(file))
+    return check(merge(values, changes) if changes else values, str(file))
 
 
 def check(values: Any, origin: str) -> Parameters:

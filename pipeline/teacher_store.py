@@ -12,13 +12,14 @@ from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import teachers
 from pipeline import models, provenance
 from pipeline.labels import Live
 from pipeline.tasks import Task
-from teachers import InputContract, Teacher, state_dicts
+from teachers import state_dicts
+from teachers.contract import InputContract
 from teachers.onnx_files import OnnxClassifier
-from teachers.teacher import Columns, columns, replace_head
+from teachers.sources import SOURCES
+from teachers.teacher import Columns, Teacher, columns, replace_head
 
 ONNX = "model.onnx"
 
@@ -81,7 +82,7 @@ def load(folder: Path) -> tuple[nn.Module, InputContract]:
     if (folder / ONNX).exists():
         module: nn.Module = OnnxClassifier(folder / ONNX)
     else:
-        teacher = teachers.SOURCES[card["source"]](card["name"], None)
+        teacher = SOURCES[card["source"]](card["name"], None)
         if teacher.outputs != card["outputs"] or card["adapted"]:
             replace_head(teacher, card["outputs"])
         module = teacher.module

@@ -1,12 +1,15 @@
 """The contract of a classifier's input, which travels with its weights."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any  # who runs a shipped file need not wait for PyTorch
 
 Interpolation = Literal["bilinear", "bicubic"]
 RESAMPLING: dict[Interpolation, Image.Resampling] = {
@@ -47,11 +50,11 @@ class InputContract:
         self, images: UInt8[Tensor, "batch height width 3"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """Bring raw pixels to the classifier's range; the result is in channels-last memory."""
-        x = images.permute(0, 3, 1, 2).to(torch.float32)
-        scale = torch.tensor(self.std, device=x.device).mul_(255).reciprocal_().view(1, 3, 1, 1)
+        x = images.permute(0, 3, 1, 2).float()
+        scale = x.new_tensor(self.std).mul_(255).reciprocal_().view(1, 3, 1, 1)
         if not any(self.mean):
             return x.mul_(scale)
-        shift = torch.tensor(self.mean, device=x.device).mul_(255).view(1, 3, 1, 1)
+        shift = x.new_tensor(self.mean).mul_(255).view(1, 3, 1, 1)
         return x.sub_(shift).mul_(scale)
 
     def to_dict(self) -> dict[str, Any]:

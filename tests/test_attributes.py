@@ -136,6 +136,7 @@ def test_predicted_attributes_do_not_share_one_whole(tmp_path: Path) -> None:
     }
     model = tiny_onnx.write(tmp_path / "tiny.onnx", metadata=told)
     paint(tmp_path / "photo.png", 200, [1.0, 1.0, 0.0])
-    (prediction,) = inference.predict(model, [tmp_path / "photo.png"], top=3)
+    classifier = inference.open_classifier(model, threads=1)
+    prediction = inference.predict(classifier, tmp_path / "photo.png", top=3)
     assert sum(guess.probability for guess in prediction.guesses) > 1.5
     assert {guess.label for guess in prediction.guesses[:2]} == {"red", "green"}

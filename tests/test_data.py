@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline import images
 from pipeline.data import calibration, fetch, sources, splits, store
 from pipeline.data.sources import SourceError
 from pipeline.tasks import softmax_cross_entropy
@@ -173,7 +174,7 @@ def test_rotated_photographs_are_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (30, 10)).save(tmp_path / "side.jpg", exif=exif)
-    assert sources.decode(tmp_path / "side.jpg").size == (10, 30)
+    assert images.decode(tmp_path / "side.jpg").size == (10, 30)
 
 
 def test_calibration_is_stratified_shuffled_and_seeded(tmp_path: Path, photographs: Path) -> None:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +8,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from pipeline import inference
+from pipeline import inference, tasks
 from pipeline.inference import ImageFileError, ModelFileError
 from tests import tiny_onnx
 
@@ -29,24 +31,42 @@ def test_labels_and_contract_are_read_from_the_file(model: Path) -> None:
     assert (classifier.contract.size, classifier.contract.interpolation) == (8, "bilinear")
 
 
-def test_predict_names_the_colour_of_each_picture_in_order(model: Path, tmp_path: Path) -> None:
-    pictures = [
-        picture(tmp_path / "a.png", (10, 200, 30)),
-        picture(tmp_path / "b.jpg", (10, 20, 230)),
-        picture(tmp_path / "c.png", (220, 20, 30, 255), mode="RGBA"),
-    ]
-    predictions = inference.predict(model, pictures, top=2, threads=1)
-    assert [prediction.image for prediction in predictions] == pictures
-    assert [prediction.guesses[0].label for prediction in predictions] == ["green", "blue", "red"]
-    assert [len(prediction.guesses) for prediction in predictions] == [2, 2, 2]
+@pytest.mark.parametrize(
+    ("name", "colour", "mode", "label"),
+    [
+        ("a.png", (10, 200, 30), "RGB", "green"),
+        ("b.jpg", (10, 20, 230), "RGB", "blue"),
+        ("c.png", (220, 20, 30, 255), "RGBA", "red"),
+    ],
+)
+def test_predict_names_the_colour_of_a_picture(
+    model: Path, tmp_path: Path, name: str, colour: tuple[int, ...], mode: str, label: str
+) -> None:
+    file = picture(tmp_path / name, colour, mode=mode)
+    prediction = inference.predict(inference.open_classifier(model, threads=1), file, top=2)
+    assert prediction.image == file
+    assert prediction.guesses[0].label == label
+    assert len(prediction.guesses) == 2
 
 
 def test_probabilities_of_all_classes_sum_to_one_in_falling_order(model: Path, tmp_path: Path) -> None:
-    guesses = inference.predict(model, [picture(tmp_path / "a.png", (90, 80, 70))], top=9)[0].guesses
+    file = picture(tmp_path / "a.png", (90, 80, 70))
+    guesses = inference.predict(inference.open_classifier(model, threads=1), file, top=9).guesses
     probabilities = [guess.probability for guess in guesses]
     assert len(probabilities) == 3
     assert sum(probabilities) == pytest.approx(1)
     assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_a_file_of_several_labels_is_told_by_the_name_that_the_exporter_gives_it() -> None:
+    assert tasks.MULTI_LABEL.onnx == inference.MULTI_LABEL
+
+
+def test_running_a_file_needs_no_pytorch() -> None:
+    command = "import sys, pipeline.__main__, pipeline.inference, pipeline.budget, pipeline.shipping.folder; "
+    heavy = "print({'torch', 'torchvision', 'timm', 'datasets', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", command + heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_softmax_of_large_logits_is_finite() -> None:
@@ -81,11 +101,11 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
 def test_an_unreadable_picture_is_named(
     model: Path, tmp_path: Path, content: bytes | None, reason: str
 ) -> None:
-    good, bad = picture(tmp_path / "good.png", (1, 2, 3)), tmp_path / "bad.png"
+    bad = tmp_path / "bad.png"
     if content is not None:
         bad.write_bytes(content)
     with pytest.raises(ImageFileError, match=f"bad.png .*{reason}"):
-        inference.predict(model, [good, bad], top=1)
+        inference.predict(inference.open_classifier(model, threads=1), bad, top=1)
 
 
 def test_a_truncated_jpeg_is_refused_rather_than_guessed_at(tmp_path: Path) -> None:

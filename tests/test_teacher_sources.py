@@ -14,16 +14,16 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
-import teachers
 from pipeline import adaptation, labels, tasks, teacher_store
 from pipeline.data import sources, splits, store
 from pipeline.training import compute
 from pipeline.training.batches import ViewSet
 from pipeline.views import ViewSpace
-from teachers import InputContract, Teacher, TeacherError
+from teachers.contract import InputContract
 from teachers.hugging_face_models import contract
+from teachers.sources import SOURCES
 from teachers.state_dicts import WeightsError
-from teachers.teacher import columns
+from teachers.teacher import Teacher, TeacherError, columns
 
 HALF, QUARTER, WHOLE = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), (1.0, 1.0, 1.0)
 NAMES = ("T-shirt", "hat", "Shoe, footwear")
@@ -56,7 +56,7 @@ def ask(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_hugging_face_classifier_gives_its_own_logits(hub_folder: Path, images: torch.Tensor) -> None:
-    teacher = teachers.SOURCES["hugging_face"](str(hub_folder), "default")
+    teacher = SOURCES["hugging_face"](str(hub_folder), "default")
     with torch.no_grad():
         theirs = cast(Any, ResNetForImageClassification).from_pretrained(hub_folder).eval()(images).logits
     torch.testing.assert_close(ask(teacher.module, images), theirs, rtol=0, atol=0)
@@ -106,13 +106,13 @@ def test_local_weights_bring_their_own_number_of_classes(
         torch.save({"state_dict": parallel, "epoch": 3}, path)
     else:
         save_file(theirs.state_dict(), path)
-    teacher = teachers.SOURCES[source](name, str(path))
+    teacher = SOURCES[source](name, str(path))
     torch.testing.assert_close(ask(teacher.module, images), ask(theirs, images), rtol=0, atol=0)
     assert teacher.outputs == 5
     with pytest.raises(WeightsError, match="are expected; "):
-        teachers.SOURCES[source]({"timm": "resnet14t", "torchvision": "resnet34"}[source], str(path))
+        SOURCES[source]({"timm": "resnet14t", "torchvision": "resnet34"}[source], str(path))
     with pytest.raises(WeightsError, match="no such file"):
-        teachers.SOURCES[source](name, str(tmp_path / f"absent{suffix}"))
+        SOURCES[source](name, str(tmp_path / f"absent{suffix}"))
 
 
 def onnx_file(path: Path, ending: str = "", batch: int | str = "batch") -> np.ndarray:
@@ -138,7 +138,7 @@ def onnx_file(path: Path, ending: str = "", batch: int | str = "batch") -> np.nd
 @pytest.mark.parametrize("batch", ["batch", 1])
 def test_an_onnx_file_is_a_black_box(tmp_path: Path, images: torch.Tensor, batch: int | str) -> None:
     matrix = torch.from_numpy(onnx_file(tmp_path / "box.onnx", batch=batch))
-    teacher = teachers.SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
+    teacher = SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
     torch.testing.assert_close(ask(teacher.module, images), images.mean((2, 3)) @ matrix, rtol=0, atol=1e-5)
     assert (teacher.outputs, teacher.input, teacher.head, teacher.labels) == (4, None, None, None)
     given = {"mean": HALF, "std": QUARTER}
@@ -154,7 +154,7 @@ def test_an_onnx_file_is_a_black_box(tmp_path: Path, images: torch.Tensor, batch
 @pytest.mark.parametrize("ending", ["Softmax", "Sigmoid"])
 def test_probabilities_become_logits(tmp_path: Path, images: torch.Tensor, ending: str) -> None:
     matrix = torch.from_numpy(onnx_file(tmp_path / "box.onnx", ending))
-    teacher = teachers.SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
+    teacher = SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
     logits = images.mean((2, 3)) @ matrix
     wanted = logits.log_softmax(1) if ending == "Softmax" else logits
     torch.testing.assert_close(ask(teacher.module, images), wanted, rtol=0, atol=1e-4)
@@ -170,7 +170,7 @@ def test_an_onnx_file_labels_like_the_network_it_came_from(tmp_path: Path, photo
     space = ViewSpace(0, (0.6, 1.0), (0.8, 1.25), 0.5)
     view_set = ViewSet(store.read(tmp_path / "data", "train"), space, InputContract(64, HALF, QUARTER))
     fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
-    box = teachers.SOURCES["onnx"](str(tmp_path / "box.onnx"), "default").module
+    box = SOURCES["onnx"](str(tmp_path / "box.onnx"), "default").module
     found = [
         labels.answer(fabric, module, view_set, 2, partial=tmp_path / str(number), workers=0)
         for number, module in enumerate((network, box))
@@ -198,7 +198,7 @@ def test_wrong_onnx_files_are_one_line(tmp_path: Path) -> None:
         ("eight.onnx", "a batch of any size or of 1 is expected; found 8"),
     ):
         with pytest.raises(TeacherError, match=message) as caught:
-            teachers.SOURCES["onnx"](str(tmp_path / name), "default")
+            SOURCES["onnx"](str(tmp_path / name), "default")
         assert len(str(caught.value).splitlines()) == 1
 
 
@@ -216,7 +216,7 @@ def test_classes_are_found_by_name_or_by_number() -> None:
 
 
 def test_a_stored_teacher_answers_as_before(hub_folder: Path, tmp_path: Path, images: torch.Tensor) -> None:
-    teacher = teachers.SOURCES["hugging_face"](str(hub_folder), "default")
+    teacher = SOURCES["hugging_face"](str(hub_folder), "default")
     assert teacher.input is not None
     card = {
         "source": "hugging_face",
@@ -230,7 +230,7 @@ def test_a_stored_teacher_answers_as_before(hub_folder: Path, tmp_path: Path, im
     torch.testing.assert_close(ask(module, images), ask(teacher.module, images)[:, [2, 1]], rtol=0, atol=0)
 
     onnx_file(tmp_path / "box.onnx")
-    black = teachers.SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
+    black = SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
     teacher_store.save(tmp_path / "file", black, list("abcd"), {**card, "source": "onnx", "name": "box.onnx"})
     (tmp_path / "box.onnx").unlink()
     module, _ = teacher_store.load(tmp_path / "file")

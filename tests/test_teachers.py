@@ -7,11 +7,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-import teachers
-from pipeline.data.sources import decode
-from teachers import InputContract, TeacherError, state_dicts
+from pipeline.images import decode
+from teachers import state_dicts
+from teachers.contract import InputContract
+from teachers.sources import SOURCES
 from teachers.state_dicts import WeightsError
-from teachers.teacher import replace_head
+from teachers.teacher import TeacherError, replace_head
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared/data/clothing-dataset-small/test"
 
@@ -22,7 +23,7 @@ def test_efficientnet_lite_names_t_shirts(name: str) -> None:
         pytest.skip(f"no photographs at {PHOTOGRAPHS}")
     from timm.data.imagenet_info import ImageNetInfo
 
-    teacher = teachers.SOURCES["efficientnet_lite"](name, "default")
+    teacher = SOURCES["efficientnet_lite"](name, "default")
     files = sorted((PHOTOGRAPHS / "t-shirt").glob("*.jpg"))[:6]
     assert len(files) == 6
     contract = teacher.input
@@ -49,14 +50,14 @@ def test_an_unknown_teacher_is_one_line_that_says_what_there_is(
     source: str, name: str, weights: str | None, message: str
 ) -> None:
     with pytest.raises(TeacherError) as caught:
-        teachers.SOURCES[source](name, weights)
+        SOURCES[source](name, weights)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(("source", "name"), [("timm", "mobilenetv3_small_050"), ("torchvision", "resnet18")])
 def test_any_models_head_can_be_replaced(source: str, name: str) -> None:
-    teacher = teachers.SOURCES[source](name, None)
+    teacher = SOURCES[source](name, None)
     replace_head(teacher, 7)
     assert teacher.module.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 7)
     assert isinstance(teacher.module.get_submodule(str(teacher.head)), nn.Linear)

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from pipeline.images import SUFFIXES, decode
 from pipeline.tasks import TaskName
 
 FOLDER_SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 """Names of split folders, and the split that each means."""
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -83,12 +82,6 @@ class Listing:
     task: TaskName = "single_label"
     unlabelled: list[Candidate] = field(default_factory=list)
     """Images that belong to the task, but nobody said what they show."""
-
-
-def decode(encoded: bytes | Path) -> Image.Image:
-    """An RGB image, turned upright as its EXIF orientation says."""
-    with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def content_hash(image: Image.Image) -> str:
@@ -263,7 +256,7 @@ def _read_file(
     root: Path, split: str | None, label: int | tuple[float, ...], file: Path
 ) -> Candidate | Rejected:
     source = str(file.relative_to(root))
-    if file.suffix.lower() not in IMAGE_SUFFIXES:
+    if file.suffix.lower() not in SUFFIXES:
         return Rejected(source, f"not an image: suffix {file.suffix or 'missing'}")
     try:
         image = decode(file)

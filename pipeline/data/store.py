@@ -19,8 +19,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt64
 from PIL import Image
 
-from pipeline.data.sources import Candidate, Listing, decode
+from pipeline.data.sources import Candidate, Listing
 from pipeline.data.splits import SPLITS, UNLABELLED, Splits, fingerprint
+from pipeline.images import decode
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 REPORT = "report.json"

@@ -11,7 +11,7 @@ from pipeline.training import checkpoints, compute, loop
 from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
 from students.mobilenet_v1 import scaled_channels
-from teachers import InputContract
+from teachers.contract import InputContract
 from teachers.state_dicts import WeightsError
 from teachers.teacher import TeacherError
 

@@ -23,7 +23,7 @@ def main() -> None:
         labels=store.read(paths.DATA, "test").labels,
         max_drop=p.gate.max_drop,
     )
-    tables.write_csv(paths.REPORT / "variants.csv", table)
+    tables.write_csv(paths.VARIANTS, table)
     picture = pictures.overview(table, teacher["test"][teacher["metric"]])
     pictures.save(picture, paths.REPORT / "overview.png", paths.REPORT / "overview.svg")
     html = page.render(

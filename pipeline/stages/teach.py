@@ -6,7 +6,6 @@ import numpy as np
 from lightning_fabric import Fabric
 from torch import Tensor
 
-import teachers
 from pipeline import adaptation, models, parameters, paths, provenance, teacher_store
 from pipeline.data import store
 from pipeline.data.store import ImageSet
@@ -18,6 +17,7 @@ from pipeline.training.batches import ViewSet
 from pipeline.training.checkpoints import History
 from pipeline.training.loop import Run, TrainingError
 from pipeline.views import ViewSpace
+from teachers.sources import SOURCES
 from teachers.state_dicts import WeightsError
 from teachers.teacher import TeacherError
 
@@ -70,7 +70,7 @@ class Taught(NamedTuple):
 def _teach(p: Parameters, fabric: Fabric, images: dict[str, ImageSet], settings: Member, name: str) -> Taught:
     """Load a teacher, adapt it, write it below `artifacts/teacher/`, and ask it about val and test."""
     fabric.seed_everything(p.seed, verbose=False)
-    teacher = teachers.SOURCES[settings.source](settings.name, settings.weights)
+    teacher = SOURCES[settings.source](settings.name, settings.weights)
     contract = adaptation.contract(
         teacher, size=settings.size, crop=p.views.eval_crop, given=settings.contract()
     )

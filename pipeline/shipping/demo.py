@@ -1,0 +1,100 @@
+"""A static page on which a browser runs all variants side by side."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from pipeline.budget import Line
+from pipeline.inference import Classifier
+from pipeline.shipping.folder import HERE, ShippingError, described
+
+PAGE = ("index.html", "page.css", "page.mjs", "worker.mjs")
+RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+"""The part of ONNX Runtime Web that runs on CPUs."""
+RUNTIME_FOLDER = HERE / "node_modules" / "onnxruntime-web" / "dist"
+MANIFEST = "manifest.json"
+LOOPBACK = "127.0.0.1"
+
+
+def build(folder: Path, classifiers: Sequence[Classifier], table: Mapping[str, Line]) -> None:
+    """Write the page, ONNX Runtime and the variants' files into a folder that any web server can serve.
+
+    Args:
+        folder: made anew.
+        classifiers: the variants, in the order of the page.
+        table: figures of each variant by its name; those of a variant that is not there are left out.
+
+    Raises:
+        ShippingError: ONNX Runtime Web is not installed.
+    """
+    missing = [name for name in RUNTIME if not (RUNTIME_FOLDER / name).is_file()]
+    if missing:
+        raise ShippingError(
+            f"{RUNTIME_FOLDER / missing[0]} does not exist; `make demo` installs it (npm ci --prefix {HERE})"
+        )
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    for source in (
+        *(HERE / "page" / name for name in PAGE),
+        HERE / "contract.mjs",
+        *(RUNTIME_FOLDER / name for name in RUNTIME),
+        *(classifier.path for classifier in classifiers),
+    ):
+        shutil.copyfile(source, folder / source.name)
+    variants = [_entry(classifier, table.get(classifier.path.stem)) for classifier in classifiers]
+    (folder / MANIFEST).write_text(json.dumps(variants, ensure_ascii=False))
+
+
+def server(folder: Path, port: int) -> ThreadingHTTPServer:
+    """A web server of a folder, for this machine alone; port 0 takes a free one.
+
+    Raises:
+        ShippingError: the port is taken.
+    """
+    try:
+        return ThreadingHTTPServer((LOOPBACK, port), partial(_Handler, directory=str(folder)))
+    except OSError as error:
+        raise ShippingError(
+            f"port {port} cannot be served ({error.strerror}); --port takes another"
+        ) from error
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    """Files with the types that browsers insist on, asked for anew whenever they have changed."""
+
+    protocol_version = "HTTP/1.1"
+    extensions_map = {  # noqa: RUF012 - declared so by the base class
+        **SimpleHTTPRequestHandler.extensions_map,
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
+    }
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "no-cache")
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing of what went well."""
+
+
+def _entry(classifier: Classifier, line: Line | None) -> dict[str, Any]:
+    entry = {
+        "variant": classifier.path.stem,
+        "labels": classifier.labels,
+        "size_bytes": classifier.path.stat().st_size,
+        **described(classifier),
+    }
+    if line is not None:
+        entry |= {
+            "metric": line.metric,
+            "score": line.score,
+            "score_lo": line.score_lo,
+            "score_hi": line.score_hi,
+            "verdict": line.verdict,
+        }
+    return entry

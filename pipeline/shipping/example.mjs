@@ -1,0 +1,19 @@
+// Name what photographs show: npm ci, then node predict.mjs PHOTO...
+
+import { readFileSync } from "node:fs";
+import * as ort from "onnxruntime-web";
+import sharp from "sharp";
+import { probabilities, render } from "./contract.mjs";
+
+const read = (name) => readFileSync(new URL(name, import.meta.url));
+const [labels, { input, task }] = ["labels.json", "model.json"].map((name) => JSON.parse(read(name)));
+const session = await ort.InferenceSession.create(read("MODEL.onnx"));
+for (const file of process.argv.slice(2)) {
+  const image = sharp(file, { ignoreIcc: true }).autoOrient().toColourspace("srgb").removeAlpha();
+  const { data, info } = await image.raw().toBuffer({ resolveWithObject: true });
+  const pixels = render(data, info.width, info.height, input);
+  const { logits } = await session.run({ images: new ort.Tensor("uint8", pixels, [1, input.size, input.size, 3]) });
+  const chances = probabilities(logits.data, task);
+  const best = labels.map((_, index) => index).sort((a, b) => chances[b] - chances[a]).slice(0, 3);
+  console.log([file, ...best.map((index) => `${labels[index]} ${(100 * chances[index]).toFixed(2)}%`)].join("\t"));
+}

@@ -1,0 +1,25 @@
+"""Name what photographs show: pip install onnxruntime numpy pillow, then python predict.py PHOTO..."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image, ImageOps
+
+session = ort.InferenceSession(Path(__file__).with_name("MODEL.onnx"))
+about = session.get_modelmeta().custom_metadata_map
+labels, rule = json.loads(about["labels"]), json.loads(about["input"])
+for file in sys.argv[1:]:
+    image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+    side = rule["crop"] * min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    resampling = Image.Resampling[rule["interpolation"].upper()]
+    square = image.resize((rule["size"],) * 2, resampling, box=(left, top, left + side, top + side))
+    logits = np.asarray(session.run(["logits"], {"images": np.asarray(square)[None]})[0])[0]
+    powers = np.exp(logits - logits.max())
+    several = about["task"] == "multi-label-image-classification"
+    chances = 1 / (1 + np.exp(-logits)) if several else powers / powers.sum()
+    best = np.argsort(-chances)[:3]
+    print(file, *(f"{labels[index]} {chances[index]:.2%}" for index in best), sep="\t")

@@ -1,0 +1,161 @@
+// What a person sees: the variants with their figures, the photograph, and what each variant says of it.
+
+const SHOWN = 3;
+const METRICS = { top1: "top-1", map: "mAP" };
+
+const at = (id) => document.getElementById(id);
+const worker = new Worker(new URL("worker.mjs", import.meta.url), { type: "module" });
+const manifest = fetch("manifest.json").then((response) => response.json());
+const rows = new Map(); // variant to {entry, element, ready, best}
+let current = 0; // number of the photograph; answers about earlier ones come too late
+let problem = ""; // stands until the next photograph
+
+worker.onerror = () => complain("This browser cannot run ONNX Runtime in a worker.");
+worker.onmessage = ({ data }) => {
+  if (data.failed || data.message) {
+    rows.get(data.failed)?.element.classList.remove("loading");
+    complain(`${data.failed ?? "This photograph"} cannot be run here: ${data.message}`);
+  } else if (data.loaded) {
+    rows.get(data.loaded).ready = true;
+    rows.get(data.loaded).element.classList.remove("loading");
+    summarise();
+  } else if (data.id !== current) {
+    return;
+  } else if (data.unreadable) {
+    complain("This browser cannot read that file as an image.");
+  } else if (data.medians) {
+    for (const [variant, milliseconds] of Object.entries(data.medians)) tell(variant, milliseconds);
+    document.body.dataset.timed = current;
+  } else {
+    guess(data);
+    summarise();
+  }
+};
+
+addEventListener("paste", ({ clipboardData }) => take(clipboardData.files[0]));
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  at("drop").classList.add("over");
+});
+addEventListener("dragleave", ({ relatedTarget }) => relatedTarget || at("drop").classList.remove("over"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  at("drop").classList.remove("over");
+  take(event.dataTransfer.files[0]);
+});
+at("file").addEventListener("change", ({ target }) => {
+  take(target.files[0]);
+  target.value = ""; // so that the same file can be chosen again
+});
+
+const variants = await manifest;
+for (const entry of variants) {
+  const element = at("variant").content.firstElementChild.cloneNode(true);
+  element.id = entry.variant;
+  rows.set(entry.variant, { entry, element });
+  describe(element, entry);
+  at("variants").append(element);
+}
+worker.postMessage({ variants });
+
+function describe(element, { variant, size_bytes, metric, score, score_lo, score_hi, verdict }) {
+  const percent = (share) => `${(100 * share).toFixed(1)}%`;
+  element.querySelector("h2").textContent = variant;
+  element.querySelector(".size").textContent = `${(size_bytes / 1e6).toFixed(2)} MB`;
+  if (!metric) {
+    element.querySelector(".metric").parentElement.remove();
+    return;
+  }
+  element.querySelector(".metric").textContent = METRICS[metric];
+  element.querySelector(".score").textContent = percent(score);
+  element.querySelector(".score").title = `95% interval: ${percent(score_lo)} to ${percent(score_hi)}`;
+  const gate = document.createElement("small");
+  gate.className = verdict;
+  gate.textContent = verdict === "accept" ? "accepted" : "rejected by the gate";
+  element.querySelector("h2").append(gate);
+}
+
+async function take(file) {
+  if (!file) return;
+  const number = ++current;
+  problem = "";
+  clear();
+  at("status").classList.remove("error");
+  say("Reading the photograph");
+  worker.postMessage({ id: number, file });
+  await picture(file, number).catch(() => at("drop").classList.remove("full")); // the worker says what is wrong
+}
+
+function clear() {
+  for (const row of rows.values()) {
+    row.best = undefined;
+    delete row.element.dataset.best;
+    row.element.classList.remove("apart");
+    row.element.querySelector(".guesses").replaceChildren();
+    row.element.querySelector(".time").textContent = "";
+  }
+}
+
+/** The square that the variants see. */
+async function picture(file, number) {
+  const [bitmap, [{ input }]] = await Promise.all([createImageBitmap(file), manifest]);
+  if (number !== current) return;
+  const side = Math.min(bitmap.width, bitmap.height) * input.crop;
+  const canvas = at("photo");
+  canvas.width = canvas.height = Math.min(Math.ceil(side), 1200);
+  const [left, top] = [(bitmap.width - side) / 2, (bitmap.height - side) / 2];
+  canvas.getContext("2d").drawImage(bitmap, left, top, side, side, 0, 0, canvas.width, canvas.height);
+  at("drop").classList.add("full");
+}
+
+function guess({ variant, chances, milliseconds }) {
+  const row = rows.get(variant);
+  const guesses = chances.map((chance, index) => ({ chance, label: row.entry.labels[index] }));
+  guesses.sort((a, b) => b.chance - a.chance);
+  row.best = row.element.dataset.best = guesses[0].label;
+  row.element.querySelector(".guesses").replaceChildren(...guesses.slice(0, SHOWN).map(line));
+  tell(variant, milliseconds);
+}
+
+function line({ chance, label }) {
+  const element = document.createElement("li");
+  element.style.setProperty("--share", chance);
+  for (const text of [label, `${(100 * chance).toFixed(1)}%`]) {
+    element.append(Object.assign(document.createElement("span"), { textContent: text }));
+  }
+  return element;
+}
+
+function tell(variant, milliseconds) {
+  rows.get(variant).element.querySelector(".time").textContent = `${milliseconds.toFixed(1)} ms`;
+}
+
+function complain(text) {
+  problem = text;
+  summarise();
+}
+
+/** One sentence: what is wrong, how far the variants agree, or what is still to come. */
+function summarise() {
+  at("status").classList.toggle("error", Boolean(problem));
+  if (problem) return say(problem);
+  const all = [...rows.values()];
+  const answers = all.filter(({ best }) => best);
+  if (!answers.length) {
+    const ready = all.filter((row) => row.ready).length;
+    return say(ready < all.length ? `Loading the variants: ${ready} of ${all.length}` : "Ready.");
+  }
+  const votes = new Map();
+  for (const { best } of answers) votes.set(best, (votes.get(best) ?? 0) + 1);
+  const [label, count] = [...votes].reduce((most, vote) => (vote[1] > most[1] ? vote : most));
+  const apart = answers.filter(({ best }) => best !== label);
+  for (const row of answers) row.element.classList.toggle("apart", apart.includes(row));
+  const several = answers[0].entry.task === "multi-label-image-classification";
+  const [them, it] = several ? ["are surest of", "is of"] : ["say", "says"];
+  const others = apart.map(({ entry, best }) => `; ${entry.variant} ${it} ${best}`).join("");
+  say(`${apart.length ? `${count} of` : "All"} ${answers.length} ${them} ${label}${others}.`);
+}
+
+function say(text) {
+  at("status").textContent = text;
+}

@@ -1,0 +1,98 @@
+// Runs the variants beside the page. One thing at a time, the most urgent first: reading a new photograph, asking
+// the variants that are loaded, loading the next one (the smallest first), and then taking times.
+
+import * as ort from "./ort.wasm.min.mjs";
+import { probabilities, render } from "./contract.mjs";
+
+const ROUNDS = 10;
+
+ort.env.wasm.numThreads = 1; // as the benchmark times them; and any static server will do
+
+const waiting = []; // variants of the manifest that are not loaded yet
+const loaded = []; // {variant, input, task, session}
+let photo = null; // {id, file, source, width, height, rendered, asked, times}
+let wake = () => {};
+
+self.onmessage = ({ data }) => {
+  if (data.variants) waiting.push(...data.variants.sort((a, b) => a.size_bytes - b.size_bytes));
+  else photo = { ...data, rendered: new Map(), asked: new Set(), times: [] };
+  wake();
+};
+
+for (;;) {
+  const work = next();
+  if (work) await work().catch((error) => self.postMessage({ message: error.message }));
+  // Messages come in between two tasks only.
+  await new Promise((resolve) => (work ? setTimeout(resolve) : (wake = resolve)));
+}
+
+function next() {
+  if (photo && !photo.source) return () => read(photo);
+  const silent = photo && loaded.find((entry) => !photo.asked.has(entry));
+  if (silent) return () => ask(silent, photo);
+  if (waiting.length) return () => load(waiting.shift());
+  if (photo && photo.times.length < ROUNDS * loaded.length) return () => time(photo);
+  return null;
+}
+
+async function load(entry) {
+  try {
+    const session = await ort.InferenceSession.create(new URL(entry.file, import.meta.url).href);
+    const opened = { ...entry, session };
+    await answer(opened, new Uint8Array(entry.input.size ** 2 * 3)); // the first run sets up memory
+    loaded.push(opened);
+    self.postMessage({ loaded: entry.variant });
+  } catch (error) {
+    self.postMessage({ failed: entry.variant, message: error.message });
+  }
+}
+
+/** Upright RGBA pixels as they are in the file, without the conversions that a screen would need. */
+async function read(current) {
+  try {
+    const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
+    const bitmap = await createImageBitmap(current.file, options);
+    const { width, height } = bitmap;
+    const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    context.drawImage(bitmap, 0, 0);
+    bitmap.close();
+    Object.assign(current, { source: context.getImageData(0, 0, width, height).data, width, height });
+  } catch {
+    if (photo === current) photo = null;
+    self.postMessage({ id: current.id, unreadable: true });
+  }
+}
+
+async function ask(entry, current) {
+  current.asked.add(entry);
+  const { logits, milliseconds } = await answer(entry, square(current, entry.input));
+  const chances = probabilities(logits, entry.task);
+  self.postMessage({ id: current.id, variant: entry.variant, chances, milliseconds });
+}
+
+/** One more run; the variants take turns, so that what disturbs one disturbs all. */
+async function time(current) {
+  const entry = loaded[current.times.length % loaded.length];
+  const { milliseconds } = await answer(entry, square(current, entry.input));
+  current.times.push(milliseconds);
+  if (current.times.length < ROUNDS * loaded.length) return;
+  const medians = loaded.map(({ variant }, turn) => {
+    const own = current.times.filter((_, run) => run % loaded.length === turn).sort((a, b) => a - b);
+    return [variant, own[own.length >> 1]];
+  });
+  self.postMessage({ id: current.id, medians: Object.fromEntries(medians) });
+}
+
+/** The pixels that a variant takes of the photograph. */
+function square({ source, width, height, rendered }, input) {
+  const rule = JSON.stringify(input);
+  if (!rendered.has(rule)) rendered.set(rule, render(source, width, height, input));
+  return rendered.get(rule);
+}
+
+async function answer({ session, input }, pixels) {
+  const images = new ort.Tensor("uint8", pixels, [1, input.size, input.size, 3]);
+  const start = performance.now();
+  const { logits } = await session.run({ images });
+  return { logits: logits.data, milliseconds: performance.now() - start };
+}

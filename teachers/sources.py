@@ -1,0 +1,15 @@
+"""Where teachers come from. A new source is one file and one line here."""
+
+from collections.abc import Callable
+
+from teachers import efficientnet_lite, hugging_face_models, onnx_files, timm_models, torchvision_models
+from teachers.teacher import Teacher
+
+SOURCES: dict[str, Callable[[str, str | None], Teacher]] = {
+    "efficientnet_lite": efficientnet_lite.load,
+    "hugging_face": hugging_face_models.load,
+    "onnx": onnx_files.load,
+    "timm": timm_models.load,
+    "torchvision": torchvision_models.load,
+}
+"""Name of a source to its loader, which takes a model name and a weights name."""

