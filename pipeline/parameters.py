@@ -294,6 +294,17 @@ class Gate(Section):
     """Greatest loss of top-1 against the parent that is tolerated; the interval must clear it."""
 
 
+class Budget(Section):
+    """What the variant that ships may cost; null does not limit. `pipeline.budget` says how it is chosen."""
+
+    max_drop: Fraction | None = None
+    """Greatest loss of score, as a fraction of 1, against the variant distilled from the teacher (`fp32`)."""
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    """Greatest median latency, as `benchmark` measured it."""
+    max_size_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Greatest size of the ONNX file."""
+
+
 class Tracking(Section):
     """Where MLflow keeps its book; `MLFLOW_TRACKING_URI` goes before `uri`."""
 
@@ -319,6 +330,7 @@ class Parameters(Section):
     variants: dict[VariantName, Variant]
     benchmark: Benchmark
     gate: Gate
+    budget: Budget
     tracking: Tracking
 
     def settings(self, variant: str, kind: type[Settings]) -> Settings:
