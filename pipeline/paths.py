@@ -1,9 +1,11 @@
 """Every artifact path of the pipeline, relative to the repository root."""
 
+import os
 from pathlib import Path
 
 PARAMETERS = Path("params.yaml")
 CONFIGS = Path("configs")
+LOCK = Path("dvc.lock")
 
 ARTIFACTS = Path("artifacts")
 RAW_FASHION_MNIST = ARTIFACTS / "raw" / "fashion-mnist"
@@ -22,9 +24,13 @@ FIGURES = ARTIFACTS / "variants"
 PLOTS = ARTIFACTS / "plots"
 """Points, for `dvc plots`."""
 TRACKED = ARTIFACTS / "tracked.json"
-MLARTIFACTS = Path("mlartifacts")
 CHECKPOINTS = ARTIFACTS / "checkpoints"
 """Epoch checkpoints of unfinished training. Not a DVC output: DVC removes outputs before a stage runs."""
+
+
+def home() -> Path:
+    """The checkout that MLflow's database lies in; a queued experiment runs in a copy that is thrown away."""
+    return Path(os.environ.get("DVC_ROOT", ""))
 
 
 def model(variant: str) -> Path:

@@ -3,9 +3,12 @@
 import hashlib
 import json
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 PACKAGES = (
     "torch",
@@ -38,6 +41,26 @@ def git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def source_tags() -> dict[str, str]:
+    """Where MLflow's pages say that a run came from."""
+    return {
+        "mlflow.source.name": "dvc repro",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": git_commit(),
+    }
+
+
+def dvc_outputs(lock: Path, stages: Callable[[str], bool]) -> dict[str, str]:
+    """What `dvc.lock` says of the outputs of the chosen stages: path to hash."""
+    known = yaml.safe_load(lock.read_text())["stages"]
+    return {
+        out["path"]: out["md5"]
+        for name, stage in known.items()
+        if stages(name)
+        for out in stage.get("outs", ())
+    }
 
 
 def versions() -> dict[str, str]:
