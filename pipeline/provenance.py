@@ -3,7 +3,6 @@
 import hashlib
 import json
 import subprocess
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,14 +51,11 @@ def source_tags() -> dict[str, str]:
     }
 
 
-def dvc_outputs(lock: Path, stages: Callable[[str], bool]) -> dict[str, str]:
-    """What `dvc.lock` says of the outputs of the chosen stages: path to hash."""
-    known = yaml.safe_load(lock.read_text())["stages"]
+def dvc_outputs(lock: Path) -> dict[str, dict[str, str]]:
+    """What `dvc.lock` says of each stage's outputs: path to hash."""
+    stages = yaml.safe_load(lock.read_text())["stages"]
     return {
-        out["path"]: out["md5"]
-        for name, stage in known.items()
-        if stages(name)
-        for out in stage.get("outs", ())
+        name: {out["path"]: out["md5"] for out in stage.get("outs", ())} for name, stage in stages.items()
     }
 
 

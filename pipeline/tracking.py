@@ -27,7 +27,6 @@ from mlflow.entities import (
     DatasetInput,
     InputTag,
     LoggedModel,
-    LoggedModelInput,
     LoggedModelStatus,
     Metric,
     Param,
@@ -47,6 +46,8 @@ ARTIFACT = "distillery.artifact"
 """Tag of a child run: the hash of what it made. Set last, so that a run that has it is whole."""
 VARIANT = "variant"
 TEACHER = "teacher"
+RUNS = "runs"
+"""Tag of a parent run: each of its variants' runs, be it a child or linked."""
 CHAMPION = "champion"
 """Alias of the version that the budget chooses, and tag of the parent run that says which variant it is."""
 
@@ -58,6 +59,8 @@ VARIANTS = (
     "description lists them all, with those that were made for an earlier state."
 )
 TEACHERS = "Teachers, each adapted to its data once. Runs of the variants' experiment link here."
+PAGES = "workflowType=machine_learning"
+"""Keeps MLflow from showing its pages for language models."""
 TRAINING = "training/"
 BATCH = 100
 """MLflow takes no more params and tags at once, and a thousand metrics."""
@@ -163,8 +166,8 @@ class State:
 def track(state: State, teacher: Made, variants: Sequence[Shipped], book: Book) -> tuple[str, list[str]]:
     """Log a state of the pipeline: a parent run, and a child run for each variant that has none yet.
 
-    Variants that an earlier state has logged are linked: the parent's description, its tags and its models
-    name them, their runs stay where they are. Accepted variants become versions of the registered model.
+    Variants that an earlier state has logged are linked: the parent's description and its tag `runs` name
+    them, their runs stay where they are. Accepted variants become versions of the registered model.
 
     Returns:
         The parent's run id, and the variants that are newly logged.
@@ -189,11 +192,14 @@ def track(state: State, teacher: Made, variants: Sequence[Shipped], book: Book) 
             for made in variants:
                 run = _find(client, experiment, ARTIFACT, made.artifact, made.training.name)
                 if run is None:
-                    run = _log_variant(client, experiment, made, state, parent.info.run_id)
+                    parent_tag = {PARENT_RUN: parent.info.run_id}
+                    run = _log_made(client, experiment, made, state, parent_tag)
                     new.append(made.training.name)
+                else:
+                    _renew(client, run, made)
                 runs[made.training.name] = run
             models = {name: _model(client, experiment, run.info.run_id) for name, run in runs.items()}
-            _log_parent(client, parent, state, teacher_run, variants, runs, models)
+            _log_parent(client, parent, state, teacher_run, variants, runs)
             _register(client, book.experiment, state, variants, runs, models)
         except (mlflow.MlflowException, OSError, ModuleNotFoundError) as error:
             raise TrackingError(f"MLflow at {address}: {' '.join(str(error).split())}") from error
@@ -382,8 +388,20 @@ def _log_made(
     return client.get_run(run_id)
 
 
-def _log_variant(client: MlflowClient, experiment_id: str, made: Shipped, state: State, parent: str) -> Run:
-    return _log_made(client, experiment_id, made, state, {PARENT_RUN: parent})
+def _renew(client: MlflowClient, run: Run, made: Shipped) -> None:
+    """What may have changed of a file that did not: its verdict, and its latency when all are timed again.
+
+    Compared side by side, variants that were made for different states then have figures of one benchmark.
+    """
+    _set_tags(client, run, made.tags)
+    now, last = get_current_time_millis(), run.data.metrics
+    changed = {key: value for key, value in made.figures.items() if last.get(key) != value}
+    anew = []
+    for key, value in changed.items():
+        steps = [seen.step for seen in client.get_metric_history(run.info.run_id, key)]
+        anew.append(Metric(key, value, now, max(steps, default=-1) + 1))
+    for first in range(0, len(anew), BATCH):
+        client.log_batch(run.info.run_id, metrics=anew[first : first + BATCH])
 
 
 def _log_parent(
@@ -393,14 +411,13 @@ def _log_parent(
     teacher: Run,
     variants: Sequence[Shipped],
     runs: Mapping[str, Run],
-    models: Mapping[str, LoggedModel],
 ) -> None:
     run_id = parent.info.run_id
     tags = {
         **state.tags,
         "teacher_run": teacher.info.run_id,
         CHAMPION: state.champion or "none",
-        **{f"run.{name}": run.info.run_id for name, run in runs.items()},
+        RUNS: json.dumps({name: run.info.run_id for name, run in runs.items()}),
         NOTE: _parent_note(state, teacher, variants, runs, run_id),
     }
     _set_tags(client, parent, tags)
@@ -409,10 +426,6 @@ def _log_parent(
     _log_params(client, run_id, _params(state.parameters))
     _log_figures(client, parent, state.figures)
     _log_data(client, parent, state.data, "all splits")
-    shown = {seen.model_id for seen in parent.inputs.model_inputs} if parent.inputs else set()
-    missing = [LoggedModelInput(m.model_id) for m in models.values() if m.model_id not in shown]
-    if missing:
-        client.log_inputs(run_id, models=missing)
     _log_files(client, run_id, state.files)
     client.set_terminated(run_id)
 
@@ -425,9 +438,9 @@ def _parent_note(
     chosen, every = (quote(json.dumps(v)) for v in ([r.info.run_id for r in runs.values()], [experiment]))
     headings = list(variants[0].shown)
     lines = [
-        f"**{state.champion or 'No variant'} ships.** {state.reason}.",
+        f"**{state.champion or 'No variant'} ships:** {state.reason}.",
         "",
-        f"[**Compare the {len(runs)} variants**](#/compare-runs?runs={chosen}&experiments={every})",
+        f"[**Compare the {len(runs)} variants**](#/compare-runs?runs={chosen}&experiments={every}&{PAGES})",
         "",
         f"| variant | {' | '.join(headings)} | made for |",
         "|---" * (len(headings) + 2) + "|",
@@ -443,7 +456,7 @@ def _parent_note(
 
 
 def _link(run: Run, run_id: str | None = None) -> str:
-    return f"#/experiments/{run.info.experiment_id}/runs/{run_id or run.info.run_id}"
+    return f"#/experiments/{run.info.experiment_id}/runs/{run_id or run.info.run_id}?{PAGES}"
 
 
 def _register(

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import threading
 import time
 from dataclasses import replace
@@ -137,14 +138,13 @@ def test_the_parent_holds_report_parameters_hashes_and_links(case: Case) -> None
     assert (run.data.params["seed"], run.data.params["data.val"]) == ("3", "0.1")
     assert run.data.tags["dvc.artifacts/data"] == "d41d"
     assert run.data.tags["champion"] == "int8"
-    assert run.data.tags["run.fp32"] == found["fp32"].info.run_id
+    assert json.loads(run.data.tags["runs"]) == {name: found[name].info.run_id for name in ("fp32", "int8")}
     assert (
         f"#/experiments/{run.info.experiment_id}/runs/{found['int8'].info.run_id}"
         in run.data.tags[tracking.NOTE]
     )
     assert [file.path for file in client.list_artifacts(parent, "report")] == ["report/variants.csv"]
     assert run.inputs is not None
-    assert len(run.inputs.model_inputs) == 2
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["folder"]
 
 
@@ -168,11 +168,27 @@ def test_a_changed_variant_makes_a_new_parent_with_one_new_child_and_links_the_o
     tags = client.get_run(second).data.tags
     assert second != first
     assert new == ["int8"]
-    assert tags["run.fp32"] == fp32
+    linked = json.loads(tags["runs"])
+    assert linked["fp32"] == fp32
     assert client.get_run(fp32).data.tags["mlflow.parentRunId"] == first
-    assert client.get_run(tags["run.int8"]).data.tags["mlflow.parentRunId"] == second
+    assert client.get_run(linked["int8"]).data.tags["mlflow.parentRunId"] == second
     assert "an earlier state" in tags[tracking.NOTE]
     assert len(runs(case, "-teachers")) == 1
+
+
+def test_a_linked_variant_has_the_latest_benchmark_and_verdict_and_no_figure_twice(case: Case) -> None:
+    tracking.track(*case)
+    fp32, int8 = case.variants
+    timed = {**int8.figures, "latency_ms_p50": 3.0}
+    again = replace(int8, figures=timed, tags={**int8.tags, "verdict": "reject"}, verdict="reject")
+    tracking.track(replace(case.state, sha256="b" * 64), case.teacher, [fp32, again], case.book)
+    client = MlflowClient(case.book.uri)
+    run = runs(case)["int8"]
+    assert run.data.tags["verdict"] == "reject"
+    assert points(case, run, "latency_ms_p50") == [(0, 2.5), (1, 3.0)]
+    assert len(points(case, run, "top1")) == 1
+    [version] = client.search_model_versions(f"name = '{case.book.experiment}' and tag.variant = 'int8'")
+    assert version.tags["verdict"] == "reject"
 
 
 def test_a_removed_variant_is_not_in_the_new_parent(case: Case) -> None:
@@ -181,8 +197,7 @@ def test_a_removed_variant_is_not_in_the_new_parent(case: Case) -> None:
     parent, new = tracking.track(state, case.teacher, case.variants[:1], case.book)
     tags = MlflowClient(case.book.uri).get_run(parent).data.tags
     assert new == []
-    assert "run.fp32" in tags
-    assert "run.int8" not in tags
+    assert list(json.loads(tags["runs"])) == ["fp32"]
     assert "int8" not in tags[tracking.NOTE].replace(case.state.reason, "")
 
 

@@ -24,7 +24,7 @@ TEXT = ("variant", "parent", "op", "verdict", "sha256")
 def main() -> None:
     """Write `artifacts/tracked.json`, which says where the runs are."""
     p = parameters.load()
-    hashes = provenance.dvc_outputs(paths.LOCK, lambda name: _belongs(p, name))
+    outputs = _outputs(p)
     teacher = json.loads((paths.TEACHER / models.CARD).read_text())
     metric = teacher["metric"]
     with (paths.REPORT / "variants.csv").open() as file:
@@ -32,7 +32,7 @@ def main() -> None:
     source = provenance.source_tags()
     variants = [_shipped(p, table[name], metric, source) for name in p.variants]
     choice = budget.choose(budget.read(paths.REPORT / "variants.csv"), **p.budget.model_dump())
-    state_sha256 = provenance.identity(**hashes)
+    state_sha256 = provenance.identity(**outputs)
     card = paths.REPORT / "model_card.md"
     state = State(
         name=os.environ.get("DVC_EXP_NAME") or p.data.source,
@@ -41,7 +41,7 @@ def main() -> None:
             **source,
             "git_commit": source["mlflow.source.git.commit"],
             "teacher": teacher["origin"],
-            **{f"dvc.{path}": md5 for path, md5 in hashes.items()},
+            **{f"dvc.{name}": _listed(hashes) for name, hashes in outputs.items()},
         },
         parameters=p.model_dump(mode="json", exclude={"variants", "compute", "tracking", "budget"}),
         data=store.read_report(paths.DATA),
@@ -63,7 +63,7 @@ def main() -> None:
     )
     made_teacher = Made(
         Training("teacher", p.recipe("teacher"), source),
-        artifact=hashes[str(paths.TEACHER)],
+        artifact=outputs["teach"][str(paths.TEACHER)],
         figures={metric: teacher["test"][metric], f"val_{metric}": teacher["val"][metric]},
         history=models.read_history(paths.TEACHER),
         tags={"origin": teacher["origin"]},
@@ -76,10 +76,21 @@ def main() -> None:
     print(f"{tracking.CHAMPION}: {choice.reason}")
 
 
-def _belongs(p: Parameters, stage_name: str) -> bool:
-    """Whether a stage of `dvc.lock`, which forgets no stage, is one of today's and comes before this one."""
-    variant = stage_name.partition("@")[2]
-    return stage_name != "track" and (not variant or variant in p.variants)
+def _outputs(p: Parameters) -> dict[str, dict[str, str]]:
+    """Hashes of the outputs of each stage before this one, by kind of stage.
+
+    `dvc.lock` forgets no stage, so that it still has those of variants that were removed.
+    """
+    outputs: dict[str, dict[str, str]] = {}
+    for name, hashes in provenance.dvc_outputs(paths.LOCK).items():
+        kind, _, variant = name.partition("@")
+        if kind not in ("check", "track") and (not variant or variant in p.variants):
+            outputs.setdefault(kind, {}).update(hashes)
+    return outputs
+
+
+def _listed(hashes: Mapping[str, str]) -> str:
+    return ", ".join(f"{md5} {path}" for path, md5 in sorted(hashes.items()))
 
 
 def _shipped(p: Parameters, row: Mapping[str, str], metric: str, source: Mapping[str, str]) -> Shipped:
