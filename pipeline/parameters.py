@@ -366,6 +366,17 @@ class Parameters(Section):
             for name, v in self.variants.items()
         }
 
+    def recipe(self, name: str) -> dict[str, Any]:
+        """All that makes the teacher or a variant what it is, as plain values."""
+        shared = self.model_dump(mode="json", include={"data", "seed", "teacher", "views"})
+        if name == "teacher":
+            return shared
+        parent, op, settings = self.declared()[name]
+        told = {"variant": name, "parent": parent, "op": op, "student": self.student.model_dump(mode="json")}
+        # A setting of null takes what is shared.
+        own = {key: value for key, value in settings.items() if value is not None}
+        return {**shared, "teacher": {"name": self.teacher.name}, **told, **own}
+
 
 def load(file: Path = paths.PARAMETERS, changes: Mapping[str, Any] | None = None) -> Parameters:
     """Read and check all parameters, with ``changes`` on top.

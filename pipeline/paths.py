@@ -1,9 +1,11 @@
 """Every artifact path of the pipeline, relative to the repository root."""
 
+import os
 from pathlib import Path
 
 PARAMETERS = Path("params.yaml")
 CONFIGS = Path("configs")
+LOCK = Path("dvc.lock")
 
 ARTIFACTS = Path("artifacts")
 RAW_FASHION_MNIST = ARTIFACTS / "raw" / "fashion-mnist"
@@ -19,14 +21,22 @@ BENCHMARK = ARTIFACTS / "benchmark.json"
 REPORT = ARTIFACTS / "report"
 VARIANTS = REPORT / "variants.csv"
 DEMO = ARTIFACTS / "demo"
+FIGURES = ARTIFACTS / "variants"
+"""A small file for each variant, for `dvc metrics`."""
+PLOTS = ARTIFACTS / "plots"
+"""Points, for `dvc plots`."""
 TRACKED = ARTIFACTS / "tracked.json"
-MLARTIFACTS = Path("mlartifacts")
 CHECKPOINTS = ARTIFACTS / "checkpoints"
 """Epoch checkpoints of unfinished training. Not a DVC output: DVC removes outputs before a stage runs."""
 
 
 PRECISION_TRIALS = CHECKPOINTS / "precision.json"
 """What trials of bf16 found on this machine."""
+
+
+def home() -> Path:
+    """The checkout that MLflow's database lies in; a queued experiment runs in a copy that is thrown away."""
+    return Path(os.environ.get("DVC_ROOT", ""))
 
 
 def model(variant: str) -> Path:

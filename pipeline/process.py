@@ -1,16 +1,19 @@
 """The process that a stage runs in: errors in one line, and no life after its parent's death."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
 POLL_SECONDS = 0.5
+FAREWELL_SECONDS = 15.0
+"""How long a process beside this one may take to end."""
 
 
 @contextmanager
@@ -29,6 +32,37 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
     except expected as error:
         sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
         raise SystemExit(1) from None
+
+
+@contextmanager
+def beside(module: str, *arguments: str) -> Iterator[None]:
+    """Run another module while the block runs, whose result does not depend on it.
+
+    Its standard input ends with the block, or with this process; `done` on it says that all went well. It is
+    started once, by the first of several training processes.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        yield
+        return
+    with subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # Ctrl-C is for this process, which tells the other one.
+        start_new_session=True,
+    ) as other:
+        said = ""
+        try:
+            yield
+            said = "done\n"
+        finally:
+            try:
+                with suppress(BrokenPipeError):
+                    other.communicate(said, timeout=FAREWELL_SECONDS)
+            except subprocess.TimeoutExpired:
+                other.kill()
 
 
 def end_with(program: str, then: Callable[[], None] = lambda: os._exit(1)) -> None:

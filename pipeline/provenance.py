@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -38,6 +40,23 @@ def git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def source_tags() -> dict[str, str]:
+    """Where MLflow's pages say that a run came from."""
+    return {
+        "mlflow.source.name": "dvc repro",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": git_commit(),
+    }
+
+
+def dvc_outputs(lock: Path) -> dict[str, dict[str, str]]:
+    """What `dvc.lock` says of each stage's outputs: path to hash."""
+    stages = yaml.safe_load(lock.read_text())["stages"]
+    return {
+        name: {out["path"]: out["md5"] for out in stage.get("outs", ())} for name, stage in stages.items()
+    }
 
 
 def versions() -> dict[str, str]:

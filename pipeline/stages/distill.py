@@ -6,7 +6,7 @@ from pipeline import distillation, initialisation, models, parameters, paths, pr
 from pipeline.labels import LabelError
 from pipeline.models import Card, Model
 from pipeline.parameters import Distill, ParameterError
-from pipeline.process import stage
+from pipeline.process import beside, stage
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
@@ -81,5 +81,8 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, LabelError, TeacherError, TrainingError, WeightsError):
+    with (
+        stage(ParameterError, LabelError, TeacherError, TrainingError, WeightsError),
+        beside("pipeline.stages.follow", sys.argv[1]),
+    ):
         main(sys.argv[1])

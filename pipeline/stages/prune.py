@@ -7,7 +7,7 @@ from pipeline import costs, distillation, models, parameters, paths, provenance,
 from pipeline.labels import LabelError
 from pipeline.models import Model
 from pipeline.parameters import ParameterError, Prune
-from pipeline.process import stage
+from pipeline.process import beside, stage
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
@@ -66,5 +66,5 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, LabelError, TrainingError):
+    with stage(ParameterError, LabelError, TrainingError), beside("pipeline.stages.follow", sys.argv[1]):
         main(sys.argv[1])

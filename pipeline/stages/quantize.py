@@ -12,7 +12,7 @@ from pipeline.data import calibration
 from pipeline.labels import LabelError
 from pipeline.models import Model
 from pipeline.parameters import ParameterError, Quantize
-from pipeline.process import stage
+from pipeline.process import beside, stage
 from pipeline.training import batches, checkpoints, compute, loop
 from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
@@ -93,5 +93,5 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, LabelError, TrainingError):
+    with stage(ParameterError, LabelError, TrainingError), beside("pipeline.stages.follow", sys.argv[1]):
         main(sys.argv[1])

@@ -10,7 +10,7 @@ from pipeline import adaptation, models, parameters, paths, provenance, teacher_
 from pipeline.data import store
 from pipeline.data.store import ImageSet
 from pipeline.parameters import Member, ParameterError, Parameters
-from pipeline.process import stage
+from pipeline.process import beside, stage
 from pipeline.tasks import TASKS
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.batches import ViewSet
@@ -109,5 +109,8 @@ def _teach(p: Parameters, fabric: Fabric, images: dict[str, ImageSet], settings:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, TeacherError, WeightsError, TrainingError):
+    with (
+        stage(ParameterError, TeacherError, WeightsError, TrainingError),
+        beside("pipeline.stages.follow", "teacher"),
+    ):
         main()
