@@ -1,5 +1,7 @@
 """The pipeline's definition agrees with the code and with the paths."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import yaml
 from pipeline import paths
 
 ROOT = Path(__file__).parents[1]
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = PIPELINE["stages"]
+POINTS = ("training", "latency", "size", "classes", "confusion")
 NOT_IN_RESULTS = {
     "pipeline",
     "pipeline.parameters",
@@ -79,9 +83,29 @@ def test_outputs_are_where_the_paths_say() -> None:
         paths.metrics("${key}"),
         paths.BENCHMARK,
         paths.REPORT,
+        paths.FIGURES,
+        paths.PLOTS,
         paths.TRACKED,
     ]
     assert outs == {str(path) for path in expected}
+
+
+def test_plots_draw_what_the_report_writes_with_templates_that_are_there() -> None:
+    written = {str(paths.PLOTS / f"{name}.json") for name in POINTS}
+    drawn = [plot for named in PIPELINE["plots"] for plot in named.values()]
+    assert {file for plot in drawn for file in plot["y"]} == written
+    templates = {path.stem: path.read_text() for path in (ROOT / ".dvc" / "plots").glob("*.json")}
+    assert {plot["template"] for plot in drawn} == set(templates)
+    for template in templates.values():
+        assert {"<DVC_METRIC_DATA>", "<DVC_METRIC_X>", "<DVC_METRIC_Y>"} <= set(strings(json.loads(template)))
+
+
+def strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings(part)
 
 
 def test_checkpoints_are_no_outputs_so_dvc_does_not_remove_them() -> None:

@@ -289,7 +289,7 @@ def _curves(
     trained = [(TEACHER, teacher_history), *((entry.variant, entry.history) for entry in entries)]
     drawn = []
     for number, (name, history) in enumerate((name, history) for name, history in trained if history):
-        lines = _continued(history)
+        lines = continued(history)
         minutes = sum(line["seconds"] for line in lines) / 60
         picture = pictures.inline(
             pictures.curves(lines, pictures.PLACEHOLDERS), f"c{number}", f"Training of {name}"
@@ -298,7 +298,7 @@ def _curves(
     return drawn
 
 
-def _continued(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def continued(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Epochs that go on counting where one part of a training follows another."""
     lines, before, last = [], 0.0, 0.0
     for line in history:

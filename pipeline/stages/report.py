@@ -8,11 +8,11 @@ from pipeline import models, parameters, paths
 from pipeline.data import store
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
-from pipeline.report import page, pictures, tables
+from pipeline.report import page, pictures, plots, tables
 
 
 def main() -> None:
-    """Write `artifacts/report/`."""
+    """Write `artifacts/report/`, and what DVC compares: `artifacts/variants/` and `artifacts/plots/`."""
     p = parameters.load()
     benchmark = json.loads(paths.BENCHMARK.read_text())
     teacher = json.loads((paths.TEACHER / models.CARD).read_text())
@@ -23,6 +23,9 @@ def main() -> None:
         labels=store.read(paths.DATA, "test").labels,
         max_drop=p.gate.max_drop,
     )
+    teacher_history = models.read_history(paths.TEACHER)
+    plots.write_metrics(paths.FIGURES, table)
+    plots.write_points(paths.PLOTS, table, entries, teacher_history)
     tables.write_csv(paths.REPORT / "variants.csv", table)
     picture = pictures.overview(table, teacher["test"][teacher["metric"]])
     pictures.save(picture, paths.REPORT / "overview.png", paths.REPORT / "overview.svg")
@@ -30,7 +33,7 @@ def main() -> None:
         table,
         entries,
         teacher=teacher,
-        teacher_history=models.read_history(paths.TEACHER),
+        teacher_history=teacher_history,
         data=store.read_report(paths.DATA),
         benchmark=benchmark,
         size=p.student.size,

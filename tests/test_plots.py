@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.report import plots, tables
+from pipeline.report.tables import Entry, Row
+from tests.results import CLASSES, results
+
+
+@pytest.fixture
+def book() -> tuple[list[Row], list[Entry]]:
+    entries, teacher, labels = results()
+    return tables.rows(entries, teacher=teacher, labels=labels, max_drop=0.02), entries
+
+
+def test_each_variant_has_a_file_of_single_figures(tmp_path: Path, book: tuple[list[Row], Any]) -> None:
+    table, _ = book
+    plots.write_metrics(tmp_path, table)
+    for row in table:
+        figures = json.loads((tmp_path / f"{row.variant}.json").read_text())
+        assert figures["top1"] == pytest.approx(row.score, abs=1e-6)
+        assert figures["latency_ms_p50"] == row.latency_ms_p50
+        assert figures["verdict"] == row.verdict
+        assert all(isinstance(value, int | float | str) for value in figures.values())
+    assert len(list(tmp_path.iterdir())) == len(table)
+
+
+def test_points_of_a_plot_have_the_same_keys_as_dvc_asks(
+    tmp_path: Path, book: tuple[list[Row], list[Entry]]
+) -> None:
+    table, entries = book
+    teacher = [{"epoch": 1, "loss": 0.5, "val_top1": 0.8, "size": 64, "kl": 0.5}]
+    plots.write_points(tmp_path, table, entries, teacher)
+    drawn = {file.stem: json.loads(file.read_text()) for file in tmp_path.iterdir()}
+    assert set(drawn) == {"training", "latency", "size", "classes", "confusion"}
+    for points in drawn.values():
+        assert len({tuple(point) for point in points}) == 1
+
+
+def test_the_parts_of_one_training_follow_each_other() -> None:
+    half, whole = ({"epoch": n, "loss": 0.5, "val_top1": 0.8} for n in (0.5, 1.0))
+    points = plots.training({"teacher": [half, half, whole]}, "top1")
+    assert [point["epoch"] for point in points] == [0.5, 1.0, 1.5]
+
+
+def test_the_front_holds_what_no_other_variant_beats(book: tuple[list[Row], Any]) -> None:
+    table, _ = book
+    points = plots.tradeoff(table, "milliseconds", {row.variant: row.latency_ms_p50 for row in table})
+    # fp32 is as accurate as int8 and slower; pruned is as accurate as pruned-int8 and slower.
+    assert {point["variant"] for point in points if point["front"]} == {"int8", "pruned-int8"}
+
+
+def test_every_test_image_is_in_the_confusion_once(book: tuple[Any, list[Entry]]) -> None:
+    _, (entry, *_) = book
+    points = plots.confusion(entry)
+    assert sum(point["images"] for point in points) == entry.scores["n"]
+    right = sum(point["images"] for point in points if point["truth"] == point["answer"])
+    assert right == entry.scores["correct"]
+    shares = dict.fromkeys(CLASSES, 0.0)
+    for point in points:
+        shares[point["truth"]] += point["share"]
+    assert list(shares.values()) == pytest.approx([1.0] * 3, abs=1e-5)
