@@ -15,7 +15,11 @@ LABELS = ARTIFACTS / "labels"
 MODELS = ARTIFACTS / "models"
 ONNX = ARTIFACTS / "onnx"
 METRICS = ARTIFACTS / "metrics"
+COMPARISON = ARTIFACTS / "comparison.json"
 BENCHMARK = ARTIFACTS / "benchmark.json"
+COSTS = ARTIFACTS / "costs.json"
+ROBUSTNESS = ARTIFACTS / "robustness.json"
+EXPLANATIONS = ARTIFACTS / "explanations"
 REPORT = ARTIFACTS / "report"
 FIGURES = ARTIFACTS / "variants"
 """A small file for each variant, for `dvc metrics`."""
@@ -44,6 +48,11 @@ def onnx(variant: str) -> Path:
 def metrics(variant: str) -> Path:
     """Scores of the shipped file on the test split."""
     return METRICS / f"{variant}.json"
+
+
+def confidence(variant: str) -> Path:
+    """What is kept of its probabilities, image by image."""
+    return METRICS / f"{variant}.npz"
 
 
 def checkpoints(run: str) -> Path:
