@@ -34,8 +34,8 @@ REFERENCE = "fp32"
 
 WINDOW = 4
 """Rounds that are compared with those before, to see whether a session is warm."""
-WINDOWS = 12
-"""After so many a session counts as warm."""
+MOST_UNTIMED = 48
+"""Rounds after which a session counts as warm."""
 STABLE = 0.02
 """Share by which a window may still be faster than the one before."""
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 50
@@ -213,13 +213,13 @@ def _open(
 
 def _warm(calls: list[Callable[[], object]], random: np.random.Generator) -> tuple[int, float]:
     """Call until a window of rounds is no faster than the one before; rounds that took, seconds of one."""
-    before = math.inf
-    for window in range(1, WINDOWS + 1):  # noqa: B007
+    before, rounds = math.inf, 0
+    while True:
         now = float(np.median([sum(_round(calls, random)) for _ in range(WINDOW)]))
-        if now > (1 - STABLE) * before:
-            break
+        rounds += WINDOW
+        if now > (1 - STABLE) * before or rounds >= MOST_UNTIMED:
+            return rounds, now
         before = now
-    return WINDOW * window, now
 
 
 def _round(calls: list[Callable[[], object]], random: np.random.Generator) -> list[float]:
