@@ -59,6 +59,11 @@ def against_parent(
     Raises:
         ValueError: the answers are to different images.
     """
+    if not len(own.predictions) == len(parent.predictions) == len(labels):
+        raise ValueError(
+            f"answers to {len(own.predictions)} and to {len(parent.predictions)} images, and {len(labels)} "
+            "labels: paired statistics need the same images"
+        )
     if labels.ndim == 1:
         right, before = own.predictions == labels, parent.predictions == labels
         difference, words = compare(right, before), SINGLE_LABEL.words

@@ -33,7 +33,7 @@ class Assumptions:
     """Watts that the building takes for each of the machine's."""
     gram_co2_per_kwh: float
 
-    def watts(self, cores: float, gigabytes: float) -> float:
+    def watts(self, cores: int, gigabytes: float) -> float:
         """Of a machine at work."""
         return (cores * self.watts_per_core + gigabytes * self.watts_per_gigabyte) * self.pue
 

@@ -54,7 +54,8 @@ def score(
         name, ``n``, ``correct``, and their share with its Wilson interval.
 
         For attributes it is ``map``, the mean average precision, with a bootstrap interval; each of
-        ``classes`` has name, ``n`` (images that have it) and ``average_precision``, and predictions are logits.
+        ``classes`` has name, ``n`` (images that have it) and ``average_precision``; predictions are
+        logits.
 
     Raises:
         ModelFileError: the file is not one of this pipeline.

@@ -27,8 +27,11 @@ def answer(
     """Logits of all classifiers to each set of images; the next set is made while they run."""
 
     def ask(images: Images) -> dict[str, Float32[np.ndarray, "images classes"]]:
-        parts = [images[first : first + AT_ONCE] for first in range(0, len(images), AT_ONCE)]
-        return {name: np.concatenate(list(run(c, parts))) for name, c in classifiers.items()}
+        starts = range(0, len(images), AT_ONCE)
+        return {
+            name: np.concatenate(list(run(classifier, (images[i : i + AT_ONCE] for i in starts))))
+            for name, classifier in classifiers.items()
+        }
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         asked = None
@@ -193,7 +196,7 @@ def _adversarial(
 def outside(
     classifiers: Mapping[str, Classifier],
     sets: Mapping[str, Images],
-    known: Mapping[str, Float[np.ndarray, " images"]],
+    known: Mapping[str, Float[np.ndarray, " test"]],
 ) -> dict[str, Any]:
     """How sure files are of images that belong to no class, and whether that tells them from test images.
 

@@ -16,7 +16,8 @@ def main() -> None:
     parents = {name: variant.parent for name, variant in p.variants.items()}
     folders = {"teacher": paths.TEACHER} | {name: paths.model(name) for name in parents}
     seconds = {
-        name: sum(line["seconds"] for line in models.read_history(folder)) for name, folder in folders.items()
+        name: sum((line["seconds"] for line in models.read_history(folder)), 0.0)
+        for name, folder in folders.items()
     }
     assumed = Assumptions(**p.energy.model_dump())
     cores = p.compute.threads or compute.usable_cores()
