@@ -19,19 +19,13 @@ class Spot(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unit = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU())
-        nn.init.constant_(self.unit[0].weight, 1 / 3)
-        nn.init.zeros_(self.unit[0].bias)
+        convolution = nn.Conv2d(3, 1, 1, bias=False)
+        nn.init.constant_(convolution.weight, 1 / 3)
+        self.unit = nn.Sequential(convolution, nn.ReLU())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         seen = self.unit(x)
         return torch.stack([seen[..., :32].mean(dim=(1, 2, 3)), seen[..., 32:].mean(dim=(1, 2, 3))], dim=1)
-
-
-def lit(side: str) -> torch.Tensor:
-    image = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
-    image[:, 20:40, 5 : 20 if side == "left" else 64] = 255
-    return image
 
 
 def test_the_map_is_warm_where_the_answer_comes_from() -> None:
