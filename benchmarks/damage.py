@@ -1,6 +1,6 @@
 """Whether the gate sees damage: a variant with 5 % of its weights zeroed, and the same file against itself.
 
-    python benchmarks/damage.py [VARIANT] [SHARE]
+    python -m benchmarks.damage [VARIANT] [SHARE]
 
 Reads artifacts of a finished run and writes a damaged copy to a temporary folder only.
 """

@@ -6,7 +6,6 @@ from pipeline import energy, models, parameters, paths
 from pipeline.energy import Assumptions
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
-from pipeline.training import compute
 
 
 def main() -> None:
@@ -20,7 +19,7 @@ def main() -> None:
         for name, folder in folders.items()
     }
     assumed = Assumptions(**p.energy.model_dump())
-    cores = p.compute.threads or compute.usable_cores()
+    cores = p.compute.threads or benchmark["machine"]["cores_usable"]
     gigabytes = benchmark["machine"]["memory_bytes"] / 1e9
     training = energy.training(seconds, parents, cores=cores, gigabytes=gigabytes, assumed=assumed)
     footprint, condition = benchmark["footprint"], benchmark["conditions"][0]
