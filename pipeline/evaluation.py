@@ -8,18 +8,21 @@ import numpy as np
 import onnxruntime as ort
 from jaxtyping import Float, Float32, Int, Int64, UInt8
 
-from pipeline import provenance
+from pipeline import confidence, provenance
 from pipeline.average_precision import PRESENT, average_precisions, mean_average_precision
+from pipeline.confidence import Confidence
 from pipeline.inference import open_classifier, run
-from pipeline.statistics import (
-    interval,
-    resampled_map,
-    wilson,
-)
+from pipeline.statistics import interval, resampled_map, wilson
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
 
 DECIMALS = 6
 """Of the logits that are kept."""
+
+CONFUSED = 10
+"""Most frequent confusions that are named."""
+
+NOTHING = {"accuracy": None, "accuracy_lo": None, "accuracy_hi": None}
+"""Of a class without images."""
 
 TOP = 5
 """Top-5 is scored where there are more classes than this."""
@@ -31,7 +34,7 @@ def score(
     labels: Int[np.ndarray, " images"] | Float[np.ndarray, "images attributes"],
     *,
     threads: int,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Confidence | None]:
     """Score an ONNX file on labelled images that were rendered by its own input contract.
 
     Args:
@@ -43,13 +46,16 @@ def score(
     Returns:
         ``n``, ``metric``, the metric itself with its 95 % interval (``..._lo``, ``..._hi``) as fractions of
         1, ``classes``, ``predictions`` in the order of the images, and the file's ``sha256`` and
-        ``size_bytes``.
+        ``size_bytes``. Beside it, for classes, what is kept of the probabilities.
 
         For classes the metric is ``top1`` with its Wilson interval; there are also ``correct``, the same of
-        ``top5`` where there are more than 5 classes, and ``confusion`` (rows: the truth, columns: the
-        answer); each of ``classes`` has name, ``n`` and ``correct``. For attributes it is ``map``, the mean
-        average precision, with a bootstrap interval; each of ``classes`` has name, ``n`` (images that have
-        it) and ``average_precision``, and predictions are logits.
+        ``top5`` where there are more than 5 classes, ``confusion`` (rows: the truth, columns: the answer),
+        the most frequent confusions by name (``confused``), and ``calibration``; each of ``classes`` has
+        name, ``n``, ``correct``, and their share with its Wilson interval.
+
+        For attributes it is ``map``, the mean average precision, with a bootstrap interval; each of
+        ``classes`` has name, ``n`` (images that have it) and ``average_precision``; predictions are
+        logits.
 
     Raises:
         ModelFileError: the file is not one of this pipeline.
@@ -66,15 +72,20 @@ def score(
             raise ValueError(f"{path}: more images than the {len(labels)} labels")
     if seen < len(labels) or not parts:
         raise ValueError(f"{path}: {len(labels)} labels, but only {seen} images")
-    measure = _score_classes if labels.ndim == 1 else _score_attributes
-    return {
+    logits = np.concatenate(parts)
+    if labels.ndim == 1:
+        measured, kept = _score_classes(path, names, logits, labels)
+    else:
+        measured, kept = _score_attributes(path, names, logits, labels), None
+    scores = {
         "n": len(labels),
-        **measure(path, names, np.concatenate(parts), labels),
+        **measured,
         "sha256": provenance.sha256(path),
         "size_bytes": path.stat().st_size,
         "runtime": f"onnxruntime {ort.__version__}",
         "provider": classifier.session.get_providers()[0],
     }
+    return scores, kept
 
 
 def _score_classes(
@@ -82,28 +93,35 @@ def _score_classes(
     names: Sequence[str],
     logits: Float32[np.ndarray, "images classes"],
     labels: Int[np.ndarray, " images"],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Confidence]:
     if labels.min() < 0 or labels.max() >= len(names):
         raise ValueError(
             f"{path} knows {len(names)} classes, so labels lie in 0..{len(names) - 1}; "
             f"got {sorted(set(labels.tolist()))[:20]}"
         )
-    predictions = logits.argmax(axis=1)
+    kept = confidence.of(logits, labels)
     confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(confusion, (labels, predictions), 1)
+    np.add.at(confusion, (labels, kept.predictions), 1)
     correct = int(confusion.trace())
     result = {"metric": SINGLE_LABEL.metric, "correct": correct, **_accuracy("top1", correct, len(labels))}
     if len(names) > TOP:
         result |= _accuracy("top5", int(np.sum(ranks(logits, labels) < TOP)), len(labels))
-    return {
-        **result,
+    result |= {
+        "calibration": confidence.measure(kept, labels),
         "classes": [
-            {"label": name, "n": int(row.sum()), "correct": int(row[index])}
+            {
+                "label": name,
+                "n": int(row.sum()),
+                "correct": int(row[index]),
+                **(_accuracy("accuracy", int(row[index]), int(row.sum())) if row.any() else NOTHING),
+            }
             for index, (name, row) in enumerate(zip(names, confusion, strict=True))
         ],
+        "confused": confused(confusion, names, CONFUSED),
         "confusion": confusion.tolist(),
-        "predictions": predictions.tolist(),
+        "predictions": kept.predictions.tolist(),
     }
+    return result, kept
 
 
 def _score_attributes(
@@ -137,6 +155,25 @@ def _score_attributes(
         ],
         "predictions": predictions.tolist(),
     }
+
+
+def confused(
+    confusion: Int[np.ndarray, "classes classes"], names: Sequence[str], most: int
+) -> list[dict[str, Any]]:
+    """The most frequent confusions: how many images of ``truth`` got ``answer``, of how many."""
+    wrong = np.array(confusion)
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = [divmod(int(place), len(names)) for place in order if wrong.flat[place]]
+    return [
+        {
+            "truth": names[truth],
+            "answer": names[answer],
+            "count": int(wrong[truth, answer]),
+            "of": int(confusion[truth].sum()),
+        }
+        for truth, answer in pairs
+    ]
 
 
 def ranks(

@@ -29,7 +29,11 @@ GEOMETRY = ("size", "crop", "interpolation")
 MULTI_LABEL = "multi-label-image-classification"
 """`task` of a file that answers for each label by itself; any other answers with one of them."""
 
-PROVIDERS = ["CPUExecutionProvider"]
+PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+"""Short name to ONNX Runtime's; operators that the first does not have run on the next."""
 
 
 class ModelFileError(Exception):
@@ -71,13 +75,17 @@ class Prediction:
     """The most probable first."""
 
 
-def open_classifier(path: Path, *, threads: int, spinning: bool = True) -> Classifier:
-    """Open a shipped file on the CPU and check it against its own metadata.
+def open_classifier(
+    path: Path, *, threads: int, spinning: bool = True, cores: Sequence[int] = (), provider: str = "cpu"
+) -> Classifier:
+    """Open a shipped file and check it against its own metadata.
 
     Args:
         path: the ONNX file.
         threads: intra-op threads; 0 takes one per physical core. Operators run one after another.
         spinning: whether idle threads wait busily, which is faster and takes the cores for itself.
+        cores: to pin the threads to, one each; the first is the calling thread's, which pins itself.
+        provider: a key of ``PROVIDERS``.
 
     Raises:
         ModelFileError: the file is missing, damaged, or not of the shape that the pipeline ships.
@@ -90,8 +98,12 @@ def open_classifier(path: Path, *, threads: int, spinning: bool = True) -> Class
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     # Threads of an idle session must not take cores from the next one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if len(cores) > 1:
+        # ONNX Runtime counts processors from 1 and names one group for each thread but the caller's.
+        groups = ";".join(str(core + 1) for core in cores[1:])
+        options.add_session_config_entry("session.intra_op_thread_affinities", groups)
     try:
-        session = ort.InferenceSession(path, options, providers=PROVIDERS)
+        session = ort.InferenceSession(path, options, providers=PROVIDERS[provider])
     except NoSuchFile as error:
         raise ModelFileError(f"{path} does not exist") from error
     except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented) as error:

@@ -295,16 +295,67 @@ class Variant(Section):
 
 
 class Benchmark(Section):
-    """How latency is measured."""
+    """How latency is measured: every number of threads with every batch size; the first pair is reported."""
 
-    threads: Annotated[int, Field(ge=1)] = 1
-    """ONNX Runtime's intra-op threads."""
-    batch_size: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (1, 0)
+    """ONNX Runtime's intra-op threads, each on a core of its own; 0 takes all cores."""
+    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 16)
     """Images of one call."""
-    rounds: Annotated[int, Field(ge=10)] = 200
-    """Timed calls of each variant, interleaved in random order."""
-    warmup: Annotated[int, Field(ge=0)] = 20
-    """Untimed calls of each variant."""
+    sessions: Annotated[int, Field(ge=2)] = 8
+    """Times that every file is opened, warmed up and timed, interleaved in random order; up to three times as
+    many to reach the precision."""
+    precision: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Relative half width of the intervals of all ratios to fp32 that is enough."""
+    seconds: Annotated[float, Field(gt=0)] = 20.0
+    """Under one condition, after which no further session begins."""
+    processes: Annotated[int, Field(ge=2)] = 3
+    """Fresh processes that load each file, for load time and peak memory."""
+
+
+class Evaluation(Section):
+    """What is compared beside the score."""
+
+    metadata: Path | None = None
+    """CSV file with `file_name` and any columns; test images are compared by each of them."""
+
+
+class Probe(Section):
+    """How variants are tried on images that they were not made for."""
+
+    corrupted: Annotated[int, Field(ge=0)] = 100
+    """Test images, stratified by class, on which 15 corruptions are tried at 5 severities; 0 skips this."""
+    attacked: Annotated[int, Field(ge=0)] = 100
+    """Test images, stratified by class, that are attacked; 0 skips this."""
+    radii: Annotated[tuple[Annotated[int, Field(ge=1, le=255)], ...], Field(min_length=1)] = (1, 4)
+    """Greatest change of a pixel by an attack, of 255."""
+    steps: Annotated[int, Field(ge=1)] = 10
+    """Of projected gradient descent."""
+    outside: Path | None = None
+    """Folder of images that belong to no class."""
+    outsiders: Annotated[int, Field(ge=1)] = 250
+    """Images of each kind that belong to no class, and as many test images to tell them from."""
+
+
+class Explain(Section):
+    """What is drawn to look inside."""
+
+    images: Annotated[int, Field(ge=1)] = 8
+    """Test images with a Grad-CAM map from every variant."""
+    flips: Annotated[int, Field(ge=0)] = 6
+    """Images of each direction that changed sides against the parent, for each variant."""
+
+
+class Energy(Section):
+    """What energy is estimated from, as Green Algorithms does (Lannelongue et al. 2021)."""
+
+    watts_per_core: Annotated[float, Field(gt=0)] = 12.0
+    """Of a busy core; 12 is what Green Algorithms takes for a CPU that it does not know."""
+    watts_per_gigabyte: Annotated[float, Field(ge=0)] = 0.3725
+    """Of memory."""
+    pue: Annotated[float, Field(ge=1)] = 1.0
+    """What the building takes for each watt of the machine; 1.67 is the mean of data centres."""
+    gram_co2_per_kwh: Annotated[float, Field(ge=0)] = 475.0
+    """Of electricity; 475 is the world's mean (IEA 2019)."""
 
 
 class Gate(Section):
@@ -349,6 +400,10 @@ class Parameters(Section):
     quantize: Mapping[str, Any]
     variants: dict[VariantName, Variant]
     benchmark: Benchmark
+    evaluation: Evaluation
+    probe: Probe
+    explain: Explain
+    energy: Energy
     gate: Gate
     budget: Budget
     tracking: Tracking
@@ -472,6 +527,12 @@ def _cross_problems(parameters: Parameters) -> Iterator[str]:
     data, views = parameters.data, parameters.views
     if data.path != paths.RAW_FASHION_MNIST and not data.path.exists():
         yield f"data.path = {str(data.path)!r}: no such folder; allowed: a folder of images by class"
+    for key, path in (
+        ("evaluation.metadata", parameters.evaluation.metadata),
+        ("probe.outside", parameters.probe.outside),
+    ):
+        if path is not None and not path.exists():
+            yield f"{key} = {str(path)!r}: no such file or folder"
     for key, (low, high) in (("crop_scale", views.crop_scale), ("crop_ratio", views.crop_ratio)):
         if low > high:
             yield f"views.{key} = [{low}, {high}]: the first must not be above the second"

@@ -17,7 +17,11 @@ LABELS = ARTIFACTS / "labels"
 MODELS = ARTIFACTS / "models"
 ONNX = ARTIFACTS / "onnx"
 METRICS = ARTIFACTS / "metrics"
+COMPARISON = ARTIFACTS / "comparison.json"
 BENCHMARK = ARTIFACTS / "benchmark.json"
+COSTS = ARTIFACTS / "costs.json"
+ROBUSTNESS = ARTIFACTS / "robustness.json"
+EXPLANATIONS = ARTIFACTS / "explanations"
 REPORT = ARTIFACTS / "report"
 VARIANTS = REPORT / "variants.csv"
 DEMO = ARTIFACTS / "demo"
@@ -52,6 +56,11 @@ def onnx(variant: str) -> Path:
 def metrics(variant: str) -> Path:
     """Scores of the shipped file on the test split."""
     return METRICS / f"{variant}.json"
+
+
+def confidence(variant: str) -> Path:
+    """What is kept of its probabilities, image by image."""
+    return METRICS / f"{variant}.npz"
 
 
 def checkpoints(run: str) -> Path:

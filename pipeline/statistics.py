@@ -1,12 +1,13 @@
 """Statistics of answers: intervals, paired differences, and the gate's verdict."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy import stats
 
 from pipeline.average_precision import PRESENT, average_precision, mean_average_precision
 
@@ -34,19 +35,57 @@ class Difference:
     mcnemar_p: float | None
     """Exact two-sided p value of no difference; None for attributes."""
 
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.lo > 0 or self.hi < 0
 
-def wilson(correct: int, images: int) -> tuple[float, float]:
-    """95 % score interval of a proportion (Wilson 1927).
+
+def wilson(correct: int, images: int, z: float = Z95) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927), at 95 % unless ``z`` says otherwise.
 
     Raises:
         ValueError: there are no images, or more right answers than images.
     """
     if images < 1 or not 0 <= correct <= images:
         raise ValueError(f"{correct} right of {images} images: takes 0 <= right <= images and images >= 1")
-    share, z2 = correct / images, Z95**2
+    share, z2 = correct / images, z**2
     centre = (share + z2 / (2 * images)) / (1 + z2 / images)
-    half = Z95 * math.sqrt(share * (1 - share) / images + z2 / (4 * images**2)) / (1 + z2 / images)
+    half = z * math.sqrt(share * (1 - share) / images + z2 / (4 * images**2)) / (1 + z2 / images)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def gap_interval(correct: tuple[int, int], images: tuple[int, int], pairs: int = 1) -> tuple[float, float]:
+    """95 % interval of the first proportion minus the second, of different images.
+
+    Newcombe 1998, method 10, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8%3C873::AID-SIM779%3E3.0.CO;2-I.
+    Where the pair was picked among ``pairs``, as the best and the worst are, the level is corrected for
+    all of them (Bonferroni).
+    """
+    z = float(stats.norm.isf(0.025 / pairs))
+    first, second = correct[0] / images[0], correct[1] / images[1]
+    (lo1, hi1), (lo2, hi2) = (wilson(c, n, z) for c, n in zip(correct, images, strict=True))
+    return (
+        first - second - math.hypot(first - lo1, hi2 - second),
+        first - second + math.hypot(hi1 - first, second - lo2),
+    )
+
+
+def mean_interval(values: Float[np.ndarray, " repeats"]) -> tuple[float, float]:
+    """95 % interval of the mean of independent repeats (Student 1908); infinite for a single one."""
+    if len(values) < 2:
+        return -math.inf, math.inf
+    half = float(stats.t.isf(0.025, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values adjusted for their number, so that one false alarm among all keeps its level (Holm 1979)."""
+    adjusted, greatest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        greatest = max(greatest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = greatest
+    return adjusted
 
 
 def compare(new: Bool[np.ndarray, " images"], old: Bool[np.ndarray, " images"]) -> Difference:
@@ -107,6 +146,16 @@ def paired_interval(gained: int, lost: int, images: int) -> tuple[float, float]:
     )
 
 
+def bootstrap_interval(gained: int, lost: int, images: int) -> tuple[float, float]:
+    """95 % percentile interval of the same difference from 10,000 bootstrap samples of the images.
+
+    How many images of a sample were gained and lost is multinomial, so nothing else need be drawn.
+    """
+    shares = [gained / images, lost / images, (images - gained - lost) / images]
+    counts = np.random.default_rng(0).multinomial(images, shares, size=10 * RESAMPLES)
+    return interval((counts[:, 0] - counts[:, 1]) / images)
+
+
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p value that two classifiers are equally good (McNemar 1947, binomial form)."""
     discordant = gained + lost
@@ -127,17 +176,40 @@ def resampled_map(
 
     Efron 1979. Differences of two classifiers' results are therefore paired.
     """
-    random = np.random.default_rng(0)
-    found = []
-    for first in range(0, resamples, RESAMPLES_AT_ONCE):
-        count = min(RESAMPLES_AT_ONCE, resamples - first)
-        weights = random.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=count)
-        each = [
-            average_precision(s, t >= PRESENT, weights.astype(np.float64))
-            for s, t in zip(scores.T, targets.T, strict=True)
+    return np.nanmean(resampled_precisions(scores, targets, resamples), axis=1)
+
+
+def resampled_precisions(
+    scores: Float[np.ndarray, "images attributes"],
+    targets: Float[np.ndarray, "images attributes"],
+    resamples: int = RESAMPLES,
+) -> Float[np.ndarray, "resamples attributes"]:
+    """Average precision of each attribute on the same bootstrap samples."""
+    return np.concatenate(
+        [
+            np.stack(
+                [
+                    average_precision(s, t >= PRESENT, weights)
+                    for s, t in zip(scores.T, targets.T, strict=True)
+                ],
+                axis=1,
+            )
+            for weights in _samples(len(scores), resamples)
         ]
-        found.append(np.nanmean(each, axis=0))
-    return np.concatenate(found)
+    )
+
+
+def resampled_sums(
+    values: Float[np.ndarray, "images columns"], resamples: int = RESAMPLES
+) -> Float[np.ndarray, "resamples columns"]:
+    """Column sums over bootstrap samples of the images, the same samples whatever the values."""
+    return np.concatenate([weights @ values for weights in _samples(len(values), resamples)])
+
+
+def mean_by_bootstrap(values: Float[np.ndarray, " images"]) -> tuple[float, float, float]:
+    """A mean over images with its 95 % bootstrap interval."""
+    lo, hi = interval(resampled_sums(values[:, None])[:, 0] / len(values))
+    return float(values.mean()), lo, hi
 
 
 def interval(resampled: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
@@ -157,6 +229,20 @@ def verdict(difference_lo: float, max_drop: float) -> Verdict:
     return "accept" if difference_lo >= -max_drop else "reject"
 
 
+def reason(difference: Difference, max_drop: float, words: str) -> str:
+    """The verdict's reason in one sentence, in points."""
+    seen = (
+        f"{words} {100 * difference.delta:+.2f} points against the parent "
+        f"(95 % interval {100 * difference.lo:+.2f} to {100 * difference.hi:+.2f}, n = {difference.images})"
+    )
+    limit = f"the limit of {-100 * max_drop:+.2f}"
+    if verdict(difference.lo, max_drop) == "accept":
+        return f"{seen}: all of the interval lies above {limit}"
+    if difference.hi < -max_drop:
+        return f"{seen}: all of the interval lies below {limit}"
+    return f"{seen}: the interval reaches below {limit}, so the loss may be greater than is tolerated"
+
+
 def median_interval(count: int) -> tuple[int, int]:
     """Ranks (from 0) of sorted values that enclose their median with at least 95 % confidence.
 
@@ -170,6 +256,14 @@ def median_interval(count: int) -> tuple[int, int]:
         low = k
         term = term * (count - k) // (k + 1)
     return low, count - 1 - low
+
+
+def _samples(images: int, resamples: int) -> Iterator[Float[np.ndarray, "samples images"]]:
+    """How often each image is in each bootstrap sample (Efron 1979), some samples at a time."""
+    random = np.random.default_rng(0)
+    for first in range(0, resamples, RESAMPLES_AT_ONCE):
+        drawn = random.integers(0, images, (min(RESAMPLES_AT_ONCE, resamples - first), images))
+        yield np.array([np.bincount(row, minlength=images) for row in drawn], dtype=np.float64)
 
 
 def _bisect(function: Callable[[float], float], low: float, high: float) -> float:

@@ -116,7 +116,8 @@ def test_a_file_is_scored_by_mean_average_precision(tmp_path: Path) -> None:
     images = random.integers(0, 256, (60, 1, 1, 3)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
     colours = images[:, 0, 0].astype(np.float32)
     targets = (colours + random.normal(0, 60, colours.shape) > 128).astype(np.float32)
-    result = evaluation.score(model, iter([images[:25], images[25:]]), targets, threads=1)
+    result, kept = evaluation.score(model, iter([images[:25], images[25:]]), targets, threads=1)
+    assert kept is None
     assert result["metric"] == "map"
     wanted = average_precisions(colours, targets)
     assert result["map"] == pytest.approx(wanted.mean(), abs=1e-3)

@@ -25,33 +25,38 @@ def batches(shown: Int64[np.ndarray, " images"], size: int) -> Iterator[UInt8[np
         yield images
 
 
+def score(path: Path, size: int = 4) -> dict[str, Any]:
+    return evaluation.score(path, batches(SHOWN, size), LABELS, threads=1)[0]
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return tiny_onnx.write(tmp_path / "tiny.onnx")
 
 
 def test_accuracy_is_a_quotient_of_counts_whatever_the_batches(model: Path) -> None:
-    results = [evaluation.score(model, batches(SHOWN, size), LABELS, threads=1) for size in (1, 4, 11)]
+    results = [score(model, size) for size in (1, 4, 11)]
     assert results[0] == results[1] == results[2]
     assert results[0]["top1"] == 8 / 11
     assert (results[0]["top1_lo"], results[0]["top1_hi"]) == wilson(8, 11)
 
 
 def test_confusion_counts_rows_by_truth_and_columns_by_answer(model: Path) -> None:
-    result = evaluation.score(model, batches(SHOWN, 4), LABELS, threads=1)
+    result = score(model)
     assert result["confusion"] == [[3, 1, 0], [1, 2, 0], [0, 1, 3]]
-    assert result["classes"] == [
-        {"label": "red", "n": 4, "correct": 3},
-        {"label": "green", "n": 3, "correct": 2},
-        {"label": "blue", "n": 4, "correct": 3},
+    counts = [(line["label"], line["n"], line["correct"]) for line in result["classes"]]
+    assert counts == [("red", 4, 3), ("green", 3, 2), ("blue", 4, 3)]
+    assert (result["classes"][0]["accuracy_lo"], result["classes"][0]["accuracy_hi"]) == wilson(3, 4)
+    assert result["confused"] == [
+        {"truth": "red", "answer": "green", "count": 1, "of": 4},
+        {"truth": "green", "answer": "red", "count": 1, "of": 3},
+        {"truth": "blue", "answer": "green", "count": 1, "of": 4},
     ]
     assert result["predictions"] == SHOWN.tolist()
 
 
 def test_the_result_is_json_and_names_the_very_file(model: Path) -> None:
-    result: dict[str, Any] = json.loads(
-        json.dumps(evaluation.score(model, batches(SHOWN, 4), LABELS, threads=1))
-    )
+    result: dict[str, Any] = json.loads(json.dumps(score(model)))
     assert result["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
     assert result["size_bytes"] == len(model.read_bytes())
     assert result["provider"] == "CPUExecutionProvider"
@@ -60,7 +65,7 @@ def test_the_result_is_json_and_names_the_very_file(model: Path) -> None:
 def test_top5_is_scored_only_where_it_means_something(tmp_path: Path) -> None:
     for classes in (5, 6):
         path = tiny_onnx.write(tmp_path / f"{classes}.onnx", labels=[f"class {n}" for n in range(classes)])
-        result = evaluation.score(path, batches(SHOWN, 4), LABELS, threads=1)
+        result = score(path)
         assert ("top5" in result) == (classes == 6)
 
 
@@ -68,7 +73,7 @@ def test_top5_of_equal_logits_is_no_free_hit(tmp_path: Path) -> None:
     constant = np.zeros((3, 8), dtype=np.float32)
     path = tiny_onnx.write(tmp_path / "same.onnx", labels=list("abcdefgh"), weights=constant)
     labels = np.arange(8)
-    result = evaluation.score(path, batches(labels % 3, 3), labels, threads=1)
+    result, _ = evaluation.score(path, batches(labels % 3, 3), labels, threads=1)
     assert (result["top1"], result["top5"]) == (1 / 8, 5 / 8)
 
 
@@ -91,3 +96,12 @@ def test_labels_that_do_not_match_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         evaluation.score(model, batches(SHOWN, 4), labels, threads=1)
+
+
+def test_what_is_kept_of_the_probabilities_is_in_the_order_of_the_images(model: Path) -> None:
+    result, kept = evaluation.score(model, batches(SHOWN, 4), LABELS, threads=1)
+    assert kept is not None
+    assert kept.predictions.tolist() == result["predictions"] == SHOWN.tolist()
+    # The colour's mean is 200 and the others' 20; the weights divide by 16.
+    assert kept.confidence == pytest.approx(1 / (1 + 2 * np.exp(-180 / 16)), rel=1e-5)
+    assert result["calibration"]["ece"] == pytest.approx(kept.confidence.mean() - 8 / 11, rel=1e-5)

@@ -37,7 +37,12 @@ SMALL = [
     "quantize.batch_size=16",
     "quantize.epochs=2",
     "quantize.calibration=16",
-    "benchmark.rounds=10",
+    "benchmark.sessions=2",
+    "benchmark.seconds=1",
+    "probe.corrupted=2",
+    "probe.attacked=2",
+    "probe.steps=2",
+    "probe.outsiders=4",
 ]
 
 
@@ -154,7 +159,8 @@ def test_the_pipeline_from_a_kill_to_the_last_prediction(checkout: Path, photogr
         for stage in ("build", "export", "evaluate")
         for v in ("pruned-50", "pruned-50-int8", "pruned-70")
     }
-    assert set(stages_run(changed.stdout)) == {"check", *cone, "benchmark", "report", "track"}
+    compared = {"benchmark", "compare", "cost", "probe", "explain", "report", "track"}
+    assert set(stages_run(changed.stdout)) == {"check", *cone, *compared}
 
     # A misspelt key ends the run before any work.
     values["variants"]["pruned-70"]["mcas"] = 0.2

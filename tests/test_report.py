@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import latency
+from pipeline import machine
 from pipeline.report import page, pictures, tables
 from pipeline.report.tables import Row
 from tests import tiny_onnx
@@ -59,7 +59,7 @@ def rendered(table: list[Row], **changes: Any) -> str:
         },
         "benchmark": {
             "settings": {"threads": 1, "batch_size": 1, "rounds": 200, "warmup": 20},
-            "machine": latency.describe_machine(),
+            "machine": machine.describe(),
             "load_average": {"before": [0.1, 0.2, 0.3], "after": [0.2, 0.2, 0.3]},
         },
         "size": 8,

@@ -126,6 +126,47 @@ def test_the_bootstrap_covers_the_truth_and_differences_are_paired() -> None:
     assert (same.delta, same.lo, same.hi) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(("gained", "lost"), [(3, 9), (40, 25), (0, 0)])
+def test_the_bootstrap_of_a_paired_difference_agrees_with_resampling_the_images(
+    gained: int, lost: int
+) -> None:
+    values = np.zeros(400)
+    values[:gained], values[400 - lost :] = 1, -1
+    random = np.random.default_rng(1)
+    means = values[random.integers(0, 400, (4000, 400))].mean(axis=1)
+    expected = np.quantile(means, [0.025, 0.975])
+    assert statistics.bootstrap_interval(gained, lost, 400) == pytest.approx(expected, abs=2.6e-3)
+
+
+def test_gap_interval_agrees_with_the_published_example() -> None:
+    # Newcombe 1998, table II: 56/70 - 48/80 by method 10.
+    assert statistics.gap_interval((56, 48), (70, 80)) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_gap_interval_of_a_picked_pair_is_wider() -> None:
+    once, picked = (statistics.gap_interval((56, 48), (70, 80), pairs) for pairs in (1, 10))
+    assert picked[0] < once[0] < once[1] < picked[1]
+
+
+def test_mean_interval_is_students() -> None:
+    values = np.array([1.0, 1.2, 0.9, 1.1])
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert statistics.mean_interval(values) == pytest.approx((expected.low, expected.high))
+    assert statistics.mean_interval(values[:1]) == (-math.inf, math.inf)
+
+
+def test_holm_agrees_with_the_step_down_rule() -> None:
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+def test_the_bootstrap_of_means_covers_the_truth() -> None:
+    random = np.random.default_rng(0)
+    found = [statistics.mean_by_bootstrap(random.exponential(1, 100)) for _ in range(200)]
+    assert sum(lo <= 1 <= hi for _, lo, hi in found) >= 180
+
+
 def test_compare_refuses_no_images_at_all() -> None:
     with pytest.raises(ValueError, match="answers to 0 and to 0 images"):
         statistics.compare(np.ones(0, dtype=bool), np.ones(0, dtype=bool))

@@ -1,6 +1,8 @@
 """Time all variants, interleaved in one process."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,12 +16,20 @@ def main() -> None:
     """Write `artifacts/benchmark.json`."""
     p = parameters.load()
     files = {variant: paths.onnx(variant) for variant in p.variants}
-    with tqdm(desc="benchmark", total=p.benchmark.warmup + p.benchmark.rounds, unit=" rounds") as bar:
+    with tqdm(desc="benchmark", unit=" sessions") as bar:
         result = latency.measure(files, **p.benchmark.model_dump(), seed=p.seed, progress=bar.update)
     paths.BENCHMARK.write_text(json.dumps(result, indent=2) + "\n")
     for variant, row in result["variants"].items():
-        ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f} times as fast as fp32"
-        print(f"{variant}: {row['latency_ms_p50']:.2f} ms{ratio}")
+        print(f"{variant}: {row['latency_ms_p50']:.2f} ms{_ratio(row)}")
+    if result["noise"]["noisy"]:
+        print(f"noisy: {'; '.join(result['noise']['reasons'])}")
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    if row["ratio"] is None or row["ratio_lo"] == row["ratio_hi"]:
+        return ""
+    known = "" if row["distinguishable"] else ", not distinguishable from fp32"
+    return f", {row['ratio']:.2f} times fp32's speed ({row['ratio_lo']:.2f} to {row['ratio_hi']:.2f}){known}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from pipeline import costs, evaluation, models, parameters, paths
+from pipeline import confidence, costs, evaluation, models, parameters, paths
 from pipeline.data import store
 from pipeline.inference import ModelFileError
 from pipeline.parameters import ParameterError
@@ -19,7 +19,7 @@ from pipeline.training.batches import ViewSet
 
 
 def main(variant: str) -> None:
-    """Write `artifacts/metrics/<variant>.json`."""
+    """Write `artifacts/metrics/<variant>.json`, and beside it what is kept of every image."""
     p = parameters.load()
     model = models.load(paths.model(variant))
     size = model.card.input.size
@@ -33,7 +33,7 @@ def main(variant: str) -> None:
                 yield batch.images.numpy()
                 bar.update(len(batch.images))
 
-    scores = evaluation.score(
+    scores, kept = evaluation.score(
         paths.onnx(variant),
         images(),
         test_set.images.labels,
@@ -43,9 +43,11 @@ def main(variant: str) -> None:
         **scores,
         "parameters": costs.count_parameters(model.module),
         "macs": costs.count_macs(model.module, size),
+        **costs.weigh(paths.onnx(variant)),
     }
     paths.METRICS.mkdir(parents=True, exist_ok=True)
     paths.metrics(variant).write_text(json.dumps(metrics) + "\n")
+    confidence.save(paths.confidence(variant), kept)
     value, lo, hi = (scores[scores["metric"] + end] for end in ("", "_lo", "_hi"))
     print(f"{variant}: {test_set.images.task.words} {value:.2%} [{lo:.2%}, {hi:.2%}]")
 

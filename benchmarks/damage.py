@@ -1,0 +1,60 @@
+"""Whether the gate sees damage: a variant with 5 % of its weights zeroed, and the same file against itself.
+
+    python -m benchmarks.damage [VARIANT] [SHARE]
+
+Reads artifacts of a finished run and writes a damaged copy to a temporary folder only.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline import comparison, evaluation, models, onnx_export, parameters, paths
+from pipeline.comparison import Answers
+from pipeline.data import store
+from pipeline.training import batches
+from pipeline.training.batches import ViewSet
+
+
+def main(variant: str = "fp32", share: float = 0.05) -> None:
+    """Print the verdict on the damaged file and on the file itself."""
+    p = parameters.load()
+    model = models.load(paths.model(variant))
+    test = store.read(paths.DATA, "test")
+    views = ViewSet(test, None, model.card.input)
+    requests = batches.sequential(len(test), None, model.card.input.size, 32)
+
+    def answers(file: Path) -> Answers:
+        scores, kept = evaluation.score(
+            file, (views[request].images.numpy() for request in requests), test.labels, threads=0
+        )
+        return Answers(np.asarray(scores["predictions"]), kept)
+
+    own = answers(paths.onnx(variant))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "damaged.onnx"
+        damage(model.module, share, p.seed)
+        onnx_export.export(model, file, onnx_export.metadata_for(model.card, model.quantization))
+        damaged = answers(file)
+    for name, given in (("itself", answers(paths.onnx(variant))), (f"{share:.0%} zeroed", damaged)):
+        found = comparison.against_parent(given, own, test.labels, test.classes, p.gate.max_drop)
+        known = "distinguishable" if found["distinguishable"] else "not distinguishable"
+        print(f"{variant}, {name}: {known}, {found['verdict']}: {found['reason']}")
+        print(f"  flips {found['flips']}; worse: {', '.join(found['classes_worse']) or 'no class'}")
+
+
+@torch.no_grad()
+def damage(module: nn.Module, share: float, seed: int) -> None:
+    """Zero a random share of the weights of every convolution and linear layer."""
+    random = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            part.weight[torch.rand(part.weight.shape, generator=random) < share] = 0
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2], *(float(share) for share in sys.argv[2:3]))

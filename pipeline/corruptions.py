@@ -1,0 +1,63 @@
+"""The 15 common corruptions of ImageNet-C at their 5 severities (Hendrycks and Dietterich 2019).
+
+https://arxiv.org/abs/1903.12261. The definitions are those of `imagecorruptions`, in a release that runs with
+today's NumPy; its only importer is this file.
+"""
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import NamedTuple
+
+import numpy as np
+from imagecorruptions import corrupt, get_corruption_names
+from jaxtyping import UInt8
+
+LIBRARY = f"imagecorruptions-imaug {version('imagecorruptions-imaug')}"
+GROUPS = {name: tuple(get_corruption_names(name)) for name in ("noise", "blur", "weather", "digital")}
+"""Kinds of corruptions by what causes them."""
+KINDS = tuple(get_corruption_names("common"))
+SEVERITIES = (1, 2, 3, 4, 5)
+SMALLEST = 32
+"""Pixels of a side that the definitions ask for."""
+
+OWN_GENERATOR = ("glass_blur", "impulse_noise")
+"""Kinds that take their seed as an argument; all others draw from NumPy's global generator."""
+
+
+class Corruption(NamedTuple):
+    """A kind at a severity from 1 to 5."""
+
+    kind: str
+    severity: int
+
+
+ALL = tuple(Corruption(kind, severity) for kind in KINDS for severity in SEVERITIES)
+
+
+def apply(
+    images: UInt8[np.ndarray, "batch side side 3"], corruption: Corruption, seeds: Sequence[int]
+) -> UInt8[np.ndarray, "batch side side 3"]:
+    """Corrupt each image with its own seed; the result depends on nothing else."""
+    state = np.random.get_state()
+    try:
+        return np.stack([_corrupted(*pair, corruption) for pair in zip(images, seeds, strict=True)])
+    finally:
+        np.random.set_state(state)
+
+
+def _corrupted(
+    image: UInt8[np.ndarray, "side side 3"], seed: int, corruption: Corruption
+) -> UInt8[np.ndarray, "side side 3"]:
+    own = np.random.SeedSequence([seed, *map(int, map(ord, corruption.kind)), corruption.severity])
+    drawn = int(own.generate_state(1)[0])
+    np.random.seed(drawn)
+    given = {"seed": drawn} if corruption.kind in OWN_GENERATOR else {}
+    return corrupt(image, corruption.severity, corruption.kind, **given)
+
+
+def batches(
+    images: UInt8[np.ndarray, "images side side 3"], seeds: Sequence[int]
+) -> Iterator[UInt8[np.ndarray, "images side side 3"]]:
+    """All images under each corruption of ``ALL``, in order."""
+    for corruption in ALL:
+        yield apply(images, corruption, seeds)

@@ -1,0 +1,59 @@
+"""Draw where every variant looks, and which images compression made change sides."""
+
+import json
+
+import numpy as np
+import torch
+
+from pipeline import confidence, explanation, models, parameters, paths
+from pipeline.data import calibration, store
+from pipeline.explanation import Answered
+from pipeline.parameters import ParameterError
+from pipeline.process import stage
+from pipeline.training import batches
+from pipeline.training.batches import ViewSet
+
+
+def main() -> None:
+    """Write `artifacts/explanations/`: pictures, and `explanations.json` that says what they show."""
+    p = parameters.load()
+    test = store.read(paths.DATA, "test")
+    paths.EXPLANATIONS.mkdir(parents=True, exist_ok=True)
+    file = paths.EXPLANATIONS / "explanations.json"
+    if test.labels.ndim > 1:
+        file.write_text(json.dumps({"note": "not drawn for attributes"}) + "\n")
+        return
+    torch.set_num_threads(1)
+    loaded = {name: models.load(paths.model(name)) for name in p.variants}
+    contract = next(iter(loaded.values())).card.input
+    views = ViewSet(test, None, contract)
+    answers = {"teacher": Answered(np.load(paths.TEACHER_PREDICTIONS))}
+    for name in p.variants:
+        if kept := confidence.load(paths.confidence(name)):
+            answers[name] = Answered(kept.predictions, kept.confidence)
+    album = explanation.Album(
+        paths.EXPLANATIONS,
+        lambda indices: views[batches.Request(indices, None, contract.size)].images,
+        test.labels,
+        test.classes,
+        list(test.table["source"]),
+    )
+    parents = {name: variant.parent for name, variant in p.variants.items()}
+    chosen = sorted(calibration.choose(test, p.explain.images, p.seed).tolist())
+    result = {
+        "method": explanation.METHOD,
+        "size": contract.size,
+        "images": explanation.maps(album, loaded, answers, chosen),
+        "flips": {
+            name: explanation.flips(album, answers[name], answers[parent], parent, p.explain.flips)
+            for name, parent in parents.items()
+        },
+        "confused": {name: explanation.confusions(album, answers[name]) for name in p.variants},
+    }
+    file.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{len(list(paths.EXPLANATIONS.glob('*.png')))} pictures in {paths.EXPLANATIONS}")
+
+
+if __name__ == "__main__":
+    with stage(ParameterError):
+        main()

@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline import explanation
+from pipeline.explanation import Album, Answered
+from students.mobilenet_v1 import MobileNetV1
+from teachers.contract import InputContract
+
+CONTRACT = InputContract(64)
+
+
+class Spot(nn.Module):
+    """Two classes: light in the left half, light in the right half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        convolution = nn.Conv2d(3, 1, 1, bias=False)
+        nn.init.constant_(convolution.weight, 1 / 3)
+        self.unit = nn.Sequential(convolution, nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = self.unit(x)
+        return torch.stack([seen[..., :32].mean(dim=(1, 2, 3)), seen[..., 32:].mean(dim=(1, 2, 3))], dim=1)
+
+
+def test_the_map_is_warm_where_the_answer_comes_from() -> None:
+    image = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    image[:, 20:40, 5:20] = 255
+    [warmth] = explanation.grad_cam(Spot(), CONTRACT, image, torch.tensor([0]))
+    assert warmth[25, 10] == pytest.approx(1)
+    assert warmth[5, 5] == warmth[25, 50] == 0
+
+
+def test_what_speaks_for_nothing_is_cold_everywhere() -> None:
+    black = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    assert (explanation.grad_cam(Spot(), CONTRACT, black, torch.tensor([0])) == 0).all()
+
+
+def test_a_students_last_map_is_that_of_its_last_block_also_when_pruned() -> None:
+    for channels in ([8] * 14, [8] * 13 + [16]):
+        student = MobileNetV1(classes=3, channels=channels, size=64).eval()
+        assert explanation.last_map(student) == "blocks.12.pointwise"
+        images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+        maps = explanation.grad_cam(student, CONTRACT, images, torch.tensor([0, 2]))
+        assert maps.shape == (2, 64, 64)
+        assert maps.min() >= 0
+        assert maps.max() <= 1 + 1e-6
+
+
+def test_the_overlay_is_the_image_in_grey_where_the_map_is_cold() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    grey = np.asarray(explanation.overlay(image, np.zeros((8, 8))))
+    assert (grey == np.asarray(Image.fromarray(image).convert("L"))[..., None]).all()
+    warm = np.asarray(explanation.overlay(image, np.ones((8, 8)))).astype(int)
+    assert (warm[..., 0] > warm[..., 2]).all()
+
+
+def test_similarity_of_a_map_with_itself_is_one_and_with_nothing_unknown() -> None:
+    warmth = np.random.default_rng(0).random((8, 8))
+    assert explanation.similarity(warmth, warmth) == pytest.approx(1)
+    assert explanation.similarity(warmth, 1 - warmth) == pytest.approx(-1)
+    assert explanation.similarity(warmth, np.zeros((8, 8))) is None
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Album:
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    return Album(
+        tmp_path,
+        lambda indices: torch.full((len(indices), 8, 8, 3), 7, dtype=torch.uint8),
+        labels,
+        ("red", "green", "blue"),
+        [f"{number}.jpg" for number in range(6)],
+    )
+
+
+def test_flips_are_the_images_that_changed_sides_the_surest_first(album: Album) -> None:
+    own = Answered(np.array([1, 0, 2, 0, 2, 2]), np.array([0.4, 0.5, 0.6, 0.9, 0.5, 0.5]))
+    parent = Answered(np.array([0, 1, 1, 1, 2, 0]))
+    found = explanation.flips(album, own, parent, "fp32", most=2)
+    assert [line["index"] for line in found["lost"]] == [3, 2]
+    assert [line["index"] for line in found["gained"]] == [1, 5]
+    first = found["lost"][0]
+    assert (first["truth"], first["parent_answer"], first["answer"]) == ("green", "green", "red")
+    assert (first["source"], first["confidence"], first["parent_confidence"]) == ("3.jpg", 0.9, None)
+    assert all((album.folder / line["file"]).is_file() for line in found["lost"] + found["gained"])
+
+
+def test_confusions_show_their_surest_examples(album: Album) -> None:
+    own = Answered(np.array([1, 1, 1, 1, 2, 0]), np.array([0.4, 0.5, 0.6, 0.9, 0.5, 0.5]))
+    first, second = explanation.confusions(album, own)
+    assert (first["truth"], first["answer"], first["count"], first["of"]) == ("red", "green", 2, 2)
+    assert [line["index"] for line in first["examples"]] == [1, 0]
+    assert (second["truth"], second["answer"]) == ("blue", "red")

@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pipeline import corruptions, inference, robustness
+from pipeline.inference import Classifier
+from tests import tiny_onnx
+
+SIZE = 32
+
+
+@pytest.fixture
+def classifiers(tmp_path: Path) -> dict[str, Classifier]:
+    """One that names the colour, and a child that always says red."""
+    red = np.zeros((3, 3), dtype=np.float32)
+    red[:, 0] = 1
+    files = {
+        "fp32": tiny_onnx.write(tmp_path / "fp32.onnx", size=SIZE),
+        "blind": tiny_onnx.write(tmp_path / "blind.onnx", size=SIZE, weights=red),
+    }
+    return {name: inference.open_classifier(file, threads=1) for name, file in files.items()}
+
+
+def colours(images: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.arange(images) % 3
+    made = np.full((images, SIZE, SIZE, 3), 60, np.uint8)
+    made[np.arange(images), :, :, labels] = 190
+    return made, labels
+
+
+def test_answers_come_set_by_set_in_the_order_of_the_images(classifiers: dict[str, Classifier]) -> None:
+    images, labels = colours(70)  # more than are asked at once
+    sets = [images, images[::-1]]
+    first, second = robustness.answer(classifiers, sets)
+    assert first["fp32"].argmax(axis=1).tolist() == labels.tolist()
+    assert second["fp32"].argmax(axis=1).tolist() == labels[::-1].tolist()
+    assert set(first["blind"].argmax(axis=1)) == {0}
+
+
+def test_corrupted_accuracy_is_told_by_kind_and_severity_and_against_the_parent(
+    classifiers: dict[str, Classifier],
+) -> None:
+    images, labels = colours(12)
+    parents = {"fp32": "teacher", "blind": "fp32"}
+    found = json.loads(
+        json.dumps(robustness.corrupted(classifiers, parents, images, labels, list(range(12))))
+    )
+    sighted, blind = found["variants"]["fp32"], found["variants"]["blind"]
+    assert list(sighted["table"]) == list(corruptions.KINDS)
+    assert all([cell["severity"] for cell in row] == [1, 2, 3, 4, 5] for row in sighted["table"].values())
+    assert sighted["clean"] == 1
+    assert blind["clean"] == blind["mean"] == pytest.approx(1 / 3)
+    assert sighted["mean"] > 0.8
+    cells = [cell["accuracy"] for row in sighted["table"].values() for cell in row]
+    assert sighted["mean"] == pytest.approx(np.mean(cells))
+    assert sighted["delta"] is None
+    assert blind["delta"] == pytest.approx(1 / 3 - sighted["mean"])
+    assert blind["delta_lo"] < blind["delta"] < blind["delta_hi"] < 0
+
+
+def test_auroc_agrees_with_scikit_learn_also_with_ties() -> None:
+    random = np.random.default_rng(0)
+    inside, outside = random.normal(1, 1, 400).round(1), random.normal(0, 1, 90).round(1)
+    area, lo, hi = robustness.auroc(inside, outside)
+    truth = np.concatenate([np.ones(400), np.zeros(90)])
+    assert area == pytest.approx(roc_auc_score(truth, np.concatenate([inside, outside])))
+    assert lo < area < hi
+
+
+def test_the_interval_of_the_auroc_covers_the_truth() -> None:
+    random, hits = np.random.default_rng(0), 0
+    for _ in range(300):
+        area, lo, hi = robustness.auroc(random.normal(1, 1, 100), random.normal(0, 1, 60))
+        hits += lo <= 0.7602 <= hi  # the normal distribution function at 1 / sqrt(2)
+        assert 0 <= lo <= area <= hi <= 1
+    assert hits >= 275
+
+
+def test_outsiders_of_doubtful_colour_are_told_from_test_images(classifiers: dict[str, Classifier]) -> None:
+    grey = np.full((40, SIZE, SIZE, 3), 100, np.uint8)
+    sure = np.full(100, 0.99, dtype=np.float32)
+    found = robustness.outside(classifiers, {"grey": grey}, dict.fromkeys(classifiers, sure))
+    told = found["sets"]["grey"]["variants"]["fp32"]
+    assert told["confidence"] == pytest.approx(1 / 3, rel=1e-5)
+    assert (told["auroc"], told["over_90"]) == (1, 0)
+    assert found["test"]["fp32"] == {"n": 100, "confidence": pytest.approx(0.99), "over_90": 1}
