@@ -17,7 +17,7 @@ from pipeline import latency
 from pipeline.report import page, pictures, tables
 from pipeline.report.tables import Row
 from tests import tiny_onnx
-from tests.results import CHAIN, CLASSES, results
+from tests.results import CHAIN, CLASSES, benchmark, evidence, measured, results
 
 HEADER = (
     "variant,parent,op,top1,top1_lo,top1_hi,top1_delta,delta_lo,delta_hi,mcnemar_p,verdict,"
@@ -31,8 +31,9 @@ def table() -> list[Row]:
     return tables.rows(entries, teacher=teacher, labels=labels, max_drop=0.02)
 
 
-def rendered(table: list[Row], **changes: Any) -> str:
-    entries, _, _ = results(variants=[row.variant for row in table])
+def rendered(table: list[Row], everything: Path | None = None, **changes: Any) -> str:
+    """The page; with all that can be measured where there is a folder for its pictures."""
+    entries, answers, _ = results(variants=[row.variant for row in table])
     arguments: dict[str, Any] = {
         "teacher": {
             "origin": "A <great> teacher",
@@ -53,6 +54,7 @@ def rendered(table: list[Row], **changes: Any) -> str:
             "data_sha256": "d" * 64,
             "task": "single_label",
             "classes": list(CLASSES),
+            "counts": {split: dict.fromkeys(CLASSES, 3000) for split in ("train", "val", "test")},
             "images": {"train": 9000, "val": 500, "test": 4000},
             "rejected": [{"source": "a.txt", "reason": "not an image"}],
             "leaked_between_splits": 2,
@@ -65,6 +67,10 @@ def rendered(table: list[Row], **changes: Any) -> str:
         "size": 8,
         "max_drop": 0.02,
     }
+    if everything is not None:
+        arguments["benchmark"] |= benchmark(entries, noisy=True)
+        entries = measured(entries)
+        arguments["evidence"] = evidence(entries, answers, everything)
     return page.render(table, entries, **{**arguments, **changes})
 
 
