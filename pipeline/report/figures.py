@@ -9,7 +9,7 @@ MINUS = "\N{MINUS SIGN}"
 class Unit:
     """How a value of the artifacts is shown."""
 
-    factor: float
+    factor: int | float
     digits: int
     suffix: str
     signed: bool = False
@@ -37,7 +37,7 @@ UNITS = {
 """Artifacts hold fractions of 1, bytes, counts, milliseconds or seconds, kilowatt-hours, joules and grams."""
 
 
-def figure(value: float, unit: str = "", digits: int | None = None, *, bare: bool = False) -> str:
+def figure(value: int | float, unit: str = "", digits: int | None = None, *, bare: bool = False) -> str:
     """A value with its unit; without a unit a count, or a plain number of at most four digits.
 
     Args:
@@ -56,6 +56,6 @@ def figure(value: float, unit: str = "", digits: int | None = None, *, bare: boo
     return text if bare else text + how.suffix
 
 
-def span(lo: float, hi: float, unit: str, digits: int | None = None) -> str:
+def span(lo: int | float, hi: int | float, unit: str, digits: int | None = None) -> str:
     """An interval, its unit left to what it belongs to."""
     return f"{figure(lo, unit, digits, bare=True)} to {figure(hi, unit, digits, bare=True)}"

@@ -17,8 +17,6 @@ from pipeline.tasks import METRICS, SINGLE_LABEL, TASKS, Task
 
 Facts = Sequence[tuple[str, str]]
 
-REFERENCE = "fp32"
-"""What ratios compare with."""
 NOUNS = {"single_label": "classes", "multi_label": "attributes"}
 SHOWN_REJECTED = 50
 """Of more rejected files than this, the first are shown."""
@@ -91,7 +89,7 @@ def render(
         lead=_lead(table, teacher, max_drop, task),
         figures=_figures(best, told, teacher, task) if best else (),
         table=table,
-        lines=_lines(table, entries, max_drop, evidence),
+        lines=_lines(table, entries, max_drop, evidence, benchmark["settings"].get("reference")),
         best=best,
         choice=f"The most accurate of those within {NEARLY_AS_FAST - 1:.0%} of the fastest, "
         "among variants that are accepted with all their ancestors.",
@@ -213,7 +211,11 @@ def _tradeoff(table: Sequence[Row], cost: Cost, teacher_score: float, task: Task
 
 
 def _lines(
-    table: Sequence[Row], entries: Sequence[Entry], max_drop: float, evidence: Evidence
+    table: Sequence[Row],
+    entries: Sequence[Entry],
+    max_drop: float,
+    evidence: Evidence,
+    reference: str | None,
 ) -> list[dict[str, Any]]:
     """The table's cells as they are read."""
     low = min(-max_drop, *(row.delta_lo for row in table))
@@ -260,7 +262,7 @@ def _lines(
                 "ratio_interval": ""
                 if ratio is None
                 else "not distinguishable"
-                if latency.get("distinguishable") is False and row.variant != REFERENCE
+                if latency.get("distinguishable") is False and row.variant != reference
                 else span(latency["ratio_lo"], latency["ratio_hi"], "times"),
             }
         )
@@ -300,7 +302,9 @@ def _curve(name: str, history: Sequence[Mapping[str, Any]]) -> Markup:
     return svg.curves(panels, title=f"Training of {name}", x_label="epoch")
 
 
-def _points(history: Sequence[Mapping[str, Any]], key: str, scale: float) -> list[tuple[float, float]]:
+def _points(
+    history: Sequence[Mapping[str, Any]], key: str, scale: int
+) -> list[tuple[int | float, int | float]]:
     return [(line["epoch"], scale * line[key]) for line in history if line.get(key) is not None]
 
 

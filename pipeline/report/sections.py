@@ -251,8 +251,8 @@ def adversarial(robustness: Part | None) -> Grid | None:
         rows.append((f"{attack} on {module}, answered by {variant}.onnx", cells))
     note = (
         f"Per cent named right of {figure(found['n'])} test images, changed on purpose by no more than the "
-        "radius (of 255 grey levels) with the gradients of the float network; a quantised file is attacked by "
-        "transfer. "
+        "radius (of 255 grey levels) with the gradients of the float network; a quantised file is attacked "
+        "by transfer. "
     ) + " ".join(f"{name}: {_sentence(words)}" for name, words in found["attacks"].items())
     return Grid("attack", ["none", *(f"{radius:g}/255" for radius in radii)], rows, note)
 
@@ -560,11 +560,11 @@ def _answer(item: Part, answer: str, confidence: str) -> str:
     return item[answer] if sure is None else f"{item[answer]}, {figure(sure, '%', 0)}"
 
 
-def _known(value: float | None, unit: str, digits: int | None = None) -> str:
+def _known(value: int | float | None, unit: str, digits: int | None = None) -> str:
     return "not kept" if value is None else figure(value, unit, digits, bare=True)
 
 
-def _lost(value: float, clean: float) -> int:
+def _lost(value: int | float, clean: int | float) -> int:
     return round(DARKEST * min(1.0, max(0.0, 1 - value / clean))) if clean else 0
 
 

@@ -36,7 +36,7 @@ class Series:
     """One line of a panel."""
 
     label: str
-    points: Sequence[tuple[float, float]]
+    points: Sequence[tuple[int | float, int | float]]
     last: str
     """The last value as it is read."""
     kind: Literal["accept", "muted"]
@@ -58,12 +58,12 @@ class Bar:
 class _Scale:
     """From values to places."""
 
-    low: float
-    high: float
+    low: int | float
+    high: int | float
     start: float
     end: float
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: int | float) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
@@ -150,7 +150,7 @@ def curves(panels: Sequence[Series], *, title: str, x_label: str) -> Markup:
     return _svg(parts, width, height, title)
 
 
-def calibration(bins: Sequence[tuple[float, float, int]], *, title: str) -> Markup:
+def calibration(bins: Sequence[tuple[int | float, int | float, int]], *, title: str) -> Markup:
     """Reliability: how often answers of a confidence are right; the larger a dot, the more answers.
 
     Args:
@@ -177,7 +177,7 @@ def calibration(bins: Sequence[tuple[float, float, int]], *, title: str) -> Mark
     return _svg(parts, width, height, title)
 
 
-def strip(shades: Sequence[float], *, title: str) -> Markup:
+def strip(shades: Sequence[int | float], *, title: str) -> Markup:
     """A row of small squares, each as dark as its shade from 0 to 1."""
     squares = (
         f'<rect x="{15 * place}" width="13" height="13" rx="2" fill-opacity="{max(0.06, shade):.2f}"/>'
@@ -207,7 +207,7 @@ def bars(rows: Sequence[Bar], *, title: str, unit: str) -> Markup:
     return _svg(parts, width, height, title)
 
 
-def ticks(low: float, high: float, count: int) -> list[float]:
+def ticks(low: int | float, high: int | float, count: int) -> list[float]:
     """At most ``count`` + 1 round values between two ends: steps of 1, 2 or 5 times a power of ten."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
@@ -248,7 +248,7 @@ def _mark(mark: Mark, x: float, y: float, lo: float, hi: float, box: Box) -> str
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "muted") -> str:
+def _text(x: int | float, y: int | float, text: str, anchor: str = "start", kind: str = "muted") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
@@ -260,7 +260,9 @@ def _path(places: Iterable[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
 
 
-def _svg(parts: Iterable[str], width: float, height: float, title: str, kind: str = "chart") -> Markup:
+def _svg(
+    parts: Iterable[str], width: int | float, height: int | float, title: str, kind: str = "chart"
+) -> Markup:
     inside = "".join(parts)
     return Markup(
         f'<svg class="{kind}" role="img" aria-label="{escape(title)}" viewBox="0 0 {width:g} {height:g}">'
