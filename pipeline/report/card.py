@@ -245,8 +245,8 @@ def _efforts(
         speeds = [line["images_per_second"] for line in history if line.get("images_per_second")]
         line = [name, seconds, figure(max(speeds), "/s") if speeds else "not kept"]
         if costs:
-            own = costs["training"].get(name, {})
-            line += [_known(own.get("own_kwh"), "Wh"), _known(own.get("own_gram_co2"), "g")]
+            own = costs["training"][name]["own"]
+            line += [figure(own["kwh"], "Wh"), figure(own["gram_co2"], "g")]
         rows.append(line)
     energy = ["energy", "CO2"] if costs else []
     return _table(["step", "training", "fastest epoch", *energy], rows)
@@ -333,7 +333,7 @@ def _attack_table(robustness: Part | None) -> str:
                 f"{result['variant']}.onnx",
                 figure(result["radius"]),
                 _within(result["accuracy"], result["lo"], result["hi"], "%", 1),
-                figure(found["clean"][result["variant"]], "%", 1),
+                figure(found["clean"][result["variant"]]["accuracy"], "%", 1),
             ]
             for result in found["results"]
         ),
@@ -405,7 +405,7 @@ def _energy_table(costs: Part | None) -> str:
     return _table(
         ["variant", "energy of a thousand images", "CO2 of a thousand images"],
         (
-            [variant, _known(of["kwh_per_1000"], "mWh"), _known(of["gram_co2_per_1000"], "mg")]
+            [variant, figure(of["kwh_per_1000"], "mWh"), figure(of["gram_co2_per_1000"], "mg")]
             for variant, of in costs["inference"].items()
         ),
     )
@@ -420,10 +420,6 @@ def _settings(teacher: Part, built: Sequence[Part]) -> str:
             applied = {key: applied[key] for key in PTQ_SETTINGS}
         made[of["variant"]] = {"parent": of["parent"], "op": of["op"], **applied}
     return yaml.safe_dump(made, sort_keys=False, default_flow_style=None, width=100).rstrip()
-
-
-def _known(value: int | float | None, unit: str) -> str:
-    return "not kept" if value is None else figure(value, unit)
 
 
 def _listed(names: Iterable[str]) -> str:

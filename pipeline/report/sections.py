@@ -235,7 +235,7 @@ def adversarial(robustness: Part | None) -> Grid | None:
     at = {(r["attack"], r["module"], r["variant"], r["radius"]): r for r in found["results"]}
     rows = []
     for attack, module, variant in attacked:
-        clean = found["clean"][variant]
+        clean = found["clean"][variant]["accuracy"]
         cells = [Cell(figure(clean, "%", 1, bare=True))]
         for radius in radii:
             result = at.get((attack, module, variant, radius))
@@ -401,10 +401,7 @@ def explanations(evidence: Evidence, shipped: str) -> dict[str, Any] | None:
         if pairs
     ]
     method = found["method"]
-    note = (
-        f"{method['name']} of the named class at {method['layer']} ({method['library']}). "
-        f"{method['note'] or ''}"
-    )
+    note = f"{method['name']} ({method['library']}): {_sentence(method['note'])}"
     return {"rows": rows, "flips": flips, "confused": confused, "note": note}
 
 
@@ -418,11 +415,11 @@ def costs(found: Part | None) -> list[Grid]:
         (
             step,
             [
-                Cell(_known(of["seconds"], "minutes")),
-                Cell(_known(of["own_kwh"], "Wh")),
-                Cell(_known(of["own_gram_co2"], "g")),
-                Cell(_known(of["total_kwh"], "Wh")),
-                Cell(_known(of["total_gram_co2"], "g")),
+                Cell(figure(of["own"]["seconds"], "minutes", bare=True)),
+                Cell(figure(of["own"]["kwh"], "Wh", bare=True)),
+                Cell(figure(of["own"]["gram_co2"], "g", bare=True)),
+                Cell(figure(of["total"]["kwh"], "Wh", bare=True)),
+                Cell(figure(of["total"]["gram_co2"], "g", bare=True)),
             ],
         )
         for step, of in found["training"].items()
@@ -431,10 +428,10 @@ def costs(found: Part | None) -> list[Grid]:
         (
             variant,
             [
-                Cell(_known(of["ms_per_image"], "ms")),
-                Cell(_known(of["joule_per_image"], "mJ")),
-                Cell(_known(of["kwh_per_1000"], "mWh")),
-                Cell(_known(of["gram_co2_per_1000"], "mg")),
+                Cell(figure(of["ms_per_image"], "ms", bare=True)),
+                Cell(figure(of["joule_per_image"], "mJ", bare=True)),
+                Cell(figure(of["kwh_per_1000"], "mWh", bare=True)),
+                Cell(figure(of["gram_co2_per_1000"], "mg", bare=True)),
             ],
         )
         for variant, of in found["inference"].items()
@@ -443,7 +440,7 @@ def costs(found: Part | None) -> list[Grid]:
     whole = (
         f"{word}. All together {figure(everything['seconds'], 'minutes')}, "
         f"{figure(everything['kwh'], 'Wh')} and {figure(everything['gram_co2'], 'g')} of CO₂. "
-        f"{method['note'] or ''}"
+        f"{_sentence(method['note'])} Sources: {'; '.join(method['sources'])}."
     )
     return [
         Grid(
@@ -558,10 +555,6 @@ def _pictures(folder: Path) -> Any:
 def _answer(item: Part, answer: str, confidence: str) -> str:
     sure = item.get(confidence)
     return item[answer] if sure is None else f"{item[answer]}, {figure(sure, '%', 0)}"
-
-
-def _known(value: int | float | None, unit: str, digits: int | None = None) -> str:
-    return "not kept" if value is None else figure(value, unit, digits, bare=True)
 
 
 def _lost(value: int | float, clean: int | float) -> int:
