@@ -248,7 +248,7 @@ def test_the_page_names_the_result_and_every_variant(table: list[Row]) -> None:
 
 def test_the_page_says_so_when_no_variant_passes(table: list[Row]) -> None:
     text = rendered([replace(row, verdict="reject") for row in table])
-    assert "No variant passes the gate; the most accurate is fp32 with 93.0%." in text
+    assert "No variant is accepted with all it was made from; the most accurate is fp32, 93.0%." in text
     assert "★ The" not in text
 
 
@@ -303,7 +303,7 @@ def test_the_page_tells_what_was_measured(table: list[Row], tmp_path: Path) -> N
         "FGSM on fp32, answered by int8.onnx",
         "gap 2.9 points (1.1 to 4.7)",
         "error 2.10% (1.70 to 2.50), mean confidence 91.4%",
-        "like fp32&#39;s: 0.96",
+        "as fp32: 0.96",
         "int8: right before, wrong now",
         "The machine was noisy</b>, so intervals are wider than they could be: others took 0.8 cores.",
         "19.30 Wh and 8.44 g of CO₂",

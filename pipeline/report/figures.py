@@ -26,6 +26,7 @@ UNITS = {
     "s": Unit(1, 2, " s"),
     "minutes": Unit(1 / 60, 1, " minutes"),
     "hours": Unit(1 / 3600, 2, " hours"),
+    "plain": Unit(1, 3, ""),
     "times": Unit(1, 2, " times"),
     "Wh": Unit(1000, 2, " Wh"),
     "mWh": Unit(1e6, 2, " mWh"),

@@ -141,7 +141,10 @@ def _title(table: Sequence[Row], best: Row | None, task: Task) -> str:
     """The result in one sentence."""
     if best is None:
         top = max(table, key=lambda row: row.score)
-        return f"No variant passes the gate; the most accurate is {top.variant} with {top.score:.1%}."
+        return (
+            "No variant is accepted with all it was made from; "
+            f"the most accurate is {top.variant}, {top.score:.1%}."
+        )
     sentence = f"{best.variant} {_does(best.score, task)} with {figure(best.size_bytes, 'MB')}"
     if best.latency_ratio_to_fp32 is None or best.variant == "fp32":
         return f"{sentence} and {best.latency_ms_p50:.1f} ms an image."
@@ -252,12 +255,10 @@ def _lines(
                 "parameters": figure(row.parameters, "M", bare=True),
                 "macs": figure(row.macs, "M", 0, bare=True),
                 "latency": figure(row.latency_ms_p50, "ms", bare=True),
-                "latency_tail": f"p90 {figure(latency['latency_ms_p90'], 'ms', bare=True)}"
-                + (
-                    f", p99 {figure(latency['latency_ms_p99'], 'ms', bare=True)}"
-                    if "latency_ms_p99" in latency
-                    else ""
-                ),
+                "latency_tails": [
+                    f"{tail} {figure(latency[f'latency_ms_{tail}'], 'ms', bare=True)}"
+                    for tail in ("p90", "p99")
+                ],
                 "ratio": "" if ratio is None else figure(ratio, "times", bare=True),
                 "ratio_interval": ""
                 if ratio is None

@@ -57,8 +57,8 @@ class Shot:
     picture: str
     """Address."""
     title: str
-    lines: Sequence[str] = ()
-    right: bool | None = None
+    lines: Sequence[tuple[str, bool]] = ()
+    """What is said below it, and whether that is right."""
 
 
 def classes(entries: Sequence[Entry], told: Entry, comparison: Part | None) -> Grid:
@@ -184,7 +184,6 @@ def corruptions(robustness: Part | None) -> Grid | None:
     if not found:
         return None
     variants: Mapping[str, Any] = found["variants"]
-    of_kind = {kind: group for group, kinds in found["groups"].items() for kind in kinds}
 
     def mean(of: Part) -> Cell:
         text = figure(of["mean"], "%", 1, bare=True)
@@ -211,7 +210,7 @@ def corruptions(robustness: Part | None) -> Grid | None:
         ("all kinds", [mean(of) for of in variants.values()]),
         *(
             (
-                f"{kind.replace('_', ' ')} ({of_kind[kind]})" if kind in of_kind else kind.replace("_", " "),
+                kind.replace("_", " "),
                 [kind_cell(of, kind) for of in variants.values()],
             )
             for kind in found["kinds"]
@@ -273,7 +272,7 @@ def outside(robustness: Part | None) -> Grid | None:
             cells.append(
                 Cell(
                     figure(of["confidence"], "%", 1, bare=True),
-                    small=f"AUROC {figure(of['auroc'], digits=3)}",
+                    small=f"AUROC {figure(of['auroc'], 'plain')}",
                     shade=round(DARKEST * of["over_90"]),
                     title=f"{figure(of['over_90'], '%', 1)} of them with at least 90% confidence",
                 )
@@ -355,14 +354,13 @@ def explanations(evidence: Evidence, shipped: str) -> dict[str, Any] | None:
                     picture(of["map"]),
                     variant,
                     [
-                        f"{of['answer']}, {figure(of['confidence'], '%', 0)}",
+                        (f"{of['answer']}, {figure(of['confidence'], '%', 0)}", of["right"]),
                         *(
                             []
                             if of["similarity"] is None or variant == "fp32"
-                            else [f"like fp32's: {figure(of['similarity'], digits=2)}"]
+                            else [(f"as fp32: {figure(of['similarity'], 'plain', 2)}", True)]
                         ),
                     ],
-                    of["right"],
                 )
                 for variant, of in image["variants"].items()
             ),
@@ -377,10 +375,12 @@ def explanations(evidence: Evidence, shipped: str) -> dict[str, Any] | None:
                     picture(item["file"]),
                     item["truth"],
                     [
-                        f"{of['parent']}: {_answer(item, 'parent_answer', 'parent_confidence')}",
-                        f"now: {_answer(item, 'answer', 'confidence')}",
+                        (
+                            f"{of['parent']}: {_answer(item, 'parent_answer', 'parent_confidence')}",
+                            way == "lost",
+                        ),
+                        (f"now: {_answer(item, 'answer', 'confidence')}", way == "gained"),
                     ],
-                    way == "gained",
                 )
                 for item in of[way]
             ]
@@ -521,9 +521,11 @@ def conditions(benchmark: Part) -> Grid | None:
     return Grid("setting", variants, rows, note)
 
 
-def counts(data: Part) -> Grid:
-    """Images of each class in each split, those of the rarest classes where there are many."""
+def counts(data: Part) -> Grid | None:
+    """Images of each class in each split, of the rarest where there are many; None where all have as many."""
     splits = list(data["counts"])
+    if all(len({data["counts"][split].get(name, 0) for name in data["classes"]}) == 1 for split in splits):
+        return None
     names = data["classes"]
     note = ""
     if len(names) > SHOWN_CLASSES:
