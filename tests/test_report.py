@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -169,18 +170,19 @@ def crowded(table: list[Row]) -> list[Row]:
 
 
 def test_no_label_of_the_overview_covers_another_label_or_a_point(table: list[Row]) -> None:
-    figure = pictures.overview(crowded(table), 0.94)
-    pictures.FigureCanvasAgg(figure).draw()
+    picture = pictures.overview(crowded(table), 0.94)
     compared = 0
-    for axes in figure.axes:
-        labels = [Box(*text.get_window_extent().extents) for text in axes.texts]
-        points = [
-            Box(*line.get_window_extent().extents) for line in axes.lines if line.get_marker() != "None"
-        ]
-        for number, label in enumerate(labels):
-            for other in (*labels[number + 1 :], *points):
-                assert overlap(label, other) == 0
-                compared += 1
+    with matplotlib.rc_context(pictures.FONTS):
+        pictures.FigureCanvasAgg(picture).draw()
+        for axes in picture.axes:
+            marks = [line for line in axes.lines if line.get_marker() != "None"]
+            labels, points = (
+                [Box(*one.get_window_extent().extents) for one in of] for of in (axes.texts, marks)
+            )
+            for number, label in enumerate(labels):
+                for other in (*labels[number + 1 :], *points):
+                    assert overlap(label, other) == 0
+                    compared += 1
     assert compared > 40
 
 
@@ -323,9 +325,12 @@ def test_a_browser_shows_every_section_without_errors_on_a_phone_and_on_a_desk(
     (tmp_path / "report.html").write_text(rendered(table, tmp_path))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        for width, scheme, paper in ((390, "dark", "rgb(20, 23, 26)"), (1440, "light", "rgb(252, 252, 250)")):
-            viewport = ViewportSize(width=width, height=900)
-            view = browser.new_page(viewport=viewport, color_scheme=scheme, offline=True)
+        for width, dark, paper in ((390, True, "rgb(20, 23, 26)"), (1440, False, "rgb(252, 252, 250)")):
+            view = browser.new_page(
+                viewport=ViewportSize(width=width, height=900),
+                color_scheme="dark" if dark else "light",
+                offline=True,
+            )
             said: list[str] = []
             view.on("console", lambda message, said=said: said.append(message.text))
             view.on("pageerror", lambda error, said=said: said.append(str(error)))
