@@ -11,8 +11,20 @@ from huggingface_hub import ModelCard
 
 from pipeline import parameters
 from pipeline.report import card, tables
+from pipeline.report.evidence import Evidence
+from pipeline.report.tables import Entry, Row
+from pipeline.tasks import METRICS
 from tests import card_numbers
-from tests.results import DATA, TEACHER, TEACHER_HISTORY, benchmark, evidence, measured, results
+from tests.results import (
+    DATA,
+    TEACHER,
+    TEACHER_HISTORY,
+    as_attributes,
+    benchmark,
+    evidence,
+    measured,
+    results,
+)
 
 HEADINGS = """\
 ## Model Details
@@ -73,8 +85,32 @@ def written(
     entries, answers, labels = results()
     table = tables.rows(entries, teacher=answers, labels=labels, max_drop=max_drop)
     entries = measured(entries) if everything else entries
-    found = evidence(entries, answers, folder / "explanations") if everything else None
-    speeds = benchmark(entries, full=everything, noisy=everything)
+    return write(
+        folder,
+        table,
+        entries,
+        evidence=evidence(entries, answers, folder / "explanations") if everything else None,
+        benchmark=benchmark(entries, full=everything, noisy=everything),
+        max_drop=max_drop,
+        said=said,
+    )
+
+
+def write(
+    folder: Path,
+    table: list[Row],
+    entries: list[Entry],
+    *,
+    evidence: Evidence | None,
+    benchmark: dict[str, Any],
+    max_drop: float = 0.02,
+    said: Mapping[str, str] | None = None,
+) -> Path:
+    """Artifacts as the stages write them, and the card."""
+    task = METRICS[table[0].metric]
+    data = DATA | {"task": task.name}
+    teacher = TEACHER | {"metric": task.metric, "test": {task.metric: 0.94, "n": 4000}}
+    rule = {"size": 192, "mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bilinear", "crop": 1.0}
     built = [
         {
             "variant": entry.variant,
@@ -83,13 +119,7 @@ def written(
             "start": "random weights",
             "settings": entry.settings,
             "arguments": {"channels": [24, 48]},
-            "input": {
-                "size": 192,
-                "mean": [0.0] * 3,
-                "std": [1.0] * 3,
-                "interpolation": "bilinear",
-                "crop": 1.0,
-            },
+            "input": rule,
             "git_commit": "c0ffee",
             "versions": {"torch": "2.14.1"},
         }
@@ -102,27 +132,24 @@ def written(
         student=SETTINGS["student"],
         built=built,
         views=SETTINGS["views"],
-        teacher=TEACHER,
+        teacher=teacher,
         teacher_history=TEACHER_HISTORY,
-        data=DATA,
-        benchmark=speeds,
+        data=data,
+        benchmark=benchmark,
         max_drop=max_drop,
-        evidence=found,
+        evidence=evidence,
     )
-    files: dict[str, Any] = {"benchmark.json": speeds, "data/report.json": DATA, "teacher/card.json": TEACHER}
+    files = {"benchmark.json": benchmark, "data/report.json": data, "teacher/card.json": teacher}
     for entry, about in zip(entries, built, strict=True):
-        files[f"metrics/{entry.variant}.json"] = {
-            **entry.scores,
-            "parameters": entry.parameters,
-            "macs": entry.macs,
-        }
+        own = {"parameters": entry.parameters, "macs": entry.macs}
+        files[f"metrics/{entry.variant}.json"] = {**entry.scores, **own}
         files[f"models/{entry.variant}/card.json"] = about
-    if found is not None:
+    if evidence is not None:
         files |= {
-            "comparison.json": found.comparison,
-            "costs.json": found.costs,
-            "robustness.json": found.robustness,
-            "explanations/explanations.json": found.explanations,
+            "comparison.json": evidence.comparison,
+            "costs.json": evidence.costs,
+            "robustness.json": evidence.robustness,
+            "explanations/explanations.json": evidence.explanations,
         }
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +253,7 @@ def test_what_was_not_measured_is_said_to_be_so(tmp_path: Path) -> None:
     assert "was not measured" not in everything
     assert "8.44 g of CO2" in everything
     assert "The machine was noisy (others took 0.8 cores)" in everything
-    assert "By object scale there is nothing: The background is not plain." in everything
+    assert "- Object scale, of which nothing can be told: The background is not plain." in everything
 
 
 def test_the_hyperparameters_are_those_that_were_applied(tmp_path: Path) -> None:
@@ -239,6 +266,17 @@ def test_the_hyperparameters_are_those_that_were_applied(tmp_path: Path) -> None
         about = json.loads((tmp_path / f"models/{variant}/card.json").read_text())
         assert settings == {"parent": about["parent"], "op": about["op"], **about["settings"]}
     assert list(read) == ["fp32", "int8", "pruned", "pruned-int8"]
+
+
+def test_a_card_of_attributes_speaks_of_map(tmp_path: Path) -> None:
+    entries, answers, labels = results()
+    table = tables.rows(entries, teacher=answers, labels=labels, max_drop=0.02)
+    path = write(tmp_path, *as_attributes(table, entries), evidence=None, benchmark=benchmark(entries))
+    text = path.read_text()
+    assert "mAP 93.00%" in text
+    assert "an average precision of 91.7% on red, but 68.8% on green" in text
+    assert not re.search(r"top-1|McNemar|Wilson", text)
+    assert unexplained(path) == []
 
 
 def test_a_run_without_an_accepted_variant_recommends_none(tmp_path: Path) -> None:

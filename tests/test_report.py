@@ -26,6 +26,7 @@ from tests.results import (
     DATA,
     TEACHER,
     TEACHER_HISTORY,
+    as_attributes,
     benchmark,
     evidence,
     measured,
@@ -258,6 +259,34 @@ def test_a_page_without_training_and_without_fp32_is_complete(table: list[Row]) 
     text = rendered([replace(table[0], latency_ratio_to_fp32=None)], teacher_history=[])
     assert "fp32 names 93.0%" in text
     assert text.rstrip().endswith("</html>")
+
+
+def test_the_page_of_attributes_speaks_of_map_and_of_no_classes(table: list[Row]) -> None:
+    entries, _, _ = results()
+    table, entries = as_attributes(table, entries)
+    text = page.render(
+        table,
+        entries,
+        teacher=TEACHER | {"metric": "map", "val": {"map": 0.95, "n": 500}, "test": {"map": 0.94, "n": 4000}},
+        teacher_history=[],
+        data=DATA | {"task": "multi_label"},
+        benchmark=benchmark(entries),
+        size=8,
+        max_drop=0.02,
+    )
+    assert "int8 has a mAP of 93.0%" in text
+    assert "Average precision of each attribute, in per cent" in text
+    assert "no images" in text
+    visible = re.sub(r"<style>.*?</style>|<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"top-1|McNemar|most often takes", visible)
+
+
+def test_pictures_of_sensitivity_have_a_place(table: list[Row]) -> None:
+    text = rendered(table, sensitivity=[("One layer in int8", svg.strip([0.2, 0.9], title="layers"))])
+    structure = Structure(text)
+    assert "sensitivity" in structure.ids
+    assert "#sensitivity" in structure.references
+    assert "<b>One layer in int8</b>" in text
 
 
 def test_of_many_classes_those_with_the_most_errors_are_shown() -> None:

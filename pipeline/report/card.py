@@ -121,6 +121,7 @@ def render(
         explanations=evidence.explanations,
         costs=evidence.costs,
         calibration=told.scores.get("calibration"),
+        attack=_first_attack(evidence.robustness, told),
         extremes=_extremes(told),
         mistakes=mistakes(told),
         snippet=SNIPPET.format(variant=shipped.variant),
@@ -258,6 +259,13 @@ def _extremes(told: Entry) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None
     return (ranked[-1], ranked[0]) if len(ranked) > 1 else None
 
 
+def _first_attack(robustness: Part | None, told: Entry) -> Mapping[str, Any] | None:
+    """The strongest attack of the least radius on the shipped variant."""
+    found = (robustness or {}).get("adversarial") or {"results": []}
+    own = [result for result in found["results"] if result["variant"] == told.variant]
+    return min(own, key=lambda result: (result["radius"], result["accuracy"]), default=None)
+
+
 def _share(counts: Mapping[str, Any]) -> int | float:
     if "average_precision" in counts:
         return counts["average_precision"] or 0.0
@@ -350,7 +358,7 @@ def _outside_table(robustness: Part | None) -> str:
             variant,
             figure(of["confidence"], "%", 1),
             figure(of["over_90"], "%", 1),
-            figure(of["auroc"], digits=3),
+            figure(of["auroc"], "plain"),
         ]
         for name, images in found["sets"].items()
         for variant, of in images["variants"].items()
@@ -391,8 +399,8 @@ def _calibration_table(entries: Sequence[Entry]) -> str:
                 entry.variant,
                 _within(of["ece"], of["ece_lo"], of["ece_hi"], "%"),
                 figure(of["confidence"], "%", 1),
-                figure(of["nll"], digits=3),
-                figure(of["brier"], digits=3),
+                figure(of["nll"], "plain"),
+                figure(of["brier"], "plain"),
             ]
             for entry, of in known
         ),
