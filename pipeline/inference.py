@@ -1,7 +1,7 @@
 """Shipped ONNX files in ONNX Runtime: opened, checked against their own metadata, and run."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -385,6 +385,43 @@ class Tracking(Section):
     """Experiment name."""
 
 
+class Card(Section):
+    """What the model card says that nothing can measure; where a key is null, the card says so and why."""
+
+    name: str | None = None
+    """Title; null makes one of architecture, width, size and data."""
+    developers: str | None = None
+    """Who made the model."""
+    funded_by: str | None = None
+    """Who paid for it."""
+    shared_by: str | None = None
+    """Who hands it on."""
+    license: str | None = None
+    """License of the weights, as an SPDX identifier."""
+    language: str | None = None
+    """ISO 639 code of the language of the class names."""
+    repository: str | None = None
+    """Address of the code that made the model."""
+    demo: str | None = None
+    """Address where the model can be tried."""
+    contact: str | None = None
+    """Where questions go."""
+    direct_use: str | None = None
+    """What the model is meant for as it is."""
+    downstream_use: str | None = None
+    """What it is meant to be built into, or trained on for."""
+    out_of_scope_use: str | None = None
+    """What it must not be used for."""
+    risks: str | None = None
+    """Harms and limits that no figure shows."""
+    recommendations: str | None = None
+    """What users should do about them."""
+    cloud_provider: str | None = None
+    """Whose machines it was trained on, and where."""
+    citation: str | None = None
+    """BibTeX of this model."""
+
+
 class Parameters(Section):
     """All of `params.yaml`."""
 
@@ -406,6 +443,7 @@ class Parameters(Section):
     energy: Energy
     gate: Gate
     budget: Budget
+    card: Card = Card()
     tracking: Tracking
 
     def settings(self, variant: str, kind: type[Settings]) -> Settings:

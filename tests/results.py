@@ -1,15 +1,51 @@
 """Results as the stages write them, made up."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
+from PIL import Image
 
-from pipeline.report.tables import Entry
-from pipeline.statistics import wilson
+from pipeline import latency
+from pipeline.report.evidence import Evidence
+from pipeline.report.tables import Entry, Row
+from pipeline.statistics import compare, wilson
 
 CLASSES = ("red", "green", "blue")
+TEACHER: dict[str, Any] = {
+    "origin": "A <great> teacher",
+    "metric": "top1",
+    "adapted": True,
+    "settings": {"source": "timm", "full": {"epochs": 1.25}},
+    "input": {"size": 260},
+    "val": {"top1": 0.95, "n": 500},
+    "test": {"top1": 0.94, "n": 4000},
+}
+TEACHER_HISTORY = [
+    {"epoch": 0.5, "seconds": 3, "loss": 2.0, "val_top1": 0.5},
+    {"epoch": 1.0, "seconds": 3, "loss": 1.5, "val_top1": 0.8},
+    {"epoch": 1.0, "seconds": 9, "loss": 1.0, "val_top1": 0.95},
+]
+DATA: dict[str, Any] = {
+    "source": "folder",
+    "path": "photographs/colours",
+    "license": "CC0",
+    "data_sha256": "d" * 64,
+    "task": "single_label",
+    "classes": list(CLASSES),
+    "counts": {
+        split: dict(zip(CLASSES, (3000, 2990, 3010), strict=True)) for split in ("train", "val", "test")
+    },
+    "images": {"train": 9000, "val": 500, "test": 4000},
+    "rejected": [{"source": "a.txt", "reason": "not an image"}],
+    "leaked_between_splits": 2,
+}
+KINDS = {"noise": ["gaussian_noise"], "weather": ["fog", "snow"]}
+"""Families of corruptions."""
+
 CHAIN = {
     "fp32": ("teacher", "distill", 0.93, 7_360_000, 5.0),
     "int8": ("fp32", "quantize", 0.93, 2_040_000, 2.5),
@@ -41,6 +77,7 @@ def results(
                 latency={
                     "latency_ms_p50": milliseconds,
                     "latency_ms_p90": 1.1 * milliseconds,
+                    "latency_ms_p99": 1.3 * milliseconds,
                     "ratio": 5.0 / milliseconds,
                     "ratio_lo": 4.9 / milliseconds,
                     "ratio_hi": 5.1 / milliseconds,
@@ -82,4 +119,289 @@ def _scores(
         "predictions": predictions.tolist(),
         "sha256": f"{size:064x}",
         "size_bytes": size,
+    }
+
+
+def as_attributes(table: Sequence[Row], entries: Sequence[Entry]) -> tuple[list[Row], list[Entry]]:
+    """The same results of classifiers that name any number of attributes."""
+    scores = {
+        "metric": "map",
+        "classes": [
+            {"label": name, "n": n, "average_precision": precision}
+            for name, n, precision in zip(CLASSES, (812, 1204, 0), (0.917, 0.688, None), strict=True)
+        ],
+    }
+    return (
+        [replace(row, metric="map", mcnemar_p=None) for row in table],
+        [replace(entry, scores={**scores, "map": entry.scores["top1"]}, history=()) for entry in entries],
+    )
+
+
+def measured(entries: Sequence[Entry]) -> list[Entry]:
+    """The same entries with all that ``evaluate`` and ``benchmark`` may add."""
+    return [
+        replace(
+            entry,
+            scores={
+                **entry.scores,
+                "compressed_bytes": entry.scores["size_bytes"] - 170_000,
+                "calibration": {
+                    **_interval("ece", 0.021),
+                    "confidence": 0.9136,
+                    "nll": 0.2764,
+                    "brier": 0.1352,
+                    "reliability": [
+                        {"n": 0, "confidence": None, "accuracy": None},
+                        {"n": 400, "confidence": 0.53, "accuracy": 0.61},
+                        {"n": 3600, "confidence": 0.97, "accuracy": 0.95},
+                    ],
+                },
+            },
+        )
+        for entry in entries
+    ]
+
+
+def benchmark(entries: Sequence[Entry], *, full: bool = False, noisy: bool = False) -> dict[str, Any]:
+    """What ``benchmark`` always writes; and, where it is ``full``, all that it may add."""
+    found: dict[str, Any] = {
+        "settings": {"threads": 1, "batch_size": 1, "rounds": 200, "warmup": 20, "reference": "fp32"},
+        "machine": latency.describe_machine(),
+        "load_average": {"before": [0.1, 0.2, 0.3], "after": [0.2, 0.2, 0.3]},
+        "variants": {entry.variant: entry.latency for entry in entries},
+    }
+    if not full:
+        return found
+    speeds = {
+        entry.variant: {
+            **entry.latency,
+            **_interval("images_per_second", 1000 / entry.latency["latency_ms_p50"]),
+            "distinguishable": entry.variant != "fp32",
+        }
+        for entry in entries
+    }
+    return found | {
+        "conditions": [
+            {"provider": "cpu", "threads": threads, "batch_size": size, "variants": speeds}
+            for threads, size in ((1, 1), (2, 16))
+        ],
+        "noise": {"noisy": noisy, "reasons": ["others took 0.8 cores"] if noisy else []},
+        "footprint": {
+            entry.variant: {"load_ms": 31.4, "memory_peak_bytes": 91_300_000, "memory_rise_bytes": 17_700_000}
+            for entry in entries
+        },
+    }
+
+
+def evidence(entries: Sequence[Entry], teacher: Int64[np.ndarray, " images"], folder: Path) -> Evidence:
+    """All that a run can measure beyond scores and latency, with its pictures in ``folder``."""
+    return Evidence(
+        comparison=_comparison(entries, teacher),
+        costs=_costs(entries),
+        robustness=_robustness(entries),
+        explanations=_explanations(entries, folder),
+        folder=folder,
+    )
+
+
+def _interval(name: str, value: float, half: float = 0.004) -> dict[str, float]:
+    return {name: value, f"{name}_lo": value - half, f"{name}_hi": value + half}
+
+
+def _comparison(entries: Sequence[Entry], teacher: Int64[np.ndarray, " images"]) -> dict[str, Any]:
+    labels = np.arange(len(teacher)) % len(CLASSES)
+    answers = {"teacher": teacher} | {e.variant: np.array(e.scores["predictions"]) for e in entries}
+    variants = {}
+    for entry in entries:
+        new, old = answers[entry.variant], answers[entry.parent]
+        found = compare(new == labels, old == labels)
+        of_classes = [
+            compare((new == labels)[labels == k], (old == labels)[labels == k]) for k in range(len(CLASSES))
+        ]
+        variants[entry.variant] = {
+            "parent": entry.parent,
+            "n": len(labels),
+            "delta": found.delta,
+            "lo": found.lo,
+            "hi": found.hi,
+            "mcnemar_p": found.mcnemar_p,
+            "distinguishable": not found.lo <= 0 <= found.hi,
+            "verdict": "accept" if found.lo >= -0.02 else "reject",
+            "reason": f"the interval's lower end, {100 * found.lo:.2f} points, is compared with the limit",
+            "flips": {
+                "gained": int(((new == labels) & (old != labels)).sum()),
+                "lost": int(((new != labels) & (old == labels)).sum()),
+                "changed": int((new != old).sum()),
+                "agreement": float((new == old).mean()),
+            },
+            "classes": [
+                {
+                    "label": name,
+                    "delta": of.delta,
+                    "lo": of.lo,
+                    "hi": of.hi,
+                    "worse": of.hi < 0,
+                    "better": False,
+                }
+                for name, of in zip(CLASSES, of_classes, strict=True)
+            ],
+            "classes_worse": [name for name, of in zip(CLASSES, of_classes, strict=True) if of.hi < 0],
+            "classes_better": [],
+        }
+    groups = [
+        {"group": name, "n": 2000, "score": score, "lo": score - 0.012, "hi": score + 0.012}
+        for name, score in (("0.10 to 0.42", 0.914), ("0.42 to 0.93", 0.943))
+    ]
+    slices = [
+        {
+            "column": "brightness",
+            "note": "Mean luma of the evaluated square.",
+            "groups": groups,
+            "variants": {
+                variant: {
+                    "groups": groups,
+                    "best": "0.42 to 0.93",
+                    "worst": "0.10 to 0.42",
+                    **_interval("gap", 0.029, 0.018),
+                    "distinguishable": True,
+                }
+                for variant in answers
+            },
+        },
+        {"column": "object_scale", "note": "The background is not plain.", "groups": [], "variants": {}},
+    ]
+    return {"n": len(labels), "variants": variants, "slices": slices}
+
+
+def _costs(entries: Sequence[Entry]) -> dict[str, Any]:
+    one = {
+        "own": {"seconds": 361, "kwh": 0.0037, "gram_co2": 1.57},
+        "total": {"seconds": 733, "kwh": 0.0061, "gram_co2": 2.71},
+    }
+    return {
+        "method": {"kind": "estimate", "note": "Watts a core times seconds.", "sources": ["a handbook"]},
+        "training": dict.fromkeys(("teacher", *(entry.variant for entry in entries)), one),
+        "inference": {
+            entry.variant: {
+                "kwh_per_1000": 0.0000083,
+                "gram_co2_per_1000": 0.00365,
+                "joule_per_image": 0.0299,
+                "ms_per_image": entry.latency["latency_ms_p50"],
+            }
+            for entry in entries
+        },
+        "everything": {"seconds": 1873, "kwh": 0.0193, "gram_co2": 8.44},
+    }
+
+
+def _robustness(entries: Sequence[Entry]) -> dict[str, Any]:
+    kinds = [kind for family in KINDS.values() for kind in family]
+    names = [entry.variant for entry in entries]
+    steps = [0.83, 0.74, 0.61, 0.47, 0.32]
+    corrupted = {
+        **_interval("clean", 0.928),
+        **_interval("mean", 0.594),
+        **_interval("delta", -0.013),
+        "retained": 0.64,
+        "table": {
+            kind: [{"severity": n + 1, "accuracy": share} for n, share in enumerate(steps)] for kind in kinds
+        },
+        "kinds": {kind: _interval("accuracy", 0.594) for kind in kinds},
+    }
+    attacked = [
+        {
+            "attack": attack,
+            "radius": radius,
+            "module": "fp32",
+            "variant": variant,
+            "transferred": variant != "fp32",
+            "accuracy": 0.81 / radius,
+            "lo": 0.79 / radius,
+            "hi": 0.83 / radius,
+        }
+        for attack in ("FGSM", "PGD")
+        for variant in names[:2]
+        for radius in (1, 2)
+    ]
+    foreign = {
+        **_interval("confidence", 0.486),
+        **_interval("auroc", 0.957),
+        "over_90": 0.058,
+    }
+    return {
+        "corruptions": {
+            "library": "imagecorruptions 1.1.2",
+            "n": 512,
+            "kinds": kinds,
+            "severities": [1, 2, 3, 4, 5],
+            "groups": KINDS,
+            "variants": {
+                name: corrupted if name != "fp32" else corrupted | {"delta": None} for name in names
+            },
+        },
+        "adversarial": {
+            "n": 256,
+            "radii": [1, 2],
+            "attacks": {"FGSM": "one step (Goodfellow et al. 2014)", "PGD": "ten steps (Madry et al. 2017)"},
+            "results": attacked,
+            "clean": {name: _interval("accuracy", 0.927) for name in names},
+        },
+        "outside": {
+            "test_n": 512,
+            "sets": {"noise": {"n": 512, "note": "", "variants": dict.fromkeys(names, foreign)}},
+            "test": {name: {"confidence": 0.913, "over_90": 0.77} for name in names},
+        },
+    }
+
+
+def _explanations(entries: Sequence[Entry], folder: Path) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    ramp = np.linspace(0, 255, 24).astype(np.uint8)
+    for number, name in enumerate(["0001", *(f"0001-{entry.variant}" for entry in entries)]):
+        pixels = np.stack(
+            [np.tile(ramp, (24, 1)), np.tile(ramp[:, None], 24), np.full((24, 24), 40 * number)]
+        )
+        Image.fromarray(pixels.transpose(1, 2, 0).astype(np.uint8)).save(folder / f"{name}.png")
+    flipped = {
+        "index": 7,
+        "truth": "red",
+        "parent_answer": "red",
+        "answer": "green",
+        "confidence": 0.57,
+        "parent_confidence": 0.62,
+        "file": "0001.png",
+    }
+    pair = {
+        "truth": "red",
+        "answer": "green",
+        "count": 94,
+        "of": 1334,
+        "examples": [{"file": "0001.png"}] * 3,
+    }
+    return {
+        "method": {"name": "Grad-CAM", "library": "captum 0.9.0", "note": "of each file's own answer"},
+        "size": 24,
+        "images": [
+            {
+                "index": 1,
+                "truth": "red",
+                "file": "0001.png",
+                "variants": {
+                    entry.variant: {
+                        "answer": "red",
+                        "confidence": 0.87,
+                        "right": True,
+                        "map": f"0001-{entry.variant}.png",
+                        "similarity": 0.96,
+                    }
+                    for entry in entries
+                },
+            }
+        ],
+        "flips": {
+            entry.variant: {"parent": entry.parent, "lost": [flipped], "gained": []}
+            for entry in entries
+            if entry.parent != "teacher"
+        },
+        "confused": {entry.variant: [pair] for entry in entries},
     }

@@ -2,6 +2,7 @@ import csv
 import html
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,16 +10,30 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import ViewportSize, sync_playwright
 
-from pipeline import machine
-from pipeline.report import page, pictures, tables
+from pipeline.report import page, pictures, sections, svg, tables
+from pipeline.report.figures import figure, span
+from pipeline.report.placement import Box, overlap
 from pipeline.report.tables import Row
 from tests import tiny_onnx
-from tests.results import CHAIN, CLASSES, results
+from tests.results import (
+    CHAIN,
+    DATA,
+    TEACHER,
+    TEACHER_HISTORY,
+    as_attributes,
+    benchmark,
+    evidence,
+    measured,
+    results,
+)
 
+MEASURED = pytest.mark.parametrize("everything", [True, False], ids=["everything measured", "only scores"])
 HEADER = (
     "variant,parent,op,top1,top1_lo,top1_hi,top1_delta,delta_lo,delta_hi,mcnemar_p,verdict,"
     "size_bytes,parameters,macs,latency_ms_p50,latency_ratio_to_fp32,sha256"
@@ -31,47 +46,28 @@ def table() -> list[Row]:
     return tables.rows(entries, teacher=teacher, labels=labels, max_drop=0.02)
 
 
-def rendered(table: list[Row], **changes: Any) -> str:
-    entries, _, _ = results(variants=[row.variant for row in table])
+def rendered(table: list[Row], everything: Path | None = None, **changes: Any) -> str:
+    """The page; with all that can be measured where there is a folder for its pictures."""
+    entries, answers, _ = results(variants=[row.variant for row in table])
     arguments: dict[str, Any] = {
-        "teacher": {
-            "origin": "A <great> teacher",
-            "metric": "top1",
-            "input": {"size": 260},
-            "val": {"top1": 0.95, "n": 500},
-            "test": {"top1": 0.94, "n": 4000},
-        },
-        "teacher_history": [
-            {"epoch": 0.5, "seconds": 3, "loss": 2.0, "val_top1": 0.5},
-            {"epoch": 1.0, "seconds": 3, "loss": 1.5, "val_top1": 0.8},
-            {"epoch": 1.0, "seconds": 9, "loss": 1.0, "val_top1": 0.95},
-        ],
-        "data": {
-            "source": "folder",
-            "path": "photographs/colours",
-            "license": "CC0",
-            "data_sha256": "d" * 64,
-            "task": "single_label",
-            "classes": list(CLASSES),
-            "images": {"train": 9000, "val": 500, "test": 4000},
-            "rejected": [{"source": "a.txt", "reason": "not an image"}],
-            "leaked_between_splits": 2,
-        },
-        "benchmark": {
-            "settings": {"threads": 1, "batch_size": 1, "rounds": 200, "warmup": 20},
-            "machine": machine.describe(),
-            "load_average": {"before": [0.1, 0.2, 0.3], "after": [0.2, 0.2, 0.3]},
-        },
+        "teacher": TEACHER,
+        "teacher_history": TEACHER_HISTORY,
+        "data": DATA,
+        "benchmark": benchmark(entries),
         "size": 8,
         "max_drop": 0.02,
     }
+    if everything is not None:
+        entries = measured(entries)
+        arguments["benchmark"] = benchmark(entries, full=True, noisy=True)
+        arguments["evidence"] = evidence(entries, answers, everything)
     return page.render(table, entries, **{**arguments, **changes})
 
 
 class Structure(HTMLParser):
     """Collects ids, references, and whatever a browser would fetch; checks that tags are closed."""
 
-    VOID = frozenset({"meta", "br"})
+    VOID = frozenset({"meta", "br", "img"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -88,10 +84,10 @@ class Structure(HTMLParser):
         for name, value in attrs:
             if name == "id":
                 self.ids.append(value or "")
-            elif name in {"src", "href", "xlink:href", "srcset", "action"}:
+            elif name in {"src", "href", "srcset", "action"} and not str(value).startswith("data:"):
                 (self.references.add if str(value).startswith("#") else self.fetched.append)(str(value))
             self.references.update(re.findall(r"url\((#[^)]+)\)", value or ""))
-        if tag in {"script", "link", "img", "iframe"}:
+        if tag in {"link", "iframe"}:
             self.fetched.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -169,43 +165,75 @@ def test_the_same_picture_has_the_same_bytes(table: list[Row], tmp_path: Path) -
     assert Image.open(tmp_path / "a.png").size[0] >= 1600
 
 
-def test_no_label_covers_another_label_or_a_point(table: list[Row]) -> None:
-    # Two variants that lie almost on top of each other.
-    crowded = [
-        *table,
-        replace(table[1], variant="int8-twin", latency_ms_p50=2.52, score=table[1].score + 0.001),
-    ]
-    figure = pictures.overview(crowded, 0.94)
-    pictures.FigureCanvasAgg(figure).draw()
+def crowded(table: list[Row]) -> list[Row]:
+    """Two variants lie almost on top of each other."""
+    return [*table, replace(table[1], variant="int8-twin", latency_ms_p50=2.52, score=table[1].score + 0.001)]
+
+
+def test_no_label_of_the_overview_covers_another_label_or_a_point(table: list[Row]) -> None:
+    picture = pictures.overview(crowded(table), 0.94)
     compared = 0
-    for axes in figure.axes:
-        labels = [text.get_window_extent() for text in axes.texts]
-        points = [line.get_window_extent() for line in axes.lines if line.get_marker() != "None"]
-        for number, label in enumerate(labels):
-            for other in (*labels[number + 1 :], *points):
-                assert pictures._overlap(label, other) == 0
-                compared += 1
+    with matplotlib.rc_context(pictures.FONTS):
+        pictures.FigureCanvasAgg(picture).draw()
+        for axes in picture.axes:
+            marks = [line for line in axes.lines if line.get_marker() != "None"]
+            labels, points = (
+                [Box(*one.get_window_extent().extents) for one in of] for of in (axes.texts, marks)
+            )
+            for number, label in enumerate(labels):
+                for other in (*labels[number + 1 :], *points):
+                    assert overlap(label, other) == 0
+                    compared += 1
     assert compared > 40
 
 
-def test_an_inline_picture_follows_the_colours_of_the_page(table: list[Row]) -> None:
-    svg = pictures.inline(pictures.tradeoff(table, "size", 0.94, pictures.PLACEHOLDERS), "s", 'A & "B"')
-    for meaning in ("ink", "muted", "line", "accept", "reject"):
-        assert f"var(--{meaning})" in svg
-    assert not re.search(r"#0[1-6]0[1-6]0[1-6]", svg)
-    assert "pruned-int8" in svg
-    assert 'aria-label="A &amp; &quot;B&quot;"' in svg
+def test_ticks_are_round_and_lie_between_the_ends() -> None:
+    assert svg.ticks(83.2, 94.6, 7) == [84, 86, 88, 90, 92, 94]
+    assert svg.ticks(0, 0.31, 3) == [0, 0.2]
+    assert svg.ticks(0, 7.36, 5) == [0, 2, 4, 6]
+    assert svg.ticks(-0.04, 0.05, 5) == [-0.04, -0.02, 0, 0.02, 0.04]
 
 
-def test_the_page_is_well_formed_fetches_nothing_and_repeats_no_id(table: list[Row]) -> None:
-    text = rendered(table)
+def test_only_what_nothing_beats_in_both_borders_the_shaded_area() -> None:
+    def mark(x: float, y: float) -> svg.Mark:
+        return svg.Mark(f"{x}", x, y, y - 1, y + 1, "accept", "")
+
+    marks = [mark(5.0, 93.0), mark(2.5, 93.0), mark(3.0, 85.0), mark(1.6, 88.0)]
+    chart = svg.tradeoff(marks, title="", x_label="", y_label="")
+    front = re.search(r'class="front" d="([^"]*)"', chart)
+    assert front is not None
+    places = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', chart)
+    _, (x_fast, y_fast), _, (x_slow, y_slow) = places
+    assert re.fullmatch(rf"M{x_slow} [\d.]+V{y_slow}H{x_fast}V{y_fast}H[\d.]+V[\d.]+Z", front[1])
+
+
+def test_figures_are_scaled_rounded_and_signed_in_one_way() -> None:
+    assert figure(0.89204, "%") == "89.20%"
+    assert figure(-0.00004, "points") == "+0.00 points"
+    assert figure(-0.0231, "points") == "\N{MINUS SIGN}2.31 points"
+    assert figure(1_993_000, "MB") == "1.99 MB"
+    assert figure(24_000) == "24,000"
+    assert figure(0.0065, digits=3) == "0.0065"
+    assert span(0.88, 0.91, "%", 1) == "88.0 to 91.0"
+
+
+@MEASURED
+def test_the_page_is_well_formed_fetches_nothing_and_repeats_no_id(
+    table: list[Row], tmp_path: Path, everything: bool
+) -> None:
+    text = rendered(table, tmp_path if everything else None)
     structure = Structure(text)
     assert not structure.open
     assert structure.fetched == []
     assert "@import" not in text
-    assert len(structure.ids) == len(set(structure.ids)) > 20
-    assert structure.references
+    assert len(structure.ids) == len(set(structure.ids))
     assert {reference[1:] for reference in structure.references} <= set(structure.ids)
+    always = {"tradeoff", "variants", "classes", "training", "data", "machine", "ship"}
+    optional = {"robustness", "groups", "calibration", "inside", "costs"}
+    sections_of = set(structure.ids) - {"snippet"}
+    assert sections_of == (always | optional if everything else always)
+    # The list of sections leads to each.
+    assert {reference[1:] for reference in structure.references} == sections_of
 
 
 def test_the_page_names_the_result_and_every_variant(table: list[Row]) -> None:
@@ -223,7 +251,7 @@ def test_the_page_names_the_result_and_every_variant(table: list[Row]) -> None:
 
 def test_the_page_says_so_when_no_variant_passes(table: list[Row]) -> None:
     text = rendered([replace(row, verdict="reject") for row in table])
-    assert "No variant passes the gate; the most accurate is fp32 with 93.0%." in text
+    assert "No variant is accepted with all it was made from; the most accurate is fp32, 93.0%." in text
     assert "★ The" not in text
 
 
@@ -233,14 +261,42 @@ def test_a_page_without_training_and_without_fp32_is_complete(table: list[Row]) 
     assert text.rstrip().endswith("</html>")
 
 
+def test_the_page_of_attributes_speaks_of_map_and_of_no_classes(table: list[Row]) -> None:
+    entries, _, _ = results()
+    table, entries = as_attributes(table, entries)
+    text = page.render(
+        table,
+        entries,
+        teacher=TEACHER | {"metric": "map", "val": {"map": 0.95, "n": 500}, "test": {"map": 0.94, "n": 4000}},
+        teacher_history=[],
+        data=DATA | {"task": "multi_label"},
+        benchmark=benchmark(entries),
+        size=8,
+        max_drop=0.02,
+    )
+    assert "int8 has a mAP of 93.0%" in text
+    assert "Average precision of each attribute, in per cent" in text
+    assert "no images" in text
+    visible = re.sub(r"<style>.*?</style>|<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"top-1|McNemar|most often takes", visible)
+
+
+def test_pictures_of_sensitivity_have_a_place(table: list[Row]) -> None:
+    text = rendered(table, sensitivity=[("One layer in int8", svg.strip([0.2, 0.9], title="layers"))])
+    structure = Structure(text)
+    assert "sensitivity" in structure.ids
+    assert "#sensitivity" in structure.references
+    assert "<b>One layer in int8</b>" in text
+
+
 def test_of_many_classes_those_with_the_most_errors_are_shown() -> None:
     entries, _, _ = results(variants=["fp32"])
     counts = [{"label": f"class-{n}", "n": 10, "correct": 10 - n % 7} for n in range(200)]
     entry = replace(entries[0], scores={**entries[0].scores, "classes": counts})
-    shown, note = page._classes([entry], entry)
-    assert len(shown) == page.SHOWN_CLASSES
-    assert {cells[0]["text"] for _, cells in shown} == {"40.0", "50.0"}
-    assert "200 classes" in note
+    grid = sections.classes([entry], entry, None)
+    assert len(grid.rows) == sections.SHOWN_CLASSES
+    assert {cells[0].text for _, cells in grid.rows} == {"40.0", "50.0"}
+    assert "200 classes" in grid.note
 
 
 def test_parts_of_a_training_count_their_epochs_on() -> None:
@@ -265,3 +321,76 @@ def test_the_snippet_of_the_page_classifies_a_photograph(table: list[Row], tmp_p
         check=True,
     )
     assert done.stdout.strip() == "green"
+
+
+def test_the_page_tells_what_was_measured(table: list[Row], tmp_path: Path) -> None:
+    text = rendered(table, tmp_path)
+    pruned = re.search(r"pruned rejected</b>(.*?)</li>", text, re.DOTALL)
+    assert pruned is not None
+    assert "320 images that fp32 had right are wrong now, 0 are right that were wrong" in pruned[1]
+    assert "Shown to be worse: red, green and blue." in pruned[1]
+    for words in (
+        "severity 1 to 5: 83.0, 74.0, 61.0, 47.0, 32.0",
+        "FGSM on fp32, answered by int8.onnx",
+        "gap 2.9 points (1.1 to 4.7)",
+        "error 2.10% (1.70 to 2.50), mean confidence 91.4%",
+        "as fp32: 0.96",
+        "int8: right before, wrong now",
+        "The machine was noisy</b>, so intervals are wider than they could be: others took 0.8 cores.",
+        "19.30 Wh and 8.44 g of CO₂",
+    ):
+        assert words in text, words
+    # Columns that could not be measured make no picture.
+    assert "object scale" not in text
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on this machine")
+def test_a_browser_shows_every_section_without_errors_on_a_phone_and_on_a_desk(
+    table: list[Row], tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").write_text(rendered(table, tmp_path))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        for width, dark, paper in ((390, True, "rgb(20, 23, 26)"), (1440, False, "rgb(252, 252, 250)")):
+            view = browser.new_page(
+                viewport=ViewportSize(width=width, height=900),
+                color_scheme="dark" if dark else "light",
+                offline=True,
+            )
+            said: list[str] = []
+            view.on("console", lambda message, said=said: said.append(message.text))
+            view.on("pageerror", lambda error, said=said: said.append(str(error)))
+            view.goto((tmp_path / "report.html").as_uri())
+            assert view.evaluate("getComputedStyle(document.body).backgroundColor") == paper
+            # Nothing makes the page wider than the screen; wide tables scroll within themselves.
+            assert view.evaluate("document.documentElement.scrollWidth") == width
+            titles = view.locator("section > h2")
+            assert titles.count() == view.locator("section").count() == 12
+            for title in titles.all():
+                assert title.is_visible()
+            assert view.evaluate(OVERLAPS) == []
+            pointed = view.locator(".mark[data-variant=int8]").first
+            pointed.focus()
+            assert view.locator("tr.on").get_attribute("data-variant") == "int8"
+            for picture in view.locator("img").all():
+                picture.scroll_into_view_if_needed()
+            assert view.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+            assert said == []
+            view.close()
+        browser.close()
+
+
+OVERLAPS = """
+[...document.querySelectorAll("svg.chart")].flatMap(chart => {
+  const texts = [...chart.querySelectorAll("text")];
+  const boxes = texts.map(text => text.getBoundingClientRect());
+  return boxes.flatMap((a, i) => boxes.flatMap((b, j) =>
+    j > i && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3
+      ? [`${chart.ariaLabel}: ${texts[i].textContent} over ${texts[j].textContent}`] : []));
+})
+"""
+"""Texts of a chart that lie over each other."""

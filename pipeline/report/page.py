@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
-from pipeline.report import pictures
+from pipeline.report import sections, svg
+from pipeline.report.evidence import Evidence
+from pipeline.report.figures import figure, span
+from pipeline.report.pictures import COST_LABELS, Cost, cost_of
 from pipeline.report.tables import NEARLY_AS_FAST, TEACHER, Entry, Row, recommended
-from pipeline.tasks import SINGLE_LABEL, TASKS, Task
+from pipeline.tasks import METRICS, SINGLE_LABEL, TASKS, Task
 
 Facts = Sequence[tuple[str, str]]
 
 NOUNS = {"single_label": "classes", "multi_label": "attributes"}
-SHOWN_CLASSES = 30
-"""Of more classes than this, those with the most errors are shown."""
+SHOWN_REJECTED = 50
+"""Of more rejected files than this, the first are shown."""
 
 SNIPPET = """\
 import json
@@ -52,6 +54,8 @@ def render(
     benchmark: Mapping[str, Any],
     size: int,
     max_drop: float,
+    evidence: Evidence | None = None,
+    sensitivity: Sequence[tuple[str, Markup]] = (),
 ) -> str:
     """The page's HTML.
 
@@ -64,39 +68,56 @@ def render(
         benchmark: as ``latency.measure`` returns it.
         size: of the shipped files' images, in pixels.
         max_drop: the gate, as a fraction of 1.
+        evidence: what else was measured.
+        sensitivity: pictures of what each layer can bear, each with its title.
     """
     best = recommended(table)
     shipped = best or max(table, key=lambda row: row.score)
     told = next(entry for entry in entries if entry.variant == shipped.variant)
-    classes, classes_note = _classes(entries, told)
     task = TASKS[data["task"]]
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        files("pipeline.report").joinpath("page.html").read_text()
-    )
+    evidence = evidence or Evidence()
+    template = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(files("pipeline.report").joinpath("page.html").read_text())
+    group_pictures, gaps = sections.groups(evidence.comparison, told)
     return template.render(
-        **_tradeoffs(table, teacher["test"][task.metric]),
+        tradeoffs=[_tradeoff(table, cost, teacher["test"][task.metric], task) for cost in COST_LABELS],
         metric=task.words,
         noun=NOUNS[task.name],
-        kicker=f"Distillery report: {_data_name(data)}, {len(data['classes'])} {NOUNS[task.name]}",
+        kicker=f"Distillery report: {data_name(data)}, {len(data['classes'])} {NOUNS[task.name]}",
         title=_title(table, best, task),
         lead=_lead(table, teacher, max_drop, task),
         figures=_figures(best, told, teacher, task) if best else (),
         table=table,
-        lines=_lines(table, entries, max_drop),
+        lines=_lines(table, entries, max_drop, evidence, benchmark["settings"].get("reference")),
         best=best,
         choice=f"The most accurate of those within {NEARLY_AS_FAST - 1:.0%} of the fastest, "
         "among variants that are accepted with all their ancestors.",
-        gate=f"A variant is rejected when its interval reaches below {_signed(-max_drop)} points: "
+        gate=f"A variant is rejected when its interval reaches below {figure(-max_drop, 'points')}: "
         "it has to be shown that no more is lost.",
-        classes=classes,
-        classes_note=classes_note,
+        reasons=sections.reasons(entries, evidence.comparison),
+        classes=sections.classes(entries, told, evidence.comparison),
         mistakes_of=shipped.variant,
-        mistakes=_mistakes(told),
+        mistakes=sections.mistakes(told),
+        corruptions=sections.corruptions(evidence.robustness),
+        adversarial=sections.adversarial(evidence.robustness),
+        outside=sections.outside(evidence.robustness),
+        groups=group_pictures,
+        gaps=gaps,
+        calibrations=sections.calibrations(entries),
+        explanations=sections.explanations(evidence, shipped.variant),
+        sensitivity=sensitivity,
         curves=_curves(teacher_history, entries),
         test_images=data["images"]["test"],
         val_images=data["images"]["val"],
         facts=_facts(teacher, data),
+        counts=sections.counts(data) if "counts" in data else None,
+        rejected=data["rejected"][:SHOWN_REJECTED],
+        rejected_more=max(0, len(data["rejected"]) - SHOWN_REJECTED),
+        conditions=sections.conditions(benchmark),
+        noise=benchmark.get("noise"),
         machine=_machine(benchmark),
+        costs=sections.costs(evidence.costs),
         shipped=shipped,
         snippet=SNIPPET.format(variant=shipped.variant),
         size=size,
@@ -104,7 +125,8 @@ def render(
     )
 
 
-def _data_name(data: Mapping[str, Any]) -> str:
+def data_name(data: Mapping[str, Any]) -> str:
+    """What people call the data."""
     return Path(data["path"]).name if data["source"] != "fashion_mnist" else data["source"].replace("_", "-")
 
 
@@ -119,8 +141,11 @@ def _title(table: Sequence[Row], best: Row | None, task: Task) -> str:
     """The result in one sentence."""
     if best is None:
         top = max(table, key=lambda row: row.score)
-        return f"No variant passes the gate; the most accurate is {top.variant} with {top.score:.1%}."
-    sentence = f"{best.variant} {_does(best.score, task)} with {_megabytes(best)} MB"
+        return (
+            "No variant is accepted with all it was made from; "
+            f"the most accurate is {top.variant}, {top.score:.1%}."
+        )
+    sentence = f"{best.variant} {_does(best.score, task)} with {figure(best.size_bytes, 'MB')}"
     if best.latency_ratio_to_fp32 is None or best.variant == "fp32":
         return f"{sentence} and {best.latency_ms_p50:.1f} ms an image."
     return f"{sentence}, {best.latency_ratio_to_fp32:.1f} times as fast as fp32."
@@ -144,14 +169,14 @@ def _figures(
         (
             f"{best.variant}: {task.words}",
             f"{best.score:.1%}",
-            f"95% interval {_range(best.score_lo, best.score_hi)}",
+            f"95% interval {span(best.score_lo, best.score_hi, '%')}",
         ),
         (
             "against the teacher",
-            f"{_signed(best.score - teacher['test'][task.metric])} points",
+            f"{figure(best.score - teacher['test'][task.metric], 'points')}",
             f"teacher {teacher['test'][task.metric]:.1%}",
         ),
-        ("file", f"{_megabytes(best)} MB", f"{best.parameters / 1e6:.2f} M parameters"),
+        ("file", f"{figure(best.size_bytes, 'MB')}", f"{best.parameters / 1e6:.2f} M parameters"),
         (
             "median latency",
             f"{best.latency_ms_p50:.2f} ms",
@@ -163,20 +188,38 @@ def _figures(
     )
 
 
-def _tradeoffs(table: Sequence[Row], teacher_score: float) -> dict[str, Markup]:
-    return {
-        f"{cost}_picture": Markup(
-            pictures.inline(
-                pictures.tradeoff(table, cost, teacher_score, pictures.PLACEHOLDERS),
-                cost,
-                f"Top-1 accuracy against {cost}",
-            )
+def _tradeoff(table: Sequence[Row], cost: Cost, teacher_score: float, task: Task) -> Markup:
+    words = "ms" if cost == "latency" else "MB"
+    marks = [
+        svg.Mark(
+            name=row.variant,
+            x=cost_of(row, cost),
+            y=100 * row.score,
+            lo=100 * row.score_lo,
+            hi=100 * row.score_hi,
+            kind=row.verdict,
+            note=f"{row.variant}: {task.words} {figure(row.score, '%')} "
+            f"({span(row.score_lo, row.score_hi, '%')}), {cost_of(row, cost):.2f} {words}, {row.verdict}",
         )
-        for cost in pictures.COST_LABELS
-    }
+        for row in table
+    ]
+    return svg.tradeoff(
+        marks,
+        title=f"{task.words} against {cost}",
+        x_label=COST_LABELS[cost],
+        y_label=f"{task.words} on test, %",
+        line=(f"{TEACHER} {figure(teacher_score, '%', 1)}", 100 * teacher_score),
+        ceiling=100.5,
+    )
 
 
-def _lines(table: Sequence[Row], entries: Sequence[Entry], max_drop: float) -> list[dict[str, Any]]:
+def _lines(
+    table: Sequence[Row],
+    entries: Sequence[Entry],
+    max_drop: float,
+    evidence: Evidence,
+    reference: str | None,
+) -> list[dict[str, Any]]:
     """The table's cells as they are read."""
     low = min(-max_drop, *(row.delta_lo for row in table))
     high = max(0.0, *(row.delta_hi for row in table))
@@ -195,25 +238,33 @@ def _lines(table: Sequence[Row], entries: Sequence[Entry], max_drop: float) -> l
             "gate": -max_drop,
         }
         ratio, latency = row.latency_ratio_to_fp32, entry.latency
+        compressed = entry.scores.get("compressed_bytes")
+        found = evidence.comparison["variants"][row.variant] if evidence.comparison else {}
         lines.append(
             {
                 "row": row,
                 "origin": f"{row.op} of {row.parent}" if row.parent != TEACHER else f"{row.op}, from teacher",
-                "score": f"{100 * row.score:.2f}",
-                "score_interval": _range(row.score_lo, row.score_hi),
-                "delta": _signed(row.score_delta),
-                "delta_interval": f"{_signed(row.delta_lo)} to {_signed(row.delta_hi)}",
+                "score": figure(row.score, "%", bare=True),
+                "score_interval": span(row.score_lo, row.score_hi, "%"),
+                "delta": figure(row.score_delta, "points", bare=True),
+                "delta_interval": span(row.delta_lo, row.delta_hi, "points"),
                 "forest": ";".join(f"--{name}:{place(value)}" for name, value in marks.items()),
-                "p": _p(row.mcnemar_p),
-                "size": _megabytes(row),
-                "parameters": f"{row.parameters / 1e6:.2f}",
-                "macs": f"{row.macs / 1e6:.0f}",
-                "latency": f"{row.latency_ms_p50:.2f}",
-                "latency_p90": f"p90 {latency['latency_ms_p90']:.2f}",
-                "ratio": "" if ratio is None else f"{ratio:.2f}",
+                "p": "not distinguishable" if found.get("distinguishable") is False else _p(row.mcnemar_p),
+                "size": figure(row.size_bytes, "MB", bare=True),
+                "compressed": "" if compressed is None else f"{figure(compressed, 'MB', bare=True)} gzipped",
+                "parameters": figure(row.parameters, "M", bare=True),
+                "macs": figure(row.macs, "M", 0, bare=True),
+                "latency": figure(row.latency_ms_p50, "ms", bare=True),
+                "latency_tails": [
+                    f"{tail} {figure(latency[f'latency_ms_{tail}'], 'ms', bare=True)}"
+                    for tail in ("p90", "p99")
+                ],
+                "ratio": "" if ratio is None else figure(ratio, "times", bare=True),
                 "ratio_interval": ""
                 if ratio is None
-                else f"{latency['ratio_lo']:.2f} to {latency['ratio_hi']:.2f}",
+                else "not distinguishable"
+                if latency.get("distinguishable") is False and row.variant != reference
+                else span(latency["ratio_lo"], latency["ratio_hi"], "times"),
             }
         )
     return lines
@@ -225,77 +276,37 @@ def _p(value: float | None) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
-def _classes(entries: Sequence[Entry], told: Entry) -> tuple[list[tuple[str, list[dict[str, Any]]]], str]:
-    """Per class or attribute: how good each variant is and how dark its cell is; and what is shown."""
-    counts = told.scores["classes"]
-    chosen = range(len(counts))
-    note = (
-        "Average precision of each attribute, in per cent; the stronger the shade, the less."
-        if "average_precision" in counts[0]
-        else "Per cent of each class's test images that are named right; the stronger the shade, the fewer."
-    )
-    if len(counts) > SHOWN_CLASSES:
-        by_errors = sorted(chosen, key=lambda index: _errors(counts[index]), reverse=True)
-        chosen = sorted(by_errors[:SHOWN_CLASSES])
-        note += f" Of {len(counts):,} classes, the {SHOWN_CLASSES} with the most errors of {told.variant}."
-    cells = [
-        (counts[index]["label"], [_class_cell(entry.scores["classes"][index]) for entry in entries])
-        for index in chosen
-    ]
-    return cells, note
-
-
-def _errors(counts: Mapping[str, Any]) -> int | float:
-    """Images that are named wrong; for attributes what their average precision lacks of 1."""
-    if "average_precision" in counts:
-        return 1 - (counts["average_precision"] or 0)
-    return counts["n"] - counts["correct"]
-
-
-def _class_cell(counts: Mapping[str, Any]) -> dict[str, Any]:
-    if not counts["n"]:
-        return {"text": "no images", "shade": 0}
-    accuracy = (
-        counts["average_precision"] if "average_precision" in counts else counts["correct"] / counts["n"]
-    )
-    return {"text": f"{100 * accuracy:.1f}", "shade": round(min(45, 110 * (1 - accuracy)))}
-
-
-def _mistakes(told: Entry) -> list[dict[str, Any]]:
-    """The three most frequent confusions; none among attributes."""
-    if "confusion" not in told.scores:
-        return []
-    confusion = np.array(told.scores["confusion"])
-    names = [counts["label"] for counts in told.scores["classes"]]
-    images = confusion.sum(axis=1)
-    np.fill_diagonal(confusion, 0)
-    most = [divmod(int(place), len(names)) for place in np.argsort(-confusion, axis=None, kind="stable")[:3]]
-    return [
-        {
-            "truth": names[truth],
-            "answer": names[answer],
-            "count": int(confusion[truth, answer]),
-            "of": int(images[truth]),
-        }
-        for truth, answer in most
-        if confusion[truth, answer]
-    ]
-
-
 def _curves(
     teacher_history: Sequence[Mapping[str, Any]], entries: Sequence[Entry]
 ) -> list[tuple[str, str, Markup]]:
     """Per training run: its name, how long it was, and its picture."""
     trained = [(TEACHER, teacher_history), *((entry.variant, entry.history) for entry in entries)]
-    drawn = []
-    for number, (name, history) in enumerate((name, history) for name, history in trained if history):
-        lines = continued(history)
-        minutes = sum(line["seconds"] for line in lines) / 60
-        picture = pictures.inline(
-            pictures.curves(lines, pictures.PLACEHOLDERS), f"c{number}", f"Training of {name}"
+    return [
+        (name, f"{history[-1]['epoch']:.3g} epochs, {figure(seconds, 'minutes')}", _curve(name, history))
+        for name, history, seconds in (
+            (name, continued(lines), sum(line["seconds"] for line in lines))
+            for name, lines in trained
+            if lines
         )
-        drawn.append((name, f"{lines[-1]['epoch']:.3g} epochs, {minutes:.1f} minutes", Markup(picture)))
-    return drawn
+    ]
+
+
+def _curve(name: str, history: Sequence[Mapping[str, Any]]) -> Markup:
+    panels = []
+    for metric, task in METRICS.items():
+        points = _points(history, f"val_{metric}", 100)
+        if points:
+            panels.append(svg.Series(f"val {task.words}, %", points, f"{points[-1][1]:.1f}", "accept"))
+    points = _points(history, "loss", 1)
+    if points:
+        panels.append(svg.Series("loss", points, f"{points[-1][1]:.3f}", "muted"))
+    return svg.curves(panels, title=f"Training of {name}", x_label="epoch")
+
+
+def _points(
+    history: Sequence[Mapping[str, Any]], key: str, scale: int
+) -> list[tuple[int | float, int | float]]:
+    return [(line["epoch"], scale * line[key]) for line in history if line.get(key) is not None]
 
 
 def continued(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -318,7 +329,8 @@ def _facts(teacher: Mapping[str, Any], data: Mapping[str, Any]) -> Facts:
         (NOUNS[task.name], _shortened(data["classes"])),
         (
             "left out",
-            f"{rejected:,} files or repeated images, each with its reason in report.json"
+            f"{rejected:,} {'file or repeated image' if rejected == 1 else 'files or repeated images'}, "
+            "each with its reason in report.json"
             if rejected
             else "nothing",
         ),
@@ -356,18 +368,9 @@ def _machine(benchmark: Mapping[str, Any]) -> Facts:
 
 
 def _shortened(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN_CLASSES])
-    return shown if len(names) <= SHOWN_CLASSES else f"{shown} and {len(names) - SHOWN_CLASSES:,} more"
-
-
-def _megabytes(row: Row) -> str:
-    return f"{row.size_bytes / 1e6:.2f}"
-
-
-def _range(lo: float, hi: float) -> str:
-    return f"{100 * lo:.2f} to {100 * hi:.2f}"
-
-
-def _signed(fraction: float) -> str:
-    """In points, with a true minus sign."""
-    return f"{100 * fraction:+.2f}".replace("-", "\N{MINUS SIGN}")
+    shown = ", ".join(names[: sections.SHOWN_CLASSES])
+    return (
+        shown
+        if len(names) <= sections.SHOWN_CLASSES
+        else f"{shown} and {len(names) - sections.SHOWN_CLASSES:,} more"
+    )

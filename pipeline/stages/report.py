@@ -1,4 +1,4 @@
-"""Compare the variants: a table, a picture, and one page."""
+"""Compare the variants: a table, a picture, a page, and the model card."""
 
 import json
 
@@ -8,7 +8,7 @@ from pipeline import models, parameters, paths
 from pipeline.data import store
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
-from pipeline.report import page, pictures, plots, tables
+from pipeline.report import card, evidence, page, pictures, plots, tables
 
 
 def main() -> None:
@@ -29,17 +29,31 @@ def main() -> None:
     tables.write_csv(paths.VARIANTS, table)
     picture = pictures.overview(table, teacher["test"][teacher["metric"]])
     pictures.save(picture, paths.REPORT / "overview.png", paths.REPORT / "overview.svg")
-    html = page.render(
+    found = evidence.read(
+        comparison=paths.COMPARISON,
+        costs=paths.COSTS,
+        robustness=paths.ROBUSTNESS,
+        explanations=paths.EXPLANATIONS / "explanations.json",
+    )
+    shared = {
+        "teacher": teacher,
+        "teacher_history": teacher_history,
+        "data": store.read_report(paths.DATA),
+        "benchmark": benchmark,
+        "max_drop": p.gate.max_drop,
+        "evidence": found,
+    }
+    (paths.REPORT / "report.html").write_text(page.render(table, entries, size=p.student.size, **shared))
+    text = card.render(
         table,
         entries,
-        teacher=teacher,
-        teacher_history=teacher_history,
-        data=store.read_report(paths.DATA),
-        benchmark=benchmark,
-        size=p.student.size,
-        max_drop=p.gate.max_drop,
+        said=p.card.model_dump(),
+        student=p.student.model_dump(mode="json"),
+        views=p.views.model_dump(mode="json"),
+        built=[json.loads((paths.model(row.variant) / models.CARD).read_text()) for row in table],
+        **shared,
     )
-    (paths.REPORT / "report.html").write_text(html)
+    (paths.REPORT / "model_card.md").write_text(text)
     for row in table:
         print(
             f"{row.variant:20} {row.score:.2%}  {row.size_bytes / 1e6:5.2f} MB  {row.latency_ms_p50:5.2f} ms"

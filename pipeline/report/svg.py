@@ -1,0 +1,270 @@
+"""Charts of the page: SVG written by hand, coloured by the page's CSS, with words for who does not see it.
+
+Lengths are in units of the chart's own ``viewBox``; text is as large as the page says.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from markupsafe import Markup, escape
+
+from pipeline.report.placement import Box, settle
+
+LETTER, LINE = 8.4, 17.0
+"""Width of a letter and height of a line at the greatest text size, to keep labels apart."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One variant among others."""
+
+    name: str
+    x: float
+    y: float
+    lo: float
+    hi: float
+    """Interval of ``y``."""
+    kind: Literal["accept", "reject"]
+    note: str
+    """What is said of it when it is pointed at."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a panel."""
+
+    label: str
+    points: Sequence[tuple[int | float, int | float]]
+    last: str
+    """The last value as it is read."""
+    kind: Literal["accept", "muted"]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One value with its interval."""
+
+    name: str
+    value: float
+    lo: float
+    hi: float
+    note: str
+    """What is said of it when it is pointed at."""
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From values to places."""
+
+    low: int | float
+    high: int | float
+    start: float
+    end: float
+
+    def __call__(self, value: int | float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def tradeoff(
+    marks: Sequence[Mark],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    line: tuple[str, float] | None = None,
+    ceiling: float = math.inf,
+) -> Markup:
+    """Quality (up) against cost (to the right); what no other variant beats in both borders the shaded area.
+
+    Args:
+        marks: the variants.
+        title: what the picture shows.
+        x_label: what costs, with its unit.
+        y_label: what counts, with its unit.
+        line: a level to compare with, and its name.
+        ceiling: the greatest value that ``y`` can have.
+    """
+    width, height, left, right, top, bottom = 460.0, 360.0, 40.0, 12.0, 30.0, 46.0
+    lows, highs = [mark.lo for mark in marks], [mark.hi for mark in marks]
+    if line is not None:
+        lows.append(line[1])
+        highs.append(line[1])
+    room = max(0.2, 0.08 * (max(highs) - min(lows)))
+    x = _Scale(0, 1.2 * max(mark.x for mark in marks), left, width - right)
+    y = _Scale(min(lows) - room, min(max(highs) + room, ceiling), height - bottom, top)
+    parts = [_text(0, 14, y_label)]
+    for value in ticks(y.low, y.high, 7):
+        parts.append(_across(left, width - right, y(value)))
+        parts.append(_text(left - 8, y(value) + 4.5, f"{value:g}", "end"))
+    for value in ticks(x.low, x.high, 5):
+        parts.append(_text(x(value), height - bottom + 19, f"{value:g}", "middle"))
+    parts.append(_text((left + width - right) / 2, height - 5, x_label, "middle"))
+    parts.append(f'<path class="front" d="{_front(marks, x, y, width - right, height - bottom)}"/>')
+    hard = [Box(x(m.x) - 8, y(m.y) - 8, x(m.x) + 8, y(m.y) + 8) for m in marks]
+    soft = [Box(x(m.x) - 3, y(m.hi), x(m.x) + 3, y(m.lo)) for m in marks]
+    if line is not None:
+        name, level = line
+        at = y(level)
+        parts.append(_across(left, width - right, at, "level"))
+        parts.append(_text(width - right, at - 5, name, "end"))
+        hard.append(Box(width - right - LETTER * len(name), at - LINE, width - right, at))
+        soft.append(Box(left, at - 2, width - right, at + 2))
+    labels = settle(
+        [(x(m.x), y(m.y)) for m in marks],
+        [(LETTER * len(m.name), LINE) for m in marks],
+        hard=hard,
+        soft=soft,
+        frame=Box(left, top, width - right, height - bottom),
+    )
+    for mark, box in zip(marks, labels, strict=True):
+        parts.append(_mark(mark, x(mark.x), y(mark.y), y(mark.lo), y(mark.hi), box))
+    return _svg(parts, width, height, title)
+
+
+def curves(panels: Sequence[Series], *, title: str, x_label: str) -> Markup:
+    """One panel above the other, over the same axis."""
+    width, panel, left, right, bottom = 320.0, 124.0, 36.0, 6.0, 40.0
+    height = panel * len(panels) + bottom
+    ends = [point[0] for series in panels for point in series.points]
+    x = _Scale(min(0.0, *ends), max(ends), left, width - right)
+    parts = []
+    for number, series in enumerate(panels):
+        values = [value for _, value in series.points]
+        margin = 0.12 * (max(values) - min(values)) or 0.5
+        base = panel * (number + 1)
+        y = _Scale(min(values) - margin, max(values) + margin, base - 8, base - panel + 34)
+        parts.append(_text(0, base - panel + 13, series.label))
+        parts.append(_text(width - right, base - panel + 13, series.last, "end", "name"))
+        for value in ticks(y.low, y.high, 3):
+            parts.append(_across(left, width - right, y(value)))
+            parts.append(_text(left - 6, y(value) + 4, f"{value:g}", "end"))
+        places = [(x(at), y(value)) for at, value in series.points]
+        parts.append(f'<path class="curve {series.kind}" d="{_path(places)}"/>')
+        if len(places) < 15:
+            parts += [f'<circle class="{series.kind}" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in places]
+    for value in ticks(x.low, x.high, 5):
+        parts.append(_text(x(value), height - bottom + 16, f"{value:g}", "middle"))
+    parts.append(_text((left + width - right) / 2, height - 5, x_label, "middle"))
+    return _svg(parts, width, height, title)
+
+
+def calibration(bins: Sequence[tuple[int | float, int | float, int]], *, title: str) -> Markup:
+    """Reliability: how often answers of a confidence are right; the larger a dot, the more answers.
+
+    Args:
+        bins: mean confidence, share of right answers, and number of answers, of the bins that hold any.
+        title: what the picture shows.
+    """
+    side, left, top, bottom = 200.0, 34.0, 6.0, 36.0
+    width, height = left + side + 6, top + side + bottom
+    x, y = _Scale(0, 1, left, left + side), _Scale(0, 1, top + side, top)
+    most = max(count for _, _, count in bins)
+    parts = []
+    for value in (0, 0.5, 1):
+        parts.append(_across(left, left + side, y(value)))
+        parts.append(_text(left - 6, y(value) + 4, f"{100 * value:g}", "end"))
+        parts.append(_text(x(value), top + side + 16, f"{100 * value:g}", "middle"))
+    parts.append(f'<path class="level" d="M{x(0):.1f} {y(0):.1f}L{x(1):.1f} {y(1):.1f}"/>')
+    for confidence, right, count in bins:
+        half = 1.5 + 6 * math.sqrt(count / most)
+        parts.append(
+            f'<g class="accept"><title>{count:,} answers, {confidence:.1%} sure, {right:.1%} right</title>'
+            f'<circle cx="{x(confidence):.1f}" cy="{y(right):.1f}" r="{half:.1f}"/></g>'
+        )
+    parts.append(_text(left + side / 2, height - 4, "confidence, %", "middle"))
+    return _svg(parts, width, height, title)
+
+
+def strip(shades: Sequence[int | float], *, title: str) -> Markup:
+    """A row of small squares, each as dark as its shade from 0 to 1."""
+    squares = (
+        f'<rect x="{15 * place}" width="13" height="13" rx="2" fill-opacity="{max(0.06, shade):.2f}"/>'
+        for place, shade in enumerate(shades)
+    )
+    return _svg(squares, 15 * len(shades) - 2, 13, title, "strip")
+
+
+def bars(rows: Sequence[Bar], *, title: str, unit: str) -> Markup:
+    """Values with their intervals, one below the other."""
+    width, row, margin = 460.0, 44.0, 12.0
+    height = row * len(rows) + 26
+    lows, highs = [bar.lo for bar in rows], [bar.hi for bar in rows]
+    room = 0.06 * (max(highs) - min(lows)) or 0.5
+    x = _Scale(min(lows) - room, max(highs) + room, margin, width - margin)
+    parts = []
+    for value in ticks(x.low, x.high, 5):
+        parts.append(f'<path class="grid" d="M{x(value):.1f} 4V{height - 22:g}"/>')
+        parts.append(_text(x(value), height - 6, f"{value:g}{unit}", "middle"))
+    for number, bar in enumerate(rows):
+        at = row * number + 16
+        parts.append(
+            f'<g class="accept"><title>{escape(bar.note)}</title>{_text(0, at, bar.name, kind="name")}'
+            f"{_across(x(bar.lo), x(bar.hi), at + 12, 'interval')}"
+            f'<circle cx="{x(bar.value):.1f}" cy="{at + 12:g}" r="5"/></g>'
+        )
+    return _svg(parts, width, height, title)
+
+
+def ticks(low: int | float, high: int | float, count: int) -> list[float]:
+    """At most ``count`` + 1 round values between two ends: steps of 1, 2 or 5 times a power of ten."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    digits = max(0, -math.floor(math.log10(step)))
+    return [round(step * number, digits) + 0.0 for number in range(first, last + 1)]
+
+
+def _front(marks: Sequence[Mark], x: _Scale, y: _Scale, right: float, bottom: float) -> str:
+    """Border of what is beaten by some variant in both."""
+    best, path = -math.inf, ""
+    for mark in sorted(marks, key=lambda mark: (mark.x, -mark.y)):
+        if mark.y > best:
+            start = f"M{x(mark.x):.1f} {bottom:g}" if not path else f"H{x(mark.x):.1f}"
+            path += f"{start}V{y(mark.y):.1f}"
+            best = mark.y
+    return f"{path}H{right:g}V{bottom:g}Z"
+
+
+def _mark(mark: Mark, x: float, y: float, lo: float, hi: float, box: Box) -> str:
+    shape = (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
+        if mark.kind == "accept"
+        # Verdicts differ in shape too, for prints without colour.
+        else f'<path d="M{x:.1f} {y - 8:.1f}l8 8l-8 8l-8-8z"/>'
+    )
+    # The label hangs on the side that is nearer, so that it stays there in other fonts.
+    middle = (box.x0 + box.x1) / 2
+    anchor, at = (
+        ("middle", x) if abs(middle - x) < 1 else ("start", box.x0) if middle > x else ("end", box.x1)
+    )
+    return (
+        f'<g class="mark {mark.kind}" data-variant="{escape(mark.name)}" tabindex="0">'
+        f"<title>{escape(mark.note)}</title>"
+        f'<path class="interval" d="M{x:.1f} {lo:.1f}V{hi:.1f}"/>{shape}'
+        f"{_text(at, box.y1 - 4, mark.name, anchor, 'name')}</g>"
+    )
+
+
+def _text(x: int | float, y: int | float, text: str, anchor: str = "start", kind: str = "muted") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _across(start: float, end: float, y: float, kind: str = "grid") -> str:
+    return f'<path class="{kind}" d="M{start:.1f} {y:.1f}H{end:.1f}"/>'
+
+
+def _path(places: Iterable[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+
+
+def _svg(
+    parts: Iterable[str], width: int | float, height: int | float, title: str, kind: str = "chart"
+) -> Markup:
+    inside = "".join(parts)
+    return Markup(
+        f'<svg class="{kind}" role="img" aria-label="{escape(title)}" viewBox="0 0 {width:g} {height:g}">'
+        f"{inside}</svg>"
+    )
