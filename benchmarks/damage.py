@@ -57,4 +57,4 @@ def damage(module: nn.Module, share: float, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2], *(float(share) for share in sys.argv[2:3]))
+    main(sys.argv[1] if len(sys.argv) > 1 else "fp32", *map(float, sys.argv[2:3]))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-from pipeline import latency
+from pipeline import machine
 from pipeline.report.evidence import Evidence
 from pipeline.report.tables import Entry, Row
 from pipeline.statistics import compare, wilson
@@ -166,7 +166,7 @@ def benchmark(entries: Sequence[Entry], *, full: bool = False, noisy: bool = Fal
     """What ``benchmark`` always writes; and, where it is ``full``, all that it may add."""
     found: dict[str, Any] = {
         "settings": {"threads": 1, "batch_size": 1, "rounds": 200, "warmup": 20, "reference": "fp32"},
-        "machine": latency.describe_machine(),
+        "machine": machine.describe(),
         "load_average": {"before": [0.1, 0.2, 0.3], "after": [0.2, 0.2, 0.3]},
         "variants": {entry.variant: entry.latency for entry in entries},
     }

@@ -51,11 +51,12 @@ def test_a_greater_radius_does_more_harm(linear: nn.Module, images: torch.Tensor
 
 def test_fgsm_of_two_linear_classes_is_the_best_attack_within_the_ball(images: torch.Tensor) -> None:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)).eval()
+    linear = nn.Linear(3 * 8 * 8, 2)
+    module = nn.Sequential(nn.Flatten(), linear).eval()
     labels = torch.zeros(6, dtype=torch.long)
     inside = images.clamp(4, 251)
     moved = attacks.fgsm(module, CONTRACT, inside, labels, 4)
-    weight = module[1].weight[1] - module[1].weight[0]
+    weight = linear.weight[1] - linear.weight[0]
     best = inside.int() + 4 * weight.view(3, 8, 8).permute(1, 2, 0).sign().int()
     assert (moved.int() == best).all()
 
