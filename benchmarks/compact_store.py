@@ -3,8 +3,8 @@
     python -m benchmarks.compact_store FOLDER
 
 EfficientNet-Lite0 with its ImageNet classes answers views of the photographs in FOLDER (class folders; their
-own classes are not looked at). Students of 64 pixels learn from the whole answers and from compact ones; each is
-then held against the whole answers to the validation images: KL divergence and the share of equal top-1.
+own classes are not looked at). Students of 64 pixels learn from the whole answers and from compact ones; each
+is then held against the whole answers to the validation images: KL divergence and the share of equal top-1.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import torch
 from torch.nn import functional
 
 import students
-import teachers
 from pipeline import distillation, labels
 from pipeline.data import sources, splits, store
 from pipeline.distillation import Lesson
@@ -25,6 +24,7 @@ from pipeline.training import compute, loop
 from pipeline.training.batches import ViewSet
 from pipeline.views import ViewSpace
 from teachers.contract import InputContract
+from teachers.sources import SOURCES
 
 SPACE = ViewSpace(0, (0.5, 1.0), (0.8, 1.25), 0.5)
 CONTRACT = InputContract(64)
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     arguments = parser.parse_args()
     fabric = compute.start(accelerator="auto", devices=1, threads=arguments.threads, precision="32-true")
-    teacher = teachers.SOURCES["efficientnet_lite"]("efficientnet_lite0", "default")
+    teacher = SOURCES["efficientnet_lite"]("efficientnet_lite0", "default")
     assert teacher.input is not None
     contract = InputContract(128, teacher.input.mean, teacher.input.std, teacher.input.interpolation)
     with tempfile.TemporaryDirectory() as scratch:
