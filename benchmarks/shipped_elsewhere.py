@@ -1,6 +1,6 @@
 """Do shipped files answer elsewhere as they do in Python? In the page, in Node, with other resizers.
 
-    PYTHONPATH=. python benchmarks/shipped_elsewhere.py PHOTOGRAPHS [--count 20]
+    python -m benchmarks.shipped_elsewhere PHOTOGRAPHS [--count 20]
 
 Takes the variants in `artifacts/onnx`; needs what `make demo` installs, and Chromium.
 """

@@ -116,7 +116,7 @@ def test_a_folder_of_unlabelled_images_joins_what_the_student_learns_from(
         Image.fromarray(random.integers(0, 256, (30, 20, 3), dtype=np.uint8)).save(more / f"{name}.png")
     shutil.copy(more / "one.png", more / "again.png")
     (more / "notes.txt").write_text("no picture")
-    known = sources.decode(photographs / "red" / "03.jpg")
+    known = images.decode(photographs / "red" / "03.jpg")
     known.save(more / "known.png")
     listing = sources.read("folder", root)
     assert listing.classes == ("blue", "green", "red")
