@@ -1,7 +1,13 @@
 import hashlib
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -362,6 +368,77 @@ def test_a_training_goes_on_without_a_server(case: Case, monkeypatch: pytest.Mon
     follower.end()
     tracking.track(*case)
     assert shown(case) == expected("loss")
+
+
+class Server:
+    """A real tracking server on a database, that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        options = ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        files = ["--artifacts-destination", str(self.folder / "served")]
+        self.process = subprocess.Popen(
+            [*command, *options, *files],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
+        until(self.answers, 240)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_server_killed_during_training_has_every_point_once_in_the_end(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    server = Server(tmp_path)
+    case = case._replace(book=replace(case.book, uri=server.uri))
+    try:
+        follower = Follower(case)
+        follower.lines = HISTORY[:1]
+        until(lambda: shown(case) == expected("loss")[:1], 60)
+        until(lambda: any(key.startswith("system/") for key in runs(case)["fp32"].data.metrics), 60)
+        server.kill()
+        follower.lines = HISTORY[:2]
+        time.sleep(3)
+        assert follower.thread.is_alive()
+        server.start()
+        # It is told what it missed as soon as it is there again, while the training goes on.
+        until(lambda: shown(case) == expected("loss")[:2], 60)
+        server.kill()
+        follower.lines = HISTORY
+        follower.end()
+        server.start()
+        tracking.track(*case)
+        found = runs(case)
+        assert set(found) == {"colours aaaaaaa", "fp32", "int8"}
+        for key in ("loss", "val_top1", "epoch", "seconds"):
+            assert points(case, found["fp32"], f"training/{key}") == expected(key)
+        system = [step for step, _ in points(case, found["fp32"], "system/cpu_utilization_percentage")]
+        assert len(set(system)) == len(system) > 0
+        assert {run.info.status for run in found.values()} == {"FINISHED"}
+    finally:
+        server.kill()
 
 
 def test_parts_of_one_training_follow_each_other(case: Case) -> None:

@@ -98,11 +98,10 @@ def _shipped(p: Parameters, row: Mapping[str, str], metric: str, source: Mapping
     name = row["variant"]
     scores = json.loads(paths.metrics(name).read_text())
     latency = json.loads(paths.BENCHMARK.read_text())["variants"][name]
-    figures = {
-        **_numbers(scores),
-        **{f"latency/{key}": value for key, value in _numbers(latency).items() if key not in row},
-        **{key: number for key, cell in row.items() if (number := _number(key, cell)) is not None},
-    }
+    # The table's own come first: MLflow's comparisons begin with the first figure.
+    figures = {key: number for key, cell in row.items() if (number := _number(key, cell)) is not None}
+    figures |= {key: value for key, value in _numbers(scores).items() if key not in figures}
+    figures |= {f"latency/{key}": value for key, value in _numbers(latency).items() if key not in figures}
     return Shipped(
         Training(name, p.recipe(name), source),
         artifact=row["sha256"],
