@@ -9,8 +9,9 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from pipeline.budget import NEARLY_AS_FAST, TEACHER
 from pipeline.report import pictures
-from pipeline.report.tables import NEARLY_AS_FAST, TEACHER, Entry, Row, recommended
+from pipeline.report.tables import Entry, Row, recommended
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 Facts = Sequence[tuple[str, str]]
