@@ -8,11 +8,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from pipeline.budget import NEARLY_AS_FAST, TEACHER
 from pipeline.report import sections, svg
 from pipeline.report.evidence import Evidence
 from pipeline.report.figures import figure, span
 from pipeline.report.pictures import COST_LABELS, Cost, cost_of
-from pipeline.report.tables import NEARLY_AS_FAST, TEACHER, Entry, Row, recommended
+from pipeline.report.tables import Entry, Row, recommended
 from pipeline.tasks import METRICS, SINGLE_LABEL, TASKS, Task
 
 Facts = Sequence[tuple[str, str]]

@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.budget import TEACHER
 from pipeline.report.page import continued
-from pipeline.report.tables import DECIMALS, TEACHER, Entry, Row, column
+from pipeline.report.tables import DECIMALS, Entry, Row, column
 
 METRICS = (
     *("score", "score_lo", "score_hi", "score_delta", "delta_lo", "delta_hi"),

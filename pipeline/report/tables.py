@@ -10,16 +10,11 @@ from typing import Any
 import numpy as np
 
 from pipeline import models
+from pipeline.budget import TEACHER, choose
 from pipeline.statistics import Verdict, compare, compare_map, verdict
 from pipeline.tasks import SINGLE_LABEL, Metric
 
-TEACHER = "teacher"
-"""Parent of the variants that are distilled from the teacher itself."""
-
 DECIMALS = 6
-
-NEARLY_AS_FAST = 1.05
-"""Share of the least latency up to which variants count as equally fast."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +154,9 @@ def lineage(table: Sequence[Row], variant: str) -> list[Row]:
 
 
 def recommended(table: Sequence[Row]) -> Row | None:
-    """The most accurate of the fastest variants that are accepted together with all their ancestors.
-
-    Latencies within 5 % of the least count as equal: they change places from run to run.
-    """
-    accepted = [row for row in table if all(step.verdict == "accept" for step in lineage(table, row.variant))]
-    least = min((row.latency_ms_p50 for row in accepted), default=0.0)
-    fastest = [row for row in accepted if row.latency_ms_p50 <= NEARLY_AS_FAST * least]
-    return max(fastest, key=lambda row: (row.score, -row.size_bytes), default=None)
+    """What a budget without limits chooses: the most accurate of the fastest accepted variants."""
+    chosen = choose(table).variant
+    return next((row for row in table if row.variant == chosen), None)
 
 
 def _row(entry: Entry, answers: Mapping[str, np.ndarray], labels: np.ndarray, max_drop: float) -> Row:
