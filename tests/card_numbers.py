@@ -47,24 +47,32 @@ NOT_READ = {"predictions", "quantization"}
 
 def unexplained(card: str, artifacts: Path, parameters: Path) -> list[str]:
     """The numbers of a card that are in no artifact, each with what stands around it."""
-    known, words = set(), set()
-    for value in _values(artifacts, parameters):
-        if isinstance(value, str):
-            words.add(value.rstrip("."))
-        elif value is not None:
-            known.add(float(value))
-    text = card
-    for pattern in NO_FIGURES:
-        text = re.sub(pattern, "", text, flags=re.DOTALL)
-    # Names, and sentences that an artifact holds as they are.
-    for word in sorted(words, key=len, reverse=True):
-        if re.search(r"\d", word) and re.search(r"[a-z]", word):
-            text = text.replace(word, "").replace(word.replace("_", " "), "")
+    known, words = values(artifacts, parameters)
+    text = prose(card, words)
     return [
         " ".join(text[max(0, start - 40) : end + 20].split())
         for start, end, number, unit in numbers(text)
         if not _is_known(number, unit, known)
     ]
+
+
+def values(artifacts: Path, parameters: Path) -> tuple[set[float], set[str]]:
+    """Numbers and words of all that is measured and configured, and the few that follow from them."""
+    found = [value for value in _values(artifacts, parameters) if value is not None]
+    return {float(v) for v in found if not isinstance(v, str)}, {
+        v.rstrip(".") for v in found if isinstance(v, str)
+    }
+
+
+def prose(card: str, words: set[str]) -> str:
+    """A card without front matter and code, and without names and sentences that artifacts hold as they are."""
+    text = card
+    for pattern in NO_FIGURES:
+        text = re.sub(pattern, "", text, flags=re.DOTALL)
+    for word in sorted(words, key=len, reverse=True):
+        if re.search(r"\d", word) and re.search(r"[a-z]", word):
+            text = text.replace(word, "").replace(word.replace("_", " "), "")
+    return text
 
 
 def numbers(text: str) -> list[tuple[int, int, str, str | None]]:
@@ -86,7 +94,6 @@ def _is_known(number: str, unit: str | None, known: set[float]) -> bool:
 
 
 def _values(artifacts: Path, parameters: Path) -> Iterator[Any]:
-    """Numbers and words of all that is measured and configured, and the few that follow from them."""
     yield from _leaves(yaml.safe_load(parameters.read_text()))
     files = sorted(artifacts.glob("**/*.json"))
     assert artifacts / "benchmark.json" in files

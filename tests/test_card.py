@@ -1,6 +1,7 @@
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from huggingface_hub import ModelCard
 from pipeline import parameters
 from pipeline.report import card, tables
 from pipeline.report.evidence import Evidence
+from pipeline.report.figures import figure
 from pipeline.report.tables import Entry, Row
 from pipeline.tasks import METRICS
 from tests import card_numbers
@@ -197,6 +199,34 @@ def test_every_number_of_the_card_is_in_the_artifacts(tmp_path: Path, everything
     assert unexplained(path) == []
     shown = card_numbers.numbers(path.read_text())
     assert len(shown) > (300 if everything else 100)
+
+
+@MEASURED
+def test_every_number_is_written_from_a_value_that_the_artifacts_hold_to_the_last_digit(
+    tmp_path: Path, everything: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    shown: Counter[str] = Counter()
+
+    def recorded(value: int | float, *arguments: Any, **keywords: Any) -> str:
+        text = figure(value, *arguments, **keywords)
+        told.append(value)
+        shown.update(number for _, _, number, _ in card_numbers.numbers(text))
+        return text
+
+    def recorded_span(lo: int | float, hi: int | float, unit: str, digits: int | None = None) -> str:
+        return f"{recorded(lo, unit, digits, bare=True)} to {recorded(hi, unit, digits, bare=True)}"
+
+    monkeypatch.setattr(card, "figure", recorded)
+    monkeypatch.setattr(card, "span", recorded_span)
+    path = written(tmp_path, everything)
+    known, words = card_numbers.values(tmp_path, tmp_path / "params.yaml")
+    # variants.csv has six decimals.
+    held = known | {round(value, 6) for value in known}
+    assert [value for value in told if value not in held and round(value, 6) not in held] == []
+    # And the template writes none of its own.
+    written_out = card_numbers.numbers(card_numbers.prose(path.read_text(), words))
+    assert Counter(number for _, _, number, _ in written_out) - shown == Counter()
 
 
 def test_a_number_that_was_changed_is_found_out(tmp_path: Path) -> None:
