@@ -65,7 +65,7 @@ def values(artifacts: Path, parameters: Path) -> tuple[set[float], set[str]]:
 
 
 def prose(card: str, words: set[str]) -> str:
-    """A card without front matter and code, and without names and sentences that artifacts hold as they are."""
+    """A card without front matter, code, and names and sentences that artifacts hold as they are."""
     text = card
     for pattern in NO_FIGURES:
         text = re.sub(pattern, "", text, flags=re.DOTALL)
