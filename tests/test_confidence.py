@@ -28,10 +28,10 @@ def test_what_is_kept_agrees_with_scipy_and_scikit_learn() -> None:
 
 
 def test_ece_is_the_mean_over_bins_of_how_far_confidence_is_from_accuracy() -> None:
-    kept = Confidence(np.array([0, 0, 1, 1]), np.array([0.95, 0.97, 0.6, 0.62]), np.ones(4), np.ones(4))
+    kept = Confidence(np.array([0, 0, 1, 1]), np.array([0.95, 0.97, 0.61, 0.63]), np.ones(4), np.ones(4))
     found = confidence.measure(kept, np.array([0, 1, 1, 1]))
-    # Two bins of two images each: |0.96 - 0.5| and |0.61 - 1|.
-    assert found["ece"] == pytest.approx((0.46 + 0.39) / 2)
+    # Two bins of two images each: |0.96 - 0.5| and |0.62 - 1|.
+    assert found["ece"] == pytest.approx((0.46 + 0.38) / 2)
     filled = {(line["n"], line["accuracy"]) for line in found["reliability"] if line["n"]}
     assert filled == {(2, 0.5), (2, 1.0)}
     assert len(found["reliability"]) == BINS == 15
