@@ -540,6 +540,16 @@ def _variant_problems(parameters: Parameters) -> Iterator[str]:
                 yield _line(detail, "", OPERATIONS[variant.op], key if own else variant.op)
         else:
             yield from _phase_problems(settings, key)
+            if parameters.data.source == "attributes":
+                yield from _single_label_terms(settings, key)
+
+
+def _single_label_terms(settings: Training, key: str) -> Iterator[str]:
+    """Terms that compare classes, of which one is right, where there are attributes instead."""
+    objective = getattr(settings, "objective", None)
+    for term in ("standardised_kl", "dkd", "dist"):
+        if getattr(objective, term, 0):
+            yield f"{key}.objective.{term}: attributes have no such term; allowed: kl, cross_entropy"
 
 
 def _ancestry(variants: Mapping[str, Variant], name: str) -> list[str]:

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pipeline import parameters, paths
-from pipeline.parameters import ParameterError, Prune, Quantize
+from pipeline.parameters import Distill, ParameterError, Prune, Quantize
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,6 +50,14 @@ def test_a_folder_of_images_needs_only_its_path(photographs: Path, option: str, 
     assert (p.data.source, p.data.path) == (source, photographs)
 
 
+def test_attributes_are_learnt_by_terms_that_they_have(photographs: Path) -> None:
+    chosen = ("data=attributes", f"data.path={photographs}")
+    objective = parameters.check(composed(*chosen), "override").settings("fp32", Distill).objective
+    assert (objective.kl, objective.dist, objective.cross_entropy) == (1.0, 0.0, 0.0)
+    with pytest.raises(ParameterError, match=r"fp32\.objective\.dist: attributes have no such term"):
+        parameters.check(composed(*chosen, "distill.objective.dist=1"), "override")
+
+
 def test_a_teacher_that_knows_the_classes_needs_only_its_name(tmp_path: Path) -> None:
     file = tmp_path / "x.onnx"
     file.touch()
@@ -86,7 +94,7 @@ def test_names_of_a_hub_are_left_to_those_who_fetch_them() -> None:
         ({"variants": {"fp32": {"tempature": 2}}}, "params.yaml: variants.fp32.tempature: no such key"),
         ({"distil": {}}, "params.yaml: distil: no such key; did you mean `distill`?"),
         ({"variants": {"pruned-50": {"macs": 1.5}}}, "variants.pruned-50.macs = 1.5: must be less than 1"),
-        ({"distill": {"objective": {"kl": 0.0}}}, "distill.objective"),
+        ({"prune": {"objective": {"kl": 0.0}}}, "prune.objective"),
         ({"prune": {"multiple": 0}}, "prune.multiple = 0: must be greater than or equal to 1"),
         (
             {"variants": {"pruned-50": {"parent": "fp64"}}},
