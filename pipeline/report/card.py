@@ -84,7 +84,10 @@ def render(
     shipped = best or max(table, key=lambda row: row.score)
     told = next(entry for entry in entries if entry.variant == shipped.variant)
     architecture = ARCHITECTURES.get(student["architecture"], student["architecture"])
-    name = said["name"] or f"{architecture} {student['width']:g}/{student['size']} for {data_name(data)}"
+    name = (
+        said["name"]
+        or f"{architecture} {figure(student['width'])}/{figure(student['size'])} for {data_name(data)}"
+    )
     template = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     ).from_string(files("pipeline.report").joinpath("card.md").read_text())
