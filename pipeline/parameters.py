@@ -324,7 +324,7 @@ class Probe(Section):
 
     corrupted: Annotated[int, Field(ge=0)] = 100
     """Test images, stratified by class, on which 15 corruptions are tried at 5 severities; 0 skips this."""
-    attacked: Annotated[int, Field(ge=0)] = 100
+    attacked: Annotated[int, Field(ge=0)] = 64
     """Test images, stratified by class, that are attacked; 0 skips this."""
     radii: Annotated[tuple[Annotated[int, Field(ge=1, le=255)], ...], Field(min_length=1)] = (1, 4)
     """Greatest change of a pixel by an attack, of 255."""
@@ -333,7 +333,7 @@ class Probe(Section):
     outside: Path | None = None
     """Folder of images that belong to no class."""
     outsiders: Annotated[int, Field(ge=1)] = 250
-    """Images of each kind that belong to no class, and as many test images to tell them from."""
+    """Images of each kind that belong to no class; they are told from all test images."""
 
 
 class Explain(Section):
