@@ -109,9 +109,9 @@ def test_the_page_says_what_predict_says_of_twenty_photographs(
             lines = page.locator(f"#{classifier.path.stem} .guesses li")
             wanted = [f"{guess.label}{guess.probability:.1%}" for guess in guesses]
             if file.suffix == ".png":
-                expect(lines).to_have_text(wanted, timeout=3000)
+                expect(lines).to_have_text(wanted, timeout=15_000)
             else:  # decoders of JPEG may differ by a step of a pixel
-                expect(lines.first).to_contain_text(guesses[0].label, timeout=3000)
+                expect(lines.first).to_contain_text(guesses[0].label, timeout=15_000)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
