@@ -1,6 +1,8 @@
 import multiprocessing
+import resource
 import time
 
+import psutil
 import pytest
 
 from pipeline import machine
@@ -13,17 +15,24 @@ def spin(seconds: float) -> None:
         pass
 
 
-def test_a_busy_process_beside_is_seen_and_own_work_is_not() -> None:
-    own = machine.watch()
-    spin(0.6)
-    alone, _ = own()
-    other = machine.watch()
-    process = multiprocessing.get_context("spawn").Process(target=spin, args=(2.5,))
+def test_others_work_is_counted_and_own_work_is_not() -> None:
+    cores = psutil.cpu_count() or 1
+    seen, own, children, start = machine.watch(), time.process_time(), _children(), time.monotonic()
+    process = multiprocessing.get_context("spawn").Process(target=spin, args=(2.0,))
     process.start()
+    spin(1.0)
     process.join()
-    beside, steal = other()
-    assert beside > alone + 0.3
+    others, steal = seen()
+    wall = time.monotonic() - start
+    # On however busy a machine: all that the child had is counted, and nothing twice.
+    assert others * wall >= 0.8 * (_children() - children)
+    assert others * wall + time.process_time() - own <= 1.1 * cores * wall
     assert 0 <= steal <= 1
+
+
+def _children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def test_a_quiet_machine_is_not_called_noisy() -> None:
