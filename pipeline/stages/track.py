@@ -43,7 +43,7 @@ def main() -> None:
             "teacher": teacher["origin"],
             **{f"dvc.{name}": _listed(hashes) for name, hashes in outputs.items()},
         },
-        parameters=p.model_dump(mode="json", exclude={"variants", "compute", "tracking", "budget"}),
+        parameters=p.model_dump(mode="json", exclude={"variants", "compute", "tracking", "budget", "card"}),
         data=store.read_report(paths.DATA),
         figures={
             "variants": len(variants),
