@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -270,7 +270,7 @@ def _torchdistill(fabric: Fabric, teacher: nn.Module, images: Subset[tuple[Tenso
         pixels, truth, more = batch
         box.post_forward_process(box.forward_process(pixels.to(device), truth.to(device), more))
 
-    rate = _timed(step, box.train_data_loader)
+    rate = _timed(step, cast(DataLoader[Any], box.train_data_loader))
     box.clean_modules()
     return rate
 
