@@ -251,7 +251,8 @@ def _torchdistill(fabric: Fabric, teacher: nn.Module, images: Subset[tuple[Tenso
             "sampler": {"class_or_func": torch.utils.data.RandomSampler, "kwargs": {}},
             "kwargs": {"batch_size": BATCH, "num_workers": WORKERS, "drop_last": True},
         },
-        "teacher": {"requires_grad": False},
+        "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
+        "student": {"forward_proc": "forward_batch_only"},
         "optimizer": {"key": "AdamW", "kwargs": {"lr": 0.001}},
         "criterion": {
             "key": "WeightedSumLoss",
