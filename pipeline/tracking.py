@@ -39,13 +39,13 @@ from mlflow.types import ParamSchema, ParamSpec
 from mlflow.utils.time import get_current_time_millis
 
 from pipeline import serving
+from pipeline.budget import TEACHER
 
 STATE = "distillery.state"
 """Tag of a parent run: the hash of all that DVC has of it."""
 ARTIFACT = "distillery.artifact"
 """Tag of a child run: the hash of what it made. Set last, so that a run that has it is whole."""
 VARIANT = "variant"
-TEACHER = "teacher"
 RUNS = "runs"
 """Tag of a parent run: each of its variants' runs, be it a child or linked."""
 CHAMPION = "champion"

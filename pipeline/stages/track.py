@@ -27,11 +27,11 @@ def main() -> None:
     outputs = _outputs(p)
     teacher = json.loads((paths.TEACHER / models.CARD).read_text())
     metric = teacher["metric"]
-    with (paths.REPORT / "variants.csv").open() as file:
+    with (paths.VARIANTS).open() as file:
         table = {row["variant"]: row for row in csv.DictReader(file)}
     source = provenance.source_tags()
     variants = [_shipped(p, table[name], metric, source) for name in p.variants]
-    choice = budget.choose(budget.read(paths.REPORT / "variants.csv"), **p.budget.model_dump())
+    choice = budget.choose(budget.read(paths.VARIANTS), **p.budget.model_dump())
     state_sha256 = provenance.identity(**outputs)
     card = paths.REPORT / "model_card.md"
     state = State(
