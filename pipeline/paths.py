@@ -59,7 +59,7 @@ def metrics(variant: str) -> Path:
 
 
 def confidence(variant: str) -> Path:
-    """What is kept of its probabilities, image by image."""
+    """What is kept of its probabilities on test, image by image; of the teacher's, too."""
     return METRICS / f"{variant}.npz"
 
 

@@ -77,6 +77,7 @@ def test_outputs_are_where_the_paths_say() -> None:
         paths.DATA,
         paths.TEACHER,
         paths.model("teacher"),
+        paths.confidence("teacher"),
         paths.LABELS,
         paths.model("${key}"),
         paths.onnx("${key}"),
