@@ -5,6 +5,8 @@ from pathlib import Path
 
 PARAMETERS = Path("params.yaml")
 CONFIGS = Path("configs")
+NONE = CONFIGS / "none"
+"""Stands for no file or folder in a parameter that is a DVC dependency: DVC takes no null."""
 LOCK = Path("dvc.lock")
 
 ARTIFACTS = Path("artifacts")

@@ -9,7 +9,8 @@ import grimp
 import pytest
 import yaml
 
-from pipeline import paths
+from pipeline import parameters, paths
+from pipeline.parameters import Parameters, Section
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -61,6 +62,21 @@ def test_a_stages_dependencies_cover_all_the_code_that_it_imports(name: str, scr
         if not any(file_of(module) == dep or file_of(module).startswith(f"{dep}/") for dep in declared)
     ]
     assert not missing
+
+
+def test_what_a_parameter_names_by_its_path_is_a_dependency_and_there_by_default() -> None:
+    named = {
+        f"{section}.{key}": getattr(getattr(parameters.load(ROOT / paths.PARAMETERS), section), key)
+        for section, field in Parameters.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        for key, inner in field.annotation.model_fields.items()
+        if inner.annotation in (Path, Path | None)
+    }
+    assert set(named) == {"data.path", "evaluation.metadata", "probe.outside"}
+    deps = {dep for name in STAGES for dep in stage(name)["deps"]}
+    assert {f"${{{key}}}" for key in named} <= deps
+    assert (named["evaluation.metadata"], named["probe.outside"]) == (None, None)
+    assert (ROOT / paths.NONE).is_file()
 
 
 @pytest.mark.parametrize("name", list(STAGES))
