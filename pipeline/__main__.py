@@ -5,6 +5,7 @@ Commands import what they need when they run, so that those that need no PyTorch
 
 import argparse
 import json
+import os
 import sys
 from argparse import Namespace
 from contextlib import suppress
@@ -54,7 +55,15 @@ def main() -> None:
     command.set_defaults(run=compose)
 
     arguments = parser.parse_args()
-    arguments.run(arguments)
+    try:
+        try:
+            arguments.run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has enough, as `head` does. Python would flush once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
 
 
 def choose(arguments: Namespace) -> None:

@@ -35,7 +35,7 @@ class Answers:
     predictions: np.ndarray
     """Classes, or logits of attributes, as ``Task.predictions`` gives them."""
     confidence: Confidence | None = None
-    """Unknown for attributes and for the teacher."""
+    """Unknown for attributes."""
 
 
 def against_parent(

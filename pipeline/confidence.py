@@ -42,6 +42,7 @@ def of(logits: Float[np.ndarray, "images classes"], labels: Int[np.ndarray, " im
 
 def save(path: Path, kept: Confidence | None) -> None:
     """Write a compressed NumPy archive; an empty one where nothing is kept, as of attributes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         np.savez_compressed(file, **({} if kept is None else vars(kept)))
 

@@ -13,11 +13,12 @@ import matplotlib
 import numpy as np
 import torch
 from captum.attr import LayerGradCam
-from jaxtyping import Float, Int, Int64, UInt8
+from jaxtyping import Bool, Float, Int, Int64, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.confidence import Confidence
 from pipeline.evaluation import confused
 from pipeline.models import Model
 from teachers.contract import InputContract
@@ -77,19 +78,6 @@ def similarity(first: Float[np.ndarray, "side side"], second: Float[np.ndarray, 
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What one classifier said to every test image."""
-
-    predictions: Int[np.ndarray, " images"]
-    confidence: Float[np.ndarray, " images"] | None = None
-    """The greatest probability; unknown for the teacher."""
-
-    def sure(self, index: int) -> float | None:
-        """How sure it was of one image."""
-        return None if self.confidence is None else float(self.confidence[index])
-
-
-@dataclass(frozen=True)
 class Album:
     """A folder of pictures of test images, each written once."""
 
@@ -115,7 +103,7 @@ class Album:
 def maps(
     album: Album,
     models: Mapping[str, Model],
-    answers: Mapping[str, Answered],
+    answers: Mapping[str, Confidence],
     chosen: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Grad-CAM of every variant on the same images; ``similarity`` is to the first variant's map."""
@@ -136,7 +124,7 @@ def maps(
             overlay(images[row].numpy(), warmth[name][row]).save(album.folder / file)
             variants[name] = {
                 "answer": album.names[int(answers[name].predictions[index])],
-                "confidence": answers[name].sure(index),
+                "confidence": float(answers[name].confidence[index]),
                 "right": bool(answers[name].predictions[index] == album.labels[index]),
                 "map": file,
                 "similarity": similarity(first[row], warmth[name][row]),
@@ -145,37 +133,39 @@ def maps(
     return shown
 
 
-def flips(album: Album, own: Answered, parent: Answered, name: str, most: int) -> dict[str, Any]:
+def flips(album: Album, own: Confidence, parent: Confidence, name: str, most: int) -> dict[str, Any]:
     """Images that only the parent got right (``lost``) or only the variant (``gained``), the surest first."""
     right, before = own.predictions == album.labels, parent.predictions == album.labels
     found: dict[str, Any] = {"parent": name}
     for kind, changed in (("lost", before & ~right), ("gained", right & ~before)):
-        indices = np.flatnonzero(changed)
-        if own.confidence is not None:
-            indices = indices[np.argsort(-own.confidence[indices], kind="stable")]
+        indices = _surest(own, changed)
         found[kind] = [
             {
                 **album.show(index),
                 "answer": album.names[int(own.predictions[index])],
                 "parent_answer": album.names[int(parent.predictions[index])],
-                "confidence": own.sure(index),
-                "parent_confidence": parent.sure(index),
+                "confidence": float(own.confidence[index]),
+                "parent_confidence": float(parent.confidence[index]),
             }
             for index in indices[:most].tolist()
         ]
     return found
 
 
-def confusions(album: Album, own: Answered) -> list[dict[str, Any]]:
+def confusions(album: Album, own: Confidence) -> list[dict[str, Any]]:
     """The most frequent confusions, with the images of which the classifier was surest."""
     matrix = np.zeros((len(album.names), len(album.names)), dtype=np.int64)
     np.add.at(matrix, (album.labels, own.predictions), 1)
     shown = []
     for pair in confused(matrix, album.names, PAIRS):
         truth, answer = album.names.index(pair["truth"]), album.names.index(pair["answer"])
-        indices = np.flatnonzero((album.labels == truth) & (own.predictions == answer))
-        if own.confidence is not None:
-            indices = indices[np.argsort(-own.confidence[indices], kind="stable")]
-        examples = [{**album.show(i), "confidence": own.sure(i)} for i in indices[:EXAMPLES].tolist()]
+        indices = _surest(own, (album.labels == truth) & (own.predictions == answer))[:EXAMPLES].tolist()
+        examples = [{**album.show(i), "confidence": float(own.confidence[i])} for i in indices]
         shown.append({**pair, "examples": examples})
     return shown
+
+
+def _surest(own: Confidence, of: Bool[np.ndarray, " images"]) -> Int64[np.ndarray, " some"]:
+    """The chosen images' numbers, those first of which the classifier was surest."""
+    indices = np.flatnonzero(of)
+    return indices[np.argsort(-own.confidence[indices], kind="stable")]

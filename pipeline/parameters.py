@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from pipeline import paths
@@ -24,6 +24,9 @@ class Section(BaseModel):
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Size = Annotated[int, Field(ge=32, le=1024)]
+OptionalPath = Annotated[
+    Path | None, BeforeValidator(lambda value: None if value == str(paths.NONE) else value)
+]
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 
 
@@ -315,8 +318,9 @@ class Benchmark(Section):
 class Evaluation(Section):
     """What is compared beside the score."""
 
-    metadata: Path | None = None
-    """CSV file with `file_name` and any columns; test images are compared by each of them."""
+    metadata: OptionalPath = None
+    """CSV file with `file_name` and any columns, by each of which test images are compared; `configs/none`:
+    none."""
 
 
 class Probe(Section):
@@ -330,8 +334,8 @@ class Probe(Section):
     """Greatest change of a pixel by an attack, of 255."""
     steps: Annotated[int, Field(ge=1)] = 10
     """Of projected gradient descent."""
-    outside: Path | None = None
-    """Folder of images that belong to no class."""
+    outside: OptionalPath = None
+    """Folder of images that belong to no class; `configs/none`: none."""
     outsiders: Annotated[int, Field(ge=1)] = 250
     """Images of each kind that belong to no class; they are told from all test images."""
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 PARAMETERS = Path("params.yaml")
 CONFIGS = Path("configs")
+NONE = CONFIGS / "none"
+"""Stands for no file or folder in a parameter that is a DVC dependency: DVC takes no null."""
 LOCK = Path("dvc.lock")
 
 ARTIFACTS = Path("artifacts")
@@ -59,7 +61,7 @@ def metrics(variant: str) -> Path:
 
 
 def confidence(variant: str) -> Path:
-    """What is kept of its probabilities, image by image."""
+    """What is kept of its probabilities on test, image by image; of the teacher's, too."""
     return METRICS / f"{variant}.npz"
 
 

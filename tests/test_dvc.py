@@ -9,7 +9,8 @@ import grimp
 import pytest
 import yaml
 
-from pipeline import paths
+from pipeline import parameters, paths
+from pipeline.parameters import Parameters, Section
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -63,6 +64,21 @@ def test_a_stages_dependencies_cover_all_the_code_that_it_imports(name: str, scr
     assert not missing
 
 
+def test_what_a_parameter_names_by_its_path_is_a_dependency_and_there_by_default() -> None:
+    named = {
+        f"{section}.{key}": getattr(getattr(parameters.load(ROOT / paths.PARAMETERS), section), key)
+        for section, field in Parameters.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        for key, inner in field.annotation.model_fields.items()
+        if inner.annotation in (Path, Path | None)
+    }
+    assert set(named) == {"data.path", "evaluation.metadata", "probe.outside"}
+    deps = {dep for name in STAGES for dep in stage(name)["deps"]}
+    assert {f"${{{key}}}" for key in named} <= deps
+    assert (named["evaluation.metadata"], named["probe.outside"]) == (None, None)
+    assert (ROOT / paths.NONE).is_file()
+
+
 @pytest.mark.parametrize("name", list(STAGES))
 def test_declared_code_exists(name: str) -> None:
     code = [dep for dep in stage(name)["deps"] if dep.endswith(".py") and "$" not in dep]
@@ -77,6 +93,7 @@ def test_outputs_are_where_the_paths_say() -> None:
         paths.DATA,
         paths.TEACHER,
         paths.model("teacher"),
+        paths.confidence("teacher"),
         paths.LABELS,
         paths.model("${key}"),
         paths.onnx("${key}"),

@@ -7,7 +7,8 @@ from PIL import Image
 from torch import nn
 
 from pipeline import explanation
-from pipeline.explanation import Album, Answered
+from pipeline.confidence import Confidence
+from pipeline.explanation import Album
 from students.mobilenet_v1 import MobileNetV1
 from teachers.contract import InputContract
 
@@ -79,20 +80,25 @@ def album(tmp_path: Path) -> Album:
     )
 
 
+def answered(predictions: list[int], confidence: list[float]) -> Confidence:
+    unread = np.zeros(len(predictions))
+    return Confidence(np.array(predictions), np.array(confidence), unread, unread)
+
+
 def test_flips_are_the_images_that_changed_sides_the_surest_first(album: Album) -> None:
-    own = Answered(np.array([1, 0, 2, 0, 2, 2]), np.array([0.4, 0.5, 0.6, 0.9, 0.5, 0.5]))
-    parent = Answered(np.array([0, 1, 1, 1, 2, 0]))
+    own = answered([1, 0, 2, 0, 2, 2], [0.4, 0.5, 0.6, 0.9, 0.5, 0.5])
+    parent = answered([0, 1, 1, 1, 2, 0], [0.7, 0.7, 0.7, 0.8, 0.7, 0.7])
     found = explanation.flips(album, own, parent, "fp32", most=2)
     assert [line["index"] for line in found["lost"]] == [3, 2]
     assert [line["index"] for line in found["gained"]] == [1, 5]
     first = found["lost"][0]
     assert (first["truth"], first["parent_answer"], first["answer"]) == ("green", "green", "red")
-    assert (first["source"], first["confidence"], first["parent_confidence"]) == ("3.jpg", 0.9, None)
+    assert (first["source"], first["confidence"], first["parent_confidence"]) == ("3.jpg", 0.9, 0.8)
     assert all((album.folder / line["file"]).is_file() for line in found["lost"] + found["gained"])
 
 
 def test_confusions_show_their_surest_examples(album: Album) -> None:
-    own = Answered(np.array([1, 1, 1, 1, 2, 0]), np.array([0.4, 0.5, 0.6, 0.9, 0.5, 0.5]))
+    own = answered([1, 1, 1, 1, 2, 0], [0.4, 0.5, 0.6, 0.9, 0.5, 0.5])
     first, second = explanation.confusions(album, own)
     assert (first["truth"], first["answer"], first["count"], first["of"]) == ("red", "green", 2, 2)
     assert [line["index"] for line in first["examples"]] == [1, 0]

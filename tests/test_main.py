@@ -1,5 +1,7 @@
 import json
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -105,6 +107,21 @@ def test_what_a_user_can_mend_is_one_line_and_a_status(
     assert run(monkeypatch, arguments) == 1
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"error: {line}\n")
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("images", ["photos", "photos none.png"])
+def test_a_reader_that_has_enough_ends_the_command_without_a_word(images: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "pipeline", "predict", "tiny", *images.split(), "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        command, stdout=write, stderr=subprocess.PIPE, env=environment, text=True, check=False
+    )
+    os.close(write)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if not line.startswith("error: ")] == []
 
 
 @pytest.mark.usefixtures("root")

@@ -333,7 +333,9 @@ def test_the_page_tells_what_was_measured(table: list[Row], tmp_path: Path) -> N
         "severity 1 to 5: 83.0, 74.0, 61.0, 47.0, 32.0",
         "FGSM on fp32, answered by int8.onnx",
         "gap 2.9 points (1.1 to 4.7)",
-        "error 2.10% (1.70 to 2.50), mean confidence 91.4%",
+        "<b>teacher</b><small>error 2.10% (1.70 to 2.50), mean confidence 91.4%</small>",
+        "mean confidence 91.4%; against teacher: error +0.47 points (+0.07 to +0.87), "
+        "confidence \N{MINUS SIGN}1.13 points</small>",
         "as fp32: 0.96",
         "int8: right before, wrong now",
         "The machine was noisy</b>, so intervals are wider than they could be: others took 0.8 cores.",

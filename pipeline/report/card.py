@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from pipeline.report.evidence import Evidence, Part
 from pipeline.report.figures import figure, span
 from pipeline.report.page import SNIPPET, data_name
-from pipeline.report.sections import mistakes
+from pipeline.report.sections import calibrated, mistakes
 from pipeline.report.tables import Entry, Row, lineage, recommended
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
@@ -138,7 +138,7 @@ def render(
         attack_table=_attack_table(evidence.robustness),
         outside_table=_outside_table(evidence.robustness),
         group_tables=_group_tables(evidence.comparison, told),
-        calibration_table=_calibration_table(entries),
+        calibration_table=_calibration_table(entries, evidence.comparison),
         energy_table=_energy_table(evidence.costs),
     )
     return str(
@@ -391,21 +391,31 @@ def _group_tables(comparison: Part | None, told: Entry) -> list[str]:
     ]
 
 
-def _calibration_table(entries: Sequence[Entry]) -> str:
-    known = [(entry, entry.scores["calibration"]) for entry in entries if entry.scores.get("calibration")]
+def _calibration_table(entries: Sequence[Entry], comparison: Part | None) -> str:
+    known = list(calibrated(entries, comparison))
     if not known:
         return ""
     return _table(
-        ["variant", "calibration error (ECE)", "mean confidence", "negative log likelihood", "Brier score"],
+        [
+            "variant",
+            "calibration error (ECE)",
+            "error against its parent",
+            "mean confidence",
+            "negative log likelihood",
+            "Brier score",
+        ],
         (
             [
-                entry.variant,
+                name,
                 _within(of["ece"], of["ece_lo"], of["ece_hi"], "%"),
+                _within(moved["ece_delta"], moved["ece_delta_lo"], moved["ece_delta_hi"], "points")
+                if moved
+                else "",
                 figure(of["confidence"], "%", 1),
                 figure(of["nll"], "plain"),
                 figure(of["brier"], "plain"),
             ]
-            for entry, of in known
+            for name, _, of, moved in known
         ),
     )
 

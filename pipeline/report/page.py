@@ -105,7 +105,7 @@ def render(
         outside=sections.outside(evidence.robustness),
         groups=group_pictures,
         gaps=gaps,
-        calibrations=sections.calibrations(entries),
+        calibrations=sections.calibrations(entries, evidence.comparison),
         explanations=sections.explanations(evidence, shipped.variant),
         sensitivity=sensitivity,
         curves=_curves(teacher_history, entries),

@@ -1,6 +1,6 @@
 """The page's sections that show evidence; each is empty where a run did not measure it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -158,24 +158,38 @@ def reasons(entries: Sequence[Entry], comparison: Part | None) -> list[dict[str,
     return told
 
 
-def calibrations(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """How far each variant's confidence can be believed."""
+def calibrations(entries: Sequence[Entry], comparison: Part | None) -> list[dict[str, Any]]:
+    """How far the teacher's and each variant's confidence can be believed, and what moved it."""
     drawn = []
-    for entry in entries:
-        found = entry.scores.get("calibration")
-        if not found:
-            continue
+    for name, parent, found, moved in calibrated(entries, comparison):
         bins = [(b["confidence"], b["accuracy"], b["n"]) for b in found["reliability"] if b["n"]]
         drawn.append(
             {
-                "variant": entry.variant,
+                "variant": name,
                 "ece": figure(found["ece"], "%"),
                 "interval": span(found["ece_lo"], found["ece_hi"], "%"),
                 "confidence": figure(found["confidence"], "%", 1),
-                "picture": svg.calibration(bins, title=f"Reliability of {entry.variant}"),
+                "moved": moved
+                and f"against {parent}: error {figure(moved['ece_delta'], 'points')} "
+                f"({span(moved['ece_delta_lo'], moved['ece_delta_hi'], 'points')}), "
+                f"confidence {figure(moved['confidence_delta'], 'points')}",
+                "picture": svg.calibration(bins, title=f"Reliability of {name}"),
             }
         )
     return drawn
+
+
+def calibrated(
+    entries: Sequence[Entry], comparison: Part | None
+) -> Iterator[tuple[str, str | None, Part, Part | None]]:
+    """Whose probabilities are known, the teacher's first: name, parent, calibration, drift."""
+    comparison = comparison or {}
+    if teacher := comparison.get("teacher", {}).get("calibration"):
+        yield "teacher", None, teacher, None
+    for entry in entries:
+        if found := entry.scores.get("calibration"):
+            moved = comparison.get("variants", {}).get(entry.variant, {}).get("calibration")
+            yield entry.variant, entry.parent, found, moved
 
 
 def corruptions(robustness: Part | None) -> Grid | None:

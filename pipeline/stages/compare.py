@@ -17,7 +17,8 @@ def main() -> None:
     """Write `artifacts/comparison.json`."""
     p = parameters.load()
     test = store.read(paths.DATA, "test")
-    answers = {"teacher": Answers(np.load(paths.TEACHER_PREDICTIONS))}
+    teacher = Answers(np.load(paths.TEACHER_PREDICTIONS), confidence.load(paths.confidence("teacher")))
+    answers = {"teacher": teacher}
     for variant in p.variants:
         scores = json.loads(paths.metrics(variant).read_text())
         answers[variant] = Answers(
@@ -44,6 +45,9 @@ def main() -> None:
         "n": len(test),
         "metric": test.task.metric,
         "max_drop": p.gate.max_drop,
+        "teacher": {
+            "calibration": confidence.measure(teacher.confidence, test.labels) if teacher.confidence else None
+        },
         "variants": variants,
         "slices": [slices.measure(column, predictions, parents, test.labels) for column in columns],
     }

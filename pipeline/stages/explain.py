@@ -2,12 +2,10 @@
 
 import json
 
-import numpy as np
 import torch
 
 from pipeline import confidence, explanation, models, parameters, paths
 from pipeline.data import calibration, store
-from pipeline.explanation import Answered
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
 from pipeline.training import batches
@@ -27,10 +25,11 @@ def main() -> None:
     loaded = {name: models.load(paths.model(name)) for name in p.variants}
     contract = next(iter(loaded.values())).card.input
     views = ViewSet(test, None, contract)
-    answers = {"teacher": Answered(np.load(paths.TEACHER_PREDICTIONS))}
-    for name in p.variants:
-        if kept := confidence.load(paths.confidence(name)):
-            answers[name] = Answered(kept.predictions, kept.confidence)
+    answers = {
+        name: kept
+        for name in ("teacher", *p.variants)
+        if (kept := confidence.load(paths.confidence(name))) is not None
+    }
     album = explanation.Album(
         paths.EXPLANATIONS,
         lambda indices: views[batches.Request(indices, None, contract.size)].images,

@@ -6,12 +6,12 @@ import numpy as np
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pipeline import adaptation, models, parameters, paths, provenance, teacher_store
+from pipeline import adaptation, confidence, models, parameters, paths, provenance, teacher_store
 from pipeline.data import store
 from pipeline.data.store import ImageSet
 from pipeline.parameters import Member, ParameterError, Parameters
 from pipeline.process import beside, stage
-from pipeline.tasks import TASKS
+from pipeline.tasks import SINGLE_LABEL, TASKS
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.batches import ViewSet
 from pipeline.training.checkpoints import History
@@ -25,7 +25,7 @@ SPLITS = ("train", "val", "test")
 
 
 def main() -> None:
-    """Write `artifacts/teacher/` and the root of the variants' tree, `artifacts/models/teacher/`."""
+    """Write `artifacts/teacher/`, the root of the variants' tree, and how sure the teacher is of test."""
     p = parameters.load()
     fabric = compute.start(**p.compute.model_dump(exclude={"workers"}), trials=paths.PRECISION_TRIALS)
     task = TASKS[store.read_report(paths.DATA)["task"]]
@@ -35,10 +35,8 @@ def main() -> None:
     taught = [
         _teach(p, fabric, images, settings, name) for settings, name in zip(members, names, strict=True)
     ]
-    val, test = (
-        loop.score(task.mean([member.logits[split] for member in taught]), images[split])
-        for split in ("val", "test")
-    )
+    answers = {split: task.mean([member.logits[split] for member in taught]) for split in ("val", "test")}
+    val, test = (loop.score(logits, images[split]) for split, logits in answers.items())
     card = {
         **taught[0].card,
         "origin": " and ".join(member.card["origin"] for member in taught),
@@ -51,6 +49,8 @@ def main() -> None:
     for folder in (paths.TEACHER, paths.model("teacher")):
         teacher_store.write_card(folder, card)
     np.save(paths.TEACHER_PREDICTIONS, test.predictions)
+    kept = confidence.of(answers["test"].numpy(), images["test"].labels) if task is SINGLE_LABEL else None
+    confidence.save(paths.confidence("teacher"), kept)
     models.write_history(paths.TEACHER, [line for member in taught for line in member.history])
     for run in (run for member in taught for run in member.runs.values()):
         checkpoints.clear(run.folder)
