@@ -3,7 +3,7 @@
 Multiply-accumulates do not tell it: a kernel that likes 16 channels takes several times as long for 24, the
 first layers are faster in float than in int8, and between the two stand nodes that only convert.
 
-A layer is measured inside a network of its own, as ``onnx_export`` writes it: a feeder that hands it an
+A layer is measured inside a network of its own, as ``onnx_graph`` writes it: a feeder that hands it an
 activation in the layout and precision of the layer before, the layer, and a classifier. ONNX Runtime's
 profiler times each node, so the layer's time is that of the kernel which the optimiser chose, together with
 the conversions right before it. Between the runs the caches are filled with something else, since a layer
@@ -15,7 +15,7 @@ import json
 import tempfile
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,8 +24,9 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from pipeline import machine, onnx_export
+from pipeline import machine, onnx_graph, onnx_layout
 from pipeline.models import Affine, Quantization
+from pipeline.onnx_graph import CONVOLUTIONS
 from pipeline.quantization import IMAGES, RAW_PIXELS, int8_activations, layers
 from teachers.contract import InputContract
 
@@ -147,6 +148,21 @@ def parts_of(module: nn.Module, size: int, float_layers: Collection[str] | None)
         around = 0 if isinstance(part.padding, str) else 2 * part.padding[0]
         side, padding = (side + padding + around - kernel) // stride + 1, 0
         source = precision
+    return _filled(parts)
+
+
+def _filled(parts: list[Convolution | Head]) -> list[Convolution | Head]:
+    """With the channels that ``onnx_layout.fill`` adds."""
+    for index in range(1, len(parts) - 1):
+        before, part, after = parts[index - 1 : index + 2]
+        if not all(isinstance(neighbour, Convolution) for neighbour in (before, part, after)):
+            continue
+        assert isinstance(before, Convolution)
+        if part.groups > 1 and before.precision == part.precision == "int8":
+            count = onnx_layout.filled(part.outputs)
+            parts[index - 1] = replace(before, outputs=count)
+            parts[index] = replace(part, inputs=count, outputs=count, groups=count)
+            parts[index + 1] = replace(after, inputs=count)
     return parts
 
 
@@ -173,9 +189,9 @@ def measure(part: Convolution | Head) -> float:
     )
     in_float = [name for name, _, precision in [*units, ("classifier", None, end)] if precision == "float"]
     quantization = None if len(in_float) == len(units) + 1 else _any_quantization(network, in_float)
-    file = onnx_export.write(network.eval(), quantization, InputContract(part.side), classes, "layer")
+    file = onnx_graph.write(network.eval(), quantization, InputContract(part.side), classes, "layer")
     nodes = _profile(file.SerializeToString(), part.side)
-    convolutions = [i for i, (kind, _) in enumerate(nodes) if kind in onnx_export.CONVOLUTIONS]
+    convolutions = [i for i, (kind, _) in enumerate(nodes) if kind in CONVOLUTIONS]
     edges = [-1, *convolutions, len(nodes) - 1]
     # The feeder's nodes, where there is one, the layer's, the classifier's.
     wanted = len(edges) - 2 if isinstance(part, Head) else len(units) - 1
@@ -217,7 +233,7 @@ def _profile(file: bytes, size: int) -> list[tuple[str, float]]:
         session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         for _ in range(UNTIMED + TIMED):
             spill += 1
-            session.run(None, {onnx_export.IMAGES: image})
+            session.run(None, {IMAGES: image})
         events = json.loads(Path(session.end_profiling()).read_text())
     kernels = sorted(
         (event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")),
@@ -233,5 +249,6 @@ def _profile(file: bytes, size: int) -> list[tuple[str, float]]:
 def _machine() -> str:
     """What the times depend on: the processor, the runtime, and how the graph is written."""
     told = machine.describe()
-    writer = hashlib.sha256(Path(onnx_export.__file__).read_bytes()).hexdigest()[:12]
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (onnx_graph, onnx_layout))
+    writer = hashlib.sha256(code).hexdigest()[:12]
     return f"{told['cpu']} {' '.join(told['flags'])}, onnxruntime {ort.__version__}, graphs {writer}"
