@@ -221,23 +221,40 @@ def export(model: Model, path: Path, metadata: Mapping[str, str]) -> None:
         ExportError: an int8 stem with a mean or a standard deviation other than 0 and 1; scales that do not
             fit the module; a float layer between int8 ones; or a part that has no writer.
     """
-    contract, quantization = model.card.input, model.quantization
-    module = _folded(model)
+    try:
+        file = write(
+            _folded(model), model.quantization, model.card.input, len(model.card.labels), model.card.variant
+        )
+    except ExportError as error:
+        raise ExportError(f"{model.card.variant}: {error}") from error
+    helper.set_model_props(file, dict(metadata))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(file.SerializeToString())
+
+
+def write(
+    module: nn.Module, quantization: Quantization | None, contract: InputContract, classes: int, name: str
+) -> onnx.ModelProto:
+    """The graph of a module without batch norms, as ``export`` ships it, without metadata.
+
+    Raises:
+        ExportError: as ``export``.
+    """
     reads = layer_inputs(module)
     if quantization is not None:
         try:
             check(module, quantization)
         except ValueError as error:
-            raise ExportError(f"{model.card.variant}: {error}") from error
+            raise ExportError(str(error)) from error
         if IMAGES in quantization.activations and (any(contract.mean) or set(contract.std) != {1.0}):
             raise ExportError(
                 f"the input has mean {contract.mean} and std {contract.std}; a stem in int8 reads bytes and "
                 "needs mean 0 and std 1: name the stem in float_layers"
             )
-        for name in quantization.float_layers:
-            if {name, reads[name]} <= set(quantization.activations):
+        for layer in quantization.float_layers:
+            if {layer, reads[layer]} <= set(quantization.activations):
                 raise ExportError(
-                    f"float layer {name} lies between int8 ones and ONNX Runtime makes it int8 by itself; "
+                    f"float layer {layer} lies between int8 ones and ONNX Runtime makes it int8 by itself; "
                     "float layers must lead without a gap from the input on"
                 )
     traced = fx.symbolic_trace(module).graph
@@ -258,20 +275,17 @@ def export(model: Model, path: Path, metadata: Mapping[str, str]) -> None:
     batch, size = "batch", contract.size
     proto = helper.make_graph(
         graph.nodes,
-        model.card.variant,
+        name,
         [helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, [batch, size, size, 3])],
-        [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [batch, len(model.card.labels)])],
+        [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [batch, classes])],
         list(graph.constants.values()),
     )
-    file = helper.make_model(
+    return helper.make_model(
         proto,
         producer_name="distillery",
         ir_version=IR_VERSION,
         opset_imports=[helper.make_opsetid("", OPSET)],
     )
-    helper.set_model_props(file, dict(metadata))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(file.SerializeToString())
 
 
 def _folded(model: Model) -> nn.Module:

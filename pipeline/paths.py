@@ -36,6 +36,8 @@ CHECKPOINTS = ARTIFACTS / "checkpoints"
 
 PRECISION_TRIALS = CHECKPOINTS / "precision.json"
 """What trials of bf16 found on this machine."""
+KERNELS = CHECKPOINTS / "kernels.json"
+"""What layers take in ONNX Runtime on this machine."""
 
 
 def home() -> Path:

@@ -1,0 +1,237 @@
+"""What a network costs in ONNX Runtime on the machine at hand: a table of measured layers.
+
+Multiply-accumulates do not tell it: a kernel that likes 16 channels takes several times as long for 24, the
+first layers are faster in float than in int8, and between the two stand nodes that only convert.
+
+A layer is measured inside a network of its own, as ``onnx_export`` writes it: a feeder that hands it an
+activation in the layout and precision of the layer before, the layer, and a classifier. ONNX Runtime's
+profiler times each node, so the layer's time is that of the kernel which the optimiser chose, together with
+the conversions right before it. Between the runs the caches are filled with something else, since a layer
+of a whole network does not find its weights there either.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from pipeline import machine, onnx_export
+from pipeline.models import Affine, Quantization
+from pipeline.quantization import IMAGES, RAW_PIXELS, int8_activations, layers
+from teachers.contract import InputContract
+
+UNTIMED, TIMED = 3, 15
+"""Runs of a layer's network."""
+QUANTILE = 0.25
+"""Of the timed runs; a neighbour on the same core only ever adds time."""
+SPILL_BYTES = 4 << 20
+"""Written between two runs: more than a core's own caches hold."""
+CLASSES = 10
+"""Of a layer's network; nothing of its classifier is counted."""
+
+Precision = Literal["float", "int8"]
+Source = Literal["image", "float", "int8"]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution with its activation, and what has to be done to what it reads."""
+
+    kernel: int
+    stride: int
+    groups: int
+    inputs: int
+    outputs: int
+    side: int
+    """Of the map that it reads, in pixels."""
+    source: Source
+    """What it reads; ``image`` is the first layer, with the normalisation before it."""
+    precision: Precision
+
+    def __str__(self) -> str:
+        grouped = f" in {self.groups} groups" if self.groups > 1 else ""
+        return (
+            f"{self.precision} {self.kernel}x{self.kernel}/{self.stride} convolution{grouped}, "
+            f"{self.inputs} to {self.outputs} channels at {self.side} px, from {self.source}"
+        )
+
+
+@dataclass(frozen=True)
+class Head:
+    """Global average pooling and the classifier, to the end."""
+
+    inputs: int
+    classes: int
+    side: int
+    """Of the last map, in pixels."""
+    source: Precision
+    precision: Precision
+
+    def __str__(self) -> str:
+        return (
+            f"{self.precision} pool and classifier, {self.inputs} channels at {self.side} px to "
+            f"{self.classes} classes, from {self.source}"
+        )
+
+
+class Costs:
+    """Latencies on this machine with one thread and one image; layers that were never met are measured."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._machine = _machine()
+        known = json.loads(cache.read_text()) if cache.exists() else {}
+        self._microseconds: dict[str, float] = known.get(self._machine, {})
+
+    def milliseconds(self, module: nn.Module, size: int, float_layers: Collection[str] | None) -> float:
+        """Predicted latency of a student's ONNX file.
+
+        Args:
+            module: a chain of convolutions, pooling and a classifier, in their order of definition; weights
+                and batch norms do not matter.
+            size: side of the image in pixels.
+            float_layers: None for a float file; otherwise the file is int8 but for these layers.
+
+        Raises:
+            ExportError: such a file cannot be written, as where a float layer lies between int8 ones.
+        """
+        parts = parts_of(module, size, float_layers)
+        if new := [part for part in dict.fromkeys(parts) if str(part) not in self._microseconds]:
+            self._microseconds |= {str(part): measure(part) for part in new}
+            self._save()
+        return sum(self._microseconds[str(part)] for part in parts) / 1000
+
+    def _save(self) -> None:
+        known = json.loads(self._cache.read_text()) if self._cache.exists() else {}
+        known[self._machine] = dict(sorted(self._microseconds.items()))
+        self._cache.parent.mkdir(parents=True, exist_ok=True)
+        self._cache.write_text(json.dumps(known, indent=2) + "\n")
+
+
+def open_costs(cache: Path) -> Costs:
+    """This machine's table, kept in a JSON file, so that the same question always has the same answer."""
+    return Costs(cache)
+
+
+def parts_of(module: nn.Module, size: int, float_layers: Collection[str] | None) -> list[Convolution | Head]:
+    """What the file of a student is made of, in order; arguments as in ``Costs.milliseconds``."""
+    parts: list[Convolution | Head] = []
+    side, padding = size, 0
+    source: Source = "image"
+    for name, part in module.named_modules():
+        if isinstance(part, nn.ZeroPad2d):
+            padding = part.padding[0] + part.padding[1]
+        if not isinstance(part, nn.Conv2d | nn.Linear):
+            continue
+        is_float = float_layers is None or name.removesuffix(".conv") in float_layers
+        precision: Precision = "float" if is_float else "int8"
+        if isinstance(part, nn.Linear):
+            assert source != "image"
+            parts.append(Head(part.in_features, part.out_features, side, source, precision))
+            continue
+        kernel, stride = part.kernel_size[0], part.stride[0]
+        parts.append(
+            Convolution(
+                kernel, stride, part.groups, part.in_channels, part.out_channels, side, source, precision
+            )
+        )
+        around = 0 if isinstance(part.padding, str) else 2 * part.padding[0]
+        side, padding = (side + padding + around - kernel) // stride + 1, 0
+        source = precision
+    return parts
+
+
+@torch.no_grad()
+def measure(part: Convolution | Head) -> float:
+    """Microseconds of a part within a network."""
+    units: list[tuple[str, nn.Module, Precision]] = []
+    if isinstance(part, Head):
+        units.append(("feeder", _unit(3, part.inputs), part.source))
+        channels, classes, end = part.inputs, part.classes, part.precision
+    else:
+        if part.source != "image":
+            units.append(("feeder", _unit(3, part.inputs), part.source))
+        layer = _unit(part.inputs, part.outputs, part.kernel, part.stride, part.groups)
+        units.append(("layer", layer, part.precision))
+        channels, classes, end = part.outputs, CLASSES, part.precision
+    network = nn.Sequential(
+        OrderedDict((name, unit) for name, unit, _ in units)
+        | {
+            "pool": nn.AdaptiveAvgPool2d(1),
+            "flatten": nn.Flatten(),
+            "classifier": nn.Linear(channels, classes),
+        }
+    )
+    in_float = [name for name, _, precision in [*units, ("classifier", None, end)] if precision == "float"]
+    quantization = None if len(in_float) == len(units) + 1 else _any_quantization(network, in_float)
+    file = onnx_export.write(network.eval(), quantization, InputContract(part.side), classes, "layer")
+    nodes = _profile(file.SerializeToString(), part.side)
+    convolutions = [i for i, (kind, _) in enumerate(nodes) if kind in onnx_export.CONVOLUTIONS]
+    edges = [-1, *convolutions, len(nodes) - 1]
+    # The feeder's nodes, where there is one, the layer's, the classifier's.
+    wanted = len(edges) - 2 if isinstance(part, Head) else len(units) - 1
+    return sum(time for _, time in nodes[edges[wanted] + 1 : edges[wanted + 1] + 1])
+
+
+def _unit(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups)
+    return nn.Sequential(OrderedDict(conv=conv, act=nn.ReLU()))
+
+
+def _any_quantization(network: nn.Module, float_layers: list[str]) -> Quantization:
+    """Some scales; kernels take the same time with all."""
+    return Quantization(
+        weight_scales={
+            name: layer.weight.flatten(1).abs().amax(dim=1) / 63
+            for name, layer in layers(network).items()
+            if name not in float_layers
+        },
+        weight_limit=63,
+        activations={
+            name: RAW_PIXELS if name == IMAGES else Affine(1 / 255, 0)
+            for name in int8_activations(network, float_layers)
+        },
+        float_layers=tuple(float_layers),
+    )
+
+
+def _profile(file: bytes, size: int) -> list[tuple[str, float]]:
+    """Each node's operator and microseconds, in the order of execution, with one thread and one image."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    spill = np.zeros(SPILL_BYTES, np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        for _ in range(UNTIMED + TIMED):
+            spill += 1
+            session.run(None, {onnx_export.IMAGES: image})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    kernels = sorted(
+        (event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")),
+        key=lambda event: event["ts"],
+    )
+    count = len(kernels) // (UNTIMED + TIMED)
+    # The profiler cuts off fractions: half a microsecond on average.
+    times = np.array([event["dur"] for event in kernels]).reshape(-1, count)[UNTIMED:] + 0.5
+    typical = np.quantile(times, QUANTILE, axis=0).tolist()
+    return [(event["args"]["op_name"], time) for event, time in zip(kernels, typical, strict=False)]
+
+
+def _machine() -> str:
+    """What the times depend on: the processor, the runtime, and how the graph is written."""
+    told = machine.describe()
+    writer = hashlib.sha256(Path(onnx_export.__file__).read_bytes()).hexdigest()[:12]
+    return f"{told['cpu']} {' '.join(told['flags'])}, onnxruntime {ort.__version__}, graphs {writer}"
