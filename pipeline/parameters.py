@@ -251,13 +251,29 @@ class Distill(Training):
 class Prune(Training):
     """Remove channels, then fine-tune."""
 
-    criterion: Literal["l1", "l2", "fpgm"] = "l1"
-    """NNI's importance score of a channel."""
-    macs: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the parent's multiply-accumulates that may remain."""
-    multiple: Annotated[int, Field(ge=1, le=64)] = 8
-    """Channel counts are multiples of this."""
+    criterion: Literal["auto", "l1", "l2", "fpgm", "taylor"] = "auto"
+    """NNI's importance score of a channel; `auto` tries l1, fpgm and taylor and takes what is best on val."""
+    shape: Literal["auto", "uniform", "sensitivity"] = "auto"
+    """Which layers lose how much: `uniform` the same share everywhere, `sensitivity` more where it hurts
+    little for what it saves; `auto` takes what is best on val."""
+    macs: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the parent's multiply-accumulates that may remain; or give `speedup`."""
+    speedup: Annotated[float, Field(gt=1, le=100)] | None = None
+    """Times that the float file is faster than its parent's in ONNX Runtime on this machine, as predicted
+    from measured layers; or give `macs`."""
+    multiple: Annotated[int, Field(ge=1, le=64)] = 16
+    """Channel counts are multiples of this, which the runtime's kernels like."""
+    steps: Annotated[int, Field(ge=1, le=20)] = 1
+    """Times that channels are removed, in equal ratios; half of the epochs are spent between them."""
     objective: Objective
+
+    def criteria(self) -> tuple[str, ...]:
+        """Those to try; l2 nearly always chooses as l1 does."""
+        return ("l1", "fpgm", "taylor") if self.criterion == "auto" else (self.criterion,)
+
+    def shapes(self) -> tuple[str, ...]:
+        """Those to try."""
+        return ("uniform", "sensitivity") if self.shape == "auto" else (self.shape,)
 
 
 class Quantize(Training):
@@ -544,6 +560,9 @@ def _variant_problems(parameters: Parameters) -> Iterator[str]:
                 yield _line(detail, "", OPERATIONS[variant.op], key if own else variant.op)
         else:
             yield from _phase_problems(settings, key)
+            if isinstance(settings, Prune) and (settings.macs is None) == (settings.speedup is None):
+                given = "both are" if settings.macs is not None else "neither is"
+                yield f"{key}.macs and speedup: {given} given; exactly one is allowed"
             if parameters.data.source == "attributes":
                 yield from _single_label_terms(settings, key)
 

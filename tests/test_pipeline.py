@@ -155,7 +155,7 @@ def test_the_pipeline_from_a_kill_to_the_last_prediction(checkout: Path, photogr
 
     # A changed variant reruns its own cone; an added one is YAML only.
     values = yaml.safe_load((checkout / "params.yaml").read_text())
-    values["variants"]["pruned-50"]["multiple"] = 16
+    values["variants"]["pruned-50"]["multiple"] = 8
     values["variants"]["pruned-70"] = {"parent": "fp32", "op": "prune", "macs": 0.3}
     (checkout / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     changed = repro(checkout)

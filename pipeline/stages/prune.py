@@ -3,49 +3,95 @@
 import sys
 from dataclasses import replace
 
-from pipeline import costs, distillation, models, parameters, paths, provenance, pruning
+from pipeline import (
+    candidates,
+    distillation,
+    kernels,
+    models,
+    parameters,
+    paths,
+    provenance,
+    pruning,
+    widths,
+)
 from pipeline.labels import LabelError
 from pipeline.models import Model
 from pipeline.parameters import ParameterError, Prune
 from pipeline.process import beside, stage
+from pipeline.pruning import PruningError
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
+from pipeline.widths import BudgetError
 
 
 def main(variant: str) -> None:
     """Write `artifacts/models/<variant>/`."""
     p = parameters.load()
     settings = p.settings(variant, Prune)
-    parent = models.load(paths.model(p.variants[variant].parent))
-    contract = parent.card.input
-    module, arguments = pruning.prune(
-        parent.module,
-        parent.card.arguments,
-        architecture=parent.card.architecture,
-        size=contract.size,
-        macs=settings.macs,
-        criterion=settings.criterion,
-        multiple=settings.multiple,
-    )
-    before, after = (costs.count_macs(m, contract.size) for m in (parent.module, module))
-    print(f"{variant}: {after / 1e6:.1f} of {before / 1e6:.1f} M MACs ({after / before:.1%})")
-
     fabric = compute.start(**p.compute.model_dump(exclude={"workers"}), trials=paths.PRECISION_TRIALS)
+    parent = models.load(paths.model(p.variants[variant].parent))
+    contract, goal = parent.card.input, settings.objective.model_dump()
     space = ViewSpace(p.seed, **p.views.space())
     lesson = distillation.open_lesson(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
-    module, history = distillation.learn(
-        fabric,
-        module,
-        lesson,
-        name=variant,
-        goal=settings.objective.model_dump(),
-        training=settings.training(),
-        start=provenance.identity(parent=models.fingerprint(parent.module), arguments=arguments),
-        seed=p.seed,
-        workers=p.compute.workers,
-        folder=paths.checkpoints(variant),
+    told = {"parent": models.fingerprint(parent.module), "settings": settings.model_dump(mode="json")}
+
+    module, arguments = fabric.to_device(parent.module), parent.card.arguments
+    evidence = candidates.gather(
+        fabric, lesson, goal, taylor="taylor" in settings.criteria(), seed=p.seed, workers=p.compute.workers
     )
+    costs = kernels.open_costs(paths.KERNELS)
+    # One process measures; the others take what it found.
+    ranked = fabric.broadcast(
+        candidates.rank(
+            module,
+            arguments,
+            evidence,
+            architecture=parent.card.architecture,
+            size=contract.size,
+            criteria=settings.criteria(),
+            shapes=settings.shapes(),
+            macs=settings.macs,
+            speedup=settings.speedup,
+            multiple=settings.multiple,
+            milliseconds=lambda network: costs.milliseconds(network, contract.size, None),
+        )
+        if fabric.is_global_zero
+        else []
+    )
+    best = ranked[0]
+    fabric.print(candidates.table(ranked))
+
+    history = []
+    way = widths.on_the_way(
+        widths.output_channels(module), best.channels, steps=settings.steps, multiple=settings.multiple
+    )
+    for number, channels in enumerate(way, 1):
+        last = number == len(way)
+        module, arguments = pruning.cut(
+            module,
+            arguments,
+            channels,
+            size=contract.size,
+            criterion=best.criterion,
+            losses=evidence.losses,
+            architecture=parent.card.architecture,
+        )
+        loop.reestimate_norms(module, iter(evidence.settling))
+        part = 1.0 if settings.steps == 1 else 0.5 if last else 0.5 / (settings.steps - 1)
+        module, lines = distillation.learn(
+            fabric,
+            module,
+            lesson,
+            name=variant,
+            goal=goal,
+            training={**settings.training(), "epochs": settings.epochs * part},
+            start=provenance.identity(**told, arguments=arguments, criterion=best.criterion, step=number),
+            seed=p.seed,
+            workers=p.compute.workers,
+            folder=paths.checkpoints(variant) / ("" if last else f"step-{number}"),
+        )
+        history += lines if settings.steps == 1 else [{"part": f"step {number}", **line} for line in lines]
     loop.settle_norms(fabric, module, lesson.train_set, p.compute.workers)
     val = loop.evaluate(fabric, module, lesson.val_set, contract.size, p.compute.workers)
     card = replace(
@@ -54,10 +100,11 @@ def main(variant: str) -> None:
         parent=parent.card.variant,
         op="prune",
         arguments=arguments,
-        settings=settings.model_dump(mode="json"),
+        settings={**told["settings"], "criterion": best.criterion, "shape": best.shape},
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
         val=val.to_dict(),
+        candidates=[candidate.to_dict() for candidate in ranked],
     )
     models.save(paths.model(variant), Model(module.cpu(), card))
     models.write_history(paths.model(variant), history)
@@ -66,5 +113,8 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, LabelError, TrainingError), beside("pipeline.stages.follow", sys.argv[1]):
+    with (
+        stage(ParameterError, BudgetError, LabelError, PruningError, TrainingError),
+        beside("pipeline.stages.follow", sys.argv[1]),
+    ):
         main(sys.argv[1])

@@ -253,18 +253,28 @@ def settle_norms(fabric: Fabric, module: nn.Module, dataset: ViewSet, workers: i
     """Take batch norm's statistics anew over plain views of a split, at the size of its contract.
 
     Running statistics remember some dozen batches at the sizes of training; on a teacher this alone won
-    0.7 points on val. Colours and mixtures are left out: the images that are classified have none.
+    0.7 points on val.
+    """
+    reestimate_norms(module, plain_images(fabric, dataset, SETTLING_IMAGES, SETTLING_BATCH, workers))
+
+
+def plain_images(
+    fabric: Fabric, dataset: ViewSet, images: int, batch_size: int, workers: int
+) -> Iterator[Float[Tensor, "batch 3 size size"]]:
+    """Batches of some normalised views of a split, at the size of its contract; the last may be left out.
+
+    Colours and mixtures are left out: the images that are classified have none.
     """
     contract = dataset.contract
     dataset = replace(dataset, space=dataset.space and dataset.space.plain(), answers=None, teachers=())
     # Shuffled: a split lies on disk class by class, and batches of one class are not what the network meets.
-    chosen = batches.shuffled(len(dataset), epoch=0, seed=0)[:SETTLING_IMAGES]
+    chosen = batches.shuffled(len(dataset), epoch=0, seed=0)[:images]
     requests = [
-        Request(chosen[first : first + SETTLING_BATCH], 0, contract.size)
-        for first in range(0, max(1, len(chosen) // SETTLING_BATCH) * SETTLING_BATCH, SETTLING_BATCH)
+        Request(chosen[first : first + batch_size], 0, contract.size)
+        for first in range(0, max(1, len(chosen) // batch_size) * batch_size, batch_size)
     ]
-    shown = batches.load(fabric, dataset, requests, workers)
-    reestimate_norms(module, (contract.normalise(batch.images) for batch in shown))
+    for batch in batches.load(fabric, dataset, requests, workers):
+        yield contract.normalise(batch.images)
 
 
 @torch.no_grad()
