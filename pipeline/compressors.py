@@ -11,7 +11,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal, cast
@@ -48,30 +48,65 @@ with _as_before_nni():
     import nni
     from nni.compression.base import apply_method, fuse_modules, wrapper
     from nni.compression.base.setting import QuantizationSetting
-    from nni.compression.pruning import FPGMPruner, L1NormPruner, L2NormPruner
+    from nni.compression.pruning import FPGMPruner, L1NormPruner, L2NormPruner, TaylorPruner
     from nni.compression.quantization import QATQuantizer
     from nni.compression.speedup import ModelSpeedup
     from nni.compression.speedup.dependency import auto_set_denpendency_group_ids
+    from nni.compression.utils import TorchEvaluator
 
 nni.silence_stdout()
 LOGGER = logging.getLogger("nni")
 LOGGER.setLevel(logging.ERROR)  # its warnings are of what always happens in a chain of convolutions
 
-Criterion = Literal["l1", "l2", "fpgm"]
-PRUNERS: dict[Criterion, type] = {"l1": L1NormPruner, "l2": L2NormPruner, "fpgm": FPGMPruner}
-"""Importance of a channel: L1 norm (Li et al. 2016, https://arxiv.org/abs/1608.08710), L2 norm, or distance
-from the geometric median (He et al. 2019, https://arxiv.org/abs/1811.00250)."""
+Criterion = Literal["l1", "l2", "fpgm", "taylor"]
+Loss = Callable[[nn.Module], Tensor]
+"""From a network to its mean loss on some batch."""
+Pruner = Callable[[nn.Module, list[dict[str, Any]], Sequence[Loss]], Any]
+
+
+def _by_taylor(module: nn.Module, entries: list[dict[str, Any]], losses: Sequence[Loss]) -> Any:
+    """NNI collects within a training loop; this one goes nowhere, its rate being zero."""
+    if not losses:
+        raise ValueError("taylor needs losses to take gradients of; there are none")
+
+    def collect(module: nn.Module, optimizer: Any, *_: Any) -> None:
+        for loss in losses:
+            loss(module).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    optimizer = nni.trace(torch.optim.SGD)(module.parameters(), lr=0.0)
+    evaluator = TorchEvaluator(collect, optimizer, training_step=_leave)
+    return TaylorPruner(module, entries, evaluator, training_steps=len(losses))
+
+
+PRUNERS: dict[Criterion, Pruner] = {
+    "l1": lambda module, entries, _: L1NormPruner(module, entries),
+    "l2": lambda module, entries, _: L2NormPruner(module, entries),
+    "fpgm": lambda module, entries, _: FPGMPruner(module, entries),
+    "taylor": _by_taylor,
+}
+"""Importance of a channel: L1 norm (Li et al. 2016, https://arxiv.org/abs/1608.08710), L2 norm, distance from
+the geometric median (He et al. 2019, https://arxiv.org/abs/1811.00250), or what a loss would change by
+(Taylor expansion of first order in its weights, Molchanov et al. 2019, https://arxiv.org/abs/1906.10771)."""
 
 Masks = dict[str, dict[str, Tensor]]
 """Module path to parameter name to ones and zeros of the parameter's shape."""
 
 
-def channel_masks(module: nn.Module, channels: Mapping[str, int], criterion: Criterion, size: int) -> Masks:
+def channel_masks(
+    module: nn.Module,
+    channels: Mapping[str, int],
+    criterion: Criterion,
+    size: int,
+    losses: Sequence[Loss] = (),
+) -> Masks:
     """Masks over convolution weights and their batch norms that leave the wanted number of channels.
 
     Convolutions whose channels belong together, such as a depthwise one and the one before it, get the same
     mask, from the mean of their importance. ``channels`` gives the output channels to keep by
-    module path and must agree within such a group; ``size`` is the side of the image in pixels.
+    module path and must agree within such a group; ``size`` is the side of the image in pixels. ``taylor``
+    needs ``losses``.
     """
     subject = copy.deepcopy(module).eval()
     graph = symbolic_trace(subject)
@@ -102,7 +137,7 @@ def channel_masks(module: nn.Module, channels: Mapping[str, int], criterion: Cri
     ]
     with _quiet():
         grouped = auto_set_denpendency_group_ids(graph, entries)
-        _, masks = PRUNERS[criterion](subject, grouped + aligned).compress()
+        _, masks = PRUNERS[criterion](subject, grouped + aligned, losses).compress()
     return {path: dict(targets) for path, targets in masks.items()}
 
 

@@ -1,21 +1,24 @@
-"""Channel pruning to a budget of multiply-accumulates."""
+"""Channel pruning: which channels go, and a smaller network without them."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 import students
-from pipeline import compressors
-from pipeline.compressors import Criterion
-from pipeline.costs import count_macs
+from pipeline import compressors, widths
+from pipeline.compressors import Criterion, Loss
+from pipeline.training import loop
 
 TOLERANCE = 1e-4
 """Greatest difference of a masked and a shrunk network's logits, as a share of the logits' spread."""
 PROBES = 8
 """Random images on which the two are compared."""
+GRAPH_SIZE = 32
+"""Pixels of the image with which NNI follows a network; its channels do not depend on it, its time does."""
 
 
 class PruningError(Exception):
@@ -32,110 +35,119 @@ def prune(
     multiple: int = 8,
     architecture: str = "mobilenet_v1",
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Remove the least important channels, at one keep ratio for all layers, down to a budget.
+    """Remove the least important channels, at one keep ratio for all layers, down to a share of the work.
 
     Args:
         module: the parent; left as it is.
         arguments: keyword arguments of ``students.build`` that rebuild the parent.
         size: side of the image in pixels, at which multiply-accumulates are counted.
         macs: share of the parent's multiply-accumulates that may remain, less than 1.
-        criterion: importance of a channel.
+        criterion: importance of a channel, by its weights alone.
         multiple: channel counts are multiples of this.
+        architecture: key of ``students.ARCHITECTURES``.
+
+    Returns:
+        See ``cut``.
+
+    Raises:
+        BudgetError: the budget cannot be reached.
+        PruningError: see ``cut``.
+    """
+    channels = widths.channels_within(
+        architecture,
+        arguments,
+        widths.output_channels(module),
+        cost=widths.macs_within(macs, module, size),
+        multiple=multiple,
+    )
+    return cut(module, arguments, channels, size=size, criterion=criterion, architecture=architecture)
+
+
+def cut(
+    module: nn.Module,
+    arguments: dict[str, Any],
+    channels: Sequence[int],
+    *,
+    size: int,
+    criterion: Criterion,
+    losses: Sequence[Loss] = (),
+    architecture: str = "mobilenet_v1",
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Remove the least important channels until every layer has the wanted number.
+
+    Args:
+        module: the parent; left as it is.
+        arguments: keyword arguments of ``students.build`` that rebuild the parent.
+        channels: what is left of ``widths.output_channels``.
+        size: side in pixels of the images on which the masked and the smaller network are compared.
+        criterion: importance of a channel.
+        losses: what ``taylor`` takes gradients of.
         architecture: key of ``students.ARCHITECTURES``.
 
     Returns:
         The smaller network in evaluation mode, and the arguments that rebuild it.
 
     Raises:
-        ValueError: the budget cannot be reached.
         PruningError: the smaller network's logits are not those of the masked parent.
     """
-    parent_channels = output_channels(module)
-    channels = channels_within(
-        architecture, arguments, parent_channels, size=size, macs=macs, multiple=multiple
-    )
     kept_arguments = {**arguments, "channels": list(channels)}
     pruned = students.build(architecture, kept_arguments)
-    convolutions = {
-        path: part.out_channels for path, part in pruned.named_modules() if isinstance(part, nn.Conv2d)
-    }
-    plain = copy.deepcopy(module).cpu().eval()
-    masks = compressors.channel_masks(plain, convolutions, criterion, size)
-    pruned.load_state_dict(compressors.remove_masked(plain, masks, size))
+    plain = copy.deepcopy(module).eval()
+    masks = compressors.channel_masks(plain, _convolutions(pruned), criterion, GRAPH_SIZE, losses)
+    plain = plain.cpu()
+    masks = {path: {name: mask.cpu() for name, mask in targets.items()} for path, targets in masks.items()}
+    pruned.load_state_dict(compressors.remove_masked(plain, masks, GRAPH_SIZE))
     pruned.eval()
     check_same_logits(compressors.apply_masks(plain, masks), pruned, size)
     return pruned.to(next(module.parameters()).device), kept_arguments
 
 
-def output_channels(module: nn.Module) -> tuple[int, ...]:
-    """Channels of every layer whose count is free, read off the weights: depthwise layers follow theirs."""
-    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
-    return tuple(part.out_channels for part in convolutions if part.groups == 1)
-
-
-def channels_within(
-    architecture: str,
+def sensitivity(
+    module: nn.Module,
     arguments: dict[str, Any],
-    channels: Sequence[int],
     *,
-    size: int,
-    macs: float,
-    multiple: int,
-) -> tuple[int, ...]:
-    """Channel counts at the largest uniform ratio whose multiply-accumulates are within the budget.
+    ratios: Sequence[float],
+    images: Sequence[Float[Tensor, "batch 3 height width"]],
+    score: Callable[[nn.Module], float],
+    criterion: Criterion = "l1",
+    losses: Sequence[Loss] = (),
+    architecture: str = "mobilenet_v1",
+) -> dict[str, dict[float, float]]:
+    """A score against the share of channels that one layer keeps, the others being whole.
 
-    Counts are multiples of ``multiple`` and at least that; a layer that has fewer keeps what it has. What the
-    ratio leaves of the budget is given back in steps of ``multiple``, first to the layer that kept the
-    least share.
+    A layer is a unit whose number of channels is free, with the depthwise one that follows it. The least
+    important channels are set to zero, and batch norm's statistics taken anew (Li et al. 2020, EagleEye,
+    https://arxiv.org/abs/2007.02491), before the network is scored.
 
-    Raises:
-        ValueError: even the narrowest network is over the budget, or the budget is not between 0 and 1.
+    Args:
+        module: the parent; left as it is.
+        arguments: keyword arguments of ``students.build`` that rebuild the parent.
+        ratios: shares of a layer's channels that are kept, above 0 and below 1.
+        images: normalised training images for the statistics, of any size, that of ``score``'s images.
+        score: of a network in evaluation mode.
+        criterion: importance of a channel.
+        losses: what ``taylor`` takes gradients of.
+        architecture: key of ``students.ARCHITECTURES``.
+
+    Returns:
+        Layer, as ``widths.free_layers`` names it, to ratio to score.
     """
-    if not 0 < macs < 1:
-        raise ValueError(f"macs is {macs}; a share of the parent's between 0 and 1 is allowed")
-
-    def cost(candidate: Sequence[int]) -> int:
-        # A real network is counted faster than one on the meta device; its weights are nobody's business.
-        with torch.random.fork_rng(devices=[]):
-            candidate_module = students.build(architecture, {**arguments, "channels": candidate})
-        return count_macs(candidate_module, size)
-
-    def scaled(ratio: float) -> list[int]:
-        return [_nearest(count, ratio, multiple) for count in channels]
-
-    parent = cost(channels)
-    budget = macs * parent
-    # Just above each of these ratios one layer has one step more; between them nothing changes.
-    ratios = sorted({(step - 0.5) * multiple / n for n in channels for step in range(1, n // multiple + 1)})
-    narrowest = [_nearest(count, 0.0, multiple) for count in channels]
-    if cost(narrowest) > budget:
-        raise ValueError(
-            f"macs is {macs}; the narrowest network with multiples of {multiple} channels has "
-            f"{cost(narrowest) / parent:.4f} of the parent's"
-        )
-    low, high = -1, len(ratios)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if cost(scaled(ratios[middle] + 1e-9)) <= budget:
-            low = middle
-        else:
-            high = middle
-    kept = narrowest if low < 0 else scaled(ratios[low] + 1e-9)
-    closed: set[int] = set()
-    while len(closed) < len(kept):
-        layer = min(set(range(len(kept))) - closed, key=lambda index: kept[index] / channels[index])
-        wider = [count + multiple * (index == layer) for index, count in enumerate(kept)]
-        if wider[layer] <= channels[layer] and cost(wider) <= budget:
-            kept = wider
-        else:
-            closed.add(layer)
-    return tuple(kept)
+    parent_channels = widths.output_channels(module)
+    scores: dict[str, dict[float, float]] = {}
+    for layer, path in enumerate(widths.free_layers(module)):
+        scores[path] = {}
+        for ratio in ratios:
+            channels = widths.narrowed(parent_channels, layer, ratio)
+            narrow = students.build(architecture, {**arguments, "channels": channels})
+            masks = compressors.channel_masks(module, _convolutions(narrow), criterion, GRAPH_SIZE, losses)
+            masked = compressors.apply_masks(module, masks)
+            loop.reestimate_norms(masked, iter(images))
+            scores[path][ratio] = score(masked)
+    return scores
 
 
-def _nearest(count: int, ratio: float, multiple: int) -> int:
-    most = max(1, count // multiple)
-    steps = min(most, max(1, int(count * ratio / multiple + 0.5)))
-    return min(count, steps * multiple)
+def _convolutions(module: nn.Module) -> dict[str, int]:
+    return {path: part.out_channels for path, part in module.named_modules() if isinstance(part, nn.Conv2d)}
 
 
 @torch.no_grad()

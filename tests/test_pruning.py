@@ -8,7 +8,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree
 
 import students
-from pipeline import compressors, pruning
+from pipeline import compressors, pruning, widths
 from pipeline.costs import count_macs
 
 CHANNELS = (16, 16, 24, 24, 32, 32, 40, 40, 40, 40, 40, 40, 48, 48)
@@ -27,6 +27,17 @@ def lively(arguments: dict, seed: int = 0) -> nn.Module:
             nn.init.uniform_(module.get_buffer(f"{name}.running_var"), 0.5, 2.0)
     nn.init.normal_(module.get_parameter("classifier.weight"), std=0.5)
     return module.eval()
+
+
+def within(macs: float, parent: nn.Module, arguments: dict, *, size: int, multiple: int) -> tuple[int, ...]:
+    """Channel counts of a uniform shape at a share of the parent's multiply-accumulates."""
+    return widths.channels_within(
+        "mobilenet_v1",
+        arguments,
+        widths.output_channels(parent),
+        cost=widths.macs_within(macs, parent, size),
+        multiple=multiple,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -61,25 +72,26 @@ def test_pruned_logits_are_those_of_the_masked_parent(criterion, activation):
 @pytest.mark.parametrize(("macs", "multiple"), [(0.8, 8), (0.3, 4)])
 def test_budget_is_kept_and_used(macs, multiple):
     channels = students.build("mobilenet_v1", {"classes": 10})
-    widths = pruning.output_channels(channels)
+    whole = widths.output_channels(channels)
     arguments = {"classes": 10}
-    kept = pruning.channels_within("mobilenet_v1", arguments, widths, size=64, macs=macs, multiple=multiple)
+    kept = within(macs, channels, arguments, size=64, multiple=multiple)
     parent = count_macs(channels, 64)
 
     def share(candidate):
         return count_macs(students.build("mobilenet_v1", {**arguments, "channels": candidate}), 64) / parent
 
     assert macs - 0.01 < share(kept) <= macs
-    assert all(count % multiple == 0 and 0 < count <= most for count, most in zip(kept, widths, strict=True))
+    assert all(count % multiple == 0 and 0 < count <= most for count, most in zip(kept, whole, strict=True))
     for layer, count in enumerate(kept):
-        if count + multiple <= widths[layer]:
+        if count + multiple <= whole[layer]:
             assert share([*kept[:layer], count + multiple, *kept[layer + 1 :]]) > macs
 
 
 def test_keep_ratio_is_the_same_for_every_layer():
-    widths = pruning.output_channels(students.build("mobilenet_v1", {"classes": 10}))
-    kept = pruning.channels_within("mobilenet_v1", {"classes": 10}, widths, size=64, macs=0.5, multiple=4)
-    ratios = [count / most for count, most in zip(kept, widths, strict=True) if most >= 96]
+    parent = students.build("mobilenet_v1", {"classes": 10})
+    kept = within(0.5, parent, {"classes": 10}, size=64, multiple=4)
+    whole = widths.output_channels(parent)
+    ratios = [count / most for count, most in zip(kept, whole, strict=True) if most >= 96]
     assert len(ratios) == 12
     assert max(ratios) - min(ratios) < 0.06
 
@@ -117,7 +129,7 @@ def test_channels_that_never_fire_are_not_taken_for_masked_ones():
     with torch.no_grad():
         parent.get_parameter("blocks.3.pointwise.norm.bias")[:20] = -100.0
     pruned, kept = pruning.prune(parent, arguments, size=SIZE, macs=0.6, criterion="l1", multiple=8)
-    assert pruning.output_channels(pruned) == tuple(kept["channels"])
+    assert widths.output_channels(pruned) == tuple(kept["channels"])
 
 
 def test_parent_without_explicit_channels_is_left_as_it_was():
@@ -144,8 +156,9 @@ def test_a_network_that_computes_something_else_is_refused_with_the_figure():
     [(0.01, "narrowest network with multiples of 8"), (1.5, "macs is 1.5"), (0.0, "macs is 0.0")],
 )
 def test_a_budget_out_of_reach_is_refused(macs, message):
-    with pytest.raises(ValueError, match=message):
-        pruning.channels_within("mobilenet_v1", {"classes": 5}, CHANNELS, size=SIZE, macs=macs, multiple=8)
+    arguments = {"classes": 5, "channels": CHANNELS}
+    with pytest.raises(widths.BudgetError, match=message):
+        within(macs, students.build("mobilenet_v1", arguments), arguments, size=SIZE, multiple=8)
 
 
 def test_nni_leaves_no_noise_and_no_traces(capfd):
