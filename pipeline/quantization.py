@@ -9,6 +9,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -193,21 +194,62 @@ def product_scale(input_scale: float, scale: Float[Tensor, " channels"]) -> Floa
     return torch.tensor(input_scale, dtype=torch.float32, device=scale.device) * scale.float()
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Histogram:
+    """The positive values of an activation over all calibration images; zeros are exact at any scale."""
+
+    counts: Float[Tensor, " bins"]
+    greatest: float
+    """Where the last bin ends; the first begins at 0."""
+
+    @property
+    def centres(self) -> Float[Tensor, " bins"]:
+        """The middle of each bin."""
+        return (torch.arange(BINS, dtype=torch.float64) + 0.5) * (self.greatest / BINS)
+
+
+Clip = Callable[[Histogram], float]
+"""Chooses the value that an activation's greatest integer stands for."""
+
+
 def activation_ranges(
     module: nn.Module, batches: Batches, float_layers: Collection[str] = ()
 ) -> dict[str, Affine]:
     """The scale of every activation that is quantised, by least expected squared error.
 
+    Raises:
+        ValueError: as ``activation_histograms``.
+    """
+    histograms = activation_histograms(module, batches, float_layers)
+    return ranges(module, histograms, float_layers, least_squares_clip)
+
+
+def ranges(
+    module: nn.Module, histograms: Mapping[str, Histogram], float_layers: Collection[str], clip: Clip
+) -> dict[str, Affine]:
+    """The scale of every activation that is quantised.
+
+    Ranges start at 0 with zero point 0, since every activation follows a ReLU. ``images`` keeps raw bytes.
+    """
+    return {
+        name: RAW_PIXELS if name == IMAGES else Affine(clip(histograms[name]) / LEVELS, 0)
+        for name in int8_activations(module, float_layers)
+    }
+
+
+@torch.no_grad()
+def activation_histograms(
+    module: nn.Module, batches: Batches, float_layers: Collection[str] = ()
+) -> dict[str, Histogram]:
+    """The values of every activation that is quantised, but ``images``.
+
     Goes through the calibration images twice, once for the greatest value of each activation and once for
-    its histogram, so memory does not grow with their number. Ranges start at 0 with zero point 0, since
-    every activation follows a ReLU. ``images`` keeps raw bytes.
+    its histogram, so memory does not grow with their number.
 
     Raises:
         ValueError: there are no images, or an activation is negative or never positive.
     """
-    names = int8_activations(module, float_layers)
-    observed = [name for name in names if name != IMAGES]
+    observed = [name for name in int8_activations(module, float_layers) if name != IMAGES]
     greatest = dict.fromkeys(observed, 0.0)
     least = dict.fromkeys(observed, 0.0)
 
@@ -215,7 +257,7 @@ def activation_ranges(
         low, high = torch.aminmax(values)
         least[name], greatest[name] = min(least[name], float(low)), max(greatest[name], float(high))
 
-    if not _observe(module, batches, observed, widen):
+    if not observe(module, batches, observed, widen):
         raise ValueError("there are no calibration images; at least one is needed")
     for name in observed:
         if least[name] < 0 or greatest[name] <= 0:
@@ -226,15 +268,14 @@ def activation_ranges(
     counts = {name: torch.zeros(BINS, dtype=torch.float64) for name in observed}
 
     def count(name: str, values: Tensor) -> None:
-        positive = values[values > 0].float().cpu()  # zeros are exact at any scale
+        positive = values[values > 0].float().cpu()
         counts[name] += torch.histc(positive, BINS, 0, greatest[name]).double()
 
-    _observe(module, batches, observed, count)
-    scales = {name: _least_squares_clip(counts[name], greatest[name]) / LEVELS for name in observed}
-    return {name: RAW_PIXELS if name == IMAGES else Affine(scales[name], 0) for name in names}
+    observe(module, batches, observed, count)
+    return {name: Histogram(counts[name], greatest[name]) for name in observed}
 
 
-def _observe(
+def observe(
     module: nn.Module, batches: Batches, names: Collection[str], see: Callable[[str, Tensor], None]
 ) -> int:
     """Show every named activation of every batch; returns the number of batches."""
@@ -259,13 +300,15 @@ def _observe(
     return seen
 
 
-def _least_squares_clip(counts: Float[Tensor, " bins"], greatest: float) -> float:
-    centres = (torch.arange(BINS, dtype=torch.float64) + 0.5) * (greatest / BINS)
-    best, best_error = greatest, float("inf")
+def least_squares_clip(histogram: Histogram) -> float:
+    """The clip of least expected squared error, by search over the share of the range that is kept."""
+    centres = histogram.centres
+    best, best_error = histogram.greatest, float("inf")
     for ratio in ACTIVATION_RATIOS:
-        clip = greatest * ratio
+        clip = histogram.greatest * ratio
         step = clip / LEVELS
-        error = float((counts * (centres - (centres / step).round().clamp(0, LEVELS) * step).square()).sum())
+        apart = centres - (centres / step).round().clamp(0, LEVELS) * step
+        error = float((histogram.counts * apart.square()).sum())
         if error < best_error:
             best, best_error = clip, error
     return best
@@ -367,6 +410,17 @@ def check(module: nn.Module, quantization: Quantization) -> None:
             raise ValueError(
                 f"activation {name} reaches {affine.scale * LEVELS:.4g}; its clip allows {saturates:g}"
             )
+
+
+def leave_float(module: nn.Module, quantization: Quantization, layers: Collection[str]) -> Quantization:
+    """The same quantisation of a folded module with these layers in float instead, and no others.
+
+    Raises:
+        ValueError: a layer does not exist.
+    """
+    scales = {name: step for name, step in quantization.weight_scales.items() if name not in layers}
+    activations = {name: quantization.activations[name] for name in int8_activations(module, layers)}
+    return Quantization(scales, quantization.weight_limit, activations, tuple(layers))
 
 
 def simulate(module: nn.Module, quantization: Quantization) -> nn.Module:
