@@ -69,8 +69,8 @@ class Choice:
     """None where no accepted variant meets every limit."""
     reason: str
     """One sentence."""
-    closest: str | None = None
-    """Where nothing was chosen: the variant that misses the limits by the least, relative to them."""
+    closest: str
+    """The variant chosen, or the one that misses the limits by the least, relative to them."""
 
 
 def read(path: Path) -> list[Line]:
@@ -158,9 +158,10 @@ def choose(
     return Choice(
         best.variant,
         f"{best.variant} is the {praise}"
-        + (f" within {_listed(limit.asked for limit in limits)}" if limits else "")
+        + (f" within {_listed(limit.asked for limit in limits)}" if limits else " (no limit is set)")
         + f": {best.score:.2%} ({_against(best.score - root.score, root.variant)}), "
         f"{_milliseconds(best)}, {_bytes(best)}",
+        best.variant,
     )
 
 

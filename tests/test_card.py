@@ -3,6 +3,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from pipeline import parameters
+from pipeline import budget, parameters
 from pipeline.report import card, tables
 from pipeline.report.evidence import Evidence
 from pipeline.report.figures import figure
@@ -75,6 +76,7 @@ LABELS = (
 SETTINGS = {
     "student": {"architecture": "mobilenet_v1", "width": 0.75, "size": 192},
     "views": {"per_image": 2, "crop_scale": [0.8, 1.0], "crop_ratio": [0.9, 1.1], "flip": 0.5},
+    "budget": {"max_drop": 0.01, "max_size_bytes": 8_000_000},
     "card": parameters.Card().model_dump(),
 }
 MEASURED = pytest.mark.parametrize("everything", [True, False], ids=["everything measured", "only scores"])
@@ -127,6 +129,7 @@ def write(
         }
         for entry in entries
     ]
+    choice = budget.choose(table, **SETTINGS["budget"])
     text = card.render(
         table,
         entries,
@@ -139,9 +142,15 @@ def write(
         data=data,
         benchmark=benchmark,
         max_drop=max_drop,
+        choice=choice,
         evidence=evidence,
     )
-    files = {"benchmark.json": benchmark, "data/report.json": data, "teacher/card.json": teacher}
+    files = {
+        "report/choice.json": asdict(choice),
+        "benchmark.json": benchmark,
+        "data/report.json": data,
+        "teacher/card.json": teacher,
+    }
     for entry, about in zip(entries, built, strict=True):
         own = {"parameters": entry.parameters, "macs": entry.macs}
         files[f"metrics/{entry.variant}.json"] = {**entry.scores, **own}
@@ -311,6 +320,16 @@ def test_a_card_of_attributes_speaks_of_map(tmp_path: Path) -> None:
 
 def test_a_run_without_an_accepted_variant_recommends_none(tmp_path: Path) -> None:
     text = written(tmp_path, everything=False, max_drop=0.0001).read_text()
-    assert "None of them is accepted together with all that it was made from" in text
+    reason = "the gate accepts no variant together with all its ancestors"
+    assert f"None of them is to be taken as it is: {reason}" in text
     assert "Ship none of them" in text
-    assert "is recommended" not in text
+    assert f"None is recommended. By the budget, {reason}" in text
+
+
+def test_the_card_recommends_what_the_budget_chooses_and_says_its_limits(tmp_path: Path) -> None:
+    text = written(tmp_path, everything=False).read_text()
+    assert "The one to take is **int8.onnx**" in text
+    assert (
+        "**int8** is recommended. By the budget, int8 is the most accurate accepted variant "
+        "within 1.00 points of fp32 and 8,000,000 bytes: 93.00%"
+    ) in text

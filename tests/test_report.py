@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import ViewportSize, sync_playwright
 
+from pipeline import budget
 from pipeline.report import page, pictures, sections, svg, tables
 from pipeline.report.figures import figure, span
 from pipeline.report.placement import Box, overlap
@@ -36,7 +37,7 @@ from tests.results import (
 MEASURED = pytest.mark.parametrize("everything", [True, False], ids=["everything measured", "only scores"])
 HEADER = (
     "variant,parent,op,top1,top1_lo,top1_hi,top1_delta,delta_lo,delta_hi,mcnemar_p,verdict,"
-    "size_bytes,parameters,macs,latency_ms_p50,latency_ratio_to_fp32,sha256"
+    "size_bytes,parameters,macs,latency_ms_p50,latency_ratio_to_fp32,sha256,val_top1"
 )
 
 
@@ -56,6 +57,7 @@ def rendered(table: list[Row], everything: Path | None = None, **changes: Any) -
         "benchmark": benchmark(entries),
         "size": 8,
         "max_drop": 0.02,
+        "choice": budget.choose(table),
     }
     if everything is not None:
         entries = measured(entries)
@@ -138,23 +140,6 @@ def test_scores_on_another_number_of_images_are_refused() -> None:
     _, teacher, labels = results(images=400)
     with pytest.raises(ValueError, match="fp32 was scored on 300 images, but test has 400"):
         tables.rows(entries, teacher=teacher, labels=labels, max_drop=0.02)
-
-
-def test_what_descends_from_a_rejected_variant_is_not_recommended(table: list[Row]) -> None:
-    assert min(table, key=lambda row: row.latency_ms_p50).variant == "pruned-int8"
-    best = tables.recommended(table)
-    assert best is not None
-    assert best.variant == "int8"
-    assert tables.recommended([row for row in table if row.variant == "fp32"]) == table[0]
-    assert tables.recommended([replace(table[0], verdict="reject")]) is None
-
-
-def test_among_equally_fast_variants_the_most_accurate_is_recommended(table: list[Row]) -> None:
-    twin = replace(table[1], variant="twin", latency_ms_p50=2.45, score=table[1].score - 0.001)
-    for order in ([*table, twin], [twin, *table]):
-        best = tables.recommended(order)
-        assert best is not None
-        assert best.variant == "int8"
 
 
 def test_the_same_picture_has_the_same_bytes(table: list[Row], tmp_path: Path) -> None:
@@ -251,8 +236,33 @@ def test_the_page_names_the_result_and_every_variant(table: list[Row]) -> None:
 
 def test_the_page_says_so_when_no_variant_passes(table: list[Row]) -> None:
     text = rendered([replace(row, verdict="reject") for row in table])
-    assert "No variant is accepted with all it was made from; the most accurate is fp32, 93.0%." in text
-    assert "★ The" not in text
+    assert (
+        "<h1>Nothing to ship: the gate accepts no variant together with all its ancestors; "
+        "closest is fp32, -1.00 points against teacher.</h1>"
+    ) in text
+    assert 'class="best"' not in text
+    assert "★ " not in text
+
+
+def test_the_star_is_the_budgets_with_its_limits_and_its_reason(table: list[Row]) -> None:
+    choice = budget.choose(table, max_drop=0.005, max_size_bytes=8_000_000)
+    assert choice.variant == "int8"
+    dear = budget.choose(table[:1], max_size_bytes=8_000_000)
+    for chosen in (choice, dear):
+        text = rendered(table, choice=chosen)
+        starred = re.findall(r'<tr data-variant="([^"]*)" class="best">', text)
+        assert starred == [chosen.variant]
+        assert f"★ {chosen.reason}." in text
+        assert f"{chosen.variant}.onnx is all there is to ship" in text
+
+
+def test_the_page_names_the_limit_that_no_variant_meets_and_what_comes_closest(table: list[Row]) -> None:
+    text = rendered(table, choice=budget.choose(table, max_size_bytes=1_000_000))
+    assert (
+        "<h1>Nothing to ship: no accepted variant is within 1,000,000 bytes; "
+        "closest is int8 with 2,040,000 bytes.</h1>"
+    ) in text
+    assert 'class="best"' not in text
 
 
 def test_a_page_without_training_and_without_fp32_is_complete(table: list[Row]) -> None:
@@ -273,6 +283,7 @@ def test_the_page_of_attributes_speaks_of_map_and_of_no_classes(table: list[Row]
         benchmark=benchmark(entries),
         size=8,
         max_drop=0.02,
+        choice=budget.choose(table),
     )
     assert "int8 has a mAP of 93.0%" in text
     assert "Average precision of each attribute, in per cent" in text

@@ -12,11 +12,12 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from pipeline.budget import Choice
 from pipeline.report.evidence import Evidence, Part
 from pipeline.report.figures import figure, span
 from pipeline.report.page import SNIPPET, data_name
 from pipeline.report.sections import calibrated, mistakes
-from pipeline.report.tables import Entry, Row, lineage, recommended
+from pipeline.report.tables import Entry, Row, lineage
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 ARCHITECTURES = {"mobilenet_v1": "MobileNetV1"}
@@ -60,6 +61,7 @@ def render(
     data: Mapping[str, Any],
     benchmark: Mapping[str, Any],
     max_drop: float,
+    choice: Choice,
     evidence: Evidence | None = None,
 ) -> str:
     """The card of all variants of a run, YAML front matter included.
@@ -76,12 +78,12 @@ def render(
         data: the data report.
         benchmark: as ``latency.measure`` returns it.
         max_drop: the gate, as a fraction of 1.
+        choice: what the budget chooses.
         evidence: what else was measured.
     """
     task = TASKS[data["task"]]
     evidence = evidence or Evidence()
-    best = recommended(table)
-    shipped = best or max(table, key=lambda row: row.score)
+    shipped = next(row for row in table if row.variant == choice.closest)
     told = next(entry for entry in entries if entry.variant == shipped.variant)
     architecture = ARCHITECTURES.get(student["architecture"], student["architecture"])
     name = (
@@ -111,7 +113,8 @@ def render(
         data_name=data_name(data),
         benchmark=benchmark,
         max_drop=max_drop,
-        best=best,
+        choice=choice,
+        best=shipped if choice.variant else None,
         shipped=shipped,
         path=[row.variant for row in reversed(lineage(table, shipped.variant))],
         told=told,

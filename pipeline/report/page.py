@@ -8,12 +8,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline.budget import NEARLY_AS_FAST, TEACHER
+from pipeline.budget import TEACHER, Choice
 from pipeline.report import sections, svg
 from pipeline.report.evidence import Evidence
 from pipeline.report.figures import figure, span
 from pipeline.report.pictures import COST_LABELS, Cost, cost_of
-from pipeline.report.tables import Entry, Row, recommended
+from pipeline.report.tables import Entry, Row
 from pipeline.tasks import METRICS, SINGLE_LABEL, TASKS, Task
 
 Facts = Sequence[tuple[str, str]]
@@ -55,6 +55,7 @@ def render(
     benchmark: Mapping[str, Any],
     size: int,
     max_drop: float,
+    choice: Choice,
     evidence: Evidence | None = None,
     sensitivity: Sequence[tuple[str, Markup]] = (),
 ) -> str:
@@ -69,11 +70,12 @@ def render(
         benchmark: as ``latency.measure`` returns it.
         size: of the shipped files' images, in pixels.
         max_drop: the gate, as a fraction of 1.
+        choice: what the budget chooses.
         evidence: what else was measured.
         sensitivity: pictures of what each layer can bear, each with its title.
     """
-    best = recommended(table)
-    shipped = best or max(table, key=lambda row: row.score)
+    shipped = next(row for row in table if row.variant == choice.closest)
+    best = shipped if choice.variant else None
     told = next(entry for entry in entries if entry.variant == shipped.variant)
     task = TASKS[data["task"]]
     evidence = evidence or Evidence()
@@ -86,14 +88,13 @@ def render(
         metric=task.words,
         noun=NOUNS[task.name],
         kicker=f"Distillery report: {data_name(data)}, {len(data['classes'])} {NOUNS[task.name]}",
-        title=_title(table, best, task),
+        title=_title(best, choice, task),
         lead=_lead(table, teacher, max_drop, task),
         figures=_figures(best, told, teacher, task) if best else (),
         table=table,
         lines=_lines(table, entries, max_drop, evidence, benchmark["settings"].get("reference")),
         best=best,
-        choice=f"The most accurate of those within {NEARLY_AS_FAST - 1:.0%} of the fastest, "
-        "among variants that are accepted with all their ancestors.",
+        choice=choice.reason,
         gate=f"A variant is rejected when its interval reaches below {figure(-max_drop, 'points')}: "
         "it has to be shown that no more is lost.",
         reasons=sections.reasons(entries, evidence.comparison),
@@ -138,14 +139,10 @@ def _does(score: float, task: Task) -> str:
     )
 
 
-def _title(table: Sequence[Row], best: Row | None, task: Task) -> str:
+def _title(best: Row | None, choice: Choice, task: Task) -> str:
     """The result in one sentence."""
     if best is None:
-        top = max(table, key=lambda row: row.score)
-        return (
-            "No variant is accepted with all it was made from; "
-            f"the most accurate is {top.variant}, {top.score:.1%}."
-        )
+        return f"Nothing to ship: {choice.reason}."
     sentence = f"{best.variant} {_does(best.score, task)} with {figure(best.size_bytes, 'MB')}"
     if best.latency_ratio_to_fp32 is None or best.variant == "fp32":
         return f"{sentence} and {best.latency_ms_p50:.1f} ms an image."

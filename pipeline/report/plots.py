@@ -12,7 +12,7 @@ from pipeline.report.tables import DECIMALS, Entry, Row, column
 
 METRICS = (
     *("score", "score_lo", "score_hi", "score_delta", "delta_lo", "delta_hi"),
-    *("size_bytes", "macs", "latency_ms_p50", "latency_ratio_to_fp32", "verdict"),
+    *("size_bytes", "macs", "latency_ms_p50", "latency_ratio_to_fp32", "verdict", "val_score"),
 )
 """Columns of ``variants.csv`` that fit side by side on a screen."""
 

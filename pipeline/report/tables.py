@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import models
-from pipeline.budget import TEACHER, choose
+from pipeline.budget import TEACHER
 from pipeline.statistics import Verdict, compare, compare_map, verdict
 from pipeline.tasks import SINGLE_LABEL, Metric
 
@@ -28,6 +28,8 @@ class Entry:
     """As ``evaluation.score`` returns them."""
     parameters: int
     macs: int
+    val: float
+    """Score of the module on val, int8 ones as the runtime computes."""
     latency: Mapping[str, Any]
     """The variant's part of ``latency.measure``'s result."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +65,8 @@ class Row:
     latency_ratio_to_fp32: float | None
     """fp32's time over this variant's in the same run; None where there is no fp32."""
     sha256: str
+    val_score: float
+    """On val: what a choice among many experiments is made by."""
     metric: Metric
 
 
@@ -92,6 +96,7 @@ def gather(
     entries = []
     for variant, (parent, op, settings) in declared.items():
         scores = json.loads(metrics(variant).read_text())
+        card = json.loads((folder(variant) / models.CARD).read_text())
         entries.append(
             Entry(
                 variant=variant,
@@ -100,6 +105,7 @@ def gather(
                 scores=scores,
                 parameters=scores["parameters"],
                 macs=scores["macs"],
+                val=card["val"][scores["metric"]],
                 latency=benchmark["variants"][variant],
                 settings=settings,
                 history=models.read_history(folder(variant)),
@@ -153,12 +159,6 @@ def lineage(table: Sequence[Row], variant: str) -> list[Row]:
     return chain
 
 
-def recommended(table: Sequence[Row]) -> Row | None:
-    """What a budget without limits chooses: the most accurate of the fastest accepted variants."""
-    chosen = choose(table).variant
-    return next((row for row in table if row.variant == chosen), None)
-
-
 def _row(entry: Entry, answers: Mapping[str, np.ndarray], labels: np.ndarray, max_drop: float) -> Row:
     if entry.parent not in answers:
         raise ValueError(f"{entry.variant}: parent {entry.parent} is not among {', '.join(answers)}")
@@ -187,6 +187,7 @@ def _row(entry: Entry, answers: Mapping[str, np.ndarray], labels: np.ndarray, ma
         latency_ms_p50=entry.latency["latency_ms_p50"],
         latency_ratio_to_fp32=entry.latency["ratio"],
         sha256=scores["sha256"],
+        val_score=entry.val,
         metric=metric,
     )
 

@@ -1,10 +1,11 @@
 """Compare the variants: a table, a picture, a page, and the model card."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 
-from pipeline import models, parameters, paths
+from pipeline import budget, models, parameters, paths
 from pipeline.data import store
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
@@ -27,6 +28,9 @@ def main() -> None:
     plots.write_metrics(paths.FIGURES, table)
     plots.write_points(paths.PLOTS, table, entries, teacher_history)
     tables.write_csv(paths.VARIANTS, table)
+    limits = p.budget.model_dump()
+    choice = budget.choose(table, **limits)
+    paths.CHOICE.write_text(json.dumps({**asdict(choice), "budget": limits}, indent=2) + "\n")
     picture = pictures.overview(table, teacher["test"][teacher["metric"]])
     pictures.save(picture, paths.REPORT / "overview.png", paths.REPORT / "overview.svg")
     found = evidence.read(
@@ -41,6 +45,7 @@ def main() -> None:
         "data": store.read_report(paths.DATA),
         "benchmark": benchmark,
         "max_drop": p.gate.max_drop,
+        "choice": choice,
         "evidence": found,
     }
     (paths.REPORT / "report.html").write_text(page.render(table, entries, size=p.student.size, **shared))
@@ -58,6 +63,7 @@ def main() -> None:
         print(
             f"{row.variant:20} {row.score:.2%}  {row.size_bytes / 1e6:5.2f} MB  {row.latency_ms_p50:5.2f} ms"
         )
+    print(choice.reason)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline import budget, models, parameters, paths, provenance, tracking
-from pipeline.budget import TableError
+from pipeline import models, parameters, paths, provenance, tracking
 from pipeline.data import store
 from pipeline.parameters import ParameterError, Parameters
 from pipeline.process import stage
@@ -31,7 +30,7 @@ def main() -> None:
         table = {row["variant"]: row for row in csv.DictReader(file)}
     source = provenance.source_tags()
     variants = [_shipped(p, table[name], metric, source) for name in p.variants]
-    choice = budget.choose(budget.read(paths.VARIANTS), **p.budget.model_dump())
+    choice = json.loads(paths.CHOICE.read_text())
     state_sha256 = provenance.identity(**outputs)
     card = paths.REPORT / "model_card.md"
     state = State(
@@ -57,8 +56,8 @@ def main() -> None:
             },
         },
         files=[("report", paths.REPORT), ("dvc", paths.LOCK), ("dvc", paths.PARAMETERS)],
-        champion=choice.variant,
-        reason=choice.reason,
+        champion=choice["variant"],
+        reason=choice["reason"],
         card=card.read_text() if card.is_file() else None,
     )
     made_teacher = Made(
@@ -73,7 +72,7 @@ def main() -> None:
     run_id, new = tracking.track(state, made_teacher, variants, book)
     paths.TRACKED.write_text(json.dumps({"run_id": run_id, "state": state_sha256}) + "\n")
     print(f"MLflow: {len(variants)} variants under run {run_id}; new: {', '.join(new) or 'none'}")
-    print(f"{tracking.CHAMPION}: {choice.reason}")
+    print(f"{tracking.CHAMPION}: {choice['reason']}")
 
 
 def _outputs(p: Parameters) -> dict[str, dict[str, str]]:
@@ -167,5 +166,5 @@ def _number(column: str, cell: str) -> float | None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, TableError, TrackingError):
+    with stage(ParameterError, TrackingError):
         main()
