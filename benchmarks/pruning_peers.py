@@ -1,0 +1,385 @@
+"""One network pruned to the same multiply-accumulates by us and by others, fine-tuned alike, side by side.
+
+    pip install --no-deps torch-pruning==1.6.1
+    python -m benchmarks.pruning_peers --json
+
+Takes a finished run's artifacts and its `params.yaml`. Ours is the variant as the run made it; peers cut the
+same parent to its multiply-accumulates, and are fine-tuned by the same loop towards the same stored labels, with
+the settings in that variant's card. All are written by our exporter, scored on test and timed in ONNX Runtime.
+To try: `--epochs 0.02 --images 200 --sessions 3`, which is unfair to the peers.
+"""
+
+import argparse
+import contextlib
+import copy
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from torch.fx import symbolic_trace
+from torch.fx.passes.shape_prop import ShapeProp
+
+import students
+from benchmarks import side_by_side
+from benchmarks.side_by_side import Row
+from pipeline import compressors, costs, distillation, models, onnx_export, parameters, paths, pruning
+from pipeline.data import store
+from pipeline.distillation import Lesson
+from pipeline.inference import ModelFileError
+from pipeline.labels import LabelError
+from pipeline.models import Model
+from pipeline.parameters import ParameterError
+from pipeline.process import one_line_errors
+from pipeline.training import compute, loop
+from pipeline.training.batches import ViewSet
+from pipeline.training.loop import TrainingError
+from pipeline.views import ViewSpace
+
+GRAPH_SIZE = 32
+"""Pixels of the image with which tools follow the network; channels do not depend on it."""
+SAME_MACS = 0.02
+"""Multiply-accumulates within this share count as the same."""
+HALVINGS = 10
+"""Of the interval of ratios, in the search for the wanted multiply-accumulates."""
+
+Cut = Callable[[nn.Module, float], nn.Module]
+"""Removes about this share of the channels; may work in place, and returns the smaller network."""
+
+
+def torch_pruning(module: nn.Module, ratio: float, *, everywhere: bool = False) -> nn.Module:
+    """Torch-Pruning, group L2 norm, the same share of every layer, multiples of 8."""
+    import torch_pruning as tp  # pyright: ignore[reportMissingImports]
+
+    pruner = tp.pruner.BasePruner(
+        module,
+        torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE),
+        importance=tp.importance.GroupMagnitudeImportance(),
+        global_pruning=everywhere,
+        pruning_ratio=ratio,
+        ignored_layers=[module.get_submodule("classifier")],
+        round_to=8,
+    )
+    pruner.step()
+    return module
+
+
+def torch_pruning_global(module: nn.Module, ratio: float) -> nn.Module:
+    """Torch-Pruning, group L2 norm, ranked over all layers, multiples of 8."""
+    return torch_pruning(module, ratio, everywhere=True)
+
+
+def nni_l1(module: nn.Module, ratio: float) -> nn.Module:
+    """NNI's L1NormPruner and ModelSpeedup as in its documentation, each convolution masked by itself."""
+    return _nni(module, [{"op_types": ["Conv2d"], "sparse_ratio": ratio}])
+
+
+def nni_l1_groups(module: nn.Module, ratio: float) -> nn.Module:
+    """NNI's L1NormPruner and ModelSpeedup, convolutions that depend on each other masked alike."""
+    graph = symbolic_trace(module)
+    ShapeProp(graph).propagate(torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE))
+    entries = [{"op_types": ["Conv2d"], "sparse_ratio": ratio}]
+    return _nni(module, compressors.auto_set_denpendency_group_ids(graph, entries))
+
+
+def _nni(module: nn.Module, entries: list[dict[str, Any]]) -> nn.Module:
+    with contextlib.redirect_stdout(sys.stderr):  # it prints bare words
+        pruner = compressors.L1NormPruner(module, entries)
+        _, masks = pruner.compress()
+        pruner.unwrap_model()
+        images = torch.rand(2, 3, GRAPH_SIZE, GRAPH_SIZE)
+        # Its own tracer does not run on this PyTorch; the graph of torch.fx is what it may be given instead.
+        graph, logger = symbolic_trace(module), compressors.LOGGER
+        return compressors.ModelSpeedup(
+            module, images, masks, graph_module=graph, logger=logger
+        ).speedup_model()
+
+
+METHODS: dict[str, Cut] = {
+    "torch-pruning": torch_pruning,
+    "torch-pruning-global": torch_pruning_global,
+    "nni-l1": nni_l1,
+    "nni-l1-groups": nni_l1_groups,
+}
+"""Name of a row to how it is cut; the docstring says it in words."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all."""
+
+    parent: Model
+    target: int
+    """Multiply-accumulates."""
+    fabric: Fabric
+    lesson: Lesson
+    goal: Mapping[str, float]
+    training: Mapping[str, Any]
+    seed: int
+    workers: int
+    folder: Path
+
+    @property
+    def size(self) -> int:
+        """Side of the image in pixels."""
+        return self.parent.card.input.size
+
+
+def main() -> None:
+    """Prune, fine-tune, score and time; print a table, or one JSON object."""
+    arguments = _arguments()
+    artifacts: Path = arguments.artifacts
+    p = parameters.load(arguments.parameters)
+    parent, ours = (
+        models.load(artifacts / paths.MODELS.name / n) for n in (arguments.parent, arguments.ours)
+    )
+    contract = parent.card.input
+    data = artifacts / paths.DATA.name
+    lesson = distillation.open_lesson(
+        data,
+        artifacts / paths.TEACHER.name,
+        artifacts / paths.LABELS.name,
+        ViewSpace(p.seed, **p.views.space()),
+        contract,
+    )
+    lesson = replace(lesson, val_set=_part(lesson.val_set, arguments.images))
+    training = recipe(ours.card.settings, arguments.epochs)
+    with tempfile.TemporaryDirectory() as scratch:
+        setting = Setting(
+            parent,
+            costs.count_macs(ours.module, contract.size),
+            compute.start(**p.compute.model_dump(exclude={"workers"})),
+            lesson,
+            ours.card.settings["objective"],
+            training,
+            p.seed,
+            p.compute.workers,
+            arguments.into or Path(scratch),
+        )
+        rows: dict[str, Row] = {
+            arguments.parent: {"how": "the parent", **_weight(parent.module, contract.size)},
+            arguments.ours: {"how": _told(ours), **_weight(ours.module, contract.size)},
+        }
+        after = {name: artifacts / paths.ONNX.name / f"{name}.onnx" for name in rows}
+        before: dict[str, Path] = {}
+        if (start := _start_of(ours, setting)) is not None:
+            before[arguments.ours] = _write(f"{arguments.ours}-before", start, setting)
+        for name in arguments.peers:
+            rows[name] = {"how": METHODS[name].__doc__}
+            try:
+                network, rows[name]["ratio_removed"] = at_macs(METHODS[name], setting)
+            except Exception as error:  # whatever a peer dies of is a row
+                rows[name]["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                print(f"{name}: {rows[name]['reason']}", file=sys.stderr)
+                continue
+            rows[name] |= _weight(network, contract.size)
+            before[name], after[name] = _tune(name, network, setting)
+        test = _part(ViewSet(store.read(data, "test"), None, contract), arguments.images)
+        about = _measure(rows, before, after, test, arguments)
+    result = {
+        "parent": arguments.parent,
+        "training": dict(training),
+        "same_training": training["epochs"] == ours.card.settings["epochs"],
+        **about,
+        "rows": rows,
+    }
+    print(json.dumps(result, indent=2) if arguments.json else _page(result, arguments.ours))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--artifacts", type=Path, default=paths.ARTIFACTS, help="default: %(default)s")
+    parser.add_argument("--parameters", type=Path, default=paths.PARAMETERS, help="default: %(default)s")
+    parser.add_argument("--parent", default="fp32", help="the variant to prune (default: %(default)s)")
+    parser.add_argument("--ours", default="pruned-50", help="its pruned variant (default: %(default)s)")
+    parser.add_argument("--peers", nargs="*", choices=METHODS, default=list(METHODS), help="default: all")
+    parser.add_argument("--epochs", type=float, help="of the peers' fine-tuning (default: as ours had)")
+    parser.add_argument("--images", type=int, help="of val and of test (default: all)")
+    parser.add_argument("--sessions", type=int, default=8, help="of timing (default: %(default)s)")
+    parser.add_argument("--into", type=Path, help="folder that keeps the files")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args()
+
+
+def recipe(settings: Mapping[str, Any], epochs: float | None) -> dict[str, Any]:
+    """What ``distillation.learn`` takes, from a pruned variant's settings."""
+    names = [field.name for field in dataclasses.fields(loop.Recipe) if field.name != "seed"]
+    training = {name: settings[name] for name in names}
+    return training if epochs is None else {**training, "epochs": epochs}
+
+
+def at_macs(cut: Cut, setting: Setting) -> tuple[nn.Module, float]:
+    """The parent cut as near to the wanted multiply-accumulates as the tool comes, and the ratio for it."""
+    low, high = 0.0, 1.0
+    best: tuple[float, nn.Module, float] | None = None
+    for _ in range(HALVINGS):
+        ratio = (low + high) / 2
+        network = _rebuilt(cut(copy.deepcopy(setting.parent.module).cpu().eval(), ratio), setting)
+        macs = costs.count_macs(network, setting.size)
+        miss = abs(macs / setting.target - 1)
+        if best is None or miss < best[0]:
+            best = miss, network, ratio
+        low, high = (ratio, high) if macs > setting.target else (low, ratio)
+    assert best is not None
+    return best[1:]
+
+
+def _channels(module: nn.Module) -> list[int]:
+    """Of every convolution whose number is free; depthwise ones follow theirs."""
+    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+    return [part.out_channels for part in convolutions if part.groups == 1]
+
+
+def _rebuilt(network: nn.Module, setting: Setting) -> nn.Module:
+    """What a tool has left, as a student of ours with the same tensors."""
+    card = setting.parent.card
+    module = students.build(card.architecture, {**card.arguments, "channels": _channels(network)})
+    module.load_state_dict(network.state_dict())
+    pruning.check_same_logits(network.eval(), module.eval(), setting.size)
+    return module
+
+
+def _start_of(ours: Model, setting: Setting) -> nn.Module | None:
+    """Ours before fine-tuning, where the card determines it: one step, by an importance of weights alone."""
+    settings = ours.card.settings
+    if settings["criterion"] not in ("l1", "l2", "fpgm") or settings.get("steps", 1) > 1:
+        return None
+    convolutions = {
+        path: part.out_channels for path, part in ours.module.named_modules() if isinstance(part, nn.Conv2d)
+    }
+    module = setting.parent.module
+    masks = compressors.channel_masks(module, convolutions, settings["criterion"], GRAPH_SIZE)
+    start = students.build(ours.card.architecture, ours.card.arguments)
+    start.load_state_dict(compressors.remove_masked(module, masks, GRAPH_SIZE))
+    loop.settle_norms(setting.fabric, start, setting.lesson.train_set, setting.workers)
+    return start
+
+
+def _tune(name: str, network: nn.Module, setting: Setting) -> tuple[Path, Path]:
+    """The files before fine-tuning, with batch norm's statistics taken anew, and after it."""
+    fabric, train, workers = setting.fabric, setting.lesson.train_set, setting.workers
+    loop.settle_norms(fabric, network, train, workers)
+    before = _write(f"{name}-before", network, setting)
+    with tempfile.TemporaryDirectory() as scratch:
+        network, _ = distillation.learn(
+            fabric,
+            network,
+            setting.lesson,
+            name=name,
+            goal=setting.goal,
+            training=setting.training,
+            start=name,
+            seed=setting.seed,
+            workers=workers,
+            folder=Path(scratch),
+        )
+    loop.settle_norms(fabric, network, train, workers)
+    return before, _write(name, network, setting)
+
+
+def _write(name: str, network: nn.Module, setting: Setting) -> Path:
+    card = setting.parent.card
+    arguments = {**card.arguments, "channels": _channels(network)}
+    card = replace(card, variant=name, parent=card.variant, op="prune", arguments=arguments)
+    path = setting.folder / f"{name}.onnx"
+    onnx_export.export(Model(copy.deepcopy(network).cpu(), card), path, onnx_export.metadata_for(card, None))
+    return path
+
+
+def _weight(module: nn.Module, size: int) -> Row:
+    return {
+        "macs": costs.count_macs(module, size),
+        "parameters": costs.count_parameters(module),
+        "channels": _channels(module),
+    }
+
+
+def _told(ours: Model) -> str:
+    settings = ours.card.settings
+    return f"ours: {', '.join(str(settings[key]) for key in ('criterion', 'shape') if key in settings)}"
+
+
+def _part(seen: ViewSet, count: int | None) -> ViewSet:
+    return replace(seen, images=side_by_side.spread(seen.images, count))
+
+
+def _measure(
+    rows: dict[str, Row],
+    before: Mapping[str, Path],
+    after: Mapping[str, Path],
+    test: ViewSet,
+    arguments: argparse.Namespace,
+) -> Row:
+    """Fill the rows; returns what is said of all of them."""
+    all_of_them = {**{f"{name} before": path for name, path in before.items()}, **after}
+    answers = side_by_side.answer(all_of_them, test, compute.usable_cores())
+    times, about = side_by_side.timings(after, arguments.parent, sessions=arguments.sessions, seed=0)
+    reference = answers[arguments.parent]
+    target = rows[arguments.ours]["macs"]
+    for name, path in after.items():
+        rows[name] |= side_by_side.accuracy(answers[name], reference)
+        rows[name] |= {"size_bytes": path.stat().st_size, **times[name]}
+        if name in arguments.peers:
+            rows[name]["same_macs"] = abs(rows[name]["macs"] / target - 1) <= SAME_MACS
+    for name in before:
+        rows[name]["before"] = side_by_side.accuracy(answers[f"{name} before"], reference)
+    peers = [name for name in arguments.peers if name in after]
+    if peers:
+        about["verdicts"] = side_by_side.verdicts(rows, answers, [arguments.ours], peers)
+    return about
+
+
+def _page(result: Mapping[str, Any], ours: str) -> str:
+    """What is printed without ``--json``."""
+    rows = result["rows"]
+    header = [
+        "network",
+        "how",
+        "MACs, M",
+        "test top-1, %, before fine-tuning (95 %)",
+        "after (95 %)",
+        f"points against {result['parent']} (95 %, paired)",
+        "MB",
+        f"times {result['parent']}'s speed (95 %)",
+    ]
+    lines = []
+    for name, row in rows.items():
+        if "reason" in row:
+            lines.append([name, row["how"], f"none: {row['reason']}", *["-"] * (len(header) - 3)])
+            continue
+        mark = "" if row.get("same_macs", True) else " (not the same)"
+        lines.append(
+            [
+                name,
+                row["how"],
+                f"{row['macs'] / 1e6:.1f}{mark}",
+                side_by_side.percent(row.get("before", {}), "top1"),
+                side_by_side.percent(row, "top1"),
+                side_by_side.percent(row, "delta", signed=True),
+                f"{row['size_bytes'] / 1e6:.2f}",
+                side_by_side.ratio(row),
+            ]
+        )
+    epochs = result["training"]["epochs"]
+    tuned = f"fine-tuned for {epochs:g} epochs" + ("" if result["same_training"] else f", {ours} for others")
+    return "\n".join(
+        [
+            side_by_side.table(header, lines),
+            f"n = {rows[ours]['n']} test images; {tuned}; machine: {side_by_side.noise(result)}",
+            side_by_side.sentences(result.get("verdicts", {})),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    with one_line_errors(ParameterError, LabelError, TrainingError, ModelFileError, FileNotFoundError):
+        main()

@@ -1,0 +1,199 @@
+"""Files side by side: answers to the same images, times from the same rounds, one table."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from jaxtyping import Bool, Int64
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
+from tqdm import tqdm
+
+from pipeline import latency, statistics
+from pipeline.data.store import ImageSet
+from pipeline.inference import Classifier, ModelFileError, open_classifier, run
+from pipeline.training import batches
+from pipeline.training.batches import ViewSet
+
+BATCH = 32
+CONVOLUTIONS = ("Conv", "FusedConv", "QLinearConv")
+SAME_SIZE = 0.01
+"""Sizes within this share count as equal."""
+SECONDS = 60.0
+"""After which no further session of timing begins."""
+PRECISION = 0.02
+"""Relative half width of the ratios' intervals that is enough."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A file's answers to all images."""
+
+    predictions: Int64[np.ndarray, " images"]
+    right: Bool[np.ndarray, " images"]
+
+
+def spread(images: ImageSet, count: int | None) -> ImageSet:
+    """``count`` images, spread evenly over the split as it lies on disk; None takes all."""
+    if count is None or count >= len(images):
+        return images
+    chosen = np.linspace(0, len(images) - 1, num=count, dtype=int)
+    return replace(images, table=images.table.select(chosen))
+
+
+def fault(path: Path) -> str | None:
+    """Why a file cannot be measured; None where it can."""
+    try:
+        classifier = open_classifier(path, threads=1)
+        size = classifier.contract.size
+        list(run(classifier, [np.zeros((count, size, size, 3), np.uint8) for count in (1, 2)]))
+    except (ModelFileError, Fail, InvalidArgument, RuntimeException) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def answer(files: Mapping[str, Path], dataset: ViewSet, threads: int) -> dict[str, Answers]:
+    """What each file answers; every image is rendered once, for all of them.
+
+    Raises:
+        ModelFileError: a file is not one of this pipeline's form, or a logit is not finite.
+    """
+    classifiers = {name: open_classifier(path, threads=threads) for name, path in files.items()}
+    parts: dict[str, list[Int64[np.ndarray, " batch"]]] = {name: [] for name in files}
+    requests = batches.sequential(len(dataset), None, dataset.contract.size, BATCH)
+    with tqdm(desc=f"{len(files)} files", total=len(dataset), unit=" images", mininterval=5) as bar:
+        for request in requests:
+            pixels = dataset[request].images.numpy()
+            for name, classifier in classifiers.items():
+                parts[name].append(_top(classifier, pixels))
+            bar.update(len(pixels))
+    truth = dataset.images.labels
+    predictions = {name: np.concatenate(part) for name, part in parts.items()}
+    return {name: Answers(guess, guess == truth) for name, guess in predictions.items()}
+
+
+def _top(classifier: Classifier, pixels: np.ndarray) -> Int64[np.ndarray, " batch"]:
+    [logits] = run(classifier, [pixels])
+    return logits.argmax(axis=1)
+
+
+def accuracy(answers: Answers, reference: Answers) -> Row:
+    """Top-1 with its interval, the paired difference to the reference, and the share of equal answers."""
+    n, correct = len(answers.right), int(answers.right.sum())
+    lo, hi = statistics.wilson(correct, n)
+    difference = statistics.compare(answers.right, reference.right)
+    return {
+        "n": n,
+        "top1": correct / n,
+        "top1_lo": lo,
+        "top1_hi": hi,
+        "delta": difference.delta,
+        "delta_lo": difference.lo,
+        "delta_hi": difference.hi,
+        "agreement": float((answers.predictions == reference.predictions).mean()),
+    }
+
+
+def timings(
+    files: Mapping[str, Path], reference: str, *, sessions: int, seed: int
+) -> tuple[dict[str, Row], Row]:
+    """One thread, one image, interleaved: a row for each file, and what the machine was called."""
+    with tqdm(desc=f"timing {len(files)} files", unit=" sessions", mininterval=5) as bar:
+        timed = latency.measure(
+            files,
+            threads=(1,),
+            batch_sizes=(1,),
+            sessions=sessions,
+            precision=PRECISION,
+            seconds=SECONDS,
+            processes=1,
+            seed=seed,
+            reference=reference,
+            progress=bar.update,
+        )
+    kept = ("latency_ms_p50", "ratio", "ratio_lo", "ratio_hi")
+    rows = {name: {key: row[key] for key in kept} for name, row in timed["variants"].items()}
+    return rows, {"machine": timed["machine"], "noise": timed["noise"], "timing": timed["settings"]}
+
+
+def convolutions(path: Path) -> tuple[int, int]:
+    """How many convolutions ONNX Runtime's optimiser makes int8 kernels of, and how many there are."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    found = [kind for kind in kinds if kind in CONVOLUTIONS]
+    return found.count("QLinearConv"), len(found)
+
+
+def verdicts(
+    rows: Mapping[str, Row], answers: Mapping[str, Answers], ours: Sequence[str], peers: Sequence[str]
+) -> dict[str, Row]:
+    """For accuracy, size and speed: the best of ours, the best peer, and whether ours is best or behind.
+
+    Accuracies are tied where the paired 95 % interval of their difference holds 0, speeds where the
+    intervals of their ratios overlap, sizes within one per cent.
+    """
+    result: dict[str, Row] = {}
+
+    def tell(column: str, own: str, peer: str, *, tied: bool, better: bool) -> None:
+        verdict = "tied" if tied else "best" if better else "behind"
+        result[column] = {"ours": own, "peer": peer, "verdict": verdict}
+
+    def best(names: Sequence[str], column: str, sign: int) -> str:
+        return max(names, key=lambda name: sign * rows[name][column])
+
+    own, peer = best(ours, "top1", 1), best(peers, "top1", 1)
+    difference = statistics.compare(answers[own].right, answers[peer].right)
+    tell("top1", own, peer, tied=not difference.distinguishable, better=difference.delta > 0)
+    result["top1"] |= {"delta": difference.delta, "delta_lo": difference.lo, "delta_hi": difference.hi}
+    own, peer = best(ours, "size_bytes", -1), best(peers, "size_bytes", -1)
+    share = rows[own]["size_bytes"] / rows[peer]["size_bytes"]
+    tell("size_bytes", own, peer, tied=abs(share - 1) <= SAME_SIZE, better=share < 1)
+    own, peer = best(ours, "ratio", 1), best(peers, "ratio", 1)
+    mine, theirs = rows[own], rows[peer]
+    overlap = mine["ratio_lo"] <= theirs["ratio_hi"] and theirs["ratio_lo"] <= mine["ratio_hi"]
+    tell("ratio", own, peer, tied=overlap, better=mine["ratio"] > theirs["ratio"])
+    return result
+
+
+def percent(row: Row, name: str, signed: bool = False) -> str:
+    """A figure with its interval, in per cent or points; a dash where it was not measured."""
+    if row.get(name) is None:
+        return "-"
+    value, lo, hi = (100 * row[name + end] for end in ("", "_lo", "_hi"))
+    sign = "+" if signed else ""
+    return f"{value:{sign}.2f} ({lo:{sign}.2f} to {hi:{sign}.2f})"
+
+
+def ratio(row: Row) -> str:
+    """Times the reference's speed."""
+    return f"{row['ratio']:.2f} ({row['ratio_lo']:.2f} to {row['ratio_hi']:.2f})"
+
+
+def noise(about: Row) -> str:
+    """What the machine was called while files were timed."""
+    said = about["noise"]
+    return "; ".join(said["reasons"]) if said["noisy"] else "quiet"
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *lines))
+
+
+def sentences(result: Mapping[str, Row]) -> str:
+    """The verdicts, a line each."""
+    words = {"top1": "accuracy", "size_bytes": "size", "ratio": "speed"}
+    return "\n".join(
+        f"{words[column]}: {row['ours']} is {row['verdict']} (the best peer: {row['peer']})"
+        for column, row in result.items()
+    )
