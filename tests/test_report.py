@@ -380,6 +380,9 @@ def test_a_browser_shows_every_section_without_errors_on_a_phone_and_on_a_desk(
             for picture in view.locator("img").all():
                 picture.scroll_into_view_if_needed()
             assert view.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+            # Paper is white, however dark the screen.
+            view.emulate_media(media="print")
+            assert view.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
             assert said == []
             view.close()
         browser.close()
