@@ -299,11 +299,6 @@ def test_of_many_classes_those_with_the_most_errors_are_shown() -> None:
     assert "200 classes" in grid.note
 
 
-def test_parts_of_a_training_count_their_epochs_on() -> None:
-    history = [{"epoch": 0.5}, {"epoch": 1.0}, {"epoch": 1.0}, {"epoch": 1.5}]
-    assert [line["epoch"] for line in page.continued(history)] == [0.5, 1.0, 2.0, 2.5]
-
-
 def test_the_snippet_of_the_page_classifies_a_photograph(table: list[Row], tmp_path: Path) -> None:
     found = re.search(r'<pre id="snippet">(.*?)</pre>', rendered(table), re.DOTALL)
     assert found is not None
