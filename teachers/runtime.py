@@ -31,7 +31,7 @@ def in_runtime(module: nn.Module, size: int) -> nn.Module:
         warnings.simplefilter("ignore")
         file = Path(scratch) / "network.onnx"
         try:
-            # The exporter that PyTorch calls legacy: the new one takes another package, and half a minute.
+            # PyTorch calls this exporter legacy; the new one takes onnxscript.
             torch.onnx.export(
                 module.eval(),
                 (images[:2],),
