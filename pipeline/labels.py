@@ -18,6 +18,7 @@ from pipeline.training import batches
 from pipeline.training.batches import ViewSet
 from pipeline.views import ViewSpace
 from teachers.contract import InputContract
+from teachers.runtime import in_runtime
 
 VALUES = "answers.npy"
 CHOSEN = "classes.npy"
@@ -121,6 +122,7 @@ def answer(
     partial.mkdir(parents=True, exist_ok=True)
     contract = view_set.contract
     teacher = fabric.to_device(teacher.eval()).to(memory_format=torch.channels_last)
+    teacher = in_runtime(teacher, contract.size)
     bar = tqdm(desc="label", total=views * len(view_set), unit=" views", unit_scale=True)
     for view in range(views):
         file = partial / f"{view}.npy"

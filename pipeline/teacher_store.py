@@ -18,6 +18,7 @@ from pipeline.tasks import Task
 from teachers import state_dicts
 from teachers.contract import InputContract
 from teachers.onnx_files import OnnxClassifier
+from teachers.runtime import in_runtime
 from teachers.sources import SOURCES
 from teachers.teacher import Columns, Teacher, columns, replace_head
 
@@ -99,7 +100,10 @@ def live(fabric: Fabric, folder: Path, task: Task) -> Live:
         WeightsError: tensors are not those of their architecture.
     """
     members = [load(folder / member) for member in read_card(folder)["members"]]
-    networks = [fabric.to_device(module.requires_grad_(False)) for module, _ in members]
+    networks = [
+        in_runtime(fabric.to_device(module.requires_grad_(False)), contract.size)
+        for module, contract in members
+    ]
     contracts = tuple(contract for _, contract in members)
 
     @torch.no_grad()

@@ -40,6 +40,7 @@ from mlflow.utils.time import get_current_time_millis
 
 from pipeline import serving
 from pipeline.budget import TEACHER
+from pipeline.histories import continued
 
 STATE = "distillery.state"
 """Tag of a parent run: the hash of all that DVC has of it."""
@@ -234,7 +235,7 @@ def follow(
         try:
             with _server(book) as address:
                 # Checkpoints are gone when the training is done.
-                lines = _continued(history()) or (live.lines if live is not None else [])
+                lines = continued(history()) or (live.lines if live is not None else [])
                 if live is None or not live.tells(lines):
                     if live is not None:
                         live.close("KILLED")
@@ -368,7 +369,7 @@ def _log_made(
     client: MlflowClient, experiment_id: str, made: Made, state: State, tags: dict[str, str]
 ) -> Run:
     """Bring a run up to what was made, be it new, shown live, or left half done."""
-    history = _continued(made.history)
+    history = continued(made.history)
     run = _open_run(client, experiment_id, made.training, history)
     if run is None:
         run = _create(client, experiment_id, made.training)
@@ -558,18 +559,6 @@ def _log_model(client: MlflowClient, experiment_id: str, run_id: str, made: Ship
 
 def _model(client: MlflowClient, experiment_id: str, run_id: str) -> LoggedModel:
     return client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")[0]
-
-
-def _continued(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Steps and epochs that go on counting where one part of a training follows another."""
-    lines: list[dict[str, Any]] = []
-    before = last = {"step": 0, "epoch": 0}
-    for line in history:
-        if line["step"] <= last["step"]:
-            before = {key: before[key] + last[key] for key in before}
-        last = line
-        lines.append({**line, **{key: before[key] + line[key] for key in before}})
-    return lines
 
 
 def _deliver(

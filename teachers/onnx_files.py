@@ -37,6 +37,8 @@ class OnnxClassifier(nn.Module):
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
+        # Its threads must not take the cores from a student that trains between two calls.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except NoSuchFile as error:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import latency
+from pipeline.inference import INPUT, OUTPUT, open_classifier
 from tests import tiny_onnx
 
 
@@ -122,6 +123,16 @@ def test_every_round_calls_each_file_once_in_changing_order() -> None:
     rounds = [tuple(called[start : start + 4]) for start in range(0, 80, 4)]
     assert {tuple(sorted(order)) for order in rounds} == {(0, 1, 2, 3)}
     assert len(set(rounds)) > 5
+
+
+def test_a_call_bound_to_a_device_answers_as_a_plain_one(files: dict[str, Path]) -> None:
+    session = open_classifier(files["fp32"], threads=1).session
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    plain = np.asarray(session.run([OUTPUT], {INPUT: images})[0])
+    call = latency._bound(session, images, "cpu")
+    for _ in range(2):
+        [bound] = call().copy_outputs_to_cpu()
+        assert np.array_equal(bound, plain)
 
 
 def test_progress_is_told_of_every_session(files: dict[str, Path]) -> None:

@@ -42,7 +42,7 @@ def test_points_of_a_plot_have_the_same_keys_as_dvc_asks(
 def test_the_parts_of_one_training_follow_each_other() -> None:
     half, whole = ({"epoch": n, "loss": 0.5, "val_top1": 0.8} for n in (0.5, 1.0))
     points = plots.training({"teacher": [half, half, whole]}, "top1")
-    assert [point["epoch"] for point in points] == [0.5, 1.0, 1.5]
+    assert [point["epoch"] for point in points] == [0.5, 1.0, 2.0]
 
 
 def test_the_front_holds_what_no_other_variant_beats(book: tuple[list[Row], Any]) -> None:

@@ -310,11 +310,6 @@ def test_of_many_classes_those_with_the_most_errors_are_shown() -> None:
     assert "200 classes" in grid.note
 
 
-def test_parts_of_a_training_count_their_epochs_on() -> None:
-    history = [{"epoch": 0.5}, {"epoch": 1.0}, {"epoch": 1.0}, {"epoch": 1.5}]
-    assert [line["epoch"] for line in page.continued(history)] == [0.5, 1.0, 2.0, 2.5]
-
-
 def test_the_snippet_of_the_page_classifies_a_photograph(table: list[Row], tmp_path: Path) -> None:
     found = re.search(r'<pre id="snippet">(.*?)</pre>', rendered(table), re.DOTALL)
     assert found is not None
@@ -391,6 +386,9 @@ def test_a_browser_shows_every_section_without_errors_on_a_phone_and_on_a_desk(
             for picture in view.locator("img").all():
                 picture.scroll_into_view_if_needed()
             assert view.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+            # Paper is white, however dark the screen.
+            view.emulate_media(media="print")
+            assert view.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
             assert said == []
             view.close()
         browser.close()

@@ -1,18 +1,65 @@
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.images import decode
 from teachers import state_dicts
 from teachers.contract import InputContract
+from teachers.onnx_files import OnnxClassifier
+from teachers.runtime import in_runtime
 from teachers.sources import SOURCES
 from teachers.state_dicts import WeightsError
-from teachers.teacher import TeacherError, replace_head
+from teachers.teacher import Columns, TeacherError, replace_head
+
+
+class Twice(nn.Module):
+    """Twice the mean of each channel, by way of an operation."""
+
+    def __init__(self, twice: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.unread = nn.Parameter(torch.zeros(1))
+        self.twice = twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.twice(x.mean((2, 3)))
+
+
+def test_in_the_runtime_a_network_answers_the_same_to_any_number_of_images() -> None:
+    torch.manual_seed(0)
+    teacher = SOURCES["efficientnet_lite"]("efficientnet_lite0", "default")
+    network = Columns(teacher.module, (3, 1, 4)).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    fast = in_runtime(network, 64)
+    assert isinstance(fast, OnnxClassifier)
+    for count in (1, 2, 5):
+        images = torch.randn(count, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(fast(images), network(images), rtol=1e-4, atol=1e-5)
+    assert in_runtime(fast, 64) is fast
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        lambda x: torch.linalg.svdvals(torch.diag_embed(2 * x)),
+        lambda x: 2 * x + torch.rand_like(x),
+        lambda x: (2 * x).softmax(1),
+    ],
+    ids=["unknown to the exporter", "another answer each time", "probabilities"],
+)
+def test_a_network_that_the_runtime_does_not_match_stays_what_it_is(
+    twice: Callable[[Tensor], Tensor],
+) -> None:
+    network = Twice(twice)
+    assert in_runtime(network, 32) is network
+    exact = Twice(lambda x: 2 * x)
+    assert in_runtime(exact, 32) is not exact
+
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared/data/clothing-dataset-small/test"
 

@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.budget import TEACHER, Choice
+from pipeline.histories import continued
 from pipeline.report import sections, svg
 from pipeline.report.evidence import Evidence
 from pipeline.report.figures import figure, span
@@ -305,17 +306,6 @@ def _points(
     history: Sequence[Mapping[str, Any]], key: str, scale: int
 ) -> list[tuple[int | float, int | float]]:
     return [(line["epoch"], scale * line[key]) for line in history if line.get(key) is not None]
-
-
-def continued(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Epochs that go on counting where one part of a training follows another."""
-    lines, before, last = [], 0.0, 0.0
-    for line in history:
-        if line["epoch"] <= last:
-            before += last
-        last = line["epoch"]
-        lines.append({**line, "epoch": before + last})
-    return lines
 
 
 def _facts(teacher: Mapping[str, Any], data: Mapping[str, Any]) -> Facts:

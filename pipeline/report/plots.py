@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.budget import TEACHER
-from pipeline.report.page import continued
+from pipeline.histories import continued
 from pipeline.report.tables import DECIMALS, Entry, Row, column
 
 METRICS = (

@@ -17,6 +17,7 @@ from pipeline.training.batches import ViewSet
 from pipeline.training.checkpoints import History
 from pipeline.training.loop import Run, TrainingError
 from pipeline.views import ViewSpace
+from teachers.runtime import in_runtime
 from teachers.sources import SOURCES
 from teachers.state_dicts import WeightsError
 from teachers.teacher import TeacherError
@@ -100,7 +101,7 @@ def _teach(p: Parameters, fabric: Fabric, images: dict[str, ImageSet], settings:
     }
     card = teacher_store.save(paths.TEACHER / name, teacher, classes, card)
     module, _ = teacher_store.load(paths.TEACHER / name)
-    module = fabric.to_device(module)
+    module = in_runtime(fabric.to_device(module), contract.size)
     logits = {
         split: loop.predict(fabric, module, sets[split], contract.size, p.compute.workers)
         for split in ("val", "test")
