@@ -27,7 +27,7 @@ from torch import nn
 
 from pipeline import machine, onnx_graph, onnx_layout
 from pipeline.models import Affine, Quantization
-from pipeline.onnx_graph import CONVOLUTIONS
+from pipeline.onnx_graph import CONVOLUTIONS, ExportError
 from pipeline.quantization import IMAGES, RAW_PIXELS, int8_activations, layers
 from teachers.contract import InputContract
 
@@ -35,6 +35,10 @@ UNTIMED, TIMED = 2, 16
 """Runs of a layer's network."""
 QUANTILE = 0.1
 """Of the timed runs; a neighbour on the same core only ever adds time."""
+ALIKE = 0.02
+"""Relative difference of two predicted latencies that means nothing."""
+LARGEST_SHARE = 0.02
+"""Of the weights that may stay float: they would make an int8 file 6 % larger."""
 CLASSES = 10
 """Of a layer's network; nothing of its classifier is counted."""
 
@@ -102,7 +106,7 @@ class Costs:
             float_layers: None for a float file; otherwise the file is int8 but for these layers.
 
         Raises:
-            ExportError: such a file cannot be written, as where a float layer lies between int8 ones.
+            ExportError: a float convolution follows an int8 one; such a file cannot be written.
         """
         parts = parts_of(module, size, float_layers)
         if new := [part for part in dict.fromkeys(parts) if str(part) not in self._microseconds]:
@@ -129,6 +133,27 @@ def open_costs(cache: Path) -> Costs:
     return Costs(cache)
 
 
+def fastest_float_layers(costs: Costs, module: nn.Module, contract: InputContract) -> tuple[str, ...]:
+    """The first layers that an int8 file had better leave in float on this machine.
+
+    Later ones are int8 at any rate: ONNX Runtime makes a float layer between int8 ones int8 by itself. Of
+    choices that are as fast within ``ALIKE``, that with the fewest float layers is taken. Together they have
+    at most ``LARGEST_SHARE`` of the weights, since they are stored in four times the bytes. Images with a
+    mean or a standard deviation of their own need a float stem.
+    """
+    weights = {name: layer.weight.numel() for name, layer in layers(module).items()}
+    names = list(weights)
+    normalised = any(contract.mean) or set(contract.std) != {1.0}
+    choices = [
+        names[:count]
+        for count in range(1 if normalised else 0, len(names))
+        if count <= 1 or sum(weights[name] for name in names[:count]) <= LARGEST_SHARE * sum(weights.values())
+    ]
+    latencies = [costs.milliseconds(module, contract.size, choice) for choice in choices]
+    good = next(i for i, latency in enumerate(latencies) if latency <= (1 + ALIKE) * min(latencies))
+    return tuple(choices[good])
+
+
 def parts_of(module: nn.Module, size: int, float_layers: Collection[str] | None) -> list[Convolution | Head]:
     """What the file of a student is made of, in order; arguments as in ``Costs.milliseconds``."""
     parts: list[Convolution | Head] = []
@@ -145,6 +170,11 @@ def parts_of(module: nn.Module, size: int, float_layers: Collection[str] | None)
             assert source != "image"
             parts.append(Head(part.in_features, part.out_features, side, source, precision))
             continue
+        if (source, precision) == ("int8", "float"):
+            raise ExportError(
+                f"float layer {name.removesuffix('.conv')} follows an int8 one; "
+                "float layers must lead without a gap from the input on"
+            )
         kernel, stride = part.kernel_size[0], part.stride[0]
         parts.append(
             Convolution(
@@ -159,16 +189,14 @@ def parts_of(module: nn.Module, size: int, float_layers: Collection[str] | None)
 
 def _filled(parts: list[Convolution | Head]) -> list[Convolution | Head]:
     """With the channels that ``onnx_layout.fill`` adds."""
-    for index in range(1, len(parts) - 1):
-        before, part, after = parts[index - 1 : index + 2]
-        if not all(isinstance(neighbour, Convolution) for neighbour in (before, part, after)):
+    for index, (before, part, after) in enumerate(zip(parts, parts[1:], parts[2:], strict=False)):
+        if isinstance(before, Head) or isinstance(part, Head) or isinstance(after, Head):
             continue
-        assert isinstance(before, Convolution)
         if part.groups > 1 and before.precision == part.precision == "int8":
             count = onnx_layout.filled(part.outputs)
-            parts[index - 1] = replace(before, outputs=count)
-            parts[index] = replace(part, inputs=count, outputs=count, groups=count)
-            parts[index + 1] = replace(after, inputs=count)
+            parts[index] = replace(parts[index], outputs=count)
+            parts[index + 1] = replace(part, inputs=count, outputs=count, groups=count)
+            parts[index + 2] = replace(after, inputs=count)
     return parts
 
 
