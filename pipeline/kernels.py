@@ -10,14 +10,15 @@ the conversions right before it. Between the runs the caches are filled with som
 of a whole network does not find its weights there either.
 """
 
+import functools
 import hashlib
 import json
 import tempfile
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -26,16 +27,18 @@ from torch import nn
 
 from pipeline import machine, onnx_graph, onnx_layout
 from pipeline.models import Affine, Quantization
-from pipeline.onnx_graph import CONVOLUTIONS
+from pipeline.onnx_graph import CONVOLUTIONS, ExportError
 from pipeline.quantization import IMAGES, RAW_PIXELS, int8_activations, layers
 from teachers.contract import InputContract
 
-UNTIMED, TIMED = 3, 15
+UNTIMED, TIMED = 2, 16
 """Runs of a layer's network."""
-QUANTILE = 0.25
+QUANTILE = 0.1
 """Of the timed runs; a neighbour on the same core only ever adds time."""
-SPILL_BYTES = 4 << 20
-"""Written between two runs: more than a core's own caches hold."""
+ALIKE = 0.02
+"""Relative difference of two predicted latencies that means nothing."""
+LARGEST_SHARE = 0.02
+"""Of the weights that may stay float: they would make an int8 file 6 % larger."""
 CLASSES = 10
 """Of a layer's network; nothing of its classifier is counted."""
 
@@ -103,11 +106,11 @@ class Costs:
             float_layers: None for a float file; otherwise the file is int8 but for these layers.
 
         Raises:
-            ExportError: such a file cannot be written, as where a float layer lies between int8 ones.
+            ExportError: a float convolution follows an int8 one; such a file cannot be written.
         """
         parts = parts_of(module, size, float_layers)
         if new := [part for part in dict.fromkeys(parts) if str(part) not in self._microseconds]:
-            self._microseconds |= {str(part): measure(part) for part in new}
+            self._microseconds |= {str(part): time for part, time in zip(new, measure(new), strict=True)}
             self._save()
         return sum(self._microseconds[str(part)] for part in parts) / 1000
 
@@ -118,9 +121,37 @@ class Costs:
         self._cache.write_text(json.dumps(known, indent=2) + "\n")
 
 
+COMPANY = [
+    Convolution(1, 1, 1, channels, channels, 9216 // channels, "float", "float") for channels in (96, 768)
+]
+"""Run between the measured ones: a layer of a whole network finds neither its weights nor its memory in a
+core's caches, since other layers and other networks ran since."""
+
+
 def open_costs(cache: Path) -> Costs:
     """This machine's table, kept in a JSON file, so that the same question always has the same answer."""
     return Costs(cache)
+
+
+def fastest_float_layers(costs: Costs, module: nn.Module, contract: InputContract) -> tuple[str, ...]:
+    """The first layers that an int8 file had better leave in float on this machine.
+
+    Later ones are int8 at any rate: ONNX Runtime makes a float layer between int8 ones int8 by itself. Of
+    choices that are as fast within ``ALIKE``, that with the fewest float layers is taken. Together they have
+    at most ``LARGEST_SHARE`` of the weights, since they are stored in four times the bytes. Images with a
+    mean or a standard deviation of their own need a float stem.
+    """
+    weights = {name: layer.weight.numel() for name, layer in layers(module).items()}
+    names = list(weights)
+    normalised = any(contract.mean) or set(contract.std) != {1.0}
+    choices = [
+        names[:count]
+        for count in range(1 if normalised else 0, len(names))
+        if count <= 1 or sum(weights[name] for name in names[:count]) <= LARGEST_SHARE * sum(weights.values())
+    ]
+    latencies = [costs.milliseconds(module, contract.size, choice) for choice in choices]
+    good = next(i for i, latency in enumerate(latencies) if latency <= (1 + ALIKE) * min(latencies))
+    return tuple(choices[good])
 
 
 def parts_of(module: nn.Module, size: int, float_layers: Collection[str] | None) -> list[Convolution | Head]:
@@ -139,6 +170,11 @@ def parts_of(module: nn.Module, size: int, float_layers: Collection[str] | None)
             assert source != "image"
             parts.append(Head(part.in_features, part.out_features, side, source, precision))
             continue
+        if (source, precision) == ("int8", "float"):
+            raise ExportError(
+                f"float layer {name.removesuffix('.conv')} follows an int8 one; "
+                "float layers must lead without a gap from the input on"
+            )
         kernel, stride = part.kernel_size[0], part.stride[0]
         parts.append(
             Convolution(
@@ -153,49 +189,80 @@ def parts_of(module: nn.Module, size: int, float_layers: Collection[str] | None)
 
 def _filled(parts: list[Convolution | Head]) -> list[Convolution | Head]:
     """With the channels that ``onnx_layout.fill`` adds."""
-    for index in range(1, len(parts) - 1):
-        before, part, after = parts[index - 1 : index + 2]
-        if not all(isinstance(neighbour, Convolution) for neighbour in (before, part, after)):
+    for index, (before, part, after) in enumerate(zip(parts, parts[1:], parts[2:], strict=False)):
+        if isinstance(before, Head) or isinstance(part, Head) or isinstance(after, Head):
             continue
-        assert isinstance(before, Convolution)
         if part.groups > 1 and before.precision == part.precision == "int8":
             count = onnx_layout.filled(part.outputs)
-            parts[index - 1] = replace(before, outputs=count)
-            parts[index] = replace(part, inputs=count, outputs=count, groups=count)
-            parts[index + 1] = replace(after, inputs=count)
+            parts[index] = replace(parts[index], outputs=count)
+            parts[index + 1] = replace(part, inputs=count, outputs=count, groups=count)
+            parts[index + 2] = replace(after, inputs=count)
     return parts
 
 
-@torch.no_grad()
-def measure(part: Convolution | Head) -> float:
-    """Microseconds of a part within a network."""
-    units: list[tuple[str, nn.Module, Precision]] = []
-    if isinstance(part, Head):
-        units.append(("feeder", _unit(3, part.inputs), part.source))
-        channels, classes, end = part.inputs, part.classes, part.precision
-    else:
-        if part.source != "image":
-            units.append(("feeder", _unit(3, part.inputs), part.source))
-        layer = _unit(part.inputs, part.outputs, part.kernel, part.stride, part.groups)
-        units.append(("layer", layer, part.precision))
-        channels, classes, end = part.outputs, CLASSES, part.precision
-    network = nn.Sequential(
-        OrderedDict((name, unit) for name, unit, _ in units)
-        | {
-            "pool": nn.AdaptiveAvgPool2d(1),
-            "flatten": nn.Flatten(),
-            "classifier": nn.Linear(channels, classes),
-        }
+def measure(parts: Sequence[Convolution | Head]) -> list[float]:
+    """Microseconds of each part within a network.
+
+    All networks run in turn, as in a latency measurement, so that a machine that slows down slows all alike.
+    """
+    everyone = [*COMPANY, *parts]
+    images = [np.full((1, part.side, part.side, 3), 127, np.uint8) for part in everyone]
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = []
+        for number, part in enumerate(everyone):
+            options.profile_file_prefix = str(Path(folder) / str(number))
+            sessions.append(ort.InferenceSession(_network(part), options, providers=["CPUExecutionProvider"]))
+        for _ in range(UNTIMED + TIMED):
+            for session, image in zip(sessions, images, strict=True):
+                session.run(None, {IMAGES: image})
+        profiles = [json.loads(Path(session.end_profiling()).read_text()) for session in sessions]
+    times = [_time_of(part, events) for part, events in zip(everyone, profiles, strict=True)]
+    return times[len(COMPANY) :]
+
+
+def _time_of(part: Convolution | Head, events: Sequence[Mapping[str, Any]]) -> float:
+    """Microseconds of the nodes after the feeder's convolution, to the part's own or to the end."""
+    nodes = sorted(
+        (event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")),
+        key=lambda event: event["ts"],
     )
-    in_float = [name for name, _, precision in [*units, ("classifier", None, end)] if precision == "float"]
-    quantization = None if len(in_float) == len(units) + 1 else _any_quantization(network, in_float)
-    file = onnx_graph.write(network.eval(), quantization, InputContract(part.side), classes, "layer")
-    nodes = _profile(file.SerializeToString(), part.side)
-    convolutions = [i for i, (kind, _) in enumerate(nodes) if kind in CONVOLUTIONS]
-    edges = [-1, *convolutions, len(nodes) - 1]
-    # The feeder's nodes, where there is one, the layer's, the classifier's.
-    wanted = len(edges) - 2 if isinstance(part, Head) else len(units) - 1
-    return sum(time for _, time in nodes[edges[wanted] + 1 : edges[wanted + 1] + 1])
+    count = len(nodes) // (UNTIMED + TIMED)
+    # The profiler cuts off fractions: half a microsecond on average.
+    times = np.array([node["dur"] for node in nodes]).reshape(-1, count)[UNTIMED:] + 0.5
+    own = [i for i, node in enumerate(nodes[:count]) if node["args"]["op_name"] in CONVOLUTIONS]
+    first = 0 if part.source == "image" else own[0] + 1
+    last = count - 1 if isinstance(part, Head) else own[-1]
+    return float(np.quantile(times[:, first : last + 1], QUANTILE, axis=0).sum())
+
+
+@functools.cache
+@torch.no_grad()
+def _network(part: Convolution | Head) -> bytes:
+    """The file of a feeder, the part, and a classifier; the first layer has no feeder, a head no layer."""
+    units: dict[str, nn.Module] = {}
+    float_layers = ["classifier"] if part.precision == "float" else []
+    if part.source != "image":
+        units["feeder"] = _unit(3, part.inputs)
+        float_layers += ["feeder"] if part.source == "float" else []
+    channels, classes = part.inputs, CLASSES
+    if isinstance(part, Head):
+        classes = part.classes
+    else:
+        units["layer"] = _unit(part.inputs, part.outputs, part.kernel, part.stride, part.groups)
+        float_layers += ["layer"] if part.precision == "float" else []
+        channels = part.outputs
+    units["pool"] = nn.AdaptiveAvgPool2d(1)
+    units["flatten"] = nn.Flatten()
+    units["classifier"] = nn.Linear(channels, classes)
+    network = nn.Sequential(OrderedDict(units)).eval()
+    whole_float = {part.source, part.precision} <= {"image", "float"}
+    quantization = None if whole_float else _any_quantization(network, float_layers)
+    contract = InputContract(part.side)
+    return onnx_graph.write(network, quantization, contract, classes, "part").SerializeToString()
 
 
 def _unit(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -218,32 +285,6 @@ def _any_quantization(network: nn.Module, float_layers: list[str]) -> Quantizati
         },
         float_layers=tuple(float_layers),
     )
-
-
-def _profile(file: bytes, size: int) -> list[tuple[str, float]]:
-    """Each node's operator and microseconds, in the order of execution, with one thread and one image."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    options.enable_profiling = True
-    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
-    spill = np.zeros(SPILL_BYTES, np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        for _ in range(UNTIMED + TIMED):
-            spill += 1
-            session.run(None, {IMAGES: image})
-        events = json.loads(Path(session.end_profiling()).read_text())
-    kernels = sorted(
-        (event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")),
-        key=lambda event: event["ts"],
-    )
-    count = len(kernels) // (UNTIMED + TIMED)
-    # The profiler cuts off fractions: half a microsecond on average.
-    times = np.array([event["dur"] for event in kernels]).reshape(-1, count)[UNTIMED:] + 0.5
-    typical = np.quantile(times, QUANTILE, axis=0).tolist()
-    return [(event["args"]["op_name"], time) for event, time in zip(kernels, typical, strict=False)]
 
 
 def _machine() -> str:

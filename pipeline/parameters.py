@@ -283,8 +283,9 @@ class Quantize(Training):
     """Post-training quantisation, or quantisation-aware training through NNI."""
     calibration: Annotated[int, Field(ge=1)] = 512
     """Training images, stratified by class, that set the activation ranges."""
-    float_layers: tuple[str, ...] = ()
-    """Layers kept in float because they measured faster so; recorded in the file's metadata."""
+    float_layers: Literal["auto"] | tuple[str, ...] = ()
+    """Layers kept in float because they measured faster so; recorded in the file's metadata. `auto` takes the
+    fastest of the first layers, from a table of what layers cost in ONNX Runtime on this machine."""
     saturation_safe: bool = True
     """Keep weights to 7 bits, so that CPUs without VNNI (`vpmaddubsw`, 16-bit sums) cannot saturate."""
     freeze_norms: Fraction = 0.0

@@ -7,7 +7,7 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline import distillation, models, parameters, paths, provenance, qat, quantization
+from pipeline import distillation, kernels, models, parameters, paths, provenance, qat, quantization
 from pipeline.data import calibration
 from pipeline.labels import LabelError
 from pipeline.models import Model
@@ -30,6 +30,11 @@ def main(variant: str) -> None:
     space = ViewSpace(p.seed, **p.views.space())
     lesson = distillation.open_lesson(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
     weight_limit = 63 if settings.saturation_safe else 127
+
+    if settings.float_layers == "auto":
+        costs = kernels.open_costs(paths.KERNELS)
+        found = kernels.fastest_float_layers(costs, parent.module, contract)
+        settings = settings.model_copy(update={"float_layers": found})
 
     chosen = calibration.choose(lesson.train_set.images, settings.calibration, p.seed)
 
