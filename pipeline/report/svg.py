@@ -207,6 +207,61 @@ def bars(rows: Sequence[Bar], *, title: str, unit: str) -> Markup:
     return _svg(parts, width, height, title)
 
 
+def dots(
+    rows: Sequence[tuple[str, Sequence[float]]],
+    series: Sequence[str],
+    levels: Sequence[tuple[str, float]],
+    *,
+    title: str,
+    x_label: str,
+) -> Markup:
+    """Several scores of each row on one line, and levels to compare them with.
+
+    Args:
+        rows: a name, and a score for each series, as fractions of 1.
+        series: what the scores are of; the later, the darker.
+        levels: names and scores of the dashed lines, one or two.
+        title: what the picture shows.
+        x_label: what the axis counts, in per cent.
+    """
+    width, row, left, right, top, bottom = 460.0, 21.0, 158.0, 16.0, 58.0, 42.0
+    height = top + row * len(rows) + bottom
+    values = [100 * value for value in (*(v for _, of in rows for v in of), *(v for _, v in levels))]
+    room = 0.04 * (max(values) - min(values)) or 0.5
+    x = _Scale(min(values) - room, max(values) + room, left, width - right)
+    parts = []
+    shades = [round((number + 1) / len(series), 2) for number in range(len(series))]
+    step = width / len(series)
+    for number, (name, shade) in enumerate(zip(series, shades, strict=True)):
+        at = step * number + 7
+        parts.append(f'<circle class="accept" fill-opacity="{shade}" cx="{at:.1f}" cy="10" r="5"/>')
+        parts.append(_text(at + 10, 14.5, name))
+    for value in ticks(x.low, x.high, 5):
+        parts.append(f'<path class="grid" d="M{x(value):.1f} {top:g}V{height - bottom:g}"/>')
+        parts.append(_text(x(value), height - bottom + 17, f"{value:g}", "middle"))
+    parts.append(_text((left + width - right) / 2, height - 4, x_label, "middle"))
+    # Of two levels each name hangs on its own side, so that near ones do not meet.
+    middle = sum(value for _, value in levels) / len(levels)
+    for name, value in levels:
+        at = x(100 * value)
+        parts.append(f'<path class="level" d="M{at:.1f} {top - 10:g}V{height - bottom:g}"/>')
+        outwards = "end" if value < middle or len(levels) == 1 else "start"
+        parts.append(_text(at + (-4 if outwards == "end" else 4), top - 13, name, outwards))
+    for number, (name, scores) in enumerate(rows):
+        at = top + row * (number + 0.5)
+        ends = x(100 * min(scores)), x(100 * max(scores))
+        told = ", ".join(f"{of} {score:.1%}" for of, score in zip(series, scores, strict=True))
+        marks = "".join(
+            f'<circle cx="{x(100 * score):.1f}" cy="{at:.1f}" r="5" fill-opacity="{shade}"/>'
+            for score, shade in zip(scores, shades, strict=True)
+        )
+        parts.append(
+            f'<g class="accept"><title>{escape(f"{name}: {told}")}</title>{_text(0, at + 4.5, name)}'
+            f"{_across(*ends, at, 'interval')}{marks}</g>"
+        )
+    return _svg(parts, width, height, title)
+
+
 def ticks(low: int | float, high: int | float, count: int) -> list[float]:
     """At most ``count`` + 1 round values between two ends: steps of 1, 2 or 5 times a power of ten."""
     raw = (high - low) / count
