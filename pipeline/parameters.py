@@ -358,7 +358,7 @@ class Sensitivity(Section):
         0.75,
     )
     """Shares of a layer's channels that are kept."""
-    settling: Annotated[int, Field(ge=1)] = 128
+    settling: Annotated[int, Field(ge=1)] = 64
     """Training images from which batch norm's statistics and activation ranges are taken."""
 
 

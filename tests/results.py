@@ -368,13 +368,20 @@ def _sensitivity() -> dict[str, Any]:
             "fp32": {
                 "score": 0.875,
                 "channels": {
-                    layer: {"0.25": 0.61 + 0.05 * number, "0.5": 0.81 + 0.02 * number, "0.75": 0.87}
+                    layer: {
+                        "0.25": {"score": 0.61 + 0.05 * number, "moved": 0.21},
+                        "0.5": {"score": 0.81 + 0.02 * number, "moved": 0.08},
+                        "0.75": {"score": 0.87, "moved": 0.03},
+                    }
                     for number, layer in enumerate(layers[:3:2])
                 },
                 "int8": {
-                    "score": 0.855,
+                    "together": {"score": 0.855, "moved": 0.031},
                     "layers": {
-                        layer: {"alone": 0.86 + 0.005 * number, "spared": 0.87 - 0.005 * number}
+                        layer: {
+                            "alone": {"score": 0.86 + 0.005 * number, "moved": 0.02 - 0.004 * number},
+                            "spared": {"score": 0.87, "moved": 0.025 + 0.001 * number},
+                        }
                         for number, layer in enumerate(layers)
                     },
                 },

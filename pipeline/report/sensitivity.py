@@ -7,9 +7,12 @@ from markupsafe import Markup
 
 from pipeline.report import svg
 from pipeline.report.evidence import Part
-from pipeline.report.figures import figure
+from pipeline.report.figures import figure, span
 from pipeline.report.sections import Cell, Grid
 from pipeline.tasks import METRICS, Task
+
+Scores = Mapping[str, Mapping[str, float]]
+"""Of one layer: keep ratio, or `alone` and `spared`, to score and moved probability."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Picture:
 
 
 def pictures(part: Part | None) -> list[Picture]:
-    """Of every variant that others are pruned or quantised from; none where nothing was measured.
+    """Of every variant that was measured; none where nothing was.
 
     Args:
         part: as the stage `dissect` writes it.
@@ -41,72 +44,78 @@ def pictures(part: Part | None) -> list[Picture]:
 
 
 def note(part: Part | None) -> str:
-    """What the pictures were measured on, and what they leave out."""
+    """What the pictures were measured on, and what they cannot tell."""
     if not part or "variants" not in part:
         return ""
     return (
-        f"{figure(part['n'])} val images at {figure(part['size'])} pixels, batch norm's statistics from "
-        f"{figure(part['settling'])} training images at that size, nothing trained: figures rank layers and "
-        f"are no variant's own. One image is {figure(1 / part['n'], 'gap')}."
+        f"{figure(part['n'])} val images at {figure(part['size'])} pixels, where one image is "
+        f"{figure(1 / part['n'], 'gap')}; batch norm's statistics from {figure(part['settling'])} training "
+        "images at that size, nothing trained. The figures compare layers and are no variant\u2019s own."
     )
 
 
-def _channels(variant: str, whole: float, layers: Mapping[str, Mapping[str, float]], task: Task) -> Picture:
+def _channels(variant: str, whole: float, layers: Mapping[str, Scores], task: Task) -> Picture:
     ratios = sorted(next(iter(layers.values())), key=float, reverse=True)
-    worst = {name: min(scores.values()) for name, scores in layers.items()}
-    first, last = min(worst, key=lambda name: worst[name]), max(worst, key=lambda name: worst[name])
+    shares = [f"{float(ratio):.0%} kept" for ratio in ratios]
+    rows = {name: [of[ratio]["score"] for ratio in ratios] for name, of in layers.items()}
+    worst = {name: min(scores) - whole for name, scores in rows.items()}
+    least, most = min(worst, key=lambda name: worst[name]), max(worst, key=lambda name: worst[name])
     return Picture(
         title=f"{variant}: fewer channels in one layer",
-        text=f"The further left, the more is lost while that layer alone keeps a share of its channels. "
-        f"{first} bears least ({figure(worst[first] - whole, 'points', 1)}), {last} most "
-        f"({figure(worst[last] - whole, 'points', 1)}): layers whose dots stay at the line "
-        "can be cut deeper.",
+        text="The further left, the more is lost while that layer alone keeps a share of its channels; "
+        f"layers whose dots stay at the line can be cut deeper. {least} bears least "
+        f"({figure(worst[least], 'points', 1)}), {most} most ({figure(worst[most], 'points', 1)}).",
         chart=svg.dots(
-            [(name, [scores[ratio] for ratio in ratios]) for name, scores in layers.items()],
-            [f"{float(ratio):.0%} kept" for ratio in ratios],
-            [("whole", whole)],
+            list(rows.items()),
+            shares,
+            ("all channels", whole),
             title=f"{task.words} of {variant} with fewer channels in one layer",
             x_label=f"{task.words}, %",
         ),
         figures=_grid(
-            [f"{float(ratio):.0%} kept" for ratio in ratios],
-            {name: [scores[ratio] for ratio in ratios] for name, scores in layers.items()},
-            task,
+            f"{task.words}, %",
+            shares,
+            {name: [_score(value) for value in scores] for name, scores in rows.items()},
         ),
     )
 
 
-def _int8(variant: str, whole: float, of: Part, task: Task) -> Picture:
-    layers: Mapping[str, Mapping[str, float]] = of["layers"]
-    worst = min(layers, key=lambda name: layers[name]["alone"])
-    spared = max(layers, key=lambda name: layers[name]["spared"])
-    series = ("alone", "spared")
-    words = ("alone in int8", "alone in float")
+def _int8(variant: str, whole: float, int8: Part, task: Task) -> Picture:
+    layers: Mapping[str, Scores] = int8["layers"]
+    together = int8["together"]
+    rows = {name: [of["spared"]["moved"], of["alone"]["moved"]] for name, of in layers.items()}
+    most = max(rows, key=lambda name: rows[name][1])
+    spare = min(rows, key=lambda name: rows[name][0])
+    alone = [of["alone"]["score"] for of in layers.values()]
     return Picture(
         title=f"{variant}: one layer in int8",
-        text=f"A layer whose filled dot lies left of the float line suffers by its own int8; "
-        f"one whose pale dot lies right of the int8 line is worth leaving in float. {worst} suffers most "
-        f"({figure(layers[worst]['alone'] - whole, 'points', 1)}); leaving {spared} in float moves int8 by "
-        f"{figure(layers[spared]['spared'] - of['score'], 'points', 1)}.",
+        text="How much probability moves to other classes. The further right a dark dot, the more that layer "
+        "alone does; the further left of the line a pale one, the more it helps to leave it in float. "
+        f"{most} moves most ({figure(rows[most][1], '%')}); leaving {spare} in float would take "
+        f"{figure(together['moved'], '%')} to {figure(rows[spare][0], '%')}. {task.words} is "
+        f"{figure(whole, '%', 1)} in float, {span(min(alone), max(alone), '%', 1)} with one layer in int8, "
+        f"{figure(together['score'], '%', 1)} with all.",
         chart=svg.dots(
-            [(name, [scores[key] for key in reversed(series)]) for name, scores in layers.items()],
-            list(reversed(words)),
-            [("float", whole), ("int8", of["score"])],
-            title=f"{task.words} of {variant} with one layer in int8, and with all but one",
-            x_label=f"{task.words}, %",
+            list(rows.items()),
+            ["this layer in float", "this layer in int8"],
+            ("all in int8", together["moved"]),
+            title=f"Probability that moves in {variant} with one layer in int8, and with all but one",
+            x_label="probability moved, %",
         ),
         figures=_grid(
-            words, {name: [scores[key] for key in series] for name, scores in layers.items()}, task
+            f"{task.words}, probability moved, %",
+            ["only this layer in int8", "all but this layer"],
+            {
+                name: [_score(of[key]["score"], of[key]["moved"]) for key in ("alone", "spared")]
+                for name, of in layers.items()
+            },
         ),
     )
 
 
-def _grid(columns: Sequence[str], rows: Mapping[str, Sequence[float]], task: Task) -> Grid:
-    return Grid(
-        corner=f"{task.words}, %",
-        columns=columns,
-        rows=[
-            (name, [Cell(figure(score, "%", 1, bare=True)) for score in scores])
-            for name, scores in rows.items()
-        ],
-    )
+def _score(value: float, moved: float | None = None) -> Cell:
+    return Cell(figure(value, "%", 1, bare=True), "" if moved is None else figure(moved, "%", bare=True))
+
+
+def _grid(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> Grid:
+    return Grid(corner=corner, columns=columns, rows=list(rows.items()))

@@ -210,23 +210,23 @@ def bars(rows: Sequence[Bar], *, title: str, unit: str) -> Markup:
 def dots(
     rows: Sequence[tuple[str, Sequence[float]]],
     series: Sequence[str],
-    levels: Sequence[tuple[str, float]],
+    level: tuple[str, float],
     *,
     title: str,
     x_label: str,
 ) -> Markup:
-    """Several scores of each row on one line, and levels to compare them with.
+    """Several values of each row on one line, and a level to compare them with.
 
     Args:
-        rows: a name, and a score for each series, as fractions of 1.
-        series: what the scores are of; the later, the darker.
-        levels: names and scores of the dashed lines, one or two.
+        rows: a name, and a value for each series, as fractions of 1.
+        series: what the values are of; the later, the darker.
+        level: name and value of the dashed line.
         title: what the picture shows.
         x_label: what the axis counts, in per cent.
     """
     width, row, left, right, top, bottom = 460.0, 21.0, 158.0, 16.0, 58.0, 42.0
     height = top + row * len(rows) + bottom
-    values = [100 * value for value in (*(v for _, of in rows for v in of), *(v for _, v in levels))]
+    values = [100 * value for value in (*(v for _, of in rows for v in of), level[1])]
     room = 0.04 * (max(values) - min(values)) or 0.5
     x = _Scale(min(values) - room, max(values) + room, left, width - right)
     parts = []
@@ -240,17 +240,15 @@ def dots(
         parts.append(f'<path class="grid" d="M{x(value):.1f} {top:g}V{height - bottom:g}"/>')
         parts.append(_text(x(value), height - bottom + 17, f"{value:g}", "middle"))
     parts.append(_text((left + width - right) / 2, height - 4, x_label, "middle"))
-    # Of two levels each name hangs on its own side, so that near ones do not meet.
-    middle = sum(value for _, value in levels) / len(levels)
-    for name, value in levels:
-        at = x(100 * value)
-        parts.append(f'<path class="level" d="M{at:.1f} {top - 10:g}V{height - bottom:g}"/>')
-        outwards = "end" if value < middle or len(levels) == 1 else "start"
-        parts.append(_text(at + (-4 if outwards == "end" else 4), top - 13, name, outwards))
+    name, value = level
+    at = x(100 * value)
+    parts.append(f'<path class="level" d="M{at:.1f} {top - 10:g}V{height - bottom:g}"/>')
+    leftmost = at < (left + width - right) / 2
+    parts.append(_text(at, top - 14, name, "start" if leftmost else "end"))
     for number, (name, scores) in enumerate(rows):
         at = top + row * (number + 0.5)
         ends = x(100 * min(scores)), x(100 * max(scores))
-        told = ", ".join(f"{of} {score:.1%}" for of, score in zip(series, scores, strict=True))
+        told = ", ".join(f"{of} {score:.2%}" for of, score in zip(series, scores, strict=True))
         marks = "".join(
             f'<circle cx="{x(100 * score):.1f}" cy="{at:.1f}" r="5" fill-opacity="{shade}"/>'
             for score, shade in zip(scores, shades, strict=True)
