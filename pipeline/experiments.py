@@ -126,7 +126,7 @@ def _rows(one: Experiment, times: Mapping[str, Sequence[float]]) -> Iterator[Can
     for name, figures in one.figures.items():
         metric = next(metric for metric in METRICS if metric in figures)
         ratio, latency = figures["latency_ratio_to_fp32"], figures["latency_ms_p50"]
-        if ratio and one.reference in times:
+        if ratio and one.reference:
             latency = median(times[one.reference]) / ratio
         yield Candidate(
             experiment=one.name,
