@@ -35,7 +35,7 @@ def main() -> None:
         return
     torch.set_num_threads(p.compute.threads or compute.usable_cores())
     own = next(iter(loaded.values())).card.input
-    contract = replace(own, size=asked.size or own.size)
+    contract = replace(own, size=min(asked.size or own.size, own.size))
     train, val = (store.read(paths.DATA, split) for split in ("train", "val"))
 
     def normalised(images: store.ImageSet, count: int) -> list[Float[Tensor, "batch 3 height width"]]:
