@@ -11,10 +11,13 @@ from argparse import Namespace
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import paths
 from pipeline.process import one_line_errors
+
+if TYPE_CHECKING:
+    from pipeline.budget import Choice
 
 
 def main() -> None:
@@ -28,6 +31,9 @@ def main() -> None:
     )
     command.add_argument("--max-latency-ms", type=float, help="greatest median latency, as benchmarked")
     command.add_argument("--max-size-bytes", type=int, help="greatest size of the ONNX file")
+    command.add_argument(
+        "--experiments", action="store_true", help="among the variants of all of DVC's finished experiments"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=choose)
 
@@ -68,15 +74,20 @@ def main() -> None:
 
 def choose(arguments: Namespace) -> None:
     """Print the variant that the budget picks, and why; the options go before `budget` in params.yaml."""
-    from pipeline import budget, parameters
+    from pipeline import budget, experiments, parameters
 
     given = {name: getattr(arguments, name) for name in parameters.Budget.model_fields}
     changes = {"budget": {name: limit for name, limit in given.items() if limit is not None}}
-    with one_line_errors(parameters.ParameterError, budget.TableError):
+    errors = (parameters.ParameterError, budget.TableError, experiments.ExperimentError)
+    told: dict[str, Any] = {}
+    with one_line_errors(*errors):
         limits = parameters.load(changes=changes).budget.model_dump()
-        choice = budget.choose(budget.read(paths.VARIANTS), **limits)
+        if arguments.experiments:
+            choice, told = _among_experiments(limits)
+        else:
+            choice = budget.choose(budget.read(paths.VARIANTS), **limits)
     if arguments.json:
-        print(json.dumps({**asdict(choice), "budget": limits}, indent=2))
+        print(json.dumps({**asdict(choice), "budget": limits, **told}, indent=2))
     elif choice.variant:
         # The name alone is what `$(python -m pipeline choose)` takes up.
         print(choice.reason, file=sys.stderr)
@@ -85,6 +96,25 @@ def choose(arguments: Namespace) -> None:
         print(f"error: {choice.reason}", file=sys.stderr)
     if not choice.variant:
         raise SystemExit(1)
+
+
+def _among_experiments(limits: dict[str, Any]) -> "tuple[Choice, dict[str, Any]]":
+    """The choice among all experiments; says beside it what sets the chosen one apart."""
+    from pipeline import budget, experiments
+
+    found, unfinished = experiments.read()
+    table = experiments.table(found)
+    choice = budget.choose(table, **limits)
+    chosen = next(row for row in table if row.variant == choice.closest)
+    settings = experiments.differences(found)[chosen.experiment]
+    print(
+        f"{len(table)} variants of {len(found)} experiments ({unfinished} more are not finished); "
+        "scores are on val\n"
+        f"{chosen.variant}: {chosen.test:.2%} on test; "
+        + " ".join(f"-S {key}={json.dumps(value)}".replace('"', "") for key, value in settings.items()),
+        file=sys.stderr,
+    )
+    return choice, {"experiment": chosen.experiment, "settings": settings, "test": chosen.test}
 
 
 def predict(arguments: Namespace) -> None:

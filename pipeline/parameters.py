@@ -366,6 +366,23 @@ class Explain(Section):
     """Images of each direction that changed sides against the parent, for each variant."""
 
 
+class Sensitivity(Section):
+    """How it is measured what each layer can bear: fewer channels, and eight bits."""
+
+    images: Annotated[int, Field(ge=0)] = 200
+    """Val images, stratified by class, on which networks are scored; 0 skips this."""
+    size: Size | None = 128
+    """Their size in pixels, the student's own at most; null takes that."""
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (
+        0.25,
+        0.5,
+        0.75,
+    )
+    """Shares of a layer's channels that are kept."""
+    settling: Annotated[int, Field(ge=1)] = 64
+    """Training images from which batch norm's statistics and activation ranges are taken."""
+
+
 class Energy(Section):
     """What energy is estimated from, as Green Algorithms does (Lannelongue et al. 2021)."""
 
@@ -461,6 +478,7 @@ class Parameters(Section):
     evaluation: Evaluation
     probe: Probe
     explain: Explain
+    sensitivity: Sensitivity
     energy: Energy
     gate: Gate
     budget: Budget

@@ -204,6 +204,7 @@ def evidence(entries: Sequence[Entry], teacher: Int64[np.ndarray, " images"], fo
         comparison=_comparison(entries, teacher),
         costs=_costs(entries),
         robustness=_robustness(entries),
+        sensitivity=_sensitivity(),
         explanations=_explanations(entries, folder),
         folder=folder,
     )
@@ -366,6 +367,40 @@ def _robustness(entries: Sequence[Entry]) -> dict[str, Any]:
             "test_n": 512,
             "sets": {"noise": {"n": 512, "note": "", "variants": dict.fromkeys(names, foreign)}},
             "test": {name: {"confidence": 0.913, "over_90": 0.77} for name in names},
+        },
+    }
+
+
+def _sensitivity() -> dict[str, Any]:
+    layers = ("stem", "blocks.0.depthwise", "blocks.0.pointwise", "classifier")
+    return {
+        "n": 200,
+        "metric": "top1",
+        "size": 128,
+        "settling": 128,
+        "criterion": "l1",
+        "variants": {
+            "fp32": {
+                "score": 0.875,
+                "channels": {
+                    layer: {
+                        "0.25": {"score": 0.61 + 0.05 * number, "moved": 0.21},
+                        "0.5": {"score": 0.81 + 0.02 * number, "moved": 0.08},
+                        "0.75": {"score": 0.87, "moved": 0.03},
+                    }
+                    for number, layer in enumerate(layers[:3:2])
+                },
+                "int8": {
+                    "together": {"score": 0.855, "moved": 0.031},
+                    "layers": {
+                        layer: {
+                            "alone": {"score": 0.86 + 0.005 * number, "moved": 0.02 - 0.004 * number},
+                            "spared": {"score": 0.87, "moved": 0.025 + 0.001 * number},
+                        }
+                        for number, layer in enumerate(layers)
+                    },
+                },
+            }
         },
     }
 

@@ -103,6 +103,7 @@ def test_outputs_are_where_the_paths_say() -> None:
         paths.COSTS,
         paths.ROBUSTNESS,
         paths.EXPLANATIONS,
+        paths.SENSITIVITY,
         paths.BENCHMARK,
         paths.REPORT,
         paths.FIGURES,

@@ -27,18 +27,23 @@ class Evidence:
     """Energy and CO2 of training and of inference."""
     robustness: Part | None = None
     """Corrupted, adversarial and foreign images."""
+    sensitivity: Part | None = None
+    """What each layer of the variants that others are made from can bear."""
     explanations: Part | None = None
     """Grad-CAM, flipped answers and confused pairs."""
     folder: Path = Path()
     """Where the pictures that ``explanations`` names lie."""
 
 
-def read(*, comparison: Path, costs: Path, robustness: Path, explanations: Path) -> Evidence:
+def read(
+    *, comparison: Path, costs: Path, robustness: Path, sensitivity: Path, explanations: Path
+) -> Evidence:
     """Read the parts that are there."""
     return Evidence(
         comparison=_read(comparison),
         costs=_read(costs),
         robustness=_read(robustness),
+        sensitivity=_read(sensitivity),
         explanations=_read(explanations),
         folder=explanations.parent,
     )

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from pipeline.budget import TEACHER, Choice
 from pipeline.histories import continued
-from pipeline.report import sections, svg
+from pipeline.report import sections, sensitivity, svg
 from pipeline.report.evidence import Evidence
 from pipeline.report.figures import figure, span
 from pipeline.report.pictures import COST_LABELS, Cost, cost_of
@@ -58,7 +58,6 @@ def render(
     max_drop: float,
     choice: Choice,
     evidence: Evidence | None = None,
-    sensitivity: Sequence[tuple[str, Markup]] = (),
 ) -> str:
     """The page's HTML.
 
@@ -73,7 +72,6 @@ def render(
         max_drop: the gate, as a fraction of 1.
         choice: what the budget chooses.
         evidence: what else was measured.
-        sensitivity: pictures of what each layer can bear, each with its title.
     """
     shipped = next(row for row in table if row.variant == choice.closest)
     best = shipped if choice.variant else None
@@ -109,7 +107,8 @@ def render(
         gaps=gaps,
         calibrations=sections.calibrations(entries, evidence.comparison),
         explanations=sections.explanations(evidence, shipped.variant),
-        sensitivity=sensitivity,
+        sensitivity=sensitivity.pictures(evidence.sensitivity),
+        sensitivity_note=sensitivity.note(evidence.sensitivity),
         curves=_curves(teacher_history, entries),
         test_images=data["images"]["test"],
         val_images=data["images"]["val"],

@@ -207,6 +207,59 @@ def bars(rows: Sequence[Bar], *, title: str, unit: str) -> Markup:
     return _svg(parts, width, height, title)
 
 
+def dots(
+    rows: Sequence[tuple[str, Sequence[float]]],
+    series: Sequence[str],
+    level: tuple[str, float],
+    *,
+    title: str,
+    x_label: str,
+) -> Markup:
+    """Several values of each row on one line, and a level to compare them with.
+
+    Args:
+        rows: a name, and a value for each series, as fractions of 1.
+        series: what the values are of; the later, the darker.
+        level: name and value of the dashed line.
+        title: what the picture shows.
+        x_label: what the axis counts, in per cent.
+    """
+    width, row, left, right, top, bottom = 460.0, 21.0, 158.0, 16.0, 58.0, 42.0
+    height = top + row * len(rows) + bottom
+    values = [100 * value for value in (*(v for _, of in rows for v in of), level[1])]
+    room = 0.04 * (max(values) - min(values)) or 0.5
+    x = _Scale(min(values) - room, max(values) + room, left, width - right)
+    parts = []
+    shades = [round((number + 1) / len(series), 2) for number in range(len(series))]
+    step = width / len(series)
+    for number, (name, shade) in enumerate(zip(series, shades, strict=True)):
+        at = step * number + 7
+        parts.append(f'<circle class="accept" fill-opacity="{shade}" cx="{at:.1f}" cy="10" r="5"/>')
+        parts.append(_text(at + 10, 14.5, name))
+    for value in ticks(x.low, x.high, 5):
+        parts.append(f'<path class="grid" d="M{x(value):.1f} {top:g}V{height - bottom:g}"/>')
+        parts.append(_text(x(value), height - bottom + 17, f"{value:g}", "middle"))
+    parts.append(_text((left + width - right) / 2, height - 4, x_label, "middle"))
+    name, value = level
+    at = x(100 * value)
+    parts.append(f'<path class="level" d="M{at:.1f} {top - 10:g}V{height - bottom:g}"/>')
+    leftmost = at < (left + width - right) / 2
+    parts.append(_text(at, top - 14, name, "start" if leftmost else "end"))
+    for number, (name, scores) in enumerate(rows):
+        at = top + row * (number + 0.5)
+        ends = x(100 * min(scores)), x(100 * max(scores))
+        told = ", ".join(f"{of} {score:.2%}" for of, score in zip(series, scores, strict=True))
+        marks = "".join(
+            f'<circle cx="{x(100 * score):.1f}" cy="{at:.1f}" r="5" fill-opacity="{shade}"/>'
+            for score, shade in zip(scores, shades, strict=True)
+        )
+        parts.append(
+            f'<g class="accept"><title>{escape(f"{name}: {told}")}</title>{_text(0, at + 4.5, name)}'
+            f"{_across(*ends, at, 'interval')}{marks}</g>"
+        )
+    return _svg(parts, width, height, title)
+
+
 def ticks(low: int | float, high: int | float, count: int) -> list[float]:
     """At most ``count`` + 1 round values between two ends: steps of 1, 2 or 5 times a power of ten."""
     raw = (high - low) / count

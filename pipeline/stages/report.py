@@ -37,6 +37,7 @@ def main() -> None:
         comparison=paths.COMPARISON,
         costs=paths.COSTS,
         robustness=paths.ROBUSTNESS,
+        sensitivity=paths.SENSITIVITY,
         explanations=paths.EXPLANATIONS / "explanations.json",
     )
     shared = {
