@@ -317,6 +317,9 @@ class Evaluation(Section):
 
     metadata: Path | None = None
     """CSV file with `file_name` and any columns; test images are compared by each of them."""
+    parity: Annotated[int, Field(ge=0)] | None = 256
+    """Val images, stratified by class, that are computed at every rung from the module to the shipped file;
+    null takes all, 0 skips this."""
 
 
 class Probe(Section):
