@@ -11,16 +11,15 @@ import onnxruntime as ort
 import torch
 from jaxtyping import Float, Num, UInt8
 from onnx import TensorProto, helper
-from onnxruntime import GraphOptimizationLevel
 from torch import Tensor, fx, nn
 
 from pipeline.models import Quantization
 from pipeline.quantization import IMAGES, LEVELS, layer_inputs
 
 LOGITS = "logits"
-PLAIN = GraphOptimizationLevel.ORT_DISABLE_ALL
+PLAIN = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 """The graph as it is written: floating-point layers between quantise and dequantise nodes."""
-FUSED = GraphOptimizationLevel.ORT_ENABLE_ALL
+FUSED = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
 """As it ships: integer kernels."""
 
 
@@ -47,7 +46,7 @@ class Stage:
 
 
 def session(
-    file: Path | bytes, level: GraphOptimizationLevel, *, threads: int = 1, saved: Path | None = None
+    file: Path | bytes, level: ort.GraphOptimizationLevel, *, threads: int = 1, saved: Path | None = None
 ) -> ort.InferenceSession:
     """A session on the CPU; ``saved`` is where the optimised graph goes."""
     options = ort.SessionOptions()
@@ -65,7 +64,7 @@ def answers(opened: ort.InferenceSession, images: UInt8[Tensor, "batch height wi
 
 
 def integers_of_file(
-    path: Path, images: UInt8[Tensor, "batch height width 3"], level: GraphOptimizationLevel
+    path: Path, images: UInt8[Tensor, "batch height width 3"], level: ort.GraphOptimizationLevel
 ) -> dict[str, Tensor]:
     """All quantised activations of a file, by name, as ONNX Runtime computes them, and ``logits``."""
     written = {
@@ -94,7 +93,7 @@ def outputs_of_file(
     path: Path,
     names: Sequence[str],
     images: UInt8[Tensor, "batch height width 3"],
-    level: GraphOptimizationLevel,
+    level: ort.GraphOptimizationLevel,
 ) -> dict[str, Tensor]:
     """What layers of a float file give after their activation, in ONNX Runtime, and ``logits``."""
     return _run(path, images, level, {name: name for name in names}, TensorProto.FLOAT)
@@ -125,7 +124,7 @@ def outputs_of_module(
 def _run(
     path: Path,
     images: UInt8[Tensor, "batch height width 3"],
-    level: GraphOptimizationLevel,
+    level: ort.GraphOptimizationLevel,
     tensors: Mapping[str, str],
     kind: int,
 ) -> dict[str, Tensor]:

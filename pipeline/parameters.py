@@ -270,6 +270,9 @@ class Quantize(Training):
     """Keep weights to 7 bits, so that CPUs without VNNI (`vpmaddubsw`, 16-bit sums) cannot saturate."""
     freeze_norms: Fraction = 0.0
     """Share of the training, in whole epochs, after which batch norm's statistics stay as they are."""
+    learn_ranges: bool = False
+    """Train the steps of weights and activations too (LSQ, Esser et al. 2020), from the least squared error;
+    otherwise weights span their range and activations follow theirs."""
     objective: Objective
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnxruntime as ort
 import torch
 from jaxtyping import Bool, Float, UInt8
-from onnxruntime import GraphOptimizationLevel
 from torch import Tensor, nn
 
 from pipeline import layerwise, onnx_export, saturation
@@ -112,7 +112,7 @@ def climb(
 def _tell(
     rung: Rung,
     logits: Mapping[str, Logits],
-    apart: Sequence[Images],
+    apart: Sequence[Tensor],
     labels: np.ndarray,
     task: Task,
     model: Model,
@@ -154,7 +154,7 @@ def _same(own: Logits, other: Logits, task: Task) -> Bool[Tensor, " batch"]:
 def _float_rungs(model: Model, path: Path, threads: int) -> list[Rung]:
     folded, _ = fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
 
-    def file(name: RungName, level: GraphOptimizationLevel, against: RungName) -> Rung:
+    def file(name: RungName, level: ort.GraphOptimizationLevel, against: RungName) -> Rung:
         diverges = partial(_float_divergence, model, folded, path, level)
         return Rung(name, _file(path, level, threads), against, 1.0, diverges)
 
@@ -204,13 +204,13 @@ def _module(model: Model, module: nn.Module) -> Callable[[Images], Logits]:
     return lambda images: module(model.card.input.normalise(images))
 
 
-def _file(path: Path, level: GraphOptimizationLevel, threads: int) -> Callable[[Images], Logits]:
+def _file(path: Path, level: ort.GraphOptimizationLevel, threads: int) -> Callable[[Images], Logits]:
     session = layerwise.session(path, level, threads=threads)
     return lambda images: torch.from_numpy(layerwise.answers(session, images))
 
 
 def _float_divergence(
-    model: Model, folded: nn.Module, path: Path, level: GraphOptimizationLevel, images: Images
+    model: Model, folded: nn.Module, path: Path, level: ort.GraphOptimizationLevel, images: Images
 ) -> str | None:
     """The first layer whose output drifts from the module's, unless the logits tie."""
     names = [name for name, layer in layers(folded).items() if isinstance(layer, nn.Conv2d)]
@@ -231,7 +231,7 @@ def _int8_divergence(
     folded: nn.Module,
     simulated: nn.Module,
     path: Path,
-    level: GraphOptimizationLevel,
+    level: ort.GraphOptimizationLevel,
     images: Images,
 ) -> str | None:
     """The first layer whose integers are no rounding of the simulator's values, nor nearly so."""
