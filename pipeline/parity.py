@@ -8,7 +8,7 @@ must give the runtime's integers everywhere else, in every layer, and its logits
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,13 @@ class Rung:
 
 @torch.no_grad()
 def climb(
-    model: Model, path: Path, batches: Iterable[Images], labels: np.ndarray, *, threads: int = 1
+    model: Model,
+    path: Path,
+    batches: Iterable[Images],
+    labels: np.ndarray,
+    *,
+    threads: int = 1,
+    skip: Collection[RungName] = (),
 ) -> dict[str, Any]:
     """Compute the same images at every rung.
 
@@ -77,6 +83,7 @@ def climb(
         batches: images in the order of the labels.
         labels: classes, or targets of attributes.
         threads: of ONNX Runtime.
+        skip: rungs that are left out, with what is compared with them.
 
     Returns:
         ``n`` and ``rungs``, from floating point to the shipped file. Each has its score; against the rung
@@ -96,6 +103,11 @@ def climb(
             rungs, more = _float_rungs(model, path, threads), {}
         else:
             rungs, more = _int8_rungs(model, path, Path(folder) / "twin.onnx", threads)
+        rungs = [
+            replace(rung, against=None) if rung.against in skip else rung
+            for rung in rungs
+            if rung.name not in skip
+        ]
         answers: dict[str, list[Logits]] = {rung.name: [] for rung in rungs}
         unlike: dict[str, list[Images]] = {rung.name: [] for rung in rungs}
         for images in batches:
