@@ -192,8 +192,8 @@ def parity(entries: Sequence[Entry]) -> Grid | None:
     ]
     images = figure(climbed[0].scores["parity"]["n"])
     note = (
-        f"Per cent on {images} validation images; below, the share of answers that are the shipped file's. Rungs that "
-        "must compute the same are checked image by image, and layer by layer where an answer differs."
+        f"Per cent on {images} validation images; below, the share of answers that are the shipped file's. "
+        "Rungs that must compute the same are checked on each image, and by layer where an answer differs."
     )
     return Grid("computed as", [entry.variant for entry in climbed], rows, note)
 
