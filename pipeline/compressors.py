@@ -397,7 +397,8 @@ def wrap(
             wrappers[path]._track_funcs[:] = [_track_moments]
             for name, target in targets.items():
                 if target.apply_method == ROUND:
-                    step = target.scale.flatten() * shares[path] if path in shares else target.scale
+                    scale: Any = target.scale
+                    step = scale.flatten() * shares[path] if path in shares else scale
                     wrappers[path].register_parameter(name + LEARNED, nn.Parameter(step.log()))
     return QuantizationAware(subject, quantizer)
 

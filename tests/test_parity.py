@@ -21,7 +21,7 @@ INT8 = ["torch_float", "onnx_float", "fake_quant", "simulator", "sums_16_bit", "
 def climbed(model: Model, path: Path) -> dict:
     torch.manual_seed(1)
     images = photographs(12)
-    return climb(model, path, images.split(8), np.arange(12) % 4)
+    return climb(model, path, iter(images.split(8)), np.arange(12) % 4)
 
 
 def test_a_float_file_is_compared_as_written_and_as_optimised(tmp_path: Path) -> None:

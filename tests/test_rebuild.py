@@ -41,6 +41,7 @@ def trained(model: Model) -> Model:
         batches=lambda: iter(images.split(8)),
         learn_ranges=True,
     )
+    qat.freeze_norm(prepared.module)
     optimizer = torch.optim.AdamW(prepared.module.parameters(), 1e-3)
     for _ in range(2):
         prepared.module.train()(images).logsumexp(1).mean().backward()
