@@ -10,6 +10,7 @@ import contextlib
 import copy
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -190,6 +191,8 @@ def _quiet() -> Iterator[None]:
 WEIGHT_DTYPES = {127: "int8", 63: "int7"}
 """Greatest integer weight to NNI's name; its signed types are symmetric, so int7 is -63..63."""
 ROUND = "distillery_round"
+LEARNED = "_log_step"
+"""Ending of the parameter that holds a learned step."""
 RANGE_SHARE = 0.01
 """Weight of a new batch in the moving average of an activation's greatest value, as in NNI."""
 LEAST_STEP_RATIO = 2.0**-12
@@ -199,18 +202,23 @@ LEAST_STEP_RATIO = 2.0**-12
 class _RoundToGrid(torch.autograd.Function):
     """Round to a grid with zero point 0; gradients pass where nothing was clipped (Jacob et al. 2018).
 
-    With a least integer of 0 this is the ReLU too, in value and in gradient.
+    With a least integer of 0 this is the ReLU too, in value and in gradient. A step that is learned gets the
+    gradient of LSQ, scaled by 1 / sqrt(values of one image or channel, times the greatest integer)
+    (Esser et al. 2020, https://arxiv.org/abs/1902.08153).
     """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, least: int, greatest: int) -> Tensor:
-        ctx.save_for_backward(values, scale)
+        rounded = values.div(scale).round_().clamp_(least, greatest).mul_(scale)
+        ctx.save_for_backward(values, scale, *([rounded] if ctx.needs_input_grad[1] else []))
         ctx.limits = least and least - 0.5, greatest + 0.5
-        return values.div(scale).round_().clamp_(least, greatest).mul_(scale)
+        ctx.damping = math.sqrt(values[0].numel() * greatest) if ctx.needs_input_grad[1] else 1.0
+        return rounded
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        values, scale = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        values, scale, *rounded = ctx.saved_tensors
+        original = values
         least, greatest = ctx.limits
         # Hardtanh's derivative is one fused pass, where a mask would be three. Its limits are plain numbers,
         # which only a CPU gives away without waiting for the device.
@@ -220,11 +228,31 @@ class _RoundToGrid(torch.autograd.Function):
         else:
             values = values.div(scale)
         within = torch.ops.aten.hardtanh_backward(gradients[0], values, least, greatest)
-        return within, None, None, None
+        if not rounded:
+            return within, None, None, None
+        # Of a step s: (rounded - value) / s within the limits, rounded / s beyond them.
+        pull = (gradients[0] * rounded[0]).addcmul_(within, original, value=-1)
+        pull = pull.sum() if scale.dim() == 0 else pull.sum(dim=tuple(range(1, pull.dim())), keepdim=True)
+        return within, pull.div_(scale * ctx.damping), None, None
 
 
 def _round(values: Tensor, target: Any) -> Tensor:
-    return _RoundToGrid.apply(values, target.scale, target.qmin, target.qmax)
+    return _RoundToGrid.apply(values, _step(target), target.qmin, target.qmax)
+
+
+def _step(target: Any) -> Tensor:
+    """The step of a tensor: the one that follows its range, or the one that is learned, as its logarithm.
+
+    So it stays positive, and one learning rate moves steps of any size by the same share.
+    """
+    part = target._wrapper
+    logarithm: Tensor | None = getattr(part, target._target_name + LEARNED, None)
+    if logarithm is None:
+        return target.scale
+    if target._scaler is None:
+        return logarithm.clamp(max=math.log(part.clips_at / target.qmax)).exp()
+    step = logarithm.exp().view_as(target.scale)
+    return torch.maximum(step, step.detach().amax() * LEAST_STEP_RATIO)
 
 
 def _track(part: Any, name: str, values: Any) -> None:
@@ -318,7 +346,7 @@ class QuantizationAware:
 
     def scale(self, path: str, name: str) -> Tensor:
         """Present step of a tensor, in NNI's shape."""
-        return self.target(path, name).scale
+        return _step(self.target(path, name)).detach()
 
     @torch.no_grad()
     def parameters(self, path: str) -> tuple[Tensor, Tensor]:
@@ -341,6 +369,7 @@ def wrap(
     outputs: Mapping[str, float],
     weight_limit: int,
     batches: Iterable[Float[Tensor, "batch 3 height width"]],
+    shares: Mapping[str, Float[Tensor, " channels"]] | None = None,
 ) -> QuantizationAware:
     """Wrap a copy of a network; the copy is in evaluation mode.
 
@@ -351,6 +380,8 @@ def wrap(
         outputs: modules whose output, which must not be negative, is rounded, to the step to start from.
         weight_limit: 127 or 63.
         batches: images that show the usual greatest value of each output; the step's ratio to it is kept.
+        shares: rounded layer to the share of each channel's range that its step starts from; from there all
+            steps are learned. Without, weights span their whole range and outputs follow theirs.
     """
     subject = copy.deepcopy(module).eval()
     rounded = frozenset(rounded)
@@ -397,6 +428,13 @@ def wrap(
             target.apply_method = ROUND if path in rounded or path in outputs else "bypass"
         if path in outputs and type(wrappers[path].module) in CLIPPING:
             wrappers[path].module_forward = _leave  # the rounding clips
+        if shares is not None:
+            wrappers[path]._track_funcs[:] = [_track_moments]
+            for name, target in targets.items():
+                if target.apply_method == ROUND:
+                    scale: Any = target.scale
+                    step = scale.flatten() * shares[path] if path in shares else scale
+                    wrappers[path].register_parameter(name + LEARNED, nn.Parameter(step.log()))
     return QuantizationAware(subject, quantizer)
 
 

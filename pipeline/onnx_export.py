@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from jaxtyping import UInt8
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from pipeline import layerwise
 from pipeline.models import Card, Model, Quantization
-from pipeline.onnx_graph import CONVOLUTIONS, LOGITS, ExportError, write
-from pipeline.quantization import IMAGES, fold_batch_norm, layer_inputs, layers, simulate
+from pipeline.onnx_graph import CONVOLUTIONS, ExportError, write
+from pipeline.quantization import fold_batch_norm, simulate
 from pipeline.tasks import TASKS
 
 
@@ -108,13 +108,14 @@ def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3
         raise ExportError(f"{path} keeps {outside} outside the file; it must be one file")
     _check_kernels(path, model.quantization)
 
-    session = _session(path.read_bytes(), ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
-    whole = _answers(session, images)
-    single = np.concatenate([_answers(session, image) for image in images.split(1)])
+    session = layerwise.session(path, layerwise.FUSED)
+    whole = layerwise.answers(session, images)
+    single = np.concatenate([layerwise.answers(session, image) for image in images.split(1)])
     module, contract, quantization = _folded(model), model.card.input, model.quantization
     reference = module if quantization is None else simulate(module, quantization)
+    normalised = contract.normalise(images)
     with torch.no_grad():
-        wanted = reference(contract.normalise(images)).numpy()
+        wanted = reference(normalised).numpy()
     spread = max(float(np.ptp(wanted)), 1e-12)
     figures = {
         "batches": float(np.abs(whole - single).max()) / spread,
@@ -125,13 +126,16 @@ def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3
         _limit(path, figures, "logits", FLOAT_TOLERANCE)
         _limit(path, figures, "batches", BATCH_TOLERANCE)
         return figures
-    for name, level in (
-        ("exact", ort.GraphOptimizationLevel.ORT_DISABLE_ALL),
-        ("fused", ort.GraphOptimizationLevel.ORT_ENABLE_ALL),
-    ):
-        share, steps = _layer_differences(path, reference, module, quantization, images, level)
+    for name, level in (("exact", layerwise.PLAIN), ("fused", layerwise.FUSED)):
+        share = steps = 0.0
+        integers = layerwise.integers_of_file(path, module, images, level)
+        for stage in layerwise.stages(integers, reference, module, quantization, normalised):
+            apart = stage.steps()
+            # The first is forgiven: in a small layer, one tie that falls the other way is a large share.
+            share = max(share, max(int((apart > 0).sum()) - 1, 0) / apart.numel())
+            steps = max(steps, float(apart.max()))
         figures |= {name: share, f"{name}_steps": steps}
-        if name == "exact" or quantization.weight_limit < 127 or not _sums_may_saturate():
+        if name == "exact" or quantization.weight_limit < 127 or not sums_may_saturate():
             _limit(path, figures, name, ROUNDING_TOLERANCE)
             _limit(path, figures, f"{name}_steps", 1.0)
     if not quantization.float_layers:
@@ -146,27 +150,11 @@ def _limit(path: Path, figures: Mapping[str, float], name: str, limit: float) ->
         raise ExportError(f"{path}: {name} is {figures[name]:.3g}; at most {limit:g} is allowed")
 
 
-def _session(
-    file: bytes, level: ort.GraphOptimizationLevel, saved: Path | None = None
-) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = level
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3  # saving an optimised graph warns that it fits this machine alone
-    if saved is not None:
-        options.optimized_model_filepath = str(saved)
-    return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-
-def _answers(session: ort.InferenceSession, images: UInt8[Tensor, "batch height width 3"]) -> np.ndarray:
-    return np.asarray(session.run([LOGITS], {IMAGES: images.numpy()})[0])
-
-
 def _check_kernels(path: Path, quantization: Quantization | None) -> None:
     """Every convolution but the named float layers must become a QLinearConv, and the reverse."""
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "optimized.onnx"
-        _session(path.read_bytes(), ort.GraphOptimizationLevel.ORT_ENABLE_ALL, saved)
+        layerwise.session(path, layerwise.FUSED, saved=saved)
         optimized = onnx.load(saved)
     kinds = [node.op_type for node in optimized.graph.node if node.op_type in CONVOLUTIONS]
     written = [
@@ -180,7 +168,7 @@ def _check_kernels(path: Path, quantization: Quantization | None) -> None:
         )
 
 
-def _sums_may_saturate() -> bool:
+def sums_may_saturate() -> bool:
     """Whether this processor adds pairs of u8 x s8 products in 16 bits; yes where it cannot be known."""
     if platform.machine().lower() in ("aarch64", "arm64"):
         return False
@@ -189,47 +177,3 @@ def _sums_may_saturate() -> bool:
     except OSError:
         return True
     return not {"avx512_vnni", "avx_vnni", "avx512vnni", "amx_int8"} & set(flags)
-
-
-def _layer_differences(
-    path: Path,
-    simulated: nn.Module,
-    module: nn.Module,
-    quantization: Quantization,
-    images: UInt8[Tensor, "batch height width 3"],
-    level: ort.GraphOptimizationLevel,
-) -> tuple[float, float]:
-    """Greatest share of an int8 layer's integers that differ from the simulator's, and by how many steps."""
-    file = onnx.load(path)
-    written = {
-        name.removesuffix(".integers").removesuffix(".sums"): name
-        for node in file.graph.node
-        for name in node.output
-        if name.endswith(".integers")
-    }
-    for tensor in written.values():
-        file.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.UINT8, None))
-    session = _session(file.SerializeToString(), level)
-    arrays = session.run(list(written.values()), {IMAGES: images.numpy()})
-    integers = {name: torch.from_numpy(np.asarray(a)) for name, a in zip(written, arrays, strict=True)}
-    integers[IMAGES] = images.permute(0, 3, 1, 2)
-
-    reads = layer_inputs(module)
-    channels = {
-        name: part.in_channels if isinstance(part, nn.Conv2d) else part.in_features
-        for name, part in layers(module).items()
-    }
-    share = steps = 0.0
-    for name in reads:
-        if name not in quantization.weight_scales or name not in integers:
-            continue
-        read, result = quantization.activations[reads[name]], quantization.activations[name]
-        answers = integers[name][:, : len(quantization.weight_scales[name])]
-        pixels = integers[reads[name]][:, : channels[name]]  # channels that fill up a kernel are zeros
-        with torch.no_grad():
-            wanted = simulated.get_submodule(name)(pixels * read.scale) / result.scale
-        apart = (wanted - answers).abs().round()
-        # The first is forgiven: in a small layer, one tie that falls the other way is a large share.
-        share = max(share, max(int((apart > 0).sum()) - 1, 0) / apart.numel())
-        steps = max(steps, float(apart.max()))
-    return share, steps

@@ -290,6 +290,9 @@ class Quantize(Training):
     """Keep weights to 7 bits, so that CPUs without VNNI (`vpmaddubsw`, 16-bit sums) cannot saturate."""
     freeze_norms: Fraction = 0.0
     """Share of the training, in whole epochs, after which batch norm's statistics stay as they are."""
+    learn_ranges: bool = False
+    """Train the steps of weights and activations too (LSQ, Esser et al. 2020), from the least squared error;
+    otherwise weights span their range and activations follow theirs."""
     objective: Objective
 
 
@@ -338,6 +341,9 @@ class Evaluation(Section):
     metadata: OptionalPath = None
     """CSV file with `file_name` and any columns, by each of which test images are compared; `configs/none`:
     none."""
+    parity: Annotated[int, Field(ge=0)] | None = 256
+    """Val images, stratified by class, that are computed at every rung from the module to the shipped file;
+    null takes all, 0 skips this."""
 
 
 class Probe(Section):

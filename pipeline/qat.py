@@ -8,7 +8,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 import students
 from pipeline import compressors, quantization
@@ -30,13 +32,19 @@ class Prepared:
 
 
 def prepare(
-    module: nn.Module, *, weight_limit: int, float_layers: Collection[str], batches: Batches
+    module: nn.Module,
+    *,
+    weight_limit: int,
+    float_layers: Collection[str],
+    batches: Batches,
+    learn_ranges: bool = False,
 ) -> Prepared:
     """Make a copy that rounds weights and activations as int8 will, with ranges set from the images.
 
-    Activation ranges start where the squared error is least, and follow a moving average of the greatest
-    value from there; weights always span their whole range. Training is resumed by loading a state dict into
-    a network that was prepared anew.
+    Activation ranges start where the squared error is least. From there they follow a moving average of the
+    greatest value, and weights span their whole range; or, with ``learn_ranges``, the steps of both start
+    at the least squared error and are parameters like any other. Training is resumed by loading a state dict
+    into a network that was prepared anew.
 
     Raises:
         ValueError: the weight limit is neither 127 nor 63, a float layer does not exist, or there are
@@ -52,13 +60,23 @@ def prepare(
         _output(module, name): ranges[name].scale for name in activations if name != quantization.IMAGES
     }
     layers = quantization.layers(module)
+    rounded = {name: layer for name, layer in layers.items() if name not in float_layers}
+    shares = None
+    if learn_ranges:
+        # A share of the range is the same before and after a batch norm's gain is folded in.
+        steps = quantization.weight_scales(module, weight_limit, float_layers)
+        shares = {
+            _weights(name, layer): _share_of_range(layer.weight.detach(), steps[name], weight_limit)
+            for name, layer in rounded.items()
+        }
     aware = compressors.wrap(
         module,
         norms={_weights(name, layer): _norm(name, layer) for name, layer in layers.items()},
-        rounded=[_weights(name, layer) for name, layer in layers.items() if name not in float_layers],
+        rounded=[_weights(name, layer) for name, layer in rounded.items()],
         outputs=outputs,
         weight_limit=weight_limit,
         batches=batches(),
+        shares=shares,
     )
     return Prepared(aware.module, aware, weight_limit, tuple(float_layers), activations)
 
@@ -106,6 +124,13 @@ def finish(
     found = Quantization(weight_scales, prepared.weight_limit, activations, prepared.float_layers)
     quantization.check(folded, found)
     return folded.eval(), folded_arguments, found
+
+
+def _share_of_range(
+    weight: Tensor, step: Float[Tensor, " channels"], limit: int
+) -> Float[Tensor, " channels"]:
+    full = weight.flatten(1).abs().amax(dim=1) / limit
+    return (step / full.clamp_min(torch.finfo(full.dtype).tiny)).clamp(max=1)
 
 
 def _weights(name: str, layer: nn.Module) -> str:

@@ -314,7 +314,7 @@ def least_squares_clip(histogram: Histogram) -> float:
     return best
 
 
-class _Sums(nn.Module):
+class Sums(nn.Module):
     """An int8 layer up to its 32-bit sums: reads real values on the input's grid, returns whole numbers.
 
     The numbers travel in single precision, which MobileNet's sums fit: up to 2^24 they are exact.
@@ -329,7 +329,7 @@ class _Sums(nn.Module):
         self.input_scale = read.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.apply_weights((x / self.input_scale).round())
+        return self.apply_weights((x / self.input_scale).round_())
 
 
 class _Rescaled(nn.Module):
@@ -351,8 +351,11 @@ class _Requantized(nn.Module):
         self.register_buffer("factor", (factor / written.scale).view(-1, 1, 1))
         self.scale = written.scale
 
+    def in_steps(self, x: Tensor) -> Tensor:
+        return x * self.get_buffer("factor")
+
     def forward(self, x: Tensor) -> Tensor:
-        return (x * self.get_buffer("factor")).round().clamp(0, LEVELS) * self.scale
+        return self.in_steps(x).round_().clamp_(0, LEVELS).mul_(self.scale)
 
 
 class _Rounded(nn.Module):
@@ -363,8 +366,11 @@ class _Rounded(nn.Module):
         self.part = part
         self.scale = written.scale
 
+    def in_steps(self, x: Tensor) -> Tensor:
+        return self.part(x) / self.scale
+
     def forward(self, x: Tensor) -> Tensor:
-        return (self.part(x) / self.scale).round().clamp(0, LEVELS) * self.scale
+        return self.in_steps(x).round_().clamp_(0, LEVELS).mul_(self.scale)
 
 
 class _AveragedSums(nn.Module):
@@ -374,10 +380,14 @@ class _AveragedSums(nn.Module):
         super().__init__()
         self.read, self.written = read.scale, written.scale
 
+    def in_steps(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels 1 1"]:
+        sums = (x / self.read).round_().sum(dim=(2, 3), keepdim=True)
+        return sums * (self.read / (self.written * x.shape[2] * x.shape[3]))
+
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels 1 1"]:
-        sums = (x / self.read).round().sum(dim=(2, 3), keepdim=True)
-        factor = self.read / (self.written * x.shape[2] * x.shape[3])
-        return (sums * factor).round().clamp(0, LEVELS) * self.written
+        return self.in_steps(x).round_().clamp_(0, LEVELS).mul_(self.written)
 
 
 def check(module: nn.Module, quantization: Quantization) -> None:
@@ -441,7 +451,7 @@ def simulate(module: nn.Module, quantization: Quantization) -> nn.Module:
         unit = simulated.get_submodule(name)
         if name in quantization.weight_scales:
             step, read = quantization.weight_scales[name], scales[inputs[name]]
-            sums = _Sums(layer, read, step, quantization.weight_limit).requires_grad_(False)
+            sums = Sums(layer, read, step, quantization.weight_limit).requires_grad_(False)
             factor = product_scale(read.scale, step)
             if isinstance(layer, nn.Conv2d):
                 unit.conv, unit.act = sums, _Requantized(factor, scales[name])
@@ -459,6 +469,25 @@ def simulate(module: nn.Module, quantization: Quantization) -> nn.Module:
                 stage = _AveragedSums(scales[source], written) if whole else _Rounded(pool, written)
                 simulated.set_submodule(node.target, stage)
     return simulated.eval()
+
+
+def fake_quantize(module: nn.Module, quantization: Quantization) -> nn.Module:
+    """The folded module with its activations rounded and all else in floating point, for normalised images.
+
+    With its weights on the grid this is what quantisation-aware training computes, and what other tools call
+    fake quantisation: no integer sums, and no bias in whole steps.
+
+    Raises:
+        ValueError: as ``check``.
+    """
+    check(module, quantization)
+    rounded = copy.deepcopy(module).eval().requires_grad_(False)
+    for name, written in quantization.activations.items():
+        if name != IMAGES:
+            unit = rounded.get_submodule(name)
+            place = f"{name}.act" if hasattr(unit, "act") else name
+            rounded.set_submodule(place, _Rounded(getattr(unit, "act", unit), written))
+    return rounded
 
 
 @torch.no_grad()
@@ -494,7 +523,7 @@ def correct_biases(
     simulated = simulate(module, quantization)
     for name, scale in quantization.weight_scales.items():
         unit = simulated.get_submodule(name)
-        sums = next(part for part in unit.modules() if isinstance(part, _Sums))
+        sums = next(part for part in unit.modules() if isinstance(part, Sums))
         step = product_scale(quantization.activations[inputs[name]].scale, scale)
 
         def correct(
@@ -503,7 +532,7 @@ def correct_biases(
             output: Tensor,
             name: str = name,
             step: Tensor = step,
-            sums: _Sums = sums,
+            sums: Sums = sums,
         ) -> Tensor:
             error = (wanted[name].double() / step.double() - _channel_means(output)).round()
             bias = sums.apply_weights.bias

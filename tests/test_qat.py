@@ -8,7 +8,8 @@ from torch import nn
 
 import students
 from pipeline import compressors, qat, quantization
-from pipeline.models import Affine, Quantization
+from pipeline.models import Affine
+from pipeline.training import loop
 
 CHANNELS = (16,) * 8 + (24,) * 6
 ARGUMENTS = {"classes": 4, "channels": CHANNELS}
@@ -70,30 +71,21 @@ def calibration() -> list[torch.Tensor]:
     return [pictures(32, 1000 + seed)[0] for seed in range(3)]
 
 
-def prepare(parent: nn.Module, limit: int = 127, float_layers=()) -> qat.Prepared:
-    return qat.prepare(parent, weight_limit=limit, float_layers=float_layers, batches=calibration)
+def prepare(parent: nn.Module, limit: int = 127, float_layers=(), learn: bool = False) -> qat.Prepared:
+    return qat.prepare(
+        parent, weight_limit=limit, float_layers=float_layers, batches=calibration, learn_ranges=learn
+    )
 
 
-def rounded_activations(folded: nn.Module, found: Quantization) -> nn.Module:
-    """The shipped module with nothing but its activations rounded, in floating point."""
-    simulated = copy.deepcopy(folded)
-    for name, affine in found.activations.items():
-        if name != "images":
-            part = simulated.get_submodule(name)
-            getattr(part, "act", part).register_forward_hook(
-                lambda _module, _inputs, output, scale=affine.scale: (
-                    (output / scale).round().clamp(0, 255) * scale
-                )
-            )
-    return simulated
-
-
+@pytest.mark.parametrize("learn", [False, True])
 @pytest.mark.parametrize(
     ("limit", "float_layers", "activation"),
     [(127, (), "relu"), (63, FLOAT, "relu"), (127, ("classifier",), "relu"), (63, (), "relu6")],
 )
-def test_shipped_module_agrees_with_the_trained_one_on_every_image(parents, limit, float_layers, activation):
-    prepared = prepare(parents[activation], limit, float_layers)
+def test_shipped_module_agrees_with_the_trained_one_on_every_image(
+    parents, limit, float_layers, activation, learn
+):
+    prepared = prepare(parents[activation], limit, float_layers, learn)
     qat.freeze_norm(prepared.module)
     train(prepared.module, 4, 1e-3, first=100)
     arguments = {**ARGUMENTS, "activation": activation}
@@ -101,7 +93,7 @@ def test_shipped_module_agrees_with_the_trained_one_on_every_image(parents, limi
     images, _ = pictures(64, 77)
     with torch.no_grad():
         trained = prepared.module(images)
-        shipped = rounded_activations(folded, found)(images)
+        shipped = quantization.fake_quantize(folded, found)(images)
         integers = quantization.simulate(folded, found)(images)
     spread = float(trained.std(dim=0).mean())
     assert spread > 0.5
@@ -129,7 +121,7 @@ def test_tensorflows_padding_is_trained_and_shipped_alike() -> None:
     assert sum(isinstance(part, nn.ZeroPad2d) for part in folded.modules()) == 5
     images, _ = pictures(16, 77)
     with torch.no_grad():
-        trained, shipped = prepared.module(images), rounded_activations(folded, found)(images)
+        trained, shipped = prepared.module(images), quantization.fake_quantize(folded, found)(images)
     torch.testing.assert_close(trained, shipped, rtol=0, atol=1e-3 * float(trained.std(dim=0).mean()))
 
 
@@ -167,8 +159,9 @@ def test_training_lowers_the_loss_and_reaches_every_parameter(parents):
         assert not torch.equal(value, before[name]), name
 
 
-def test_resumed_training_goes_on_bit_for_bit(parents):
-    prepared = prepare(parents["relu"], 63, FLOAT)
+@pytest.mark.parametrize("learn", [False, True])
+def test_resumed_training_goes_on_bit_for_bit(parents, learn):
+    prepared = prepare(parents["relu"], 63, FLOAT, learn)
     optimizer = torch.optim.AdamW(prepared.module.parameters(), 1e-3)
     train(prepared.module, 3, 1e-3, optimizer)
     state = copy.deepcopy(prepared.module.state_dict())
@@ -178,7 +171,7 @@ def test_resumed_training_goes_on_bit_for_bit(parents):
     torch.manual_seed(5)
     stranger = students.build("mobilenet_v1", ARGUMENTS)
     train(stranger, 2, 1e-3)
-    resumed = prepare(stranger, 63, FLOAT)
+    resumed = prepare(stranger, 63, FLOAT, learn)
     resumed.module.load_state_dict(state)
     # the momentum of batch norm is an argument, not state
     for norm in resumed.module.modules():
@@ -292,7 +285,7 @@ def test_a_channel_without_gain_does_not_break_training(parents):
     folded, _, found = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
     images, _ = pictures(16, 3)
     with torch.no_grad():
-        trained, shipped = prepared.module(images), rounded_activations(folded, found)(images)
+        trained, shipped = prepared.module(images), quantization.fake_quantize(folded, found)(images)
     assert float((trained - shipped).abs().max()) < 0.1 * float(trained.std(dim=0).mean())
 
 
@@ -316,6 +309,65 @@ def test_gradients_pass_where_nothing_is_clipped():
     rounded = compressors._RoundToGrid.apply(per_channel, limits, -63, 63)
     (gradient,) = torch.autograd.grad(rounded.sum(), per_channel)
     assert gradient.tolist() == [[0, 1], [1, 0]]
+
+
+def learned_gradient(values: torch.Tensor, step: torch.Tensor, least: int, greatest: int) -> torch.Tensor:
+    """LSQ by PyTorch's own differentiation; a value within half a step of the limits is not clipped."""
+    damping = 1 / (values[0].numel() * greatest) ** 0.5
+    scaled = (step - step * damping).detach() + step * damping
+    exact = values / scaled
+    integers = exact.detach().round().clamp(least, greatest)
+    inside = (exact > (least and least - 0.5)) & (exact < greatest + 0.5)
+    return torch.where(inside, integers - exact.detach() + exact, integers) * scaled
+
+
+def test_a_step_learns_by_the_gradient_of_lsq():
+    torch.manual_seed(0)
+    for values, step, least, greatest in (
+        (torch.randn(4, 3, 5, 5), torch.tensor(0.004), 0, 255),
+        (torch.randn(6, 8, 1, 1), torch.rand(6, 1, 1, 1) * 0.03 + 0.005, -63, 63),
+    ):
+        weights = torch.randn_like(values)
+        found, wanted = [], []
+        for compute, into in ((compressors._RoundToGrid.apply, found), (learned_gradient, wanted)):
+            leaf = step.clone().requires_grad_()
+            into += [compute(values, leaf, least, greatest), leaf]
+            (into[0] * weights).sum().backward()
+        torch.testing.assert_close(found[0], wanted[0])
+        assert found[1].grad.abs().min() > 0
+        torch.testing.assert_close(found[1].grad, wanted[1].grad, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_steps_start_at_least_squared_error_and_stay_positive(parents):
+    prepared = prepare(parents["relu"], 63, FLOAT, learn=True)
+    folded, _, start = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    wanted = quantization.activation_ranges(parents["relu"], calibration, FLOAT)
+    assert start.activations.keys() == wanted.keys()
+    for name, affine in start.activations.items():
+        assert affine.scale == pytest.approx(wanted[name].scale, rel=1e-5)
+    float_twin, _ = quantization.fold_batch_norm(parents["relu"], "mobilenet_v1", ARGUMENTS)
+    for name, step in quantization.weight_scales(float_twin, 63, FLOAT).items():
+        torch.testing.assert_close(start.weight_scales[name], step, rtol=1e-4, atol=1e-8)
+    train(prepared.module, 3, 0.5)  # at such a rate a step itself would turn negative
+    _, _, found = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    assert len(found.weight_scales) == len(quantization.layers(folded)) - len(FLOAT)
+    for name, step in found.weight_scales.items():
+        assert step.min() > 0
+        assert not torch.equal(step, start.weight_scales[name])
+    assert all(affine.scale > 0 for affine in found.activations.values())
+
+
+def test_averaged_weights_are_what_ships(parents):
+    prepared = prepare(parents["relu"], 63, FLOAT, learn=True)
+    averaged = copy.deepcopy(prepared.module)
+    train(prepared.module, 3, 1e-3)
+    loop._average(averaged, prepared.module, 0.5)
+    images, _ = pictures(16, 77)
+    with torch.no_grad():
+        wanted = averaged.eval()(images)
+        assert not torch.equal(wanted, prepared.module(images))
+        prepared.module.load_state_dict(averaged.state_dict())
+        assert torch.equal(prepared.module(images), wanted)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ def render(
         gate=f"A variant is rejected when its interval reaches below {figure(-max_drop, 'points')}: "
         "it has to be shown that no more is lost.",
         reasons=sections.reasons(entries, evidence.comparison),
+        parity=sections.parity(entries),
         classes=sections.classes(entries, told, evidence.comparison),
         mistakes_of=shipped.variant,
         mistakes=sections.mistakes(told),

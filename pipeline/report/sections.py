@@ -158,6 +158,46 @@ def reasons(entries: Sequence[Entry], comparison: Part | None) -> list[dict[str,
     return told
 
 
+RUNGS = {
+    "torch_float": "PyTorch, activations in float",
+    "onnx_float": "the same in ONNX Runtime",
+    "fake_quant": "activations rounded, in float",
+    "simulator": "integers, simulated (32-bit sums)",
+    "sums_16_bit": "integers, 16-bit sums of older CPUs",
+    "onnx_plain": "the file, not optimised",
+    "onnx": "the file as it ships",
+}
+"""From the module to the shipped file."""
+
+
+def parity(entries: Sequence[Entry]) -> Grid | None:
+    """Every variant from its module to its shipped file; None where that was not compared."""
+    climbed = [entry for entry in entries if entry.scores.get("parity")]
+    if not climbed:
+        return None
+    ladders = [{rung["rung"]: rung for rung in entry.scores["parity"]["rungs"]} for entry in climbed]
+
+    def cell(entry: Entry, rung: Mapping[str, Any] | None) -> Cell:
+        if rung is None:
+            return Cell("")
+        title = f"{figure(rung['ties'])} ties" if rung.get("ties") else ""
+        title = "proven: no sum of this file can leave 16 bits" if rung.get("proven") else title
+        score = figure(rung[entry.scores["metric"]], "%", 1, bare=True)
+        return Cell(score, small=figure(rung["shipped"], "%", 1), title=title)
+
+    rows = [
+        (words, [cell(entry, rungs.get(name)) for entry, rungs in zip(climbed, ladders, strict=True)])
+        for name, words in RUNGS.items()
+        if any(name in rungs for rungs in ladders)
+    ]
+    images = figure(climbed[0].scores["parity"]["n"])
+    note = (
+        f"Per cent on {images} validation images; below, the share of answers that are the shipped file's. "
+        "Rungs that must compute the same are checked on each image, and by layer where an answer differs."
+    )
+    return Grid("computed as", [entry.variant for entry in climbed], rows, note)
+
+
 def calibrations(entries: Sequence[Entry], comparison: Part | None) -> list[dict[str, Any]]:
     """How far the teacher's and each variant's confidence can be believed, and what moved it."""
     drawn = []

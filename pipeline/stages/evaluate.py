@@ -1,21 +1,25 @@
-"""Score the shipped file of a variant on the whole test split, in ONNX Runtime."""
+"""Compare the shipped file of a variant with its module, and score it on the whole test split."""
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import numpy as np
+import torch
 from jaxtyping import UInt8
 from lightning_fabric import Fabric
+from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import confidence, costs, evaluation, models, parameters, paths
-from pipeline.data import store
+from pipeline import confidence, costs, evaluation, models, parameters, parity, paths
+from pipeline.data import calibration, store
 from pipeline.inference import ModelFileError
 from pipeline.parameters import ParameterError
+from pipeline.parity import ParityError
 from pipeline.process import stage
 from pipeline.training import batches, compute
-from pipeline.training.batches import ViewSet
+from pipeline.training.batches import Request, ViewSet
+
+BATCH = 32
 
 
 def main(variant: str) -> None:
@@ -23,27 +27,40 @@ def main(variant: str) -> None:
     p = parameters.load()
     model = models.load(paths.model(variant))
     size = model.card.input.size
-    test_set = ViewSet(store.read(paths.DATA, "test"), None, model.card.input)
+    threads = p.compute.threads or compute.usable_cores()
+    torch.set_num_threads(threads)
+    test_set, val_set = (ViewSet(store.read(paths.DATA, s), None, model.card.input) for s in ("test", "val"))
 
-    def images() -> Iterator[UInt8[np.ndarray, "batch height width 3"]]:
-        requests = batches.sequential(len(test_set), None, size, 32)
-        loader = batches.load(Fabric(accelerator="cpu"), test_set, requests, p.compute.workers)
-        with tqdm(desc=f"evaluate {variant}", total=len(test_set), unit=" images", mininterval=5) as bar:
+    def images(
+        shown: ViewSet, chosen: Sequence[int], what: str
+    ) -> Iterator[UInt8[Tensor, "batch height width 3"]]:
+        requests = [Request(chosen[at : at + BATCH], None, size) for at in range(0, len(chosen), BATCH)]
+        loader = batches.load(Fabric(accelerator="cpu"), shown, requests, p.compute.workers)
+        with tqdm(desc=f"{what} {variant}", total=len(chosen), unit=" images", mininterval=5) as bar:
             for batch in loader:
-                yield batch.images.numpy()
+                yield batch.images
                 bar.update(len(batch.images))
 
+    # Before the test split is looked at: a file that is not what was trained has no score.
+    count = len(val_set) if p.evaluation.parity is None else p.evaluation.parity
+    chosen = calibration.choose(val_set.images, count, p.seed)
+    climbed = None
+    if count:
+        shown = images(val_set, chosen.tolist(), "parity")
+        labels = val_set.images.labels[chosen]
+        climbed = {"split": "val", **parity.climb(model, paths.onnx(variant), shown, labels, threads=threads)}
     scores, kept = evaluation.score(
         paths.onnx(variant),
-        images(),
+        (batch.numpy() for batch in images(test_set, range(len(test_set)), "evaluate")),
         test_set.images.labels,
-        threads=p.compute.threads or compute.usable_cores(),
+        threads=threads,
     )
     metrics = {
         **scores,
         "parameters": costs.count_parameters(model.module),
         "macs": costs.count_macs(model.module, size),
         **costs.weigh(paths.onnx(variant)),
+        "parity": climbed,
     }
     paths.METRICS.mkdir(parents=True, exist_ok=True)
     paths.metrics(variant).write_text(json.dumps(metrics) + "\n")
@@ -53,5 +70,5 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, ModelFileError):
+    with stage(ParameterError, ModelFileError, ParityError):
         main(sys.argv[1])

@@ -55,13 +55,14 @@ def main(variant: str) -> None:
             weight_limit=weight_limit,
             float_layers=settings.float_layers,
             batches=calibration_images,
+            learn_ranges=settings.learn_ranges,
         )
 
         def freeze_norms(module: nn.Module, share: float) -> None:
             if share >= settings.freeze_norms:
                 qat.freeze_norm(module)
 
-        _, history = distillation.learn(
+        kept, history = distillation.learn(
             fabric,
             prepared.module,
             lesson,
@@ -76,6 +77,7 @@ def main(variant: str) -> None:
             folder=paths.checkpoints(variant),
             on_epoch=freeze_norms,
         )
+        prepared.module.load_state_dict(kept.state_dict())  # which are the averaged weights, where asked
         module, arguments, quantized = qat.finish(prepared, parent.card.architecture, parent.card.arguments)
     simulator = quantization.simulate(module, quantized)
     val = loop.evaluate(fabric, simulator, lesson.val_set, contract.size, p.compute.workers)
