@@ -104,7 +104,7 @@ def test_names_of_a_hub_are_left_to_those_who_fetch_them() -> None:
             "variants.pruned-50.parent = 'fp64': no such variant",
         ),
         (
-            {"variants": {"a": {"parent": "b", "op": "prune"}, "b": {"parent": "a", "op": "prune"}}},
+            {"variants": {n: {"parent": p, "op": "prune", "macs": 0.5} for n, p in ("ab", "ba")}},
             "variants.a.parent = 'b': a cycle (a -> b -> a)",
         ),
         (
@@ -112,7 +112,7 @@ def test_names_of_a_hub_are_left_to_those_who_fetch_them() -> None:
             "variants.twice.parent = 'int8-ptq': a quantised variant has no children",
         ),
         (
-            {"variants": {"fp32": {"op": "prune"}}},
+            {"variants": {"fp32": {"op": "prune", "macs": 0.5}}},
             "variants.fp32.op = 'prune' with parent 'teacher': `distill` goes with parent `teacher`",
         ),
         (
