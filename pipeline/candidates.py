@@ -29,14 +29,14 @@ from pipeline.widths import BudgetError, Cost
 
 ShapeName = Literal["uniform", "sensitivity"]
 
-SETTLING_IMAGES = 256
+SETTLING_IMAGES = 128
 """Training images for batch norm's statistics."""
-TAYLOR_IMAGES = 256
+TAYLOR_IMAGES = 128
 """Training images whose loss has its gradients taken."""
-VAL_IMAGES = 512
+VAL_IMAGES = 384
 """On which candidates are ranked."""
 DAMAGE_IMAGES = 128
-"""Of those, and for the statistics, where one layer at a time is pruned."""
+"""Of val, where one layer at a time is pruned."""
 DAMAGE_SHARE = 0.5
 """Of its channels that the layer keeps."""
 BATCH = 32
@@ -67,11 +67,11 @@ class Candidate:
 class Evidence:
     """What candidates are made from and judged by, at the size of the student."""
 
-    settling: tuple[Float[Tensor, "batch 3 size size"], ...]
+    settling: tuple[Float[Tensor, "_ 3 _ _"], ...]
     """Normalised training images."""
     losses: tuple[Loss, ...]
     """Of distillation, on batches of training images with the teacher's stored answers."""
-    val: tuple[Float[Tensor, "batch 3 size size"], ...]
+    val: tuple[Float[Tensor, "_ 3 _ _"], ...]
     labels: Tensor
     """Of val's images."""
     task: Task
@@ -213,7 +213,7 @@ def _by_worth(
         module,
         arguments,
         ratios=(DAMAGE_SHARE,),
-        images=evidence.settling[: DAMAGE_IMAGES // BATCH],
+        images=evidence.settling,
         score=lambda masked: float(evidence.task.kl(evidence.logits(masked, DAMAGE_IMAGES), answers, 1.0)),
         architecture=architecture,
     )

@@ -154,7 +154,9 @@ def apply_masks(module: nn.Module, masks: Masks) -> nn.Module:
 
 def remove_masked(module: nn.Module, masks: Masks, size: int) -> dict[str, Tensor]:
     """The tensors of the network that is left when the masked channels are gone, by state dict key."""
-    subject = copy.deepcopy(module).eval()
+    # NNI writes into what it is given.
+    subject, masks = copy.deepcopy((module, masks))
+    subject.eval()
     images = _images(subject, 1, size)
     # NNI infers from random inputs which values are constant; the random state of others stays as it is.
     with _quiet(), torch.random.fork_rng():

@@ -77,8 +77,6 @@ class Card:
     """Number of val images and the torch module's score, a fraction of 1, under the metric's name."""
     calibration_sha256: str | None = None
     """Hash over the images that set the activation ranges."""
-    candidates: list[dict[str, Any]] | None = None
-    """Ways to prune that were tried, the one that was taken first; see `candidates.Candidate`."""
 
 
 @dataclass(frozen=True)

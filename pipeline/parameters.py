@@ -267,11 +267,11 @@ class Prune(Training):
     """Times that channels are removed, in equal ratios; half of the epochs are spent between them."""
     objective: Objective
 
-    def criteria(self) -> tuple[str, ...]:
+    def criteria(self) -> tuple[Literal["l1", "l2", "fpgm", "taylor"], ...]:
         """Those to try; l2 nearly always chooses as l1 does."""
         return ("l1", "fpgm", "taylor") if self.criterion == "auto" else (self.criterion,)
 
-    def shapes(self) -> tuple[str, ...]:
+    def shapes(self) -> tuple[Literal["uniform", "sensitivity"], ...]:
         """Those to try."""
         return ("uniform", "sensitivity") if self.shape == "auto" else (self.shape,)
 

@@ -94,6 +94,9 @@ def test_names_of_a_hub_are_left_to_those_who_fetch_them() -> None:
         ({"variants": {"fp32": {"tempature": 2}}}, "params.yaml: variants.fp32.tempature: no such key"),
         ({"distil": {}}, "params.yaml: distil: no such key; did you mean `distill`?"),
         ({"variants": {"pruned-50": {"macs": 1.5}}}, "variants.pruned-50.macs = 1.5: must be less than 1"),
+        ({"variants": {"pruned-50": {"macs": None}}}, "pruned-50.macs and speedup: neither is given"),
+        ({"variants": {"pruned-50": {"speedup": 2.0}}}, "macs and speedup: both are given; exactly one"),
+        ({"variants": {"pruned-50": {"criterion": "l3"}}}, "variants.pruned-50.criterion = 'l3': must be"),
         ({"prune": {"objective": {"kl": 0.0}}}, "prune.objective"),
         ({"prune": {"multiple": 0}}, "prune.multiple = 0: must be greater than or equal to 1"),
         (
@@ -101,7 +104,7 @@ def test_names_of_a_hub_are_left_to_those_who_fetch_them() -> None:
             "variants.pruned-50.parent = 'fp64': no such variant",
         ),
         (
-            {"variants": {"a": {"parent": "b", "op": "prune"}, "b": {"parent": "a", "op": "prune"}}},
+            {"variants": {n: {"parent": p, "op": "prune", "macs": 0.5} for n, p in ("ab", "ba")}},
             "variants.a.parent = 'b': a cycle (a -> b -> a)",
         ),
         (
@@ -109,7 +112,7 @@ def test_names_of_a_hub_are_left_to_those_who_fetch_them() -> None:
             "variants.twice.parent = 'int8-ptq': a quantised variant has no children",
         ),
         (
-            {"variants": {"fp32": {"op": "prune"}}},
+            {"variants": {"fp32": {"op": "prune", "macs": 0.5}}},
             "variants.fp32.op = 'prune' with parent 'teacher': `distill` goes with parent `teacher`",
         ),
         (

@@ -1,6 +1,12 @@
+import copy
 import logging
+import subprocess
+import sys
 import warnings
+from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,11 +14,34 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree
 
 import students
-from pipeline import compressors, pruning, widths
+from pipeline import compressors, models, pruning, widths
+from pipeline.compressors import Loss
 from pipeline.costs import count_macs
+from pipeline.models import Model
+from pipeline.quantization import simulate
+from pipeline.training import loop
+from teachers.contract import InputContract
+from tests.test_onnx_export import quantized, student
 
 CHANNELS = (16, 16, 24, 24, 32, 32, 40, 40, 40, 40, 40, 40, 48, 48)
 SIZE = 32
+LAST = "blocks.12.pointwise"
+UNIMPORTANT = [3, 7, 8, 20, 21, 30, 41, 47]
+
+REBUILD = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from pipeline import models, quantization
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+model = models.load(folder)
+network = quantization.simulate(model.module, model.quantization) if model.quantization else model.module
+with torch.no_grad():
+    logits = network(torch.from_numpy(np.load(folder / "images.npy")))
+np.save(folder / "logits.npy", logits.numpy())
+"""
 
 
 def lively(arguments: dict, seed: int = 0) -> nn.Module:
@@ -27,6 +56,16 @@ def lively(arguments: dict, seed: int = 0) -> nn.Module:
             nn.init.uniform_(module.get_buffer(f"{name}.running_var"), 0.5, 2.0)
     nn.init.normal_(module.get_parameter("classifier.weight"), std=0.5)
     return module.eval()
+
+
+def losses() -> list[Loss]:
+    """Cross entropy with five classes on two batches."""
+    images, labels = torch.rand(2, 8, 3, SIZE, SIZE), torch.arange(8) % 5
+
+    def loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(module(batch), labels)
+
+    return [partial(loss, batch=batch) for batch in images]
 
 
 def within(macs: float, parent: nn.Module, arguments: dict, *, size: int, multiple: int) -> tuple[int, ...]:
@@ -49,17 +88,20 @@ def one_thread():
 
 
 @pytest.mark.parametrize(
-    ("criterion", "activation"), [("l1", "relu"), ("l2", "relu"), ("fpgm", "relu"), ("l1", "relu6")]
+    ("criterion", "activation"),
+    [("l1", "relu"), ("l2", "relu"), ("fpgm", "relu"), ("taylor", "relu"), ("l1", "relu6")],
 )
 def test_pruned_logits_are_those_of_the_masked_parent(criterion, activation):
     arguments = {"classes": 5, "channels": CHANNELS, "activation": activation}
-    parent = lively(arguments)
-    pruned, kept = pruning.prune(parent, arguments, size=SIZE, macs=0.5, criterion=criterion, multiple=8)
+    parent, asked = lively(arguments), losses()
+    uneven = [8, 16, 24, 16, 8, 32, 24, 40, 16, 8, 40, 24, 16, 48]
+    pruned, kept = pruning.cut(parent, arguments, uneven, size=SIZE, criterion=criterion, losses=asked)
     masks = compressors.channel_masks(
         parent,
         {n: m.out_channels for n, m in pruned.named_modules() if isinstance(m, nn.Conv2d)},
         criterion,
         SIZE,
+        asked,
     )
     masked = compressors.apply_masks(parent, masks)
     assert pruning.check_same_logits(masked, pruned, SIZE) <= pruning.TOLERANCE
@@ -111,16 +153,110 @@ def test_stem_and_its_depthwise_partner_lose_the_same_channels():
         assert torch.equal(masks[norm]["bias"], stem)
 
 
-def test_channels_that_go_are_those_of_least_norm():
+def of_small_norm(parent: nn.Module) -> None:
+    parent.get_parameter(f"{LAST}.conv.weight")[UNIMPORTANT] *= 0.01
+
+
+def near_the_middle_of_all(parent: nn.Module) -> None:
+    filters = parent.get_parameter(f"{LAST}.conv.weight")
+    filters[UNIMPORTANT] = filters.mean(0, keepdim=True) + 0.01 * filters[UNIMPORTANT]
+
+
+def without_influence_on_the_loss(parent: nn.Module) -> None:
+    parent.get_parameter(f"{LAST}.norm.bias").fill_(3.0)  # all channels fire
+    parent.get_parameter(f"{LAST}.conv.weight")[UNIMPORTANT] *= 10
+    parent.get_parameter("classifier.weight")[:, UNIMPORTANT] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("criterion", "made"),
+    [
+        ("l1", of_small_norm),
+        ("l2", of_small_norm),
+        ("fpgm", near_the_middle_of_all),
+        ("taylor", without_influence_on_the_loss),
+    ],
+)
+def test_channels_that_go_are_those_that_the_criterion_is_about(criterion, made):
+    parent = lively({"classes": 5, "channels": CHANNELS})
+    with torch.no_grad():
+        made(parent)
+    before = {name: value.clone() for name, value in parent.state_dict().items()}
+    masks = compressors.channel_masks(parent, {f"{LAST}.conv": 40}, criterion, SIZE, losses())
+    gone = (masks[f"{LAST}.conv"]["weight"].flatten(1).amax(1) == 0).nonzero().flatten().tolist()
+    assert gone == UNIMPORTANT
+    assert all(torch.equal(value, before[name]) for name, value in parent.state_dict().items())
+    assert all(parameter.grad is None for parameter in parent.parameters())
+
+
+def test_surgery_leaves_the_masks_that_it_is_given_as_they_were():
     arguments = {"classes": 5, "channels": CHANNELS}
     parent = lively(arguments)
-    last = parent.get_parameter("blocks.12.pointwise.conv.weight")
-    weakest = [3, 7, 8, 20, 21, 30, 41, 47]
+    narrow = students.build("mobilenet_v1", {**arguments, "channels": [n - 8 for n in CHANNELS]})
+    wanted = {n: m.out_channels for n, m in narrow.named_modules() if isinstance(m, nn.Conv2d)}
+    masks = compressors.channel_masks(parent, wanted, "l1", SIZE)
+    before = copy.deepcopy(masks)
+    compressors.remove_masked(parent, masks, SIZE)
+    assert masks.keys() == before.keys()
+    for path, targets in masks.items():
+        assert all(torch.equal(mask, before[path][name]) for name, mask in targets.items())
+
+
+def test_taylor_without_a_loss_is_refused():
+    with pytest.raises(ValueError, match="taylor needs losses"):
+        compressors.channel_masks(
+            lively({"classes": 5, "channels": CHANNELS}), {"stem.conv": 8}, "taylor", SIZE
+        )
+
+
+def test_a_layer_of_which_half_does_nothing_loses_half_for_nothing():
+    arguments = {"classes": 5, "channels": CHANNELS}
+    parent = lively(arguments)
+    idle = slice(0, 20)
     with torch.no_grad():
-        last[weakest] *= 0.01
-    masks = compressors.channel_masks(parent, {"blocks.12.pointwise.conv": 40}, "l1", SIZE)
-    gone = (masks["blocks.12.pointwise.conv"]["weight"].flatten(1).amax(1) == 0).nonzero().flatten().tolist()
-    assert gone == weakest
+        for name in ("conv.weight", "norm.weight", "norm.bias"):
+            parent.get_parameter(f"blocks.6.pointwise.{name}")[idle] = 0.0
+            parent.get_parameter(f"blocks.7.depthwise.{name}")[idle] = 0.0
+    images = torch.rand(2, 8, 3, SIZE, SIZE)
+    settled = copy.deepcopy(parent)
+    loop.reestimate_norms(settled, iter(images))
+    answers = settled(images[0])
+
+    @torch.no_grad()
+    def distance(module: nn.Module) -> float:
+        return float((module(images[0]) - answers).abs().mean() / answers.std())
+
+    found = pruning.sensitivity(
+        parent, arguments, ratios=(0.25, 0.5), images=list(images), score=distance, criterion="l2"
+    )
+    assert list(found) == ["stem", *(f"blocks.{n}.pointwise" for n in range(13))]
+    assert found["blocks.6.pointwise"][0.5] < 1e-3
+    others = [ratios[0.5] for path, ratios in found.items() if path != "blocks.6.pointwise"]
+    assert min([found["blocks.6.pointwise"][0.25], *others]) > 1e-2
+
+
+@pytest.mark.parametrize("then", ["pruned", "pruned and quantised"])
+def test_a_new_process_rebuilds_it_from_card_and_tensors_with_the_same_logits(tmp_path, then):
+    parent = student(InputContract(64))
+    module, arguments = pruning.cut(
+        parent.module,
+        parent.card.arguments,
+        [8, 8, 16, 24, 40, 56, 64, 88, 96, 104, 104, 120, 200, 248],
+        size=64,
+        criterion="fpgm",
+    )
+    model = Model(module, replace(parent.card, arguments=arguments, variant="pruned", op="prune"))
+    if then == "pruned and quantised":
+        model = quantized(model)
+    models.save(tmp_path, model)
+    images = torch.rand(4, 3, 64, 64)
+    np.save(tmp_path / "images.npy", images.numpy())
+    subprocess.run([sys.executable, "-c", REBUILD, str(tmp_path)], check=True)
+    network = simulate(model.module, model.quantization) if model.quantization else model.module
+    with torch.no_grad():
+        expected = network(images)
+    assert expected.std() > 0.1
+    assert np.array_equal(np.load(tmp_path / "logits.npy"), expected.numpy())
 
 
 def test_channels_that_never_fire_are_not_taken_for_masked_ones():

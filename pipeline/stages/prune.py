@@ -100,11 +100,15 @@ def main(variant: str) -> None:
         parent=parent.card.variant,
         op="prune",
         arguments=arguments,
-        settings={**told["settings"], "criterion": best.criterion, "shape": best.shape},
+        settings={
+            **told["settings"],
+            "criterion": best.criterion,
+            "shape": best.shape,
+            "candidates": [candidate.to_dict() for candidate in ranked],
+        },
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
         val=val.to_dict(),
-        candidates=[candidate.to_dict() for candidate in ranked],
     )
     models.save(paths.model(variant), Model(module.cpu(), card))
     models.write_history(paths.model(variant), history)
