@@ -62,9 +62,9 @@ def main() -> None:
         rows |= {name: _own(path, sha256) for name, path in ours.items()}
         files = {arguments.parent: parent, **ours}
         for name in arguments.peers:
-            maker, target = MAKERS[name], folder / f"{name}.onnx"
-            rows[name] = {"how": maker.make.__doc__}
-            print(f"{name}: {maker.make.__doc__}", file=sys.stderr, flush=True)
+            target = folder / f"{name}.onnx"
+            rows[name] = {"how": side_by_side.told(MAKERS[name].make)}
+            print(f"{name}: {rows[name]['how']}", file=sys.stderr, flush=True)
             try:
                 rows[name] |= _make(name, parent, folder / "calibration.npy", target, arguments)
                 files[name] = target

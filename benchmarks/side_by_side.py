@@ -1,7 +1,7 @@
 """Files side by side: answers to the same images, times from the same rounds, one table."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ def fault(path: Path) -> str | None:
     try:
         classifier = open_classifier(path, threads=1)
         size = classifier.contract.size
-        list(run(classifier, [np.zeros((count, size, size, 3), np.uint8) for count in (1, 2)]))
+        for count in (1, 2):
+            list(run(classifier, [np.zeros((count, size, size, 3), np.uint8)]))
     except (ModelFileError, Fail, InvalidArgument, RuntimeException) as error:
         return " ".join(str(error).split())
     return None
@@ -179,7 +180,12 @@ def ratio(row: Row) -> str:
     return f"{row['ratio']:.2f} ({row['ratio_lo']:.2f} to {row['ratio_hi']:.2f})"
 
 
-def noise(about: Row) -> str:
+def told(method: Callable[..., object]) -> str:
+    """What a method's docstring says of it, for a cell."""
+    return (method.__doc__ or "").removesuffix(".")
+
+
+def noise(about: Mapping[str, Any]) -> str:
     """What the machine was called while files were timed."""
     said = about["noise"]
     return "; ".join(said["reasons"]) if said["noisy"] else "quiet"
