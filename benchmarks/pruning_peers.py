@@ -133,6 +133,10 @@ def main() -> None:
     parent, ours = (
         models.load(artifacts / paths.MODELS.name / n) for n in (arguments.parent, arguments.ours)
     )
+    if ours.card.parent != arguments.parent:
+        raise ParameterError(
+            f"--ours {arguments.ours} is made of {ours.card.parent}, not of {arguments.parent}"
+        )
     contract = parent.card.input
     data = artifacts / paths.DATA.name
     lesson = distillation.open_lesson(
@@ -327,7 +331,8 @@ def _measure(
         rows[name]["before"] = side_by_side.accuracy(answers[f"{name} before"], reference)
     peers = [name for name in arguments.peers if name in after]
     if peers:
-        about["verdicts"] = side_by_side.verdicts(rows, answers, [arguments.ours], peers)
+        columns = ("top1", "ratio")  # all have the same work; their bytes are no aim
+        about["verdicts"] = side_by_side.verdicts(rows, answers, [arguments.ours], peers, columns)
     return about
 
 
