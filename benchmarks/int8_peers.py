@@ -59,12 +59,12 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "calibration.npy", pixels)
         rows: dict[str, Row] = {arguments.parent: {"how": "the parent"}}
-        rows |= {name: _own(path, sha256) for name, path in ours.items()}
+        rows |= {name: _own(path, arguments.parent, sha256) for name, path in ours.items()}
         files = {arguments.parent: parent, **ours}
         for name in arguments.peers:
-            maker, target = MAKERS[name], folder / f"{name}.onnx"
-            rows[name] = {"how": maker.make.__doc__}
-            print(f"{name}: {maker.make.__doc__}", file=sys.stderr, flush=True)
+            target = folder / f"{name}.onnx"
+            rows[name] = {"how": side_by_side.told(MAKERS[name].make)}
+            print(f"{name}: {rows[name]['how']}", file=sys.stderr, flush=True)
             try:
                 rows[name] |= _make(name, parent, folder / "calibration.npy", target, arguments)
                 files[name] = target
@@ -77,6 +77,7 @@ def main() -> None:
     result = {
         "parent": arguments.parent,
         "calibration": {"images": len(pixels), "sha256": sha256},
+        "rounding": arguments.rounding,
         **measured,
         "rows": rows,
     }
@@ -140,9 +141,15 @@ def pythons(pairs: list[str]) -> dict[str, str]:
     return tools
 
 
-def _own(path: Path, sha256: str) -> Row:
-    """What our file says of itself."""
+def _own(path: Path, parent: str, sha256: str) -> Row:
+    """What our file says of itself.
+
+    Raises:
+        ValueError: it has another parent.
+    """
     metadata = inference.open_classifier(path, threads=1).metadata
+    if metadata["parent"] != parent:
+        raise ValueError(f"{path} is made of {metadata['parent']}, not of {parent}")
     how = ["ours"]
     if floats := json.loads(metadata["float_layers"]):
         how.append(f"in float: {', '.join(floats)}")
@@ -242,13 +249,13 @@ def _page(result: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             side_by_side.table(header, lines),
-            f"n = {n} test images, {result['calibration']['images']} calibration images; "
-            f"machine: {side_by_side.noise(result)}",
+            f"n = {n} test images, {result['calibration']['images']} calibration images, "
+            f"{result['rounding']} iterations of AdaRound a layer; machine: {side_by_side.noise(result)}",
             side_by_side.sentences(result.get("verdicts", {})),
         ]
     )
 
 
 if __name__ == "__main__":
-    with one_line_errors(ValueError, inference.ModelFileError):
+    with one_line_errors(ValueError, FileNotFoundError, inference.ModelFileError):
         main()

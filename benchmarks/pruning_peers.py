@@ -4,9 +4,9 @@
     python -m benchmarks.pruning_peers --json
 
 Takes a finished run's artifacts and its `params.yaml`. Ours is the variant as the run made it; peers cut the
-same parent to its multiply-accumulates, and are fine-tuned by the same loop towards the same stored labels, with
-the settings in that variant's card. All are written by our exporter, scored on test and timed in ONNX Runtime.
-To try: `--epochs 0.02 --images 200 --sessions 3`, which is unfair to the peers.
+same parent to its multiply-accumulates, and are fine-tuned by the same loop towards the same stored labels,
+with the settings in that variant's card. All are written by our exporter, scored on test and timed in ONNX
+Runtime. To try: `--epochs 0.02 --images 200 --sessions 3`, which is unfair to the peers.
 """
 
 import argparse
@@ -116,8 +116,6 @@ class Setting:
     """What is the same for all."""
 
     parent: Model
-    target: int
-    """Multiply-accumulates."""
     fabric: Fabric
     lesson: Lesson
     goal: Mapping[str, float]
@@ -125,11 +123,6 @@ class Setting:
     seed: int
     workers: int
     folder: Path
-
-    @property
-    def size(self) -> int:
-        """Side of the image in pixels."""
-        return self.parent.card.input.size
 
 
 def main() -> None:
@@ -140,6 +133,10 @@ def main() -> None:
     parent, ours = (
         models.load(artifacts / paths.MODELS.name / n) for n in (arguments.parent, arguments.ours)
     )
+    if ours.card.parent != arguments.parent:
+        raise ParameterError(
+            f"--ours {arguments.ours} is made of {ours.card.parent}, not of {arguments.parent}"
+        )
     contract = parent.card.input
     data = artifacts / paths.DATA.name
     lesson = distillation.open_lesson(
@@ -150,11 +147,11 @@ def main() -> None:
         contract,
     )
     lesson = replace(lesson, val_set=_part(lesson.val_set, arguments.images))
+    target = costs.count_macs(ours.module, contract.size)
     training = recipe(ours.card.settings, arguments.epochs)
     with tempfile.TemporaryDirectory() as scratch:
         setting = Setting(
             parent,
-            costs.count_macs(ours.module, contract.size),
             compute.start(**p.compute.model_dump(exclude={"workers"})),
             lesson,
             ours.card.settings["objective"],
@@ -172,9 +169,9 @@ def main() -> None:
         if (start := _start_of(ours, setting)) is not None:
             before[arguments.ours] = _write(f"{arguments.ours}-before", start, setting)
         for name in arguments.peers:
-            rows[name] = {"how": METHODS[name].__doc__}
+            rows[name] = {"how": side_by_side.told(METHODS[name])}
             try:
-                network, rows[name]["ratio_removed"] = at_macs(METHODS[name], setting)
+                network, rows[name]["ratio_removed"] = at_macs(METHODS[name], parent, target)
             except Exception as error:  # whatever a peer dies of is a row
                 rows[name]["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 print(f"{name}: {rows[name]['reason']}", file=sys.stderr)
@@ -217,18 +214,18 @@ def recipe(settings: Mapping[str, Any], epochs: float | None) -> dict[str, Any]:
     return training if epochs is None else {**training, "epochs": epochs}
 
 
-def at_macs(cut: Cut, setting: Setting) -> tuple[nn.Module, float]:
-    """The parent cut as near to the wanted multiply-accumulates as the tool comes, and the ratio for it."""
+def at_macs(cut: Cut, parent: Model, target: int) -> tuple[nn.Module, float]:
+    """The parent cut as near to ``target`` multiply-accumulates as the tool comes, and the ratio for it."""
     low, high = 0.0, 1.0
     best: tuple[float, nn.Module, float] | None = None
     for _ in range(HALVINGS):
         ratio = (low + high) / 2
-        network = _rebuilt(cut(copy.deepcopy(setting.parent.module).cpu().eval(), ratio), setting)
-        macs = costs.count_macs(network, setting.size)
-        miss = abs(macs / setting.target - 1)
+        network = _rebuilt(cut(copy.deepcopy(parent.module).cpu().eval(), ratio), parent)
+        macs = costs.count_macs(network, parent.card.input.size)
+        miss = abs(macs / target - 1)
         if best is None or miss < best[0]:
             best = miss, network, ratio
-        low, high = (ratio, high) if macs > setting.target else (low, ratio)
+        low, high = (ratio, high) if macs > target else (low, ratio)
     assert best is not None
     return best[1:]
 
@@ -239,12 +236,12 @@ def _channels(module: nn.Module) -> list[int]:
     return [part.out_channels for part in convolutions if part.groups == 1]
 
 
-def _rebuilt(network: nn.Module, setting: Setting) -> nn.Module:
+def _rebuilt(network: nn.Module, parent: Model) -> nn.Module:
     """What a tool has left, as a student of ours with the same tensors."""
-    card = setting.parent.card
+    card = parent.card
     module = students.build(card.architecture, {**card.arguments, "channels": _channels(network)})
     module.load_state_dict(network.state_dict())
-    pruning.check_same_logits(network.eval(), module.eval(), setting.size)
+    pruning.check_same_logits(network.eval(), module.eval(), card.input.size)
     return module
 
 
@@ -334,7 +331,8 @@ def _measure(
         rows[name]["before"] = side_by_side.accuracy(answers[f"{name} before"], reference)
     peers = [name for name in arguments.peers if name in after]
     if peers:
-        about["verdicts"] = side_by_side.verdicts(rows, answers, [arguments.ours], peers)
+        columns = ("top1", "ratio")  # all have the same work; their bytes are no aim
+        about["verdicts"] = side_by_side.verdicts(rows, answers, [arguments.ours], peers, columns)
     return about
 
 

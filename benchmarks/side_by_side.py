@@ -1,7 +1,7 @@
 """Files side by side: answers to the same images, times from the same rounds, one table."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from pipeline.training.batches import ViewSet
 
 BATCH = 32
 CONVOLUTIONS = ("Conv", "FusedConv", "QLinearConv")
+COLUMNS = {"top1": "accuracy", "size_bytes": "size", "ratio": "speed"}
+"""What verdicts are given on, and their words."""
 SAME_SIZE = 0.01
 """Sizes within this share count as equal."""
 SECONDS = 60.0
@@ -52,7 +54,8 @@ def fault(path: Path) -> str | None:
     try:
         classifier = open_classifier(path, threads=1)
         size = classifier.contract.size
-        list(run(classifier, [np.zeros((count, size, size, 3), np.uint8) for count in (1, 2)]))
+        for count in (1, 2):
+            list(run(classifier, [np.zeros((count, size, size, 3), np.uint8)]))
     except (ModelFileError, Fail, InvalidArgument, RuntimeException) as error:
         return " ".join(str(error).split())
     return None
@@ -135,33 +138,38 @@ def convolutions(path: Path) -> tuple[int, int]:
 
 
 def verdicts(
-    rows: Mapping[str, Row], answers: Mapping[str, Answers], ours: Sequence[str], peers: Sequence[str]
+    rows: Mapping[str, Row],
+    answers: Mapping[str, Answers],
+    ours: Sequence[str],
+    peers: Sequence[str],
+    columns: Collection[str] = tuple(COLUMNS),
 ) -> dict[str, Row]:
-    """For accuracy, size and speed: the best of ours, the best peer, and whether ours is best or behind.
+    """In each column: the best of ours, the best peer, and whether ours is the best, tied or behind.
 
     Accuracies are tied where the paired 95 % interval of their difference holds 0, speeds where the
     intervals of their ratios overlap, sizes within one per cent.
     """
-    result: dict[str, Row] = {}
 
-    def tell(column: str, own: str, peer: str, *, tied: bool, better: bool) -> None:
-        verdict = "tied" if tied else "best" if better else "behind"
-        result[column] = {"ours": own, "peer": peer, "verdict": verdict}
-
-    def best(names: Sequence[str], column: str, sign: int) -> str:
+    def best(names: Sequence[str], column: str) -> str:
+        sign = -1 if column == "size_bytes" else 1
         return max(names, key=lambda name: sign * rows[name][column])
 
-    own, peer = best(ours, "top1", 1), best(peers, "top1", 1)
-    difference = statistics.compare(answers[own].right, answers[peer].right)
-    tell("top1", own, peer, tied=not difference.distinguishable, better=difference.delta > 0)
-    result["top1"] |= {"delta": difference.delta, "delta_lo": difference.lo, "delta_hi": difference.hi}
-    own, peer = best(ours, "size_bytes", -1), best(peers, "size_bytes", -1)
-    share = rows[own]["size_bytes"] / rows[peer]["size_bytes"]
-    tell("size_bytes", own, peer, tied=abs(share - 1) <= SAME_SIZE, better=share < 1)
-    own, peer = best(ours, "ratio", 1), best(peers, "ratio", 1)
-    mine, theirs = rows[own], rows[peer]
-    overlap = mine["ratio_lo"] <= theirs["ratio_hi"] and theirs["ratio_lo"] <= mine["ratio_hi"]
-    tell("ratio", own, peer, tied=overlap, better=mine["ratio"] > theirs["ratio"])
+    result: dict[str, Row] = {}
+    for column in columns:
+        own, peer = best(ours, column), best(peers, column)
+        told: Row = {"ours": own, "peer": peer}
+        mine, theirs = rows[own], rows[peer]
+        if column == "top1":
+            difference = statistics.compare(answers[own].right, answers[peer].right)
+            told |= {"delta": difference.delta, "delta_lo": difference.lo, "delta_hi": difference.hi}
+            tied, better = not difference.distinguishable, difference.delta > 0
+        elif column == "size_bytes":
+            told["share"] = mine[column] / theirs[column]
+            tied, better = abs(told["share"] - 1) <= SAME_SIZE, told["share"] < 1
+        else:
+            tied = mine["ratio_lo"] <= theirs["ratio_hi"] and theirs["ratio_lo"] <= mine["ratio_hi"]
+            better = mine["ratio"] > theirs["ratio"]
+        result[column] = {**told, "verdict": "tied" if tied else "best" if better else "behind"}
     return result
 
 
@@ -179,7 +187,12 @@ def ratio(row: Row) -> str:
     return f"{row['ratio']:.2f} ({row['ratio_lo']:.2f} to {row['ratio_hi']:.2f})"
 
 
-def noise(about: Row) -> str:
+def told(method: Callable[..., object]) -> str:
+    """What a method's docstring says of it, for a cell."""
+    return (method.__doc__ or "").removesuffix(".")
+
+
+def noise(about: Mapping[str, Any]) -> str:
     """What the machine was called while files were timed."""
     said = about["noise"]
     return "; ".join(said["reasons"]) if said["noisy"] else "quiet"
@@ -192,8 +205,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def sentences(result: Mapping[str, Row]) -> str:
     """The verdicts, a line each."""
-    words = {"top1": "accuracy", "size_bytes": "size", "ratio": "speed"}
     return "\n".join(
-        f"{words[column]}: {row['ours']} is {row['verdict']} (the best peer: {row['peer']})"
+        f"{COLUMNS[column]}: {row['ours']} is {row['verdict']} (the best peer: {row['peer']})"
         for column, row in result.items()
     )

@@ -69,7 +69,7 @@ def integers_of_file(
     images: UInt8[Tensor, "batch height width 3"],
     level: ort.GraphOptimizationLevel,
 ) -> dict[str, Tensor]:
-    """All quantised activations of a module's file, by name, as ONNX Runtime computes them; and ``logits``."""
+    """Quantised activations of a module's file, by name, as ONNX Runtime computes them; and ``logits``."""
     written = {
         name.removesuffix(".integers").removesuffix(".sums"): name
         for node in onnx.load(path).graph.node
