@@ -109,10 +109,14 @@ class Costs:
             ExportError: a float convolution follows an int8 one; such a file cannot be written.
         """
         parts = parts_of(module, size, float_layers)
+        self.learn(parts)
+        return sum(self._microseconds[str(part)] for part in parts) / 1000
+
+    def learn(self, parts: Sequence[Convolution | Head]) -> None:
+        """Measure what is not known yet; what is to be compared closely is best learnt at once."""
         if new := [part for part in dict.fromkeys(parts) if str(part) not in self._microseconds]:
             self._microseconds |= {str(part): time for part, time in zip(new, measure(new), strict=True)}
             self._save()
-        return sum(self._microseconds[str(part)] for part in parts) / 1000
 
     def _save(self) -> None:
         known = json.loads(self._cache.read_text()) if self._cache.exists() else {}
@@ -149,6 +153,7 @@ def fastest_float_layers(costs: Costs, module: nn.Module, contract: InputContrac
         for count in range(1 if normalised else 0, len(names))
         if count <= 1 or sum(weights[name] for name in names[:count]) <= LARGEST_SHARE * sum(weights.values())
     ]
+    costs.learn([part for choice in choices for part in parts_of(module, contract.size, choice)])
     latencies = [costs.milliseconds(module, contract.size, choice) for choice in choices]
     good = next(i for i, latency in enumerate(latencies) if latency <= (1 + ALIKE) * min(latencies))
     return tuple(choices[good])
