@@ -1,13 +1,209 @@
-"""Post-training quantisation: what is done to a student, and which of it helps."""
+"""Post-training quantisation: what may be done to a student, and the choice of what helps it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, Literal, get_args
 
-from torch import nn
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from pipeline import quantization
+from pipeline.calibrators import entropy_clip, percentile_clip
+from pipeline.equalisation import equalise
 from pipeline.models import Model, Quantization
-from pipeline.quantization import Batches
+from pipeline.quantization import Batches, Clip, Histogram, least_squares_clip
+from pipeline.rounding import round_adaptively
+
+Step = Literal[
+    "entropy_ranges",
+    "percentile_ranges",
+    "greatest_weights",
+    "equalisation",
+    "adaptive_rounding",
+    "bias_correction",
+]
+"""What may be done beyond least-squares ranges, least-squares steps of weights and nearest rounding."""
+STEPS: tuple[Step, ...] = get_args(Step)
+
+CLIPS: dict[Step, Clip] = {"entropy_ranges": entropy_clip, "percentile_ranges": percentile_clip}
+ROUNDS: tuple[tuple[Step, ...], ...] = (
+    tuple(CLIPS),
+    ("greatest_weights",),
+    ("equalisation",),
+    ("adaptive_rounding",),
+    ("bias_correction",),
+)
+"""Alternatives that are tried on top of what was kept before, in this order."""
+
+ROUNDING_IMAGES = 128
+"""Held in memory, with one activation of each."""
+TIE = 2.0
+"""Standard errors of the images' differences within which two candidates are equal."""
+GUARD = 0.005
+"""Fraction of 1 that a step which brings the answers nearer may cost of the score on val."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A candidate's answers on val against its parent's."""
+
+    divergences: Float[np.ndarray, " images"]
+    """KL divergence from the parent's answer, in nats, of each image."""
+    score: float
+    """The task's metric, a fraction of 1, by the labels."""
+
+
+Judge = Callable[[nn.Module, Quantization], Judgement]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One set of steps, and how near its answers are to the parent's."""
+
+    steps: tuple[Step, ...]
+    divergence: float
+    """Mean KL divergence from the parent's answers on val, in nats."""
+    score: float
+    """The task's metric on the same images, a fraction of 1."""
+    images: int
+    kept: bool
+    """Whether it was the best so far, beyond a tie."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a card."""
+        return {**asdict(self), "steps": list(self.steps)}
+
+
+class Workbench:
+    """A student on its way to int8; what several sets of steps share is made once."""
+
+    def __init__(
+        self, model: Model, batches: Batches, *, weight_limit: int, float_layers: Collection[str]
+    ) -> None:
+        folded, _ = quantization.fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
+        self._folded = folded.requires_grad_(False)
+        self._batches = batches
+        self._weight_limit = weight_limit
+        self._float_layers = tuple(float_layers)
+        self._network = cache(self._make_network)
+        self._ranges = cache(self._make_ranges)
+        self._images = cache(lambda: first_images(batches, ROUNDING_IMAGES))
+
+    def make(self, steps: Collection[Step]) -> tuple[nn.Module, Quantization]:
+        """The folded module with its weights on the grid, and the scales; for these steps, in any order."""
+        equal = "equalisation" in steps
+        module, _ = self._network(equal)
+        scales = quantization.weight_scales(
+            module, self._weight_limit, self._float_layers, search="greatest_weights" not in steps
+        )
+        clip = next((step for step in CLIPS if step in steps), None)
+        found = Quantization(scales, self._weight_limit, self._ranges(equal, clip), self._float_layers)
+        if "adaptive_rounding" in steps:
+            baked = round_adaptively(module, found, self._images())
+        else:
+            baked = quantization.bake(module, scales, self._weight_limit)
+        if "bias_correction" in steps:
+            images = self._images()[: quantization.CORRECTION_IMAGES]
+            baked = quantization.correct_biases(baked, module, found, images)
+        return baked, found
+
+    def _make_network(self, equal: bool) -> tuple[nn.Module, dict[str, Histogram]]:
+        module = equalise(self._folded, self._batches) if equal else self._folded
+        return module, quantization.activation_histograms(module, self._batches, self._float_layers)
+
+    def _make_ranges(self, equal: bool, step: Step | None) -> dict[str, Any]:
+        module, histograms = self._network(equal)
+        clip = CLIPS[step] if step else least_squares_clip
+        return quantization.ranges(module, histograms, self._float_layers, clip)
+
+
+def quantize(
+    model: Model,
+    batches: Batches,
+    *,
+    weight_limit: int = 127,
+    float_layers: Collection[str] = (),
+    steps: Collection[Step] = ("bias_correction",),
+) -> tuple[nn.Module, Quantization]:
+    """Post-training quantisation by given steps, on the CPU: the folded module, weights on the grid, and scales.
+
+    The module is built without batch norms, so a card must say ``norm=False`` among its arguments.
+
+    Raises:
+        ValueError: the weight limit or a float layer is not allowed, or calibration is not possible.
+    """
+    return Workbench(model, batches, weight_limit=weight_limit, float_layers=float_layers).make(steps)
+
+
+def choose(bench: Workbench, judge: Judge) -> tuple[nn.Module, Quantization, list[Candidate]]:
+    """The steps that bring a student's answers on val nearest to its parent's; the last one kept is returned.
+
+    Each round's best alternative is kept where the mean divergence falls by more than a tie, over the
+    same images, and the score by no more than ``GUARD`` of the plain candidate's. Ties go to what is simpler.
+
+    Top-1 itself would be a choice by noise: on 1,000 images it moves by some flips either way, while the
+    divergence sees every image.
+    """
+    steps: tuple[Step, ...] = ()
+    best = bench.make(steps)
+    plain = judged = judge(*best)
+    candidates = [_candidate(steps, judged, kept=True)]
+    for alternatives in ROUNDS:
+        options = [tuple(step for step in STEPS if step in {*steps, new}) for new in alternatives]
+        made = [bench.make(option) for option in options]
+        answers = [judge(*each) for each in made]
+        first = min(range(len(options)), key=lambda i: answers[i].divergences.mean())
+        better = _beyond_a_tie(judged.divergences - answers[first].divergences)
+        kept = better and answers[first].score >= plain.score - GUARD
+        candidates += [
+            _candidate(option, answer, kept=kept and i == first)
+            for i, (option, answer) in enumerate(zip(options, answers, strict=True))
+        ]
+        if kept:
+            steps, best, judged = options[first], made[first], answers[first]
+    return *best, candidates
+
+
+def applied(candidates: Sequence[Candidate]) -> tuple[Step, ...]:
+    """The steps of the last candidate that was kept."""
+    return [candidate for candidate in candidates if candidate.kept][-1].steps
+
+
+def table(candidates: Iterable[Candidate]) -> str:
+    """The candidates, a line each."""
+    lines = [f"{'KL to parent':>12}  {'val, %':>6}  kept  steps"]
+    lines += [
+        f"{c.divergence:12.2e}  {c.score:6.2%}  {'yes' if c.kept else '':4}  {', '.join(c.steps) or 'none'}"
+        for c in candidates
+    ]
+    return "\n".join(lines)
+
+
+def first_images(batches: Batches, count: int) -> Float[Tensor, "batch 3 height width"]:
+    """The first calibration images, on the CPU."""
+
+    def parts() -> Iterator[Tensor]:
+        missing = count
+        for batch in batches():
+            yield batch[:missing].cpu()
+            missing -= len(batch)
+            if missing <= 0:
+                return
+
+    return torch.cat(list(parts()))
+
+
+def _candidate(steps: tuple[Step, ...], judged: Judgement, *, kept: bool) -> Candidate:
+    mean = float(judged.divergences.mean())
+    return Candidate(steps, mean, judged.score, len(judged.divergences), kept)
+
+
+def _beyond_a_tie(gains: Float[np.ndarray, " images"]) -> bool:
+    """Whether the mean of paired differences is above zero by more than its noise."""
+    return bool(gains.mean() > TIE * gains.std() / len(gains) ** 0.5)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, fx, nn
 
 import students
-from pipeline.models import Affine, Model, Quantization
+from pipeline.models import Affine, Quantization
 
 Batches = Callable[[], Iterable[Float[Tensor, "batch 3 height width"]]]
 """Opens the same normalised calibration images anew at every call."""
@@ -122,30 +122,33 @@ def int8_activations(module: nn.Module, float_layers: Collection[str]) -> tuple[
 
 
 def weight_scales(
-    module: nn.Module, weight_limit: int, float_layers: Collection[str] = ()
+    module: nn.Module, weight_limit: int, float_layers: Collection[str] = (), *, search: bool = True
 ) -> dict[str, Float[Tensor, " channels"]]:
     """Each output channel's step of least squared error, by search over the share of its range that is kept.
 
-    No step is less than 2^-12 of the layer's greatest: a channel whose weights all but vanish would need
-    a bias of more than 32 bits.
+    Without the search a step spans the whole range. No step is less than 2^-12 of the layer's greatest: a
+    channel whose weights all but vanish would need a bias of more than 32 bits.
 
     Raises:
         ValueError: the limit is neither 127 nor 63.
     """
     if weight_limit not in WEIGHT_LIMITS:
         raise ValueError(f"weight_limit is {weight_limit}; allowed are {WEIGHT_LIMITS}")
+    ratios = WEIGHT_RATIOS if search else WEIGHT_RATIOS[:1]
     return {
-        name: _least_squares_steps(layer.weight.detach().flatten(1), weight_limit)
+        name: _least_squares_steps(layer.weight.detach().flatten(1), weight_limit, ratios)
         for name, layer in layers(module).items()
         if name not in float_layers
     }
 
 
-def _least_squares_steps(weight: Float[Tensor, "channels fan_in"], limit: int) -> Float[Tensor, " channels"]:
+def _least_squares_steps(
+    weight: Float[Tensor, "channels fan_in"], limit: int, ratios: Iterable[float]
+) -> Float[Tensor, " channels"]:
     full = weight.abs().amax(dim=1, keepdim=True) / limit
     full = full.clamp_min(torch.finfo(weight.dtype).tiny)
     best, best_error = full, torch.full_like(full, float("inf"))
-    for ratio in WEIGHT_RATIOS:
+    for ratio in ratios:
         step = full * ratio
         rounded = (weight / step).round().clamp(-limit, limit) * step
         error = (weight - rounded).square().sum(dim=1, keepdim=True)
@@ -547,37 +550,3 @@ def correct_biases(
 
 def _channel_means(values: Tensor) -> Float[Tensor, " channels"]:
     return values.double().transpose(0, 1).flatten(1).mean(dim=1)
-
-
-def quantize_after_training(
-    model: Model,
-    batches: Batches,
-    *,
-    weight_limit: int = 127,
-    float_layers: Collection[str] = (),
-    bias_correction: bool = True,
-) -> tuple[nn.Module, Quantization]:
-    """Post-training quantisation, on the CPU: the folded module with its weights on the grid, and the scales.
-
-    The module is built without batch norms, so a card must say ``norm=False`` among its arguments.
-
-    Raises:
-        ValueError: the weight limit or a float layer is not allowed, or calibration is not possible.
-    """
-    folded, _ = fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
-    scales = weight_scales(folded, weight_limit, float_layers)
-    ranges = activation_ranges(folded, batches, float_layers)
-    quantization = Quantization(scales, weight_limit, ranges, tuple(float_layers))
-    baked = bake(folded, scales, weight_limit)
-    if bias_correction:
-        baked = correct_biases(baked, folded, quantization, _first_images(batches, CORRECTION_IMAGES))
-    return baked, quantization
-
-
-def _first_images(batches: Batches, count: int) -> Float[Tensor, "batch 3 height width"]:
-    kept: list[Tensor] = []
-    for batch in batches():
-        kept.append(batch[: count - sum(map(len, kept))].cpu())
-        if sum(map(len, kept)) == count:
-            break
-    return torch.cat(kept)

@@ -16,7 +16,8 @@ import students
 from pipeline import onnx_export, pruning
 from pipeline.models import Affine, Card, Model, load, save
 from pipeline.onnx_export import ExportError, export, metadata_for, verify
-from pipeline.quantization import quantize_after_training, simulate
+from pipeline.ptq import quantize
+from pipeline.quantization import simulate
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract
 
@@ -79,7 +80,7 @@ def student(
 
 def quantized(model: Model, limit: int = 63, float_layers: tuple[str, ...] = ()) -> Model:
     images = model.card.input.normalise(photographs(16, model.card.input.size))
-    module, quantization = quantize_after_training(
+    module, quantization = quantize(
         model, lambda: iter(images.split(8)), weight_limit=limit, float_layers=float_layers
     )
     arguments = {**model.card.arguments, "norm": False}

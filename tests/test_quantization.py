@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import students
 from pipeline.models import Affine, Card, Model, Quantization
+from pipeline.ptq import quantize
 from pipeline.quantization import (
     RAW_PIXELS,
     activation_ranges,
@@ -19,7 +20,6 @@ from pipeline.quantization import (
     integer_bias,
     layer_inputs,
     layers,
-    quantize_after_training,
     simulate,
     weight_scales,
 )
@@ -197,7 +197,7 @@ def quantized(
 ) -> tuple[nn.Module, Quantization]:
     """The small student after post-training quantisation."""
     images = photographs(32)
-    return quantize_after_training(
+    return quantize(
         student(activation), lambda: iter(images.split(8)), weight_limit=limit, float_layers=float_layers
     )
 
