@@ -276,11 +276,25 @@ class Prune(Training):
         return ("uniform", "sensitivity") if self.shape == "auto" else (self.shape,)
 
 
+PtqStep = Literal[
+    "entropy_ranges",
+    "percentile_ranges",
+    "greatest_weights",
+    "equalisation",
+    "adaptive_rounding",
+    "bias_correction",
+]
+"""As in `pipeline.ptq`."""
+
+
 class Quantize(Training):
     """Eight-bit integers: after training (ptq) or with training (qat)."""
 
     method: Literal["ptq", "qat"]
     """Post-training quantisation, or quantisation-aware training through NNI."""
+    ptq: Literal["auto"] | tuple[PtqStep, ...] = "auto"
+    """What post-training quantisation does beyond least-squares ranges and nearest rounding; `auto` chooses
+    on val by the divergence from the parent's answers."""
     calibration: Annotated[int, Field(ge=1)] = 512
     """Training images, stratified by class, that set the activation ranges."""
     float_layers: Literal["auto"] | tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from pipeline.equalisation import equalise
 from pipeline.models import Model, Quantization
 from pipeline.quantization import Batches, Clip, Histogram, least_squares_clip
 from pipeline.rounding import round_adaptively
+from pipeline.tasks import Task
 
 Step = Literal[
     "entropy_ranges",
@@ -38,6 +39,8 @@ ROUNDS: tuple[tuple[Step, ...], ...] = (
 )
 """Alternatives that are tried on top of what was kept before, in this order."""
 
+JUDGED_IMAGES = 256
+"""Of val, on which candidates are compared."""
 ROUNDING_IMAGES = 128
 """Held in memory, with one activation of each."""
 TIE = 2.0
@@ -57,6 +60,28 @@ class Judgement:
 
 
 Judge = Callable[[nn.Module, Quantization], Judgement]
+"""Of a folded module with its weights on the grid, and its scales."""
+
+
+@torch.no_grad()
+def judge_by(
+    parent: nn.Module, images: Sequence[Float[Tensor, "batch 3 size size"]], labels: Tensor, task: Task
+) -> Judge:
+    """Holds candidates, as the runtime computes them, against the parent's answers to normalised images."""
+    parent.eval()
+    wanted = torch.cat([parent(batch) for batch in images])
+
+    def judge(module: nn.Module, found: Quantization) -> Judgement:
+        simulated = quantization.simulate(module, found)
+        with torch.no_grad():
+            logits = torch.cat([simulated(batch) for batch in images])
+        divergences = [
+            float(task.kl(*pair, 1.0)) for pair in zip(logits.split(1), wanted.split(1), strict=True)
+        ]
+        score = task.score(task.predictions(logits), labels.numpy())
+        return Judgement(np.array(divergences), score)
+
+    return judge
 
 
 @dataclass(frozen=True)
@@ -128,7 +153,7 @@ def quantize(
     float_layers: Collection[str] = (),
     steps: Collection[Step] = ("bias_correction",),
 ) -> tuple[nn.Module, Quantization]:
-    """Post-training quantisation by given steps, on the CPU: the folded module, weights on the grid, and scales.
+    """Post-training quantisation by given steps: the folded module, weights on the grid, and scales.
 
     The module is built without batch norms, so a card must say ``norm=False`` among its arguments.
 

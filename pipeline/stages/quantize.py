@@ -4,16 +4,19 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
-from jaxtyping import Float
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from pipeline import distillation, kernels, models, parameters, paths, provenance, qat, quantization
+from pipeline import distillation, kernels, models, parameters, paths, provenance, ptq, qat, quantization
 from pipeline.data import calibration
 from pipeline.labels import LabelError
 from pipeline.models import Model
 from pipeline.parameters import ParameterError, Quantize
 from pipeline.process import beside, stage
-from pipeline.training import batches, checkpoints, compute, loop
+from pipeline.training import checkpoints, compute, loop
+from pipeline.training.batches import Request, ViewSet
 from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
 
@@ -39,15 +42,26 @@ def main(variant: str) -> None:
     chosen = calibration.choose(lesson.train_set.images, settings.calibration, p.seed)
 
     def calibration_images() -> Iterator[Float[Tensor, "batch 3 height width"]]:
-        for first in range(0, len(chosen), CALIBRATION_BATCH):
-            indices = chosen[first : first + CALIBRATION_BATCH].tolist()
-            yield contract.normalise(lesson.train_set[batches.Request(indices, None, contract.size)].images)
+        return _normalised(lesson.train_set, chosen)
 
-    history = []
+    history, tried = [], {}
     if settings.method == "ptq":
-        module, quantized = quantization.quantize_after_training(
+        bench = ptq.Workbench(
             parent, calibration_images, weight_limit=weight_limit, float_layers=settings.float_layers
         )
+        if settings.ptq == "auto":
+            scored = calibration.choose(lesson.val_set.images, ptq.JUDGED_IMAGES, p.seed)
+            shown = list(_normalised(lesson.val_set, scored))
+            labels = torch.from_numpy(lesson.val_set.images.labels[scored])
+            judge = ptq.judge_by(parent.module, shown, labels, lesson.val_set.images.task)
+            module, quantized, candidates = ptq.choose(bench, judge)
+            print(ptq.table(candidates))
+            tried = {
+                "ptq": ptq.applied(candidates),
+                "candidates": [candidate.to_dict() for candidate in candidates],
+            }
+        else:
+            module, quantized = bench.make(settings.ptq)
         arguments = {**parent.card.arguments, "norm": False}
     else:
         prepared = qat.prepare(
@@ -87,7 +101,7 @@ def main(variant: str) -> None:
         parent=parent.card.variant,
         op="quantize",
         arguments=arguments,
-        settings=settings.model_dump(mode="json"),
+        settings={**settings.model_dump(mode="json"), **tried},
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
         val=val.to_dict(),
@@ -97,6 +111,15 @@ def main(variant: str) -> None:
     models.write_history(paths.model(variant), history)
     checkpoints.clear(paths.checkpoints(variant))
     print(f"{variant}: val {val} as the runtime computes")
+
+
+def _normalised(
+    views: ViewSet, chosen: Int64[np.ndarray, " chosen"]
+) -> Iterator[Float[Tensor, "batch 3 size size"]]:
+    """Centred views of some images, in batches."""
+    for first in range(0, len(chosen), CALIBRATION_BATCH):
+        indices = chosen[first : first + CALIBRATION_BATCH].tolist()
+        yield views.contract.normalise(views[Request(indices, None, views.contract.size)].images)
 
 
 if __name__ == "__main__":
