@@ -257,6 +257,16 @@ class Prune(Training):
     objective: Objective
 
 
+PtqStep = Literal[
+    "entropy_ranges",
+    "percentile_ranges",
+    "greatest_weights",
+    "equalisation",
+    "adaptive_rounding",
+    "bias_correction",
+]
+
+
 class Quantize(Training):
     """Eight-bit integers: after training (ptq) or with training (qat)."""
 
@@ -264,6 +274,9 @@ class Quantize(Training):
     """Post-training quantisation, or quantisation-aware training through NNI."""
     calibration: Annotated[int, Field(ge=1)] = 512
     """Training images, stratified by class, that set the activation ranges."""
+    ptq: Literal["auto"] | tuple[PtqStep, ...] = "auto"
+    """Beyond least-squares ranges and nearest rounding, where `method` is `ptq`: `auto` tries all steps and
+    keeps those that bring the answers on val nearer to the parent's; a list does just these."""
     float_layers: tuple[str, ...] = ()
     """Layers kept in float because they measured faster so; recorded in the file's metadata."""
     saturation_safe: bool = True
@@ -271,6 +284,12 @@ class Quantize(Training):
     freeze_norms: Fraction = 0.0
     """Share of the training, in whole epochs, after which batch norm's statistics stay as they are."""
     objective: Objective
+
+    @model_validator(mode="after")
+    def _one_choice_of_ranges(self) -> "Quantize":
+        if {"entropy_ranges", "percentile_ranges"} <= set(self.ptq):
+            raise ValueError("ptq: entropy_ranges and percentile_ranges exclude each other")
+        return self
 
 
 Settings = TypeVar("Settings", bound=Training)

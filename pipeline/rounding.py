@@ -1,11 +1,12 @@
 """Adaptive rounding: weights up or down so that a layer's output stays near the float network's.
 
 Nearest rounding is the best for each weight alone, but not for a layer's output, where errors of weights that
-read alike inputs add up or cancel. The objective is AdaRound's (Nagel et al. 2020,
-https://arxiv.org/abs/2004.10568, equation 21, with the quantised network's input and the float network's output):
-each weight goes up or down such that the output's squared error is least. It is quadratic in the weights, so
-second moments of the inputs hold all that the images say, and it is minimised by flipping one weight after
-another, which reached a lower error than the paper's relaxation by gradient descent, in a tenth of the time.
+read alike inputs add up or cancel. The objective is that of AdaRound (Nagel et al. 2020,
+https://arxiv.org/abs/2004.10568): each weight goes up or down such that the squared error of the layer's
+output before the ReLU, on the quantised network's input and against the float network's output, is least.
+That is quadratic in the weights, so second moments hold all that the images say. It is minimised by flipping
+one weight after another, where the paper relaxes rounding to a sigmoid and descends its gradient: measured,
+flips came as low or lower in a fraction of the time (docs/decisions.md).
 """
 
 import copy
@@ -72,7 +73,7 @@ def round_adaptively(
             )
         whole, real = tuple(twin(x) for x in whole), answers
         written = quantization.activations.get(name)
-        if written is not None and isinstance(part, nn.AdaptiveAvgPool2d | tuple(CLIPPING)):
+        if written is not None and isinstance(part, (nn.AdaptiveAvgPool2d, *CLIPPING)):
             step = written.scale
             whole = tuple((x / step).round_().clamp_(0, LEVELS).mul_(step) for x in whole)
     return rounded
@@ -97,7 +98,7 @@ def choose(
     seen: Moments,
     limit: int,
 ) -> Float[Tensor, "groups channels fan_in"]:
-    """Whole numbers next to the weights, in steps, whose outputs have the least squared error that flips find.
+    """Weights, given in steps, up or down to whole numbers, by the squared error of the outputs.
 
     From nearest rounding on, every channel flips the one weight that lowers its error most, until none does;
     no channel's error is therefore above that of nearest rounding.

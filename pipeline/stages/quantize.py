@@ -7,17 +7,21 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline import distillation, models, parameters, paths, provenance, qat, quantization
+from pipeline import distillation, models, parameters, paths, provenance, ptq, qat, quantization
 from pipeline.data import calibration
 from pipeline.labels import LabelError
 from pipeline.models import Model
-from pipeline.parameters import ParameterError, Quantize
+from pipeline.onnx_export import ExportError
+from pipeline.parameters import ParameterError, Parameters, Quantize
 from pipeline.process import beside, stage
-from pipeline.training import batches, checkpoints, compute, loop
+from pipeline.training import checkpoints, compute, loop
+from pipeline.training.batches import Request, ViewSet
 from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
 
 CALIBRATION_BATCH = 32
+JUDGED_IMAGES = 1000
+"""Of val, on which the steps of post-training quantisation are chosen."""
 
 
 def main(variant: str) -> None:
@@ -36,13 +40,20 @@ def main(variant: str) -> None:
     def calibration_images() -> Iterator[Float[Tensor, "batch 3 height width"]]:
         for first in range(0, len(chosen), CALIBRATION_BATCH):
             indices = chosen[first : first + CALIBRATION_BATCH].tolist()
-            yield contract.normalise(lesson.train_set[batches.Request(indices, None, contract.size)].images)
+            yield contract.normalise(lesson.train_set[Request(indices, None, contract.size)].images)
 
-    history = []
+    history, told = [], settings.model_dump(mode="json")
     if settings.method == "ptq":
-        module, quantized = quantization.quantize_after_training(
+        bench = ptq.Workbench(
             parent, calibration_images, weight_limit=weight_limit, float_layers=settings.float_layers
         )
+        if settings.ptq == "auto":
+            judge = _on_val(parent, lesson.val_set, p)
+            module, quantized, candidates = ptq.choose(bench, judge)
+            print(ptq.table(candidates))
+            told |= {"ptq": ptq.applied(candidates), "candidates": [c.to_dict() for c in candidates]}
+        else:
+            module, quantized = bench.make(settings.ptq)
         arguments = {**parent.card.arguments, "norm": False}
     else:
         prepared = qat.prepare(
@@ -80,7 +91,7 @@ def main(variant: str) -> None:
         parent=parent.card.variant,
         op="quantize",
         arguments=arguments,
-        settings=settings.model_dump(mode="json"),
+        settings=told,
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
         val=val.to_dict(),
@@ -92,6 +103,22 @@ def main(variant: str) -> None:
     print(f"{variant}: val {val} as the runtime computes")
 
 
+def _on_val(parent: Model, val_set: ViewSet, p: Parameters) -> ptq.Judge:
+    """A judge that sees a seeded part of val, by the shipped files' own arithmetic."""
+    size = parent.card.input.size
+    shown = calibration.choose(val_set.images, JUDGED_IMAGES, p.seed)
+    return ptq.judge_files(
+        parent,
+        val_set[Request(shown, None, size)].images.split(CALIBRATION_BATCH),
+        val_set.images.labels[shown],
+        val_set.images.task,
+        threads=p.compute.threads or compute.usable_cores(),
+    )
+
+
 if __name__ == "__main__":
-    with stage(ParameterError, LabelError, TrainingError), beside("pipeline.stages.follow", sys.argv[1]):
+    with (
+        stage(ParameterError, LabelError, TrainingError, ExportError),
+        beside("pipeline.stages.follow", sys.argv[1]),
+    ):
         main(sys.argv[1])
