@@ -1,7 +1,7 @@
 """Cross-layer equalisation: the same network, whose channels share the grid of their activation more evenly.
 
-A ReLU passes positive factors on, so a channel can be divided by any factor in one layer and multiplied by it
-in the next (Nagel et al. 2019, https://arxiv.org/abs/1906.04721, section 4.1). Their factors equalise the
+A ReLU passes positive factors on, so a channel can be divided by any factor in one layer and multiplied by
+it in the next (Nagel et al. 2019, https://arxiv.org/abs/1906.04721, section 4.1). Their factors equalise the
 ranges of both layers' weights. Here every output channel has a step of its own, which makes its factor
 harmless; what channels share is the scale of the activation between the layers, so that range takes the place
 of the first layer's weights.
@@ -26,8 +26,8 @@ def equalise(module: nn.Module, batches: Batches) -> nn.Module:
     """A copy of a folded module that gives the same logits, with equalised channels.
 
     Exact with ReLU. A ReLU6 clips at 6 whatever the factor: channels that reach it on the calibration images
-    keep their scale, and no other is brought beyond it, so the copy is exact on those images and clips
-    elsewhere where a range set by them would clip as well.
+    keep their scale, and no other is brought beyond it. The copy is exact on those images; on others a
+    channel may clip above the greatest value that it had there.
 
     Raises:
         ValueError: there are no images, or a layer reads the sum of two activations.
@@ -56,20 +56,22 @@ def factors(
     """What each channel is divided by before, and multiplied by in, the layer that reads it.
 
     Where the reader is depthwise, its steps take any factor, and all channels get the same range. Otherwise a
-    channel's range becomes proportional to that of the weights that read it, each output's weights being
-    relative to their greatest: the square root of the paper's formula. The greatest range stays as it is.
+    channel's range becomes proportional to that of the weights that read it, as in the paper; each output's
+    weights count relative to their greatest. The greatest range stays as it is.
     """
-    weight = reader.weight.abs().flatten(2).amax(dim=2) if reader.weight.dim() > 2 else reader.weight.abs()
     if is_depthwise(reader):
         read = torch.ones_like(greatest)
-        factor = greatest.clone()
+        factor = greatest
     else:
+        weight = (
+            reader.weight.abs().flatten(2).amax(dim=2) if reader.weight.dim() > 2 else reader.weight.abs()
+        )
         read = (weight / weight.amax(dim=1, keepdim=True).clamp_min(1e-12)).amax(dim=0)
         factor = (greatest / read.clamp_min(1e-12)).sqrt()
     used = (greatest > 0) & (read > 0)
     if not used.any():
         return torch.ones_like(greatest)
-    factor *= (greatest[used] / factor[used]).max() / greatest.max()
+    factor = factor * (greatest[used] / factor[used]).max() / greatest.max()
     factor = factor.clamp(1 / GREATEST_FACTOR, GREATEST_FACTOR)
     kept = ~used | (greatest >= clip * REACHED)
     return torch.where(kept, 1.0, factor)

@@ -309,6 +309,12 @@ class Quantize(Training):
     otherwise weights span their range and activations follow theirs."""
     objective: Objective
 
+    @model_validator(mode="after")
+    def _one_choice_of_ranges(self) -> "Quantize":
+        if {"entropy_ranges", "percentile_ranges"} <= set(self.ptq):
+            raise ValueError("ptq: entropy_ranges and percentile_ranges exclude each other")
+        return self
+
 
 Settings = TypeVar("Settings", bound=Training)
 

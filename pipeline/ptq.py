@@ -1,18 +1,21 @@
 """Post-training quantisation: what may be done to a student, and the choice of what helps it."""
 
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from pipeline import quantization
+from pipeline import onnx_export, quantization
 from pipeline.calibrators import entropy_clip, percentile_clip
 from pipeline.equalisation import equalise
+from pipeline.inference import open_classifier, run
 from pipeline.models import Model, Quantization
 from pipeline.quantization import Batches, Clip, Histogram, least_squares_clip
 from pipeline.rounding import round_adaptively
@@ -39,8 +42,6 @@ ROUNDS: tuple[tuple[Step, ...], ...] = (
 )
 """Alternatives that are tried on top of what was kept before, in this order."""
 
-JUDGED_IMAGES = 256
-"""Of val, on which candidates are compared."""
 ROUNDING_IMAGES = 128
 """Held in memory, with one activation of each."""
 TIE = 2.0
@@ -60,28 +61,7 @@ class Judgement:
 
 
 Judge = Callable[[nn.Module, Quantization], Judgement]
-"""Of a folded module with its weights on the grid, and its scales."""
-
-
-@torch.no_grad()
-def judge_by(
-    parent: nn.Module, images: Sequence[Float[Tensor, "batch 3 size size"]], labels: Tensor, task: Task
-) -> Judge:
-    """Holds candidates, as the runtime computes them, against the parent's answers to normalised images."""
-    parent.eval()
-    wanted = torch.cat([parent(batch) for batch in images])
-
-    def judge(module: nn.Module, found: Quantization) -> Judgement:
-        simulated = quantization.simulate(module, found)
-        with torch.no_grad():
-            logits = torch.cat([simulated(batch) for batch in images])
-        divergences = [
-            float(task.kl(*pair, 1.0)) for pair in zip(logits.split(1), wanted.split(1), strict=True)
-        ]
-        score = task.score(task.predictions(logits), labels.numpy())
-        return Judgement(np.array(divergences), score)
-
-    return judge
+"""Looks at a folded module with its weights on the grid."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +133,7 @@ def quantize(
     float_layers: Collection[str] = (),
     steps: Collection[Step] = ("bias_correction",),
 ) -> tuple[nn.Module, Quantization]:
-    """Post-training quantisation by given steps: the folded module, weights on the grid, and scales.
+    """Post-training quantisation by given steps, on the CPU: the folded module on its grid, and the scales.
 
     The module is built without batch norms, so a card must say ``norm=False`` among its arguments.
 
@@ -190,6 +170,47 @@ def choose(bench: Workbench, judge: Judge) -> tuple[nn.Module, Quantization, lis
         if kept:
             steps, best, judged = options[first], made[first], answers[first]
     return *best, candidates
+
+
+def judge_files(
+    parent: Model,
+    images: Sequence[UInt8[Tensor, "batch height width 3"]],
+    labels: np.ndarray,
+    task: Task,
+    *,
+    threads: int,
+) -> Judge:
+    """Judge candidates by what would ship: a file of each in ONNX Runtime, against the parent's file.
+
+    Args:
+        parent: in float.
+        images: of val, rendered by the parent's contract.
+        labels: in the same order.
+        task: what the student is asked.
+        threads: of ONNX Runtime.
+
+    Raises:
+        ExportError: a candidate cannot be written; ``onnx_export.export`` says when.
+    """
+    card = replace(parent.card, arguments={**parent.card.arguments, "norm": False})
+
+    def answers(model: Model) -> Float[Tensor, "images classes"]:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "candidate.onnx"
+            onnx_export.export(model, file, onnx_export.metadata_for(model.card, model.quantization))
+            classifier = open_classifier(file, threads=threads)
+            logits = np.concatenate(list(run(classifier, (batch.numpy() for batch in images))))
+        return torch.from_numpy(logits)
+
+    wanted = answers(parent).double()
+
+    def judge(module: nn.Module, found: Quantization) -> Judgement:
+        logits = answers(Model(module, card, found))
+        pairs = zip(logits.double().split(1), wanted.split(1), strict=True)
+        divergences = np.array([float(task.kl(own, parents, 1.0)) for own, parents in pairs])
+        return Judgement(divergences, task.score(task.predictions(logits), labels))
+
+    return judge
 
 
 def applied(candidates: Sequence[Candidate]) -> tuple[Step, ...]:

@@ -271,8 +271,8 @@ def activation_histograms(
     counts = {name: torch.zeros(BINS, dtype=torch.float64) for name in observed}
 
     def count(name: str, values: Tensor) -> None:
-        positive = values[values > 0].float().cpu()
-        counts[name] += torch.histc(positive, BINS, 0, greatest[name]).double()
+        counts[name] += torch.histc(values.float().cpu(), BINS, 0, greatest[name]).double()
+        counts[name][0] -= int((values == 0).sum())
 
     observe(module, batches, observed, count)
     return {name: Histogram(counts[name], greatest[name]) for name in observed}

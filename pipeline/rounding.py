@@ -1,11 +1,12 @@
 """Adaptive rounding: weights up or down so that a layer's output stays near the float network's.
 
 Nearest rounding is the best for each weight alone, but not for a layer's output, where errors of weights that
-read alike inputs add up or cancel. The objective is AdaRound's (Nagel et al. 2020,
-https://arxiv.org/abs/2004.10568, equation 21, with the quantised network's input and the float network's
-output): each weight goes up or down such that the output's squared error is least. It is quadratic in the
-weights, so second moments of the inputs hold all that the images say, and it is minimised by flipping one
-weight after another.
+read alike inputs add up or cancel. The objective is that of AdaRound (Nagel et al. 2020,
+https://arxiv.org/abs/2004.10568): each weight goes up or down such that the squared error of the layer's
+output before the ReLU, on the quantised network's input and against the float network's output, is least.
+That is quadratic in the weights, so second moments hold all that the images say. It is minimised by flipping
+one weight after another, where the paper relaxes rounding to a sigmoid and descends its gradient: measured,
+flips came as low or lower in a fraction of the time (docs/decisions.md).
 """
 
 import copy
@@ -97,7 +98,7 @@ def choose(
     seen: Moments,
     limit: int,
 ) -> Float[Tensor, "groups channels fan_in"]:
-    """Whole numbers next to the weights, in steps, with the least squared error of outputs that flips find.
+    """Weights, given in steps, up or down to whole numbers, by the squared error of the outputs.
 
     From nearest rounding on, every channel flips the one weight that lowers its error most, until none does;
     no channel's error is therefore above that of nearest rounding.

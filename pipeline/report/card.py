@@ -44,7 +44,7 @@ UNKNOWN = {
 
 SHOWN_CLASSES = 30
 """Of more classes than this, those with the most errors are listed."""
-PTQ_SETTINGS = ("method", "calibration", "float_layers", "saturation_safe")
+PTQ_SETTINGS = ("method", "calibration", "ptq", "float_layers", "saturation_safe")
 """What counts where nothing is trained."""
 
 

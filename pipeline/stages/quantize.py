@@ -4,16 +4,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
-import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline import distillation, kernels, models, parameters, paths, provenance, ptq, qat, quantization
 from pipeline.data import calibration
 from pipeline.labels import LabelError
 from pipeline.models import Model
-from pipeline.parameters import ParameterError, Quantize
+from pipeline.onnx_export import ExportError
+from pipeline.parameters import ParameterError, Parameters, Quantize
 from pipeline.process import beside, stage
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.batches import Request, ViewSet
@@ -21,6 +20,8 @@ from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
 
 CALIBRATION_BATCH = 32
+JUDGED_IMAGES = 1000
+"""Of val, on which the steps of post-training quantisation are chosen."""
 
 
 def main(variant: str) -> None:
@@ -42,24 +43,20 @@ def main(variant: str) -> None:
     chosen = calibration.choose(lesson.train_set.images, settings.calibration, p.seed)
 
     def calibration_images() -> Iterator[Float[Tensor, "batch 3 height width"]]:
-        return _normalised(lesson.train_set, chosen)
+        for first in range(0, len(chosen), CALIBRATION_BATCH):
+            indices = chosen[first : first + CALIBRATION_BATCH].tolist()
+            yield contract.normalise(lesson.train_set[Request(indices, None, contract.size)].images)
 
-    history, tried = [], {}
+    history, told = [], settings.model_dump(mode="json")
     if settings.method == "ptq":
         bench = ptq.Workbench(
             parent, calibration_images, weight_limit=weight_limit, float_layers=settings.float_layers
         )
         if settings.ptq == "auto":
-            scored = calibration.choose(lesson.val_set.images, ptq.JUDGED_IMAGES, p.seed)
-            shown = list(_normalised(lesson.val_set, scored))
-            labels = torch.from_numpy(lesson.val_set.images.labels[scored])
-            judge = ptq.judge_by(parent.module, shown, labels, lesson.val_set.images.task)
+            judge = _on_val(parent, lesson.val_set, p)
             module, quantized, candidates = ptq.choose(bench, judge)
             print(ptq.table(candidates))
-            tried = {
-                "ptq": ptq.applied(candidates),
-                "candidates": [candidate.to_dict() for candidate in candidates],
-            }
+            told |= {"ptq": ptq.applied(candidates), "candidates": [c.to_dict() for c in candidates]}
         else:
             module, quantized = bench.make(settings.ptq)
         arguments = {**parent.card.arguments, "norm": False}
@@ -101,7 +98,7 @@ def main(variant: str) -> None:
         parent=parent.card.variant,
         op="quantize",
         arguments=arguments,
-        settings={**settings.model_dump(mode="json"), **tried},
+        settings=told,
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
         val=val.to_dict(),
@@ -113,15 +110,22 @@ def main(variant: str) -> None:
     print(f"{variant}: val {val} as the runtime computes")
 
 
-def _normalised(
-    views: ViewSet, chosen: Int64[np.ndarray, " chosen"]
-) -> Iterator[Float[Tensor, "batch 3 size size"]]:
-    """Centred views of some images, in batches."""
-    for first in range(0, len(chosen), CALIBRATION_BATCH):
-        indices = chosen[first : first + CALIBRATION_BATCH].tolist()
-        yield views.contract.normalise(views[Request(indices, None, views.contract.size)].images)
+def _on_val(parent: Model, val_set: ViewSet, p: Parameters) -> ptq.Judge:
+    """A judge that sees a seeded part of val, by the shipped files' own arithmetic."""
+    size = parent.card.input.size
+    shown = calibration.choose(val_set.images, JUDGED_IMAGES, p.seed)
+    return ptq.judge_files(
+        parent,
+        val_set[Request(shown, None, size)].images.split(CALIBRATION_BATCH),
+        val_set.images.labels[shown],
+        val_set.images.task,
+        threads=p.compute.threads or compute.usable_cores(),
+    )
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, LabelError, TrainingError), beside("pipeline.stages.follow", sys.argv[1]):
+    with (
+        stage(ParameterError, LabelError, TrainingError, ExportError),
+        beside("pipeline.stages.follow", sys.argv[1]),
+    ):
         main(sys.argv[1])
