@@ -30,16 +30,10 @@ NUMBER = re.compile(
     r"(?<![\w.,/-])([+\N{MINUS SIGN}]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e-?\d+)?)"
     rf"({'|'.join(sorted(map(re.escape, SCALES), key=len, reverse=True))})?(?![\w])"
 )
-NO_FIGURES = (
-    r"\A---\n.*?\n---\n",
-    r"```.*?```",
-    r"`[^`]*`",
-    r"\]\([^)]*\)",
-    r"95% intervals? ?",
-    r"90% or more",
-    r"top-1",
-)
-"""Front matter and code, which other tests read; addresses; and words that have digits in them."""
+NO_PROSE = (r"\A---\n.*?\n---\n", r"```.*?```", r"`[^`]*`", r"\]\([^)]*\)")
+"""Front matter and code, which other tests read; and addresses."""
+NO_FIGURES = (r"95% intervals? ?", r"90% or more", r"top-1")
+"""Words that have digits in them."""
 
 NOT_READ = {"predictions", "quantization"}
 """Long lists that no card tells of."""
@@ -67,11 +61,13 @@ def values(artifacts: Path, parameters: Path) -> tuple[set[float], set[str]]:
 def prose(card: str, words: set[str]) -> str:
     """A card without front matter, code, and names and sentences that artifacts hold as they are."""
     text = card
-    for pattern in NO_FIGURES:
+    for pattern in NO_PROSE:
         text = re.sub(pattern, "", text, flags=re.DOTALL)
     for word in sorted(words, key=len, reverse=True):
         if re.search(r"\d", word) and re.search(r"[a-z]", word):
             text = text.replace(word, "").replace(word.replace("_", " "), "")
+    for pattern in NO_FIGURES:
+        text = re.sub(pattern, "", text)
     return text
 
 
