@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from pipeline import paths
@@ -309,11 +317,12 @@ class Quantize(Training):
     otherwise weights span their range and activations follow theirs."""
     objective: Objective
 
-    @model_validator(mode="after")
-    def _one_choice_of_ranges(self) -> "Quantize":
-        if {"entropy_ranges", "percentile_ranges"} <= set(self.ptq):
-            raise ValueError("ptq: entropy_ranges and percentile_ranges exclude each other")
-        return self
+    @field_validator("ptq")
+    @classmethod
+    def _one_choice_of_ranges(cls, ptq: Literal["auto"] | tuple[PtqStep, ...]) -> Any:
+        if len(ranges := [step for step in ptq if step.endswith("_ranges")]) > 1:
+            raise ValueError(f"{' and '.join(ranges)} exclude each other; at most one is allowed")
+        return ptq
 
 
 Settings = TypeVar("Settings", bound=Training)
@@ -693,7 +702,8 @@ def _lines(error: ValidationError, origin: str, root: type[Section], prefix: str
 
 def _line(detail: ErrorDetails, origin: str, root: type[Section], prefix: str) -> str:
     # Pydantic's location also names the branch of a union, which is no key that a user wrote.
-    parts = [str(part) for part in detail["loc"] if not str(part).startswith(("constrained-", "function-"))]
+    branches = ("constrained-", "function-", "literal[", "tuple[")
+    parts = [str(part) for part in detail["loc"] if not str(part).startswith(branches)]
     key = ".".join([*([prefix] if prefix else []), *parts])
     start = f"{origin}: {key}" if origin else key
     if detail["type"] == "extra_forbidden":
@@ -703,7 +713,7 @@ def _line(detail: ErrorDetails, origin: str, root: type[Section], prefix: str) -
         return f"{start}: no such key{hint} (allowed: {', '.join(allowed)})"
     if detail["type"] == "missing":
         return f"{start}: this key is missing"
-    message = detail["msg"].replace("Input should be", "must be")
+    message = detail["msg"].replace("Input should be", "must be").removeprefix("Value error, ")
     return f"{start} = {detail['input']!r}: {message}"
 
 

@@ -271,3 +271,13 @@ def test_a_layer_left_float_takes_its_scales_along() -> None:
 
 def test_the_parameters_know_the_steps() -> None:
     assert get_args(parameters.PtqStep) == ptq.STEPS
+
+
+def test_two_choices_of_ranges_are_refused_in_one_line() -> None:
+    both = ["entropy_ranges", "percentile_ranges", "equalisation"]
+    with pytest.raises(parameters.ParameterError) as caught:
+        parameters.load(changes={"quantize": {"ptq": both}})
+    line = str(caught.value)
+    assert f"quantize.ptq = {both}" in line
+    assert "entropy_ranges and percentile_ranges exclude each other" in line
+    assert "\n" not in line
