@@ -5,8 +5,8 @@ read alike inputs add up or cancel. The objective is that of AdaRound (Nagel et 
 https://arxiv.org/abs/2004.10568): each weight goes up or down such that the squared error of the layer's
 output before the ReLU, on the quantised network's input and against the float network's output, is least.
 That is quadratic in the weights, so second moments hold all that the images say. It is minimised by flipping
-one weight after another, where the paper relaxes rounding to a sigmoid and descends its gradient: measured,
-flips came as low or lower in a fraction of the time (docs/decisions.md).
+one weight after another, without a learning rate or annealing, where the paper relaxes rounding to a sigmoid
+and descends its gradient.
 """
 
 import copy
