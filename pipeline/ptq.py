@@ -157,7 +157,9 @@ def choose(bench: Workbench, judge: Judge) -> tuple[nn.Module, Quantization, lis
     plain = judged = judge(*best)
     candidates = [_candidate(steps, judged, kept=True)]
     for alternatives in ROUNDS:
-        options = [tuple(step for step in STEPS if step in {*steps, new}) for new in alternatives]
+        options: list[tuple[Step, ...]] = [
+            tuple(step for step in STEPS if step in {*steps, new}) for new in alternatives
+        ]
         made = [bench.make(option) for option in options]
         answers = [judge(*each) for each in made]
         first = min(range(len(options)), key=lambda i: answers[i].divergences.mean())

@@ -53,7 +53,7 @@ def badly_scaled() -> Model:
         factor = torch.exp2(torch.rand(len(first.weight)) * 6 - 3)
         first.weight /= factor.view(-1, 1, 1, 1)
         assert first.bias is not None
-        first.bias /= factor
+        first.bias.div_(factor)
         along = (-1, 1) if is_depthwise(second) else (1, -1)
         second.weight *= factor.view(*along, *[1] * (second.weight.dim() - 2))
     return Model(module, replace(model.card, arguments={**model.card.arguments, "norm": False}))
@@ -154,9 +154,9 @@ def test_entropy_clips_a_thin_tail_and_keeps_a_thick_one() -> None:
 
 def test_each_choice_of_ranges_gives_ranges_of_its_own() -> None:
     bench = Workbench(student(), batches, weight_limit=63, float_layers=())
+    choices: list[tuple[Step, ...]] = [(), ("entropy_ranges",), ("percentile_ranges",)]
     plain, entropy, percentile = (
-        bench.make(steps)[1].activations["blocks.4.pointwise"].scale
-        for steps in ((), ("entropy_ranges",), ("percentile_ranges",))
+        bench.make(steps)[1].activations["blocks.4.pointwise"].scale for steps in choices
     )
     assert len({plain, entropy, percentile}) == 3
 

@@ -55,7 +55,7 @@ def main(variant: str) -> None:
         if settings.ptq == "auto":
             judge = _on_val(parent, lesson.val_set, p)
             module, quantized, candidates = ptq.choose(bench, judge)
-            print(ptq.table(candidates))
+            fabric.print(ptq.table(candidates))
             told |= {"ptq": ptq.applied(candidates), "candidates": [c.to_dict() for c in candidates]}
         else:
             module, quantized = bench.make(settings.ptq)
