@@ -56,7 +56,7 @@ def equalise(module: nn.Module, batches: Batches) -> nn.Module:
         factor = factors(second, seen[source], clip)
         first.weight /= factor.view(-1, *[1] * (first.weight.dim() - 1))
         assert first.bias is not None
-        first.bias /= factor
+        first.bias.div_(factor)
         along = (-1, 1) if is_depthwise(second) else (1, -1)
         second.weight *= factor.view(*along, *[1] * (second.weight.dim() - 2))
     return equal
