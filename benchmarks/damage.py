@@ -26,7 +26,7 @@ def main(variant: str = "fp32", share: float = 0.05) -> None:
     model = models.load(paths.model(variant))
     test = store.read(paths.DATA, "test")
     views = ViewSet(test, None, model.card.input)
-    requests = batches.sequential(len(test), None, model.card.input.size, 32)
+    requests = batches.sequential(range(len(test)), None, model.card.input.size, 32)
 
     def answers(file: Path) -> Answers:
         scores, kept = evaluation.score(

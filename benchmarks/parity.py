@@ -15,8 +15,8 @@ import torch
 from pipeline import models, parameters, parity, paths
 from pipeline.data import calibration, store
 from pipeline.parity import RungName
-from pipeline.training import compute
-from pipeline.training.batches import Request, ViewSet
+from pipeline.training import batches, compute
+from pipeline.training.batches import ViewSet
 
 BATCH = 50
 SIDE_RUNGS: tuple[RungName, ...] = ("torch_float", "onnx_float", "fake_quant", "onnx_plain")
@@ -37,10 +37,7 @@ def main() -> None:
             continue
         test = ViewSet(store.read(paths.DATA, "test"), None, model.card.input)
         chosen = calibration.choose(test.images, told.images or len(test), p.seed)
-        requests = [
-            Request(chosen[at : at + BATCH].tolist(), None, model.card.input.size)
-            for at in range(0, len(chosen), BATCH)
-        ]
+        requests = batches.sequential(chosen.tolist(), None, model.card.input.size, BATCH)
         began = time.perf_counter()
         found = parity.climb(
             model,

@@ -69,7 +69,7 @@ def answer(files: Mapping[str, Path], dataset: ViewSet, threads: int) -> dict[st
     """
     classifiers = {name: open_classifier(path, threads=threads) for name, path in files.items()}
     parts: dict[str, list[Int64[np.ndarray, " batch"]]] = {name: [] for name in files}
-    requests = batches.sequential(len(dataset), None, dataset.contract.size, BATCH)
+    requests = batches.sequential(range(len(dataset)), None, dataset.contract.size, BATCH)
     with tqdm(desc=f"{len(files)} files", total=len(dataset), unit=" images", mininterval=5) as bar:
         for request in requests:
             pixels = dataset[request].images.numpy()

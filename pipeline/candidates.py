@@ -24,7 +24,7 @@ from pipeline.data import calibration
 from pipeline.distillation import Lesson
 from pipeline.tasks import Task
 from pipeline.training import batches, loop
-from pipeline.training.batches import Batch, Request, ViewSet
+from pipeline.training.batches import Batch
 from pipeline.widths import BudgetError, Cost
 
 ShapeName = Literal["uniform", "sensitivity"]
@@ -92,12 +92,16 @@ def gather(
     weights = distillation.weights(goal)
 
     def loss(module: nn.Module, batch: Batch) -> Tensor:
-        return torch.stack([weights[name] * term for name, term in objective(module, batch).items()]).sum()
+        return loop.total(objective(module, batch), weights)
 
     chosen = batches.shuffled(len(lesson.train_set), epoch=0, seed=seed)[: TAYLOR_IMAGES * taylor]
-    asked = batches.load(fabric, lesson.train_set, _requests(chosen, 0, lesson.train_set), workers)
+    asked = batches.load(
+        fabric, lesson.train_set, batches.sequential(chosen, 0, contract.size, BATCH), workers
+    )
     scored = calibration.choose(lesson.val_set.images, VAL_IMAGES, seed)
-    shown = batches.load(fabric, lesson.val_set, _requests(scored, None, lesson.val_set), workers)
+    shown = batches.load(
+        fabric, lesson.val_set, batches.sequential(scored, None, contract.size, BATCH), workers
+    )
     return Evidence(
         settling=tuple(loop.plain_images(fabric, lesson.train_set, SETTLING_IMAGES, BATCH, workers)),
         losses=tuple(partial(loss, batch=batch) for batch in asked),
@@ -221,10 +225,3 @@ def _by_worth(
         architecture, arguments, widths.output_channels(module), cost=cost, share=DAMAGE_SHARE
     )
     return widths.by_worth([scores[DAMAGE_SHARE] for scores in damage.values()], saved)
-
-
-def _requests(chosen: Any, view: int | None, views: ViewSet) -> list[Request]:
-    return [
-        Request(chosen[first : first + BATCH], view, views.contract.size)
-        for first in range(0, len(chosen), BATCH)
-    ]

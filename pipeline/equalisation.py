@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from pipeline.quantization import CLIPPING, Batches, layer_inputs, layers, observe
+from pipeline.quantization import CLIPPING, Batches, is_depthwise, layer_inputs, layers, observe
 
 GREATEST_FACTOR = 256.0
 """Of a channel; a weaker one is left to the noise, since its bias must still be counted in 32 bits."""
@@ -122,8 +122,3 @@ def neighbours(module: nn.Module) -> list[tuple[str, str]]:
         elif alone:
             carried[node] = carried[source]
     return pairs
-
-
-def is_depthwise(layer: nn.Module) -> bool:
-    """Whether each channel is read by one output channel alone."""
-    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels

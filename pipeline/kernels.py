@@ -147,10 +147,9 @@ def fastest_float_layers(costs: Costs, module: nn.Module, contract: InputContrac
     """
     weights = {name: layer.weight.numel() for name, layer in layers(module).items()}
     names = list(weights)
-    normalised = any(contract.mean) or set(contract.std) != {1.0}
     choices = [
         names[:count]
-        for count in range(1 if normalised else 0, len(names))
+        for count in range(0 if contract.is_plain else 1, len(names))
         if count <= 1 or sum(weights[name] for name in names[:count]) <= LARGEST_SHARE * sum(weights.values())
     ]
     costs.learn([part for choice in choices for part in parts_of(module, contract.size, choice)])

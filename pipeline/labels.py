@@ -127,7 +127,7 @@ def answer(
     for view in range(views):
         file = partial / f"{view}.npy"
         if not file.exists():
-            requests = batches.sequential(len(view_set), view, contract.size, 128)
+            requests = batches.sequential(range(len(view_set)), view, contract.size, 128)
             parts = []
             for batch in batches.load(fabric, view_set, requests, workers):
                 logits = teacher(contract.normalise(batch.images))

@@ -240,7 +240,7 @@ def write(
             check(module, quantization)
         except ValueError as error:
             raise ExportError(str(error)) from error
-        if IMAGES in quantization.activations and (any(contract.mean) or set(contract.std) != {1.0}):
+        if IMAGES in quantization.activations and not contract.is_plain:
             raise ExportError(
                 f"the input has mean {contract.mean} and std {contract.std}; a stem in int8 reads bytes and "
                 "needs mean 0 and std 1: name the stem in float_layers"

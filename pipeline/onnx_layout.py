@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pipeline.models import Quantization
-from pipeline.quantization import IMAGES, layer_inputs, layers
+from pipeline.quantization import IMAGES, is_depthwise, layer_inputs, layers
 
 FILL = 16
 """Channels of the depthwise kernel."""
@@ -24,11 +24,6 @@ QUAD = 4
 def filled(channels: int) -> int:
     """Channels of an int8 activation that a depthwise layer reads, zeros included."""
     return -(-channels // FILL) * FILL
-
-
-def is_depthwise(part: nn.Module) -> bool:
-    """Whether each channel is convolved for itself."""
-    return isinstance(part, nn.Conv2d) and part.groups == part.in_channels == part.out_channels > 1
 
 
 def fill(module: nn.Module, quantization: Quantization) -> tuple[nn.Module, Quantization]:

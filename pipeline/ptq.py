@@ -95,10 +95,20 @@ class Workbench:
         self._float_layers = tuple(float_layers)
         self._network = cache(self._make_network)
         self._ranges = cache(self._make_ranges)
+        self._grid = cache(self._make_grid)
         self._images = cache(lambda: first_images(batches, ROUNDING_IMAGES))
 
     def make(self, steps: Collection[Step]) -> tuple[nn.Module, Quantization]:
         """The folded module with its weights on the grid, and the scales; for these steps, in any order."""
+        baked, found = self._grid(frozenset(steps) - {"bias_correction"})
+        if "bias_correction" in steps:
+            module, _ = self._network("equalisation" in steps)
+            images = self._images()[: quantization.CORRECTION_IMAGES]
+            baked = quantization.correct_biases(baked, module, found, images)
+        return baked, found
+
+    def _make_grid(self, steps: frozenset[Step]) -> tuple[nn.Module, Quantization]:
+        """All but the correction of biases."""
         equal = "equalisation" in steps
         module, _ = self._network(equal)
         scales = quantization.weight_scales(
@@ -107,13 +117,8 @@ class Workbench:
         clip = next((step for step in CLIPS if step in steps), None)
         found = Quantization(scales, self._weight_limit, self._ranges(equal, clip), self._float_layers)
         if "adaptive_rounding" in steps:
-            baked = round_adaptively(module, found, self._images())
-        else:
-            baked = quantization.bake(module, scales, self._weight_limit)
-        if "bias_correction" in steps:
-            images = self._images()[: quantization.CORRECTION_IMAGES]
-            baked = quantization.correct_biases(baked, module, found, images)
-        return baked, found
+            return round_adaptively(module, found, self._images()), found
+        return quantization.bake(module, scales, self._weight_limit), found
 
     def _make_network(self, equal: bool) -> tuple[nn.Module, dict[str, Histogram]]:
         module = equalise(self._folded, self._batches) if equal else self._folded
@@ -283,11 +288,8 @@ def sensitivity(
     """
     folded, _ = quantization.fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
     inputs = quantization.layer_inputs(folded)
-    contract = model.card.input
     fixed = [
-        name
-        for name, read in inputs.items()
-        if read == quantization.IMAGES and (any(contract.mean) or set(contract.std) != {1.0})
+        name for name, read in inputs.items() if read == quantization.IMAGES and not model.card.input.is_plain
     ]
     whole = Quantization(
         quantization.weight_scales(folded, weight_limit, fixed),

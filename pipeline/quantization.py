@@ -80,6 +80,11 @@ def layers(module: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     }
 
 
+def is_depthwise(part: nn.Module) -> bool:
+    """Whether each channel is convolved for itself."""
+    return isinstance(part, nn.Conv2d) and part.groups == part.in_channels == part.out_channels > 1
+
+
 def layer_inputs(module: nn.Module) -> dict[str, str]:
     """Layer to the activation that it reads: ``images``, another layer's output, or ``pool``.
 

@@ -36,6 +36,11 @@ class InputContract:
     crop: float = 1.0
     """Side of the centred square that is kept for evaluation, as a share of the shorter side."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether values are bytes over 255 and nothing else."""
+        return not any(self.mean) and set(self.std) == {1.0}
+
     def centre_box(self, width: int, height: int) -> Box:
         """The square that evaluation looks at."""
         side = self.crop * min(width, height)

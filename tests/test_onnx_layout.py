@@ -9,7 +9,7 @@ from torch import nn
 import students
 from pipeline import onnx_layout
 from pipeline.models import Affine, Quantization
-from pipeline.quantization import IMAGES, RAW_PIXELS, int8_activations, layers
+from pipeline.quantization import IMAGES, RAW_PIXELS, int8_activations, is_depthwise, layers
 
 CHANNELS = (8, 24, 32, 40, 40, 48, 48, 48, 56, 48, 48, 48, 64, 72)
 
@@ -40,7 +40,7 @@ def test_channels_of_zeros_change_no_logit(float_layers: tuple[str, ...]) -> Non
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(filled(images), module(images), rtol=1e-5, atol=1e-5)
     for name, part in layers(filled).items():
-        if onnx_layout.is_depthwise(part) and name not in float_layers:
+        if is_depthwise(part) and name not in float_layers:
             assert len(part.weight) % onnx_layout.FILL == 0
         if name not in float_layers:
             assert len(scales.weight_scales[name]) == len(part.weight)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pipeline import models, onnx_export, parameters, ptq, quantization, rounding
 from pipeline.calibrators import entropy_clip, percentile_clip
-from pipeline.equalisation import equalise, is_depthwise, neighbours
+from pipeline.equalisation import equalise, neighbours
 from pipeline.models import Model, Quantization
 from pipeline.ptq import Judgement, Step, Workbench
-from pipeline.quantization import BINS, Histogram, layers, simulate
+from pipeline.quantization import BINS, Histogram, is_depthwise, layers, simulate
 from pipeline.tasks import SINGLE_LABEL
 from tests.test_quantization import FLOAT_LAYERS, folded, photographs, relative_error, student
 

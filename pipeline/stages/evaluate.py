@@ -17,7 +17,7 @@ from pipeline.parameters import ParameterError
 from pipeline.parity import ParityError
 from pipeline.process import stage
 from pipeline.training import batches, compute
-from pipeline.training.batches import Request, ViewSet
+from pipeline.training.batches import ViewSet
 
 BATCH = 32
 
@@ -34,7 +34,7 @@ def main(variant: str) -> None:
     def images(
         shown: ViewSet, chosen: Sequence[int], what: str
     ) -> Iterator[UInt8[Tensor, "batch height width 3"]]:
-        requests = [Request(chosen[at : at + BATCH], None, size) for at in range(0, len(chosen), BATCH)]
+        requests = batches.sequential(chosen, None, size, BATCH)
         loader = batches.load(Fabric(accelerator="cpu"), shown, requests, p.compute.workers)
         with tqdm(desc=f"{what} {variant}", total=len(chosen), unit=" images", mininterval=5) as bar:
             for batch in loader:

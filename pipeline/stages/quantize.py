@@ -14,7 +14,7 @@ from pipeline.models import Model
 from pipeline.onnx_export import ExportError
 from pipeline.parameters import ParameterError, Parameters, Quantize
 from pipeline.process import beside, stage
-from pipeline.training import checkpoints, compute, loop
+from pipeline.training import batches, checkpoints, compute, loop
 from pipeline.training.batches import Request, ViewSet
 from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
@@ -43,9 +43,8 @@ def main(variant: str) -> None:
     chosen = calibration.choose(lesson.train_set.images, settings.calibration, p.seed)
 
     def calibration_images() -> Iterator[Float[Tensor, "batch 3 height width"]]:
-        for first in range(0, len(chosen), CALIBRATION_BATCH):
-            indices = chosen[first : first + CALIBRATION_BATCH].tolist()
-            yield contract.normalise(lesson.train_set[Request(indices, None, contract.size)].images)
+        for request in batches.sequential(chosen, None, contract.size, CALIBRATION_BATCH):
+            yield contract.normalise(lesson.train_set[request].images)
 
     history, told = [], settings.model_dump(mode="json")
     if settings.method == "ptq":

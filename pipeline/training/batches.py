@@ -161,11 +161,12 @@ def _give_way(_worker: int) -> None:
     os.nice(19)
 
 
-def sequential(images: int, view: int | None, size: int, batch_size: int) -> list[Request]:
-    """Requests for every image once, in order."""
+def sequential(
+    chosen: Sequence[int] | Int64[np.ndarray, " images"], view: int | None, size: int, batch_size: int
+) -> list[Request]:
+    """Requests for every chosen image once, in order."""
     return [
-        Request(range(first, min(first + batch_size, images)), view, size)
-        for first in range(0, images, batch_size)
+        Request(chosen[first : first + batch_size], view, size) for first in range(0, len(chosen), batch_size)
     ]
 
 

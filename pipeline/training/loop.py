@@ -101,6 +101,11 @@ class Run:
     """Hash over all that determines the result; a checkpoint of another identity is not used."""
 
 
+def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Float[Tensor, ""]:
+    """The loss of an objective's named terms; where weights meet."""
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
 def train(
     fabric: Fabric,
     module: nn.Module,
@@ -177,7 +182,7 @@ def train(
             precision.use(fabric, batch.images.shape[1] in in_bf16)
             with FastSmallMaps():
                 terms = objective(wrapped, batch)
-            loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+            loss = total(terms, weights)
             fabric.backward(loss)
             if recipe.clip:
                 # What is not finite shows in the loss; a look at it here would wait for the device.
@@ -231,7 +236,7 @@ def predict(
 ) -> Float[Tensor, "images classes"]:
     """Logits of a split's centred views, at ``size`` pixels, on the CPU; leaves the network in eval mode."""
     module.eval()
-    requests = batches.sequential(len(dataset), None, size, 128)
+    requests = batches.sequential(range(len(dataset)), None, size, 128)
     with fabric.autocast():
         return torch.cat(
             [
@@ -269,10 +274,8 @@ def plain_images(
     dataset = replace(dataset, space=dataset.space and dataset.space.plain(), answers=None, teachers=())
     # Shuffled: a split lies on disk class by class, and batches of one class are not what the network meets.
     chosen = batches.shuffled(len(dataset), epoch=0, seed=0)[:images]
-    requests = [
-        Request(chosen[first : first + batch_size], 0, contract.size)
-        for first in range(0, max(1, len(chosen) // batch_size) * batch_size, batch_size)
-    ]
+    whole = max(1, len(chosen) // batch_size) * batch_size
+    requests = batches.sequential(chosen[:whole], 0, contract.size, batch_size)
     for batch in batches.load(fabric, dataset, requests, workers):
         yield contract.normalise(batch.images)
 
