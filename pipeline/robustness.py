@@ -180,15 +180,16 @@ def _adversarial(
 ) -> tuple[Images, float]:
     """Adversarial images, and the module's own accuracy on them."""
     contract, found, right = model.card.input, [], 0
+    module = model.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     for first in range(0, len(images), AT_ONCE):
         some = torch.from_numpy(images[first : first + AT_ONCE])
         truth = torch.from_numpy(labels[first : first + AT_ONCE])
         moved = (
-            attacks.fgsm(model.module, contract, some, truth, radius)
+            attacks.fgsm(module, contract, some, truth, radius)
             if kind == "FGSM"
-            else attacks.pgd(model.module, contract, some, truth, radius, steps=steps, seed=seed + first)
+            else attacks.pgd(module, contract, some, truth, radius, steps=steps, seed=seed + first)
         )
-        right += int((attacks.answers(model.module, contract, moved) == truth).sum())
+        right += int((attacks.answers(module, contract, moved) == truth).sum())
         found.append(moved.numpy())
     return np.concatenate(found), right / len(images)
 
