@@ -61,7 +61,8 @@ def score(
         ModelFileError: the file is not one of this pipeline.
         ValueError: images and labels do not match.
     """
-    classifier = open_classifier(path, threads=threads)
+    # Whoever renders the images needs the cores as well.
+    classifier = open_classifier(path, threads=threads, spinning=False)
     names = classifier.labels
     parts: list[Float32[np.ndarray, "batch classes"]] = []
     seen = 0

@@ -370,7 +370,7 @@ class Evaluation(Section):
     metadata: OptionalPath = None
     """CSV file with `file_name` and any columns, by each of which test images are compared; `configs/none`:
     none."""
-    parity: Annotated[int, Field(ge=0)] | None = 128
+    parity: Annotated[int, Field(ge=0)] | None = 96
     """Val images, stratified by class, that are computed at every rung from the module to the shipped file;
     null takes all, 0 skips this."""
 
@@ -378,9 +378,9 @@ class Evaluation(Section):
 class Probe(Section):
     """How variants are tried on images that they were not made for."""
 
-    corrupted: Annotated[int, Field(ge=0)] = 64
+    corrupted: Annotated[int, Field(ge=0)] = 48
     """Test images, stratified by class, on which 15 corruptions are tried at 5 severities; 0 skips this."""
-    attacked: Annotated[int, Field(ge=0)] = 48
+    attacked: Annotated[int, Field(ge=0)] = 32
     """Test images, stratified by class, that are attacked; 0 skips this."""
     radii: Annotated[tuple[Annotated[int, Field(ge=1, le=255)], ...], Field(min_length=1)] = (1, 4)
     """Greatest change of a pixel by an attack, of 255."""
@@ -404,9 +404,9 @@ class Explain(Section):
 class Sensitivity(Section):
     """How it is measured what each layer can bear: fewer channels, and eight bits."""
 
-    images: Annotated[int, Field(ge=0)] = 100
+    images: Annotated[int, Field(ge=0)] = 80
     """Val images, stratified by class, on which networks are scored; 0 skips this."""
-    size: Size | None = 128
+    size: Size | None = 96
     """Their size in pixels, the student's own at most; null takes that."""
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (
         0.25,

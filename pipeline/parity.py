@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from jaxtyping import Bool, Float, UInt8
+from scipy import stats
 from torch import Tensor, nn
 
 from pipeline import layerwise, onnx_export, saturation
@@ -34,7 +35,9 @@ FLOAT_TIE = 1e-4
 FLOAT_DRIFT = 1e-3
 """Of an activation's spread; a float layer that drifts farther diverges."""
 FAKE_QUANT_AGREEMENT = 0.99
-"""Share of the fake-quantised answers that must be the simulator's; one image is forgiven among few."""
+"""Share of the fake-quantised answers that must be the simulator's."""
+CHANCE = 0.05
+"""Level of the binomial test that says whether fewer were found by chance, among few images."""
 ROUNDING_SHARE = 1e-3
 """Of a layer's integers that fake quantisation, whose biases are no whole steps, may round to the next."""
 SHOWN = 32
@@ -61,7 +64,7 @@ class Rung:
     against: RungName | None = None
     """The earlier rung that it is compared with."""
     least: float = 0.0
-    """Least share of answers that must be the same; with 1, all but ties."""
+    """Least share of answers that must be the same, unless chance explains fewer; with 1, all but ties."""
     diverges: Callable[[Images], str | None] = lambda _images: None
     """What is wrong with images that are answered unlike; None where they are ties."""
 
@@ -96,7 +99,7 @@ def climb(
 
     Raises:
         ParityError: answers differ that are no ties, or fewer than 99 % of the fake-quantised ones are the
-            simulator's.
+            simulator's, and chance does not explain it.
     """
     task = TASKS[model.card.task]
     with tempfile.TemporaryDirectory() as folder:
@@ -134,9 +137,8 @@ def _tell(
     own = logits[rung.name]
     told: dict[str, Any] = {"rung": rung.name, task.metric: task.score(task.predictions(own), labels)}
     if rung.against is not None:
-        allowed = 0 if rung.least == 1 else max(1.0, (1 - rung.least) * len(own))
         unlike, reason = torch.cat(list(apart)), None
-        if len(unlike) > allowed:
+        if stats.binomtest(len(unlike), len(own), 1 - rung.least, "greater").pvalue < CHANCE:
             reasons = (rung.diverges(shown) for shown in unlike.split(SHOWN))
             reason = next((each for each in reasons if each), None)
             if rung.least < 1:

@@ -1,5 +1,6 @@
 """Every rung from the module to the shipped file, and what a broken rung says."""
 
+import contextlib
 import copy
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from pipeline import parity
-from pipeline.models import Affine, Model
+from pipeline.models import Affine, Model, Quantization
 from pipeline.parity import ParityError, climb
 from pipeline.quantization import layers
 from teachers.contract import InputContract
@@ -95,6 +96,32 @@ def test_a_float_layer_that_drifts_is_named(tmp_path: Path) -> None:
     path = shipped(Model(_other_classes(model), model.card), tmp_path)
     with pytest.raises(ParityError, match=r"onnx_plain answers .* unlike torch_float; .* is logits"):
         climbed(model, path)
+
+
+@pytest.mark.parametrize(("unlike", "fails"), [(0, False), (3, False), (6, True)])
+def test_fake_quantisation_may_differ_by_chance_from_99_of_100_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unlike: int, fails: bool
+) -> None:
+    model, seen = int8_student(63), 0
+
+    def turned(folded: torch.nn.Module, quantization: Quantization) -> torch.nn.Module:
+        """Simulated, and the first images answered otherwise."""
+
+        def turn(_module: object, _inputs: object, logits: torch.Tensor) -> torch.Tensor:
+            nonlocal seen
+            first = torch.arange(seen, seen + len(logits)) < unlike
+            seen += len(logits)
+            return torch.where(first[:, None], -logits, logits)
+
+        module = parity.simulate(folded, quantization)
+        module.register_forward_hook(turn)
+        return module
+
+    monkeypatch.setattr(parity, "fake_quantize", turned)
+    torch.manual_seed(1)
+    shown = iter(photographs(256).split(64))
+    with pytest.raises(ParityError, match="unlike fake_quant") if fails else contextlib.nullcontext():
+        climb(model, shipped(model, tmp_path), shown, np.arange(256) % 4)
 
 
 def _other_classes(model: Model) -> torch.nn.Module:
