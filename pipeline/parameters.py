@@ -406,7 +406,7 @@ class Sensitivity(Section):
 
     images: Annotated[int, Field(ge=0)] = 80
     """Val images, stratified by class, on which networks are scored; 0 skips this."""
-    size: Size | None = 96
+    size: Size | None = 128
     """Their size in pixels, the student's own at most; null takes that."""
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (
         0.25,
