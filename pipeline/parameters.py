@@ -370,7 +370,7 @@ class Evaluation(Section):
     metadata: OptionalPath = None
     """CSV file with `file_name` and any columns, by each of which test images are compared; `configs/none`:
     none."""
-    parity: Annotated[int, Field(ge=0)] | None = 96
+    parity: Annotated[int, Field(ge=0)] | None = 64
     """Val images, stratified by class, that are computed at every rung from the module to the shipped file;
     null takes all, 0 skips this."""
 
@@ -378,7 +378,7 @@ class Evaluation(Section):
 class Probe(Section):
     """How variants are tried on images that they were not made for."""
 
-    corrupted: Annotated[int, Field(ge=0)] = 48
+    corrupted: Annotated[int, Field(ge=0)] = 40
     """Test images, stratified by class, on which 15 corruptions are tried at 5 severities; 0 skips this."""
     attacked: Annotated[int, Field(ge=0)] = 32
     """Test images, stratified by class, that are attacked; 0 skips this."""
