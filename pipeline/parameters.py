@@ -378,7 +378,7 @@ class Evaluation(Section):
 class Probe(Section):
     """How variants are tried on images that they were not made for."""
 
-    corrupted: Annotated[int, Field(ge=0)] = 40
+    corrupted: Annotated[int, Field(ge=0)] = 32
     """Test images, stratified by class, on which 15 corruptions are tried at 5 severities; 0 skips this."""
     attacked: Annotated[int, Field(ge=0)] = 32
     """Test images, stratified by class, that are attacked; 0 skips this."""
@@ -404,15 +404,11 @@ class Explain(Section):
 class Sensitivity(Section):
     """How it is measured what each layer can bear: fewer channels, and eight bits."""
 
-    images: Annotated[int, Field(ge=0)] = 80
+    images: Annotated[int, Field(ge=0)] = 64
     """Val images, stratified by class, on which networks are scored; 0 skips this."""
     size: Size | None = 128
     """Their size in pixels, the student's own at most; null takes that."""
-    ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (
-        0.25,
-        0.5,
-        0.75,
-    )
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.25, 0.5)
     """Shares of a layer's channels that are kept."""
     settling: Annotated[int, Field(ge=1)] = 32
     """Training images from which batch norm's statistics and activation ranges are taken."""
