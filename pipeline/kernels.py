@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import tempfile
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from teachers.contract import InputContract
 
 UNTIMED, TIMED = 2, 16
 """Runs of a layer's network."""
+SESSIONS, RUNS = 8, 60
+"""Of two whole networks in turn."""
 QUANTILE = 0.1
 """Of the timed runs; a neighbour on the same core only ever adds time."""
 ALIKE = 0.02
@@ -95,6 +98,7 @@ class Costs:
         self._machine = _machine()
         known = json.loads(cache.read_text()) if cache.exists() else {}
         self._microseconds: dict[str, float] = known.get(self._machine, {})
+        """Of layers; beside them ratios, of networks."""
 
     def milliseconds(self, module: nn.Module, size: int, float_layers: Collection[str] | None) -> float:
         """Predicted latency of a student's ONNX file.
@@ -111,6 +115,21 @@ class Costs:
         parts = parts_of(module, size, float_layers)
         self.learn(parts)
         return sum(self._microseconds[str(part)] for part in parts) / 1000
+
+    def speedup(self, parent: nn.Module, module: nn.Module, contract: InputContract) -> float:
+        """How many times as fast a float file is as its parent's; measured whole, not added up.
+
+        Args:
+            parent: without batch norms; weights do not matter.
+            module: of the same kind.
+            contract: of both.
+        """
+        told = [str(part) for one in (parent, module) for part in parts_of(one, contract.size, None)]
+        question = f"speedup {hashlib.sha256(' '.join(told).encode()).hexdigest()}"
+        if question not in self._microseconds:
+            self._microseconds[question] = measure_speedup(parent, module, contract)
+            self._save()
+        return self._microseconds[question]
 
     def learn(self, parts: Sequence[Convolution | Head]) -> None:
         """Measure what is not known yet; what is to be compared closely is best learnt at once."""
@@ -226,6 +245,33 @@ def measure(parts: Sequence[Convolution | Head]) -> list[float]:
         profiles = [json.loads(Path(session.end_profiling()).read_text()) for session in sessions]
     times = [_time_of(part, events) for part, events in zip(everyone, profiles, strict=True)]
     return times[len(COMPANY) :]
+
+
+def measure_speedup(parent: nn.Module, module: nn.Module, contract: InputContract) -> float:
+    """The ratio of the latencies of two networks without batch norms, one thread and one image, interleaved.
+
+    Sessions are opened several times, since where their memory lies moves a latency by some per cent.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    files = [
+        onnx_graph.write(network, None, contract, CLASSES, "network").SerializeToString()
+        for network in (parent, module)
+    ]
+    image = {IMAGES: np.full((1, contract.size, contract.size, 3), 127, np.uint8)}
+    ratios = []
+    for _ in range(SESSIONS):
+        sessions = [ort.InferenceSession(file, options, providers=["CPUExecutionProvider"]) for file in files]
+        times = np.zeros((UNTIMED + RUNS, len(sessions)))
+        for row in times:
+            for index, session in enumerate(sessions):
+                began = time.perf_counter()
+                session.run(None, image)
+                row[index] = time.perf_counter() - began
+        middle = np.median(times[UNTIMED:], axis=0)
+        ratios.append(middle[0] / middle[1])
+    return float(np.exp(np.mean(np.log(ratios))))
 
 
 def _time_of(part: Convolution | Head, events: Sequence[Mapping[str, Any]]) -> float:

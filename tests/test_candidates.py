@@ -96,6 +96,7 @@ def test_candidates_cost_alike_and_the_best_on_val_is_first(target: dict[str, fl
         shapes=("uniform", "sensitivity"),
         multiple=8,
         milliseconds=milliseconds,
+        speed=lambda network: milliseconds(parent) / milliseconds(network),
         **target,
     )
     assert {(c.criterion, c.shape) for c in ranked} == set(
@@ -133,4 +134,28 @@ def test_a_speedup_out_of_reach_is_said_with_its_key() -> None:
             speedup=90.0,
             multiple=8,
             milliseconds=milliseconds,
+            speed=lambda network: milliseconds(parent) / milliseconds(network),
         )
+
+
+def test_a_speedup_is_what_is_measured_where_layers_do_not_add_up_to_it() -> None:
+    parent = lively(ARGUMENTS)
+
+    def speed(network: torch.nn.Module) -> float:
+        return 0.85 * milliseconds(parent) / milliseconds(network)
+
+    [found] = candidates.rank(
+        parent,
+        ARGUMENTS,
+        evidence(parent),
+        architecture="mobilenet_v1",
+        size=SIZE,
+        criteria=("l1",),
+        shapes=("uniform",),
+        macs=None,
+        speedup=2.0,
+        multiple=8,
+        milliseconds=milliseconds,
+        speed=speed,
+    )
+    assert 0.85 * milliseconds(parent) / found.milliseconds == pytest.approx(2, rel=0.05)

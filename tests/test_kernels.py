@@ -77,6 +77,16 @@ def test_a_wide_network_is_predicted_slower_than_a_narrow_one(tmp_path: Path) ->
     assert costs.milliseconds(wide, SIZE, None) > 2 * costs.milliseconds(student(), SIZE, None)
 
 
+def test_a_narrow_network_is_faster_measured_whole_and_the_answer_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide, narrow = (student((width,) * 14, norm=False) for width in (128, 8))
+    first = kernels.open_costs(tmp_path / "kernels.json").speedup(wide, narrow, InputContract(SIZE))
+    assert first > 1.2
+    monkeypatch.setattr(kernels, "measure_speedup", None)
+    assert kernels.open_costs(tmp_path / "kernels.json").speedup(wide, narrow, InputContract(SIZE)) == first
+
+
 def test_another_machines_times_stay_in_the_file_and_do_not_count(tmp_path: Path) -> None:
     file = tmp_path / "kernels.json"
     parts = kernels.parts_of(student(), SIZE, None)
