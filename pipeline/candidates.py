@@ -160,13 +160,13 @@ def rank(
     try:
         if speedup is not None:
             allowed = milliseconds(module) / speedup
-            for _ in range(CORRECTIONS + 1):
-                cost = widths.time_within(milliseconds, allowed)
-                even = within(cost=cost)
-                reached = speed(students.build(architecture, {**arguments, "channels": even, "norm": False}))
-                if abs(reached / speedup - 1) <= SAME_SPEED:
+            even = within(cost=(cost := widths.time_within(milliseconds, allowed)))
+            for _ in range(CORRECTIONS):
+                narrow = students.build(architecture, {**arguments, "channels": even, "norm": False})
+                if abs((reached := speed(narrow)) / speedup - 1) <= SAME_SPEED:
                     break
                 allowed *= reached / speedup
+                even = within(cost=(cost := widths.time_within(milliseconds, allowed)))
         else:
             assert macs is not None
             work = widths.macs_within(macs, module, size)
