@@ -128,7 +128,7 @@ def rank(
     speedup: float | None,
     multiple: int,
     milliseconds: Callable[[nn.Module], float],
-    speed: Callable[[nn.Module], float],
+    speed: Callable[[nn.Module, nn.Module], float],
 ) -> list[Candidate]:
     """All candidates, the best first: by score, then by cross entropy.
 
@@ -149,7 +149,7 @@ def rank(
         speedup: the parent's latency over that of the pruned network.
         multiple: channel counts are multiples of this.
         milliseconds: predicts the latency of a network's float file.
-        speed: measures how many times as fast as its parent's it is, of a network without batch norms.
+        speed: measures how many times as fast the second network is as the first, both without batch norms.
 
     Raises:
         BudgetError: the target cannot be reached.
@@ -157,16 +157,22 @@ def rank(
     """
     channels = widths.output_channels(module)
     within = partial(widths.channels_within, architecture, arguments, channels, multiple=multiple)
+
+    def plain(counts: Sequence[int]) -> nn.Module:
+        return students.build(architecture, {**arguments, "channels": counts, "norm": False})
+
     try:
         if speedup is not None:
             allowed = milliseconds(module) / speedup
-            even = within(cost=(cost := widths.time_within(milliseconds, allowed)))
+            cost = widths.time_within(milliseconds, allowed)
+            even = within(cost=cost)
             for _ in range(CORRECTIONS):
-                narrow = students.build(architecture, {**arguments, "channels": even, "norm": False})
-                if abs((reached := speed(narrow)) / speedup - 1) <= SAME_SPEED:
+                reached = speed(plain(channels), plain(even))
+                if abs(reached / speedup - 1) <= SAME_SPEED:
                     break
                 allowed *= reached / speedup
-                even = within(cost=(cost := widths.time_within(milliseconds, allowed)))
+                cost = widths.time_within(milliseconds, allowed)
+                even = within(cost=cost)
         else:
             assert macs is not None
             work = widths.macs_within(macs, module, size)

@@ -97,8 +97,8 @@ class Costs:
         self._cache = cache
         self._machine = _machine()
         known = json.loads(cache.read_text()) if cache.exists() else {}
-        self._microseconds: dict[str, float] = known.get(self._machine, {})
-        """Of layers; beside them ratios, of networks."""
+        self._measured: dict[str, float] = known.get(self._machine, {})
+        """Microseconds of layers, ratios of networks."""
 
     def milliseconds(self, module: nn.Module, size: int, float_layers: Collection[str] | None) -> float:
         """Predicted latency of a student's ONNX file.
@@ -114,7 +114,7 @@ class Costs:
         """
         parts = parts_of(module, size, float_layers)
         self.learn(parts)
-        return sum(self._microseconds[str(part)] for part in parts) / 1000
+        return sum(self._measured[str(part)] for part in parts) / 1000
 
     def speedup(self, parent: nn.Module, module: nn.Module, contract: InputContract) -> float:
         """How many times as fast a float file is as its parent's; measured whole, not added up.
@@ -126,20 +126,20 @@ class Costs:
         """
         told = [str(part) for one in (parent, module) for part in parts_of(one, contract.size, None)]
         question = f"speedup {hashlib.sha256(' '.join(told).encode()).hexdigest()}"
-        if question not in self._microseconds:
-            self._microseconds[question] = measure_speedup(parent, module, contract)
+        if question not in self._measured:
+            self._measured[question] = measure_speedup(parent, module, contract)
             self._save()
-        return self._microseconds[question]
+        return self._measured[question]
 
     def learn(self, parts: Sequence[Convolution | Head]) -> None:
         """Measure what is not known yet; what is to be compared closely is best learnt at once."""
-        if new := [part for part in dict.fromkeys(parts) if str(part) not in self._microseconds]:
-            self._microseconds |= {str(part): time for part, time in zip(new, measure(new), strict=True)}
+        if new := [part for part in dict.fromkeys(parts) if str(part) not in self._measured]:
+            self._measured |= {str(part): time for part, time in zip(new, measure(new), strict=True)}
             self._save()
 
     def _save(self) -> None:
         known = json.loads(self._cache.read_text()) if self._cache.exists() else {}
-        known[self._machine] = dict(sorted(self._microseconds.items()))
+        known[self._machine] = dict(sorted(self._measured.items()))
         self._cache.parent.mkdir(parents=True, exist_ok=True)
         self._cache.write_text(json.dumps(known, indent=2) + "\n")
 

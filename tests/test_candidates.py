@@ -96,7 +96,7 @@ def test_candidates_cost_alike_and_the_best_on_val_is_first(target: dict[str, fl
         shapes=("uniform", "sensitivity"),
         multiple=8,
         milliseconds=milliseconds,
-        speed=lambda network: milliseconds(parent) / milliseconds(network),
+        speed=lambda before, after: milliseconds(before) / milliseconds(after),
         **target,
     )
     assert {(c.criterion, c.shape) for c in ranked} == set(
@@ -117,34 +117,9 @@ def test_candidates_cost_alike_and_the_best_on_val_is_first(target: dict[str, fl
     assert ranked[0].to_dict()["channels"] == list(ranked[0].channels)
 
 
-def test_a_speedup_out_of_reach_is_said_with_its_key() -> None:
-    parent = lively(ARGUMENTS)
-    with pytest.raises(
-        widths.BudgetError, match=r"speedup = 90\.0: the narrowest network with multiples of 8"
-    ):
-        candidates.rank(
-            parent,
-            ARGUMENTS,
-            evidence(parent),
-            architecture="mobilenet_v1",
-            size=SIZE,
-            criteria=("l1",),
-            shapes=("uniform",),
-            macs=None,
-            speedup=90.0,
-            multiple=8,
-            milliseconds=milliseconds,
-            speed=lambda network: milliseconds(parent) / milliseconds(network),
-        )
-
-
-def test_a_speedup_is_what_is_measured_where_layers_do_not_add_up_to_it() -> None:
-    parent = lively(ARGUMENTS)
-
-    def speed(network: torch.nn.Module) -> float:
-        return 0.85 * milliseconds(parent) / milliseconds(network)
-
-    [found] = candidates.rank(
+def uniform(parent: torch.nn.Module, speedup: float, factor: float = 1.0) -> list[candidates.Candidate]:
+    """The uniform candidate; networks are ``factor`` times as fast as their layers say."""
+    return candidates.rank(
         parent,
         ARGUMENTS,
         evidence(parent),
@@ -153,9 +128,21 @@ def test_a_speedup_is_what_is_measured_where_layers_do_not_add_up_to_it() -> Non
         criteria=("l1",),
         shapes=("uniform",),
         macs=None,
-        speedup=2.0,
+        speedup=speedup,
         multiple=8,
         milliseconds=milliseconds,
-        speed=speed,
+        speed=lambda before, after: factor * milliseconds(before) / milliseconds(after),
     )
+
+
+def test_a_speedup_out_of_reach_is_said_with_its_key() -> None:
+    with pytest.raises(
+        widths.BudgetError, match=r"speedup = 90\.0: the narrowest network with multiples of 8"
+    ):
+        uniform(lively(ARGUMENTS), 90.0)
+
+
+def test_a_speedup_is_what_is_measured_where_layers_do_not_add_up_to_it() -> None:
+    parent = lively(ARGUMENTS)
+    [found] = uniform(parent, 2.0, factor=0.85)
     assert 0.85 * milliseconds(parent) / found.milliseconds == pytest.approx(2, rel=0.05)

@@ -3,7 +3,6 @@
 import sys
 from dataclasses import replace
 
-import students
 from pipeline import (
     candidates,
     distillation,
@@ -42,7 +41,6 @@ def main(variant: str) -> None:
         fabric, lesson, goal, taylor="taylor" in settings.criteria(), seed=p.seed, workers=p.compute.workers
     )
     costs = kernels.open_costs(paths.KERNELS)
-    plain = students.build(parent.card.architecture, {**arguments, "norm": False})
     # One process measures; the others take what it found.
     ranked = fabric.broadcast(
         candidates.rank(
@@ -57,7 +55,7 @@ def main(variant: str) -> None:
             speedup=settings.speedup,
             multiple=settings.multiple,
             milliseconds=lambda network: costs.milliseconds(network, contract.size, None),
-            speed=lambda network: costs.speedup(plain, network, contract),
+            speed=lambda before, after: costs.speedup(before, after, contract),
         )
         if fabric.is_global_zero
         else []
