@@ -27,7 +27,7 @@ from pipeline.models import Card, Model
 from pipeline.training import loop
 from pipeline.training.batches import ViewSet
 from students.mobilenet_v1 import MobileNetV1
-from students.published import units
+from students.published import LAYOUTS, translate, units
 from teachers.contract import InputContract
 
 FILE = "posenet"
@@ -61,7 +61,7 @@ def main() -> None:
         labels=train.classes,
         teacher="",
         data_sha256="",
-        license="Apache-2.0",
+        license="unknown",
         settings={},
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
@@ -71,8 +71,8 @@ def main() -> None:
     print(arguments.folder)
 
 
-def read(package: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """TensorFlow.js's graph model: module path of a unit to weight and bias of its convolution."""
+def read(package: Path) -> dict[str, Tensor]:
+    """TensorFlow.js's graph model: weights and biases of the convolutions that are ours, by our names."""
     graph = json.loads((package / f"{FILE}.json").read_text())
     stored = np.fromfile(package / f"{FILE}.bin", np.float32)
     constants, first = {}, 0
@@ -81,21 +81,19 @@ def read(package: Path) -> dict[str, tuple[Tensor, Tensor]]:
         constants[entry["name"]] = torch.from_numpy(stored[first : first + count].reshape(entry["shape"]))
         first += count
     convolutions = [node["input"][1:] for node in graph["modelTopology"]["node"] if "Conv2" in node["op"]]
-    found = {}
-    for (path, (block, part)), (weight, bias) in zip(units(), convolutions, strict=False):
-        if block < BLOCKS:
-            axes = (2, 3, 0, 1) if part == "depthwise" else (3, 2, 0, 1)
-            found[path] = constants[weight].permute(*axes).contiguous(), constants[bias]
-    return found
+    # Its constants have no names of their own; under TensorFlow-slim's they are read as a checkpoint is.
+    named, biases = {}, {}
+    for (path, unit), (weight, bias) in zip(units(), convolutions, strict=False):
+        if unit[0] < BLOCKS:
+            named[LAYOUTS["slim"].convolution(unit)] = constants[weight]
+            biases[f"{path}.conv.bias"] = constants[bias]
+    return translate("slim", named) | biases
 
 
-def folded(found: dict[str, tuple[Tensor, Tensor]], classes: int) -> MobileNetV1:
+def folded(found: dict[str, Tensor], classes: int) -> MobileNetV1:
     """The student without batch norms."""
     module = MobileNetV1(classes=classes, norm=False, **GEOMETRY)
-    tensors = module.state_dict()
-    for path, (weight, bias) in found.items():
-        tensors |= {f"{path}.conv.weight": weight, f"{path}.conv.bias": bias}
-    module.load_state_dict(tensors)
+    module.load_state_dict(module.state_dict() | found)
     return module
 
 

@@ -44,7 +44,7 @@ def trunk(module: MobileNetV1, images: torch.Tensor) -> torch.Tensor:
 def test_batch_norms_laid_out_anew_compute_what_the_folded_network_did(tmp_path: Path) -> None:
     write_package(tmp_path)
     found = posenet_start.read(tmp_path)
-    assert len(found) == 1 + 2 * posenet_start.BLOCKS
+    assert len(found) == 2 * (1 + 2 * posenet_start.BLOCKS)  # weight and bias of each convolution
     images = torch.rand(8, 3, SIZE, SIZE) * 2 - 1
     folded = posenet_start.folded(found, classes=5).eval()
     module = posenet_start.with_norms(folded, [images])
