@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     arguments = parser.parse_args()
-    fabric = compute.start(accelerator="auto", devices=1, threads=arguments.threads, precision="32-true")
+    fabric = compute.start(accelerator="auto", threads=arguments.threads, precision="32-true")
     teacher = SOURCES["efficientnet_lite"]("efficientnet_lite0", "default")
     assert teacher.input is not None
     contract = InputContract(128, teacher.input.mean, teacher.input.std, teacher.input.interpolation)

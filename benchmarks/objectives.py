@@ -37,6 +37,10 @@ def main() -> None:
         right[objective].append(np.asarray(json.loads(file.read_text())["predictions"]) == truth)
         card = arguments.artifacts / paths.MODELS.name / file.stem / models.CARD
         val[objective].append(json.loads(card.read_text())["val"]["top1"])
+    if arguments.baseline not in right:
+        parser.error(
+            f"baseline {arguments.baseline!r}: no such objective; allowed: {', '.join(sorted(right))}"
+        )
     base = np.stack(right[arguments.baseline])
     print(
         f"| objective | seeds | val, % | test, % (n = {len(truth)}) | points against {arguments.baseline} |"

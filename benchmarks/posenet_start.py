@@ -6,8 +6,9 @@
 
 Google's PoseNet (Papandreou et al. 2018, https://arxiv.org/abs/1803.08225; Apache 2.0) stands on MobileNetV1
 of width 0.75, trained on ImageNet and then on people's poses. Its stem and the first 11 of 13 blocks are
-ours; it ends narrower, so the last two and the classifier start at random. The file's batch norms are folded:
-they are laid out anew so that the network computes the same, with statistics of the data's images.
+ours; it ends narrower, so the last two and the classifier start at random, always the same (`--seed`). The
+file's batch norms are folded: they are laid out anew so that the network computes the same, with statistics
+of the data's images.
 """
 
 import argparse
@@ -17,14 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from pipeline import models, provenance
 from pipeline.data import store
 from pipeline.initialisation import HEAD, TENSORFLOW_EPSILON
 from pipeline.models import Card, Model
-from pipeline.training import loop
+from pipeline.training import compute, loop
 from pipeline.training.batches import ViewSet
 from students.mobilenet_v1 import MobileNetV1
 from students.published import LAYOUTS, translate, units
@@ -46,8 +46,10 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="prepared images, for batch norm's statistics")
     parser.add_argument("folder", type=Path, help="the student's")
     parser.add_argument("--images", type=int, default=1024, help="for the statistics (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random part (default: %(default)s)")
     arguments = parser.parse_args()
-    fabric = Fabric(accelerator="cpu", devices=1)
+    torch.manual_seed(arguments.seed)
+    fabric = compute.start(accelerator="cpu", threads=0, precision="32-true")
     train = store.read(arguments.data, "train")
     images = loop.plain_images(fabric, ViewSet(train, None, CONTRACT), arguments.images, 64, workers=0)
     module = with_norms(folded(read(arguments.package), len(train.classes)), list(images))
@@ -81,6 +83,10 @@ def read(package: Path) -> dict[str, Tensor]:
         constants[entry["name"]] = torch.from_numpy(stored[first : first + count].reshape(entry["shape"]))
         first += count
     convolutions = [node["input"][1:] for node in graph["modelTopology"]["node"] if "Conv2" in node["op"]]
+    if len(convolutions) < 1 + 2 * BLOCKS:
+        raise ValueError(
+            f"{package}: {len(convolutions)} convolutions; {1 + 2 * BLOCKS} at least are expected"
+        )
     # Its constants have no names of their own; under TensorFlow-slim's they are read as a checkpoint is.
     named, biases = {}, {}
     for (path, unit), (weight, bias) in zip(units(), convolutions, strict=False):

@@ -40,6 +40,8 @@ class Lesson:
     """The teacher in words."""
     key: str
     """Hash over data, teacher and views."""
+    compact: bool = False
+    """Whether of stored answers only the most probable classes are known one by one."""
     live: Live | None = None
     """Asked in every step, where answers are not stored."""
 
@@ -71,6 +73,7 @@ def open_lesson(
         license=report["license"],
         teacher=answered.teacher,
         key=answered.key.sha256(),
+        compact=answered.answers.chosen is not None,
     )
 
 
@@ -108,7 +111,12 @@ def learn(
         workers: processes that render images.
         folder: where checkpoints lie until the caller clears them.
         on_epoch: see ``loop.train``.
+
+    Raises:
+        TrainingError: the answers that are stored are too few for the goal, or see ``loop.train``.
     """
+    if lesson.compact and lesson.live is None:
+        _suffices(goal)
     contract = lesson.train_set.contract
     identity = provenance.identity(
         goal=goal,
@@ -182,6 +190,24 @@ def objective(
         return named
 
     return terms
+
+
+def _suffices(goal: Mapping[str, float]) -> None:
+    """Refuse goals that look beyond the most probable classes, where the rest is stored as one sum.
+
+    A temperature raises the rest, which is known as its mean; standardising needs the spread of all logits.
+    """
+    chosen = weights(goal)
+    if chosen.get("standardised_kl"):
+        wrong = "objective.standardised_kl"
+    elif goal.get("temperature", 1.0) != 1 and set(chosen) != {"cross_entropy"}:
+        wrong = f"objective.temperature = {goal['temperature']:g}"
+    else:
+        return
+    raise TrainingError(
+        f"{wrong}: the store keeps the most probable classes alone, which is enough for probabilities at "
+        "temperature 1; set views.top to null"
+    )
 
 
 def weights(goal: Mapping[str, float]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The teacher's answers on fixed views of every training image, stored once and read ever after."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline import provenance
+from pipeline.tasks import SINGLE_LABEL, Task
 from pipeline.training import batches
 from pipeline.training.batches import ViewSet
 from pipeline.views import ViewSpace
@@ -86,20 +87,42 @@ class Live:
     """From the same views at each member's size to logits."""
 
 
-def compact(logits: Float16[np.ndarray, "images views classes"], top: int | None) -> Answers:
+def kept(task: Task, top: int | None) -> int | None:
+    """``top`` of classes, or all of attributes, which are no shares of one whole."""
+    return top if task is SINGLE_LABEL else None
+
+
+def compact(views: Iterable[Float16[np.ndarray, "images classes"]], top: int | None) -> Answers:
     """Keep the ``top`` most probable classes and what they leave over (Shen and Xing 2022, FKD).
 
     As logarithms, since float16 holds a probability of 1e-12 so and not otherwise. Where ``top`` keeps no
     less than half of the classes, all logits stay as they are.
+
+    Args:
+        views: the logits of each view of all images; one of them at a time need lie in memory.
+        top: None keeps all.
     """
-    classes = logits.shape[-1]
-    if top is None or top >= classes / 2:
-        return Answers(logits, None, classes)
+    values, chosen, classes = [], [], 0
+    for logits in views:
+        classes = logits.shape[1]
+        if top is None or top >= classes / 2:
+            values.append(logits)
+        else:
+            found, numbers = _most_probable(logits, top)
+            values.append(found)
+            chosen.append(numbers)
+    return Answers(np.stack(values, axis=1), np.stack(chosen, axis=1) if chosen else None, classes)
+
+
+def _most_probable(
+    logits: Float16[np.ndarray, "images classes"], top: int
+) -> tuple[Float16[np.ndarray, "images kept"], UInt16[np.ndarray, "images top"]]:
+    """The logarithms of ``top`` probabilities and of what is left, and the classes of the former."""
     logarithms = torch.from_numpy(logits).float().log_softmax(-1)
     kept, chosen = logarithms.topk(top, dim=-1)
-    rest = logarithms.scatter(-1, chosen, -torch.inf).logsumexp(-1, keepdim=True)
+    rest = logarithms.scatter_(-1, chosen, -torch.inf).logsumexp(-1, keepdim=True)
     values = torch.cat([kept, rest], dim=-1).to(torch.float16)
-    return Answers(values.numpy(), chosen.numpy().astype(np.uint16), classes)
+    return values.numpy(), chosen.numpy().astype(np.uint16)
 
 
 def _expand(
@@ -114,10 +137,14 @@ def _expand(
 @torch.no_grad()
 def answer(
     fabric: Fabric, teacher: nn.Module, view_set: ViewSet, views: int, *, partial: Path, workers: int
-) -> Float16[np.ndarray, "images views classes"]:
+) -> list[Float16[np.ndarray, "images classes"]]:
     """Ask the teacher about ``views`` views of every image, at the size of its own contract.
 
-    Each finished view is kept in ``partial``, so that a run that was killed goes on with the next.
+    Each finished view is kept in ``partial``, so that a run that was killed goes on with the next; what is
+    returned is mapped from there.
+
+    Raises:
+        LabelError: an answer is not finite in float16.
     """
     partial.mkdir(parents=True, exist_ok=True)
     contract = view_set.contract
@@ -133,13 +160,19 @@ def answer(
                 logits = teacher(contract.normalise(batch.images))
                 parts.append(logits.to(torch.float16).cpu().numpy())
                 bar.update(len(logits))
+            logits = np.concatenate(parts)
+            if wrong := int((~np.isfinite(logits).all(1)).sum()):
+                raise LabelError(
+                    f"the teacher's answers to {wrong} of {len(logits)} images are not finite in float16; "
+                    "allowed: logits within 65504"
+                )
             fresh = partial / "new.npy"
-            np.save(fresh, np.concatenate(parts))
+            np.save(fresh, logits)
             fresh.replace(file)
         else:
             bar.update(len(view_set))
     bar.close()
-    return np.stack([np.load(partial / f"{view}.npy") for view in range(views)], axis=1)
+    return [np.load(partial / f"{view}.npy", mmap_mode="r") for view in range(views)]
 
 
 def save(folder: Path, store: Store) -> None:

@@ -27,7 +27,7 @@ class ParameterError(Exception):
 class Section(BaseModel):
     """A frozen part of the parameters; a key that is not declared is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -43,13 +43,11 @@ class Compute(Section):
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device kind, as Lightning Fabric names it."""
-    devices: Annotated[int, Field(ge=1)] = 1
-    """Number of processes, one device each."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of a training process; 0 takes one per physical core."""
+    """CPU threads of training; 0 takes one per physical core."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that render images in the gaps that training leaves."""
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "32-true"
     """Arithmetic, as Lightning Fabric names it; `auto` trains in bf16 at the image sizes where a short trial
     shows it faster on this machine. The one key here that changes results."""
 
@@ -110,8 +108,8 @@ class Phase(Section):
 
     share: Annotated[float, Field(gt=0, le=1)]
     """Share of all optimiser steps; the shares of a schedule add up to 1."""
-    size: Size
-    """Image height and width in pixels."""
+    size: Size | None = None
+    """Image height and width in pixels; null is the model's own."""
     rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate at its start, relative to the peak; a change of size needs some left after it."""
 
@@ -132,7 +130,8 @@ class Training(Section):
     warmup: Fraction = 0.05
     """Share of the steps in which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    """Decoupled decay; never on biases, batch norm or depthwise filters."""
+    """Never on biases, batch norm or depthwise filters. Decoupled in `adamw`; `sgd` and `rmsprop` add it to
+    the gradient and want far less: MobileNetV1 was published with 0.00004."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Greatest gradient norm; 0 does not clip."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -235,8 +234,8 @@ class Objective(Section):
     """Cross entropy with the labels."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Softmax temperature of all terms but cross entropy, each multiplied by its square."""
-    dkd_beta: Annotated[float, Field(ge=0)] = 8.0
-    """Weight of the wrong classes among themselves in `dkd`, the right one's being 1."""
+    dkd_beta: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the wrong classes among themselves in `dkd`, the right one's being 1; its paper: 0.5 to 8."""
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "Objective":

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, Num
+from jaxtyping import Float, Int64, Num
 from torch import Tensor
 from torch.nn import functional
 
@@ -83,13 +83,13 @@ def dkd(
     Mean over images, times temperature squared. The KL divergence is the same sum with the teacher's doubt in
     the place of ``beta``, which silences the rest where the teacher is sure (Zhao et al. 2022,
     https://arxiv.org/abs/2203.08679, equation 6). Of shares of classes the greatest counts as the true one,
-    and the teacher's own choice where there are none.
+    if it is half or more; else, as of images that nobody labelled, the teacher's own choice.
     """
     if labels.ndim == 2:
-        labels = torch.where(labels.any(dim=1), labels.argmax(dim=1), answers.argmax(dim=1))
-    truth = functional.one_hot(labels, logits.shape[1]).bool()
-    target = _binary_kl(_odds(logits / temperature, truth), _odds(answers / temperature, truth)).mean()
-    others = softmax_kl(_without(logits, truth), _without(answers, truth), temperature)
+        share, shown = labels.max(dim=1)
+        labels = torch.where(share >= 0.5, shown, answers.argmax(dim=1))
+    target = _binary_kl(_odds(logits / temperature, labels), _odds(answers / temperature, labels)).mean()
+    others = softmax_kl(_without(logits, labels), _without(answers, labels), temperature)
     return target * temperature**2 + beta * others
 
 
@@ -108,7 +108,8 @@ def dist(
 
 def _standardised(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
     centred = _centred(logits, 1)
-    return centred / centred.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-7)
+    # Bounded before the root, whose slope at 0 has no bound: logits may all be equal.
+    return centred / centred.square().mean(dim=1, keepdim=True).clamp_min(1e-14).sqrt()
 
 
 def _centred(values: Float[Tensor, "batch classes"], dim: int) -> Float[Tensor, "batch classes"]:
@@ -116,16 +117,16 @@ def _centred(values: Float[Tensor, "batch classes"], dim: int) -> Float[Tensor, 
 
 
 def _without(
-    logits: Float[Tensor, "batch classes"], truth: Bool[Tensor, "batch classes"]
+    logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"]
 ) -> Float[Tensor, "batch others"]:
-    return logits[~truth].view(len(logits), -1)
+    """By numbers: a mask would have the host wait for the device, to count what it leaves."""
+    others = torch.arange(logits.shape[1] - 1, device=logits.device)
+    return logits.gather(1, others + (others >= labels[:, None]))
 
 
-def _odds(
-    logits: Float[Tensor, "batch classes"], truth: Bool[Tensor, "batch classes"]
-) -> Float[Tensor, " batch"]:
+def _odds(logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """Log-odds of the true class against all others together."""
-    return logits[truth] - _without(logits, truth).logsumexp(dim=1)
+    return logits.gather(1, labels[:, None])[:, 0] - _without(logits, labels).logsumexp(dim=1)
 
 
 def softmax_mean(members: Sequence[Float[Tensor, "*batch classes"]]) -> Float[Tensor, "*batch classes"]:

@@ -17,6 +17,10 @@ RESAMPLING: dict[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+_ON_DEVICE: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+"""Mean, standard deviation and device to what is subtracted and what multiplies; kept, since with each copy
+to a GPU the host waits for it."""
+
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the source image."""
 
@@ -56,11 +60,12 @@ class InputContract:
     ) -> Float[Tensor, "batch 3 height width"]:
         """Bring raw pixels to the classifier's range; the result is in channels-last memory."""
         x = images.permute(0, 3, 1, 2).float()
-        scale = x.new_tensor(self.std).mul_(255).reciprocal_().view(1, 3, 1, 1)
-        if not any(self.mean):
-            return x.mul_(scale)
-        shift = x.new_tensor(self.mean).mul_(255).view(1, 3, 1, 1)
-        return x.sub_(shift).mul_(scale)
+        constants = self.mean, self.std, x.device
+        if constants not in _ON_DEVICE:
+            scale = x.new_tensor(self.std).mul_(255).reciprocal_().view(1, 3, 1, 1)
+            _ON_DEVICE[constants] = x.new_tensor(self.mean).mul_(255).view(1, 3, 1, 1), scale
+        shift, scale = _ON_DEVICE[constants]
+        return x.sub_(shift).mul_(scale) if any(self.mean) else x.mul_(scale)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a card or a file's metadata."""

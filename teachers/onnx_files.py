@@ -23,6 +23,8 @@ from teachers.teacher import Teacher, TeacherError
 
 DAMAGED = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented)
 LEAST_PROBABILITY = 1e-12
+LEAST_DOUBT = 1e-7
+"""Of a yes or a no: nothing nearer to 1 is less than 1 in float32."""
 FLOAT, BYTES = "tensor(float)", "tensor(uint8)"
 
 
@@ -92,7 +94,7 @@ class OnnxClassifier(nn.Module):
         if self.ending == "Softmax":
             return answers.clamp_min(LEAST_PROBABILITY).log()
         if self.ending == "Sigmoid":
-            return torch.logit(answers, eps=LEAST_PROBABILITY)
+            return torch.logit(answers, eps=LEAST_DOUBT)
         return answers
 
 

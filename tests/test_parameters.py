@@ -124,6 +124,7 @@ def test_names_of_a_hub_are_left_to_those_who_fetch_them() -> None:
             "variants.fp32.phases: the shares add up to 0.5; they must add up to 1",
         ),
         ({"views": {"crop_scale": [0.9, 0.5]}}, "views.crop_scale = [0.9, 0.5]: the first must not be above"),
+        ({"distill": {"epochs": float("inf")}}, "distill.epochs = inf: must be a finite number"),
         ({"student": {"size": 31}}, "student.size = 31: must be greater than or equal to 32"),
     ],
 )

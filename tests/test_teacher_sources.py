@@ -115,9 +115,11 @@ def test_local_weights_bring_their_own_number_of_classes(
         SOURCES[source](name, str(tmp_path / f"absent{suffix}"))
 
 
-def onnx_file(path: Path, ending: str = "", batch: int | str = "batch") -> np.ndarray:
+def onnx_file(
+    path: Path, ending: str = "", batch: int | str = "batch", size: int = 64, scale: float = 1.0
+) -> np.ndarray:
     """Mean colours times a matrix, perhaps through a softmax or a sigmoid; returns the matrix."""
-    matrix = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    matrix = (scale * np.random.default_rng(0).normal(size=(3, 4))).astype(np.float32)
     nodes = [
         helper.make_node("GlobalAveragePool", ["pixels"], ["means"]),
         helper.make_node("Flatten", ["means"], ["colours"]),
@@ -127,7 +129,7 @@ def onnx_file(path: Path, ending: str = "", batch: int | str = "batch") -> np.nd
     graph = helper.make_graph(
         nodes,
         "colours",
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [batch, 3, 64, 64])],
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [batch, 3, size, size])],
         [helper.make_tensor_value_info("answers", TensorProto.FLOAT, [batch, 4])],
         [numpy_helper.from_array(matrix, "matrix")],
     )
@@ -158,6 +160,10 @@ def test_probabilities_become_logits(tmp_path: Path, images: torch.Tensor, endin
     logits = images.mean((2, 3)) @ matrix
     wanted = logits.log_softmax(1) if ending == "Softmax" else logits
     torch.testing.assert_close(ask(teacher.module, images), wanted, rtol=0, atol=1e-4)
+    # A probability of 1, which none of its log-odds is: finite all the same.
+    onnx_file(tmp_path / "sure.onnx", ending, scale=1000)
+    sure = SOURCES["onnx"](str(tmp_path / "sure.onnx"), "default")
+    assert ask(sure.module, images).isfinite().all()
 
 
 def test_an_onnx_file_labels_like_the_network_it_came_from(tmp_path: Path, photographs: Path) -> None:
@@ -169,10 +175,12 @@ def test_an_onnx_file_labels_like_the_network_it_came_from(tmp_path: Path, photo
     store.write(tmp_path / "data", listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
     space = ViewSpace(0, (0.6, 1.0), (0.8, 1.25), 0.5)
     view_set = ViewSet(store.read(tmp_path / "data", "train"), space, InputContract(64, HALF, QUARTER))
-    fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
+    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
     box = SOURCES["onnx"](str(tmp_path / "box.onnx"), "default").module
     found = [
-        labels.answer(fabric, module, view_set, 2, partial=tmp_path / str(number), workers=0)
+        np.stack(
+            labels.answer(fabric, module, view_set, 2, partial=tmp_path / str(number), workers=0), axis=1
+        )
         for number, module in enumerate((network, box))
     ]
     assert found[0].shape == (len(view_set), 2, 4)
@@ -237,6 +245,28 @@ def test_a_stored_teacher_answers_as_before(hub_folder: Path, tmp_path: Path, im
     torch.testing.assert_close(ask(module, images), ask(black.module, images), rtol=0, atol=0)
     cards = [teacher_store.read_card(tmp_path / name) for name in ("file", "network")]
     assert teacher_store.identity(cards[:1]) != teacher_store.identity(cards[1:])
+
+
+def test_an_ensemble_is_asked_live_at_the_size_of_each_member(tmp_path: Path) -> None:
+    matrices = []
+    for name, size, scale in (("0", 64, 1.0), ("1", 32, -4.0)):
+        matrices.append(torch.from_numpy(onnx_file(tmp_path / f"{name}.onnx", size=size, scale=scale)))
+        teacher = SOURCES["onnx"](str(tmp_path / f"{name}.onnx"), "default")
+        card = {"source": "onnx", "name": name, "adapted": False, "input": InputContract(size).to_dict()}
+        teacher_store.save(tmp_path / name, teacher, list("abcd"), card)
+    teacher_store.write_card(tmp_path, {"members": ["0", "1"]})
+    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
+    live = teacher_store.live(fabric, tmp_path, tasks.SINGLE_LABEL)
+    assert [contract.size for contract in live.inputs] == [64, 32]
+    torch.manual_seed(0)
+    seen = [torch.randint(256, (5, size, size, 3), dtype=torch.uint8) for size in (64, 32)]
+    wanted = torch.stack(
+        [
+            (pixels.float().mean((1, 2)) / 255 @ matrix).softmax(1)
+            for pixels, matrix in zip(seen, matrices, strict=True)
+        ]
+    ).mean(0)
+    torch.testing.assert_close(live.ask(seen).softmax(1), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_an_ensemble_means_its_members_probabilities() -> None:

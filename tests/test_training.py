@@ -21,6 +21,7 @@ from pipeline.labels import Answers, Key, LabelError, Live, Store
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
 from pipeline.training import batches, checkpoints, compute, loop, optimisation, precision
 from pipeline.training.batches import Batch, Request, ViewSet
+from pipeline.training.compute import ComputeError
 from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
 from teachers.contract import InputContract
@@ -76,7 +77,7 @@ def student() -> nn.Module:
 def learn(
     data: Path, answers: Path, folder: Path, oracle: Path, **changes: object
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
+    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
     lesson = distillation.open_lesson(data, oracle, answers, SPACE, CONTRACT)
     arguments = {
         "name": "test",
@@ -158,6 +159,44 @@ def test_a_checkpoint_of_other_settings_is_not_used(
     assert told == []
 
 
+def test_a_checkpoint_of_other_arithmetic_is_not_used(
+    data: Path, answers: Path, tmp_path: Path, oracle: Path
+) -> None:
+    learn(data, answers, tmp_path, oracle)
+    told: list[float] = []
+    lesson = distillation.open_lesson(data, oracle, answers, SPACE, CONTRACT)
+    fabric = compute.start(accelerator="cpu", threads=1, precision="bf16-mixed")
+    distillation.learn(
+        fabric,
+        student(),
+        lesson,
+        name="test",
+        goal=GOAL,
+        training=TRAINING,
+        start="scratch",
+        seed=0,
+        workers=0,
+        folder=tmp_path,
+        on_epoch=lambda _module, share: told.append(share),
+    )
+    assert told == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_a_device_that_is_not_there_is_said() -> None:
+    absent = next(name for name, is_there in compute.ACCELERATORS.items() if not is_there())
+    with pytest.raises(ComputeError, match=rf"compute\.accelerator = '{absent}': .*allowed: auto, cpu"):
+        compute.start(accelerator=absent, threads=1, precision="32-true")
+
+
+def test_a_phase_without_a_size_has_the_models_own() -> None:
+    phases = [{"share": 0.5, "size": 64}, {"share": 0.5, "size": None}]
+    values = {key: value for key, value in TRAINING.items() if key != "phases"}
+    assert [phase.size for phase in loop.recipe(size=160, seed=0, phases=phases, **values).phases] == [
+        64,
+        160,
+    ]
+
+
 def test_a_damaged_checkpoint_starts_anew(data: Path, answers: Path, tmp_path: Path, oracle: Path) -> None:
     learn(data, answers, tmp_path, oracle)
     file = tmp_path / checkpoints.FILE
@@ -222,7 +261,7 @@ def test_labels_made_for_other_data_views_or_teachers_are_refused(
 def test_a_compact_store_keeps_the_top_and_spreads_the_rest(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     logits = (random.normal(size=(6, 2, 300)) * 3).astype(np.float16)
-    small = labels.compact(logits, 20)
+    small = labels.compact(logits.swapaxes(0, 1), 20)
     key = Key("data", "teacher", SPACE, 2, 20)
     labels.save(tmp_path, Store(key, "many classes", small))
     found = labels.load(tmp_path, data_sha256="data", teacher_sha256="teacher", space=SPACE).answers
@@ -238,23 +277,56 @@ def test_a_compact_store_keeps_the_top_and_spreads_the_rest(tmp_path: Path) -> N
     torch.testing.assert_close(
         given.gather(1, order[:, 20:]), rest.mean(1, keepdim=True).expand_as(rest), rtol=1e-2, atol=0
     )
-    whole = labels.compact(logits, 150)
+    whole = labels.compact(logits.swapaxes(0, 1), 150)
     assert whole.chosen is None
     np.testing.assert_array_equal(whole.at(images, 1), logits[images, 1])
+    assert labels.kept(SINGLE_LABEL, 20) == 20
+    assert labels.kept(MULTI_LABEL, 20) is None
+
+
+def test_terms_that_look_beyond_the_most_probable_classes_want_a_whole_store(
+    data: Path, oracle: Path, tmp_path: Path
+) -> None:
+    key = Key(store.read_report(data)["data_sha256"], "oracle", SPACE, 2, 1)
+    logits = np.random.default_rng(0).normal(size=(2, len(store.read(data, "train")), 3)).astype(np.float16)
+    labels.save(tmp_path / "labels", Store(key, "many classes", labels.compact(logits, 1)))
+    one = {**TRAINING, "epochs": 0.25}
+    for goal, said in (
+        ({"standardised_kl": 1.0}, r"objective\.standardised_kl: the store keeps"),
+        ({"dkd": 1.0, "temperature": 2.0}, r"objective\.temperature = 2: the store keeps"),
+    ):
+        with pytest.raises(TrainingError, match=said):
+            learn(data, tmp_path / "labels", tmp_path / "run", oracle, goal=goal, training=one)
+    learn(data, tmp_path / "labels", tmp_path / "run", oracle, goal={"kl": 1.0}, training=one)
+    only = {"cross_entropy": 1.0, "temperature": 2.0}
+    learn(data, tmp_path / "labels", tmp_path / "run", oracle, goal=only, training=one)
+
+
+def test_answers_that_are_not_finite_are_refused(data: Path, tmp_path: Path) -> None:
+    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
+    head = nn.Linear(3, 3)
+    nn.init.constant_(head.bias, 1e5)
+    teacher = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    view_set = ViewSet(store.read(data, "train"), SPACE, CONTRACT)
+    with pytest.raises(LabelError, match=r"answers to \d+ of \d+ images are not finite in float16"):
+        labels.answer(fabric, teacher, view_set, 1, partial=tmp_path, workers=0)
+    assert not list(tmp_path.glob("*.npy"))
 
 
 def test_a_live_teacher_gives_the_losses_of_the_stored_one(data: Path, oracle: Path, tmp_path: Path) -> None:
-    fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
+    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
     torch.manual_seed(1)
     teacher = students.build("mobilenet_v1", {"classes": 3, "channels": (8,) * 14}).eval()
     nn.init.normal_(teacher.get_parameter("classifier.weight"))
     space, contract = replace(SPACE, colour=0.3, mixup=0.4, cutmix=0.4), replace(CONTRACT, size=64)
     view_set = ViewSet(store.read(data, "train"), space, contract)
     loop.settle_norms(fabric, teacher, view_set, workers=0)
-    given = labels.answer(fabric, teacher, view_set, 2, partial=tmp_path / "partial", workers=0)
-    assert given.std() > 0.1
+    given = labels.compact(
+        labels.answer(fabric, teacher, view_set, 2, partial=tmp_path / "partial", workers=0), None
+    )
+    assert given.values.std() > 0.1
     key = Key(store.read_report(data)["data_sha256"], "oracle", space, 2, None)
-    labels.save(tmp_path / "labels", Store(key, "a network", Answers(given, None, 3)))
+    labels.save(tmp_path / "labels", Store(key, "a network", given))
 
     @torch.no_grad()
     def ask(images: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -287,29 +359,42 @@ def test_a_live_teacher_gives_the_losses_of_the_stored_one(data: Path, oracle: P
     assert abs(losses[0][3] - losses[2][3]) > 1e-4, "the endless lesson shows new views after the stored ones"
 
 
-def test_mixed_views_have_the_labels_of_both_images(data: Path) -> None:
+@pytest.mark.parametrize("hidden", [(), (3,), (30,), (3, 30)])
+def test_mixed_views_have_the_labels_of_both_images(data: Path, hidden: tuple[int, ...]) -> None:
+    """Those without a label, the image itself or its partner, add nothing."""
     images = store.read(data, "train")
+    space = replace(SPACE, mixup=0.5, cutmix=0.5)
+    for index in hidden:
+        mixture = views.draw_mixture(space, int(images.keys[index]), 1, len(images))
+        assert mixture is not None
+        images.labels[index if index == 3 else mixture.partner] = -1
     space = replace(SPACE, mixup=0.5, cutmix=0.5)
     batch = ViewSet(images, space, CONTRACT)[Request([3, 30], 1, 32)]
     for row, index in enumerate((3, 30)):
         mixture = views.draw_mixture(space, int(images.keys[index]), 1, len(images))
         assert mixture is not None
         wanted = np.zeros(3)
-        wanted[images.labels[index]] += mixture.weight
-        wanted[images.labels[mixture.partner]] += 1 - mixture.weight
+        for shown, share in ((index, mixture.weight), (mixture.partner, 1 - mixture.weight)):
+            if images.labels[shown] >= 0:
+                wanted[images.labels[shown]] += share
         np.testing.assert_allclose(batch.labels[row].numpy(), wanted, atol=1e-6)
-    centred = ViewSet(images, space, CONTRACT)[Request([3, 30], None, 32)]
-    np.testing.assert_array_equal(centred.labels.numpy(), images.labels[[3, 30]])
+    if not hidden:
+        centred = ViewSet(images, space, CONTRACT)[Request([3, 30], None, 32)]
+        np.testing.assert_array_equal(centred.labels.numpy(), images.labels[[3, 30]])
 
 
 def test_stored_answers_are_the_teachers_and_a_killed_labelling_goes_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
+    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
     teacher = student().eval()
+    nn.init.normal_(teacher.get_parameter("classifier.weight"))
     view_set = ViewSet(store.read(data, "train"), SPACE, replace(CONTRACT, size=64))
-    stored = labels.answer(fabric, teacher, view_set, 3, partial=tmp_path, workers=0)
+    loop.settle_norms(fabric, teacher, view_set, workers=0)
+    stored = np.stack(labels.answer(fabric, teacher, view_set, 3, partial=tmp_path, workers=0), axis=1)
     assert stored.shape == (len(view_set), 3, 3)
+    assert stored.std(axis=(0, 1)).min() > 0.1
+    assert (stored[:, 0] != stored[:, 2]).any(1).mean() > 0.9, "each view has an answer of its own"
     batch = view_set[Request([4, 9], 2, 64)]
     with torch.no_grad():
         live = teacher(view_set.contract.normalise(batch.images))
@@ -318,9 +403,8 @@ def test_stored_answers_are_the_teachers_and_a_killed_labelling_goes_on(
     shown: list[Request] = []
     render = ViewSet.__getitem__
     monkeypatch.setattr(ViewSet, "__getitem__", lambda s, r: shown.append(r) or render(s, r))
-    np.testing.assert_array_equal(
-        labels.answer(fabric, teacher, view_set, 3, partial=tmp_path, workers=0), stored
-    )
+    again = labels.answer(fabric, teacher, view_set, 3, partial=tmp_path, workers=0)
+    np.testing.assert_array_equal(np.stack(again, axis=1), stored)
     assert [request.view for request in shown] == [1]
 
 
@@ -334,9 +418,7 @@ def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_r
         return 1.0 if not fast else {32: 0.95, 64: 0.5}[size]
 
     monkeypatch.setattr(precision, "_seconds", seconds)
-    fabric = compute.start(
-        accelerator="cpu", devices=1, threads=1, precision="auto", trials=tmp_path / "trials.json"
-    )
+    fabric = compute.start(accelerator="cpu", threads=1, precision="auto", trials=tmp_path / "trials.json")
     network = student()
     kinds: dict[int, set[torch.dtype]] = {32: set(), 64: set()}
     stem = network.get_submodule("stem.conv")
@@ -365,7 +447,7 @@ def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_r
 
 
 def test_a_trial_takes_time_and_leaves_the_network_as_it_was() -> None:
-    fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="auto")
+    fabric = compute.start(accelerator="cpu", threads=1, precision="auto")
     network = student()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     found = precision.choose(fabric, network, 4, [32])
@@ -448,6 +530,37 @@ def test_dkd_is_kl_with_the_teachers_doubt_in_the_place_of_beta() -> None:
         torch.testing.assert_close(found, tasks.softmax_kl(logits, teacher, temperature))
 
 
+def test_dkd_takes_the_greater_share_or_the_teachers_choice_for_the_true_class() -> None:
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(4, 3), 3 * torch.randn(4, 3)
+    # Two images mixed; a labelled one beneath an unlabelled one, and the other way round; no label at all.
+    shares = torch.tensor([[0.3, 0.0, 0.7], [0.0, 0.1, 0.0], [0.9, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    true = torch.tensor([2, int(teacher[1].argmax()), 0, int(teacher[3].argmax())])
+    torch.testing.assert_close(
+        tasks.dkd(logits, teacher, shares, 2.0, 0.5),
+        tasks.dkd(logits, teacher, true, 2.0, 0.5),
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_a_student_whose_logits_are_all_equal_has_a_slope() -> None:
+    logits = torch.zeros(2, 3, requires_grad=True)
+    tasks.standardised_kl(logits, torch.randn(2, 3), 1.0).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_attributes_that_nobody_knows_add_nothing() -> None:
+    logits = torch.tensor([[2.0, -1.0], [0.5, 3.0]], requires_grad=True)
+    targets = torch.tensor([[1.0, torch.nan], [torch.nan, torch.nan]])
+    loss = tasks.sigmoid_cross_entropy(logits, targets)
+    assert loss.item() == pytest.approx(np.log1p(np.exp(-2)) / 4)
+    loss.backward()
+    assert logits.grad is not None
+    assert (logits.grad != 0).tolist() == [[True, False], [False, False]]
+
+
 def test_dist_is_pearsons_correlation_within_images_and_across_the_batch() -> None:
     torch.manual_seed(0)
     logits, teacher = torch.randn(7, 4), torch.randn(7, 4)
@@ -517,7 +630,7 @@ def test_reestimated_statistics_are_the_means_over_the_images() -> None:
 
 
 def test_settled_statistics_are_those_of_mixed_classes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
+    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
     view_set = ViewSet(store.read(data, "train"), SPACE, CONTRACT)
     labels_on_disk = view_set.images.labels
     assert (np.diff(labels_on_disk) >= 0).all(), "class by class, each of another colour"
@@ -560,7 +673,7 @@ def test_expected_errors_are_lines_and_a_status(capsys: pytest.CaptureFixture[st
 
 
 def test_a_score_counts(data: Path) -> None:
-    fabric = compute.start(accelerator="cpu", devices=1, threads=1, precision="32-true")
+    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
     view_set = ViewSet(store.read(data, "test"), None, CONTRACT)
     network = student()
     score = loop.evaluate(fabric, network, view_set, 32, workers=0)

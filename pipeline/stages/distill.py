@@ -8,6 +8,7 @@ from pipeline.models import Card, Model
 from pipeline.parameters import Distill, ParameterError
 from pipeline.process import beside, stage
 from pipeline.training import checkpoints, compute, loop
+from pipeline.training.compute import ComputeError
 from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
 from students.mobilenet_v1 import scaled_channels
@@ -82,7 +83,7 @@ def main(variant: str) -> None:
 
 if __name__ == "__main__":
     with (
-        stage(ParameterError, LabelError, TeacherError, TrainingError, WeightsError),
+        stage(ComputeError, ParameterError, LabelError, TeacherError, TrainingError, WeightsError),
         beside("pipeline.stages.follow", sys.argv[1]),
     ):
         main(sys.argv[1])

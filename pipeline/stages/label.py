@@ -1,14 +1,16 @@
 """Ask the teacher about fixed views of every training image, once."""
 
+import numpy as np
 import torch
 
 from pipeline import labels, parameters, paths, provenance, teacher_store
 from pipeline.data import store
-from pipeline.labels import Key, Store
+from pipeline.labels import Key, LabelError, Store
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.batches import ViewSet
+from pipeline.training.compute import ComputeError
 from pipeline.views import ViewSpace
 from teachers.state_dicts import WeightsError
 from teachers.teacher import TeacherError
@@ -40,17 +42,22 @@ def main() -> None:
                 workers=p.compute.workers,
             )
         )
-    whole = images.task.mean([torch.from_numpy(found) for found in answers]).to(torch.float16).numpy()
-    key = Key(card["data_sha256"], card["identity"], space, p.views.per_image, p.views.top)
-    labels.save(paths.LABELS, Store(key, card["origin"], labels.compact(whole, p.views.top)))
+    means = (
+        images.task.mean([torch.from_numpy(np.array(member)) for member in view]).to(torch.float16).numpy()
+        for view in zip(*answers, strict=True)
+    )
+    top = labels.kept(images.task, p.views.top)
+    stored = labels.compact(means, top)
+    key = Key(card["data_sha256"], card["identity"], space, p.views.per_image, top)
+    labels.save(paths.LABELS, Store(key, card["origin"], stored))
     for partial in partials:
         checkpoints.clear(partial)
-    print(f"{whole.shape[0]} images, {whole.shape[1]} views each")
+    print(f"{len(images)} images, {p.views.per_image} views each")
     if images.labelled and not space.mixes:
-        first = loop.score(torch.from_numpy(whole[:, 0]).float(), images)
-        print(f"the teacher on the first views: {first}")
+        first = torch.from_numpy(stored.at(np.arange(len(images)), 0)).float()
+        print(f"the teacher on the first views: {loop.score(first, images)}")
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, TeacherError, WeightsError):
+    with stage(ComputeError, LabelError, ParameterError, TeacherError, WeightsError):
         main()

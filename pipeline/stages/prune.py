@@ -20,6 +20,7 @@ from pipeline.parameters import ParameterError, Prune
 from pipeline.process import beside, stage
 from pipeline.pruning import PruningError
 from pipeline.training import checkpoints, compute, loop
+from pipeline.training.compute import ComputeError
 from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
 from pipeline.widths import BudgetError
@@ -41,27 +42,22 @@ def main(variant: str) -> None:
         fabric, lesson, goal, taylor="taylor" in settings.criteria(), seed=p.seed, workers=p.compute.workers
     )
     costs = kernels.open_costs(paths.KERNELS)
-    # One process measures; the others take what it found.
-    ranked = fabric.broadcast(
-        candidates.rank(
-            module,
-            arguments,
-            evidence,
-            architecture=parent.card.architecture,
-            size=contract.size,
-            criteria=settings.criteria(),
-            shapes=settings.shapes(),
-            macs=settings.macs,
-            speedup=settings.speedup,
-            multiple=settings.multiple,
-            milliseconds=lambda network: costs.milliseconds(network, contract.size, None),
-            speed=lambda before, after: costs.speedup(before, after, contract),
-        )
-        if fabric.is_global_zero
-        else []
+    ranked = candidates.rank(
+        module,
+        arguments,
+        evidence,
+        architecture=parent.card.architecture,
+        size=contract.size,
+        criteria=settings.criteria(),
+        shapes=settings.shapes(),
+        macs=settings.macs,
+        speedup=settings.speedup,
+        multiple=settings.multiple,
+        milliseconds=lambda network: costs.milliseconds(network, contract.size, None),
+        speed=lambda before, after: costs.speedup(before, after, contract),
     )
     best = ranked[0]
-    fabric.print(candidates.table(ranked))
+    print(candidates.table(ranked))
 
     history = []
     way = widths.on_the_way(
@@ -119,7 +115,7 @@ def main(variant: str) -> None:
 
 if __name__ == "__main__":
     with (
-        stage(ParameterError, BudgetError, LabelError, PruningError, TrainingError),
+        stage(ComputeError, ParameterError, BudgetError, LabelError, PruningError, TrainingError),
         beside("pipeline.stages.follow", sys.argv[1]),
     ):
         main(sys.argv[1])

@@ -16,6 +16,7 @@ from pipeline.parameters import ParameterError, Parameters, Quantize
 from pipeline.process import beside, stage
 from pipeline.training import batches, checkpoints, compute, loop
 from pipeline.training.batches import Request, ViewSet
+from pipeline.training.compute import ComputeError
 from pipeline.training.loop import TrainingError
 from pipeline.views import ViewSpace
 
@@ -54,7 +55,7 @@ def main(variant: str) -> None:
         if settings.ptq == "auto":
             judge = _on_val(parent, lesson.val_set, p)
             module, quantized, candidates = ptq.choose(bench, judge)
-            fabric.print(ptq.table(candidates))
+            print(ptq.table(candidates))
             told |= {"ptq": ptq.applied(candidates), "candidates": [c.to_dict() for c in candidates]}
         else:
             module, quantized = bench.make(settings.ptq)
@@ -90,7 +91,9 @@ def main(variant: str) -> None:
         prepared.module.load_state_dict(kept.state_dict())  # which are the averaged weights, where asked
         module, arguments, quantized = qat.finish(prepared, parent.card.architecture, parent.card.arguments)
     simulator = quantization.simulate(module, quantized)
-    val = loop.evaluate(fabric, simulator, lesson.val_set, contract.size, p.compute.workers)
+    # On the CPU, whose sums are exact.
+    host = compute.start(accelerator="cpu", threads=p.compute.threads, precision="32-true")
+    val = loop.evaluate(host, simulator, lesson.val_set, contract.size, p.compute.workers)
     card = replace(
         parent.card,
         variant=variant,
@@ -124,7 +127,7 @@ def _on_val(parent: Model, val_set: ViewSet, p: Parameters) -> ptq.Judge:
 
 if __name__ == "__main__":
     with (
-        stage(ParameterError, LabelError, TrainingError, ExportError),
+        stage(ComputeError, ParameterError, LabelError, TrainingError, ExportError),
         beside("pipeline.stages.follow", sys.argv[1]),
     ):
         main(sys.argv[1])

@@ -15,6 +15,7 @@ from pipeline.tasks import SINGLE_LABEL, TASKS
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.batches import ViewSet
 from pipeline.training.checkpoints import History
+from pipeline.training.compute import ComputeError
 from pipeline.training.loop import Run, TrainingError
 from pipeline.views import ViewSpace
 from teachers.runtime import in_runtime
@@ -111,7 +112,7 @@ def _teach(p: Parameters, fabric: Fabric, images: dict[str, ImageSet], settings:
 
 if __name__ == "__main__":
     with (
-        stage(ParameterError, TeacherError, WeightsError, TrainingError),
+        stage(ComputeError, ParameterError, TeacherError, WeightsError, TrainingError),
         beside("pipeline.stages.follow", "teacher"),
     ):
         main()

@@ -1,8 +1,9 @@
-"""Where training runs: device, processes, threads, memory."""
+"""Where training runs: device, threads, memory."""
 
 import ctypes
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -11,29 +12,41 @@ from lightning_fabric import Fabric
 
 from pipeline.training.precision import TriedPrecision
 
+ACCELERATORS: dict[str, Callable[[], bool]] = {
+    "cpu": lambda: True,
+    "cuda": torch.cuda.is_available,
+    "mps": torch.backends.mps.is_available,
+}
+"""Device kind to whether this machine has it."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Options of glibc's mallopt(3)."""
 
 
-def start(
-    *, accelerator: str, devices: int, threads: int, precision: str, trials: Path | None = None
-) -> Fabric:
-    """Launch Lightning Fabric; with several devices every process goes on from here.
+class ComputeError(Exception):
+    """This machine has no such device."""
+
+
+def start(*, accelerator: str, threads: int, precision: str, trials: Path | None = None) -> Fabric:
+    """Lightning Fabric on one device.
 
     With the precision ``auto``, the file ``trials`` keeps what was found on this machine; see `precision`.
+
+    Raises:
+        ComputeError: the machine has no such accelerator.
     """
+    if accelerator != "auto" and not ACCELERATORS[accelerator]():
+        there = ", ".join(name for name, is_there in ACCELERATORS.items() if is_there())
+        raise ComputeError(
+            f"compute.accelerator = {accelerator!r}: not on this machine; allowed: auto, {there}"
+        )
     if not torch.cuda.is_available():
         _keep_freed_memory()
     torch.set_num_threads(threads or usable_cores())
     torch.set_flush_denormal(True)
     if precision == "auto":
         kind = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-        plugin = TriedPrecision(kind, trials)
-        fabric = Fabric(accelerator=accelerator, devices=devices, plugins=[plugin])
-    else:
-        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)  # pyright: ignore[reportArgumentType]
-    fabric.launch()
-    return fabric
+        return Fabric(accelerator=accelerator, devices=1, plugins=[TriedPrecision(kind, trials)])
+    return Fabric(accelerator=accelerator, devices=1, precision=precision)  # pyright: ignore[reportArgumentType]
 
 
 def usable_cores() -> int:

@@ -18,6 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pipeline import provenance
 from pipeline.data.store import ImageSet
 from pipeline.tasks import Task
 from pipeline.training import batches, checkpoints, optimisation, precision
@@ -62,10 +63,9 @@ class Recipe:
 
 
 def recipe(*, size: int, seed: int, phases: Sequence[Mapping[str, Any]], **values: Any) -> Recipe:
-    """A recipe from plain values; without phases all steps are at ``size`` pixels."""
-    return Recipe(
-        phases=tuple(Phase(**phase) for phase in phases) or (Phase(1.0, size),), seed=seed, **values
-    )
+    """A recipe from plain values; ``size`` is that of phases without one, and of all steps without phases."""
+    chosen = tuple(Phase(**{**phase, "size": phase.get("size") or size}) for phase in phases)
+    return Recipe(phases=chosen or (Phase(1.0, size),), seed=seed, **values)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class Run:
     folder: Path
     """Where its checkpoints lie."""
     identity: str
-    """Hash over all that determines the result; a checkpoint of another identity is not used."""
+    """Hash over all that determines the result but the arithmetic, which is added; a checkpoint of another
+    identity is not used."""
 
 
 def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Float[Tensor, ""]:
@@ -141,18 +142,15 @@ def train(
     # State and rates are set on the plain optimizer: Fabric's wrapper keeps a copy of its groups.
     wrapped, stepper = fabric.setup(module, optimizer)
     held = {"module": module, "averaged": averaged, "optimizer": optimizer}
-    done = checkpoints.restore(run.folder, run.identity, **held) or Progress(0, [])
+    sizes = sorted({phase.size for phase in recipe.phases})
+    in_bf16 = precision.choose(fabric, module, recipe.batch_size, sizes)
+    identity = provenance.identity(run=run.identity, precision=precision.name(fabric), bf16=sorted(in_bf16))
+    done = checkpoints.restore(run.folder, identity, **held) or Progress(0, [])
     if done.step:
-        fabric.print(f"{run.name}: goes on after step {done.step} of {steps}", file=sys.stderr)
+        print(f"{run.name}: goes on after step {done.step} of {steps}", file=sys.stderr)
     history = list(done.history)
     falls = [(phase.share, phase.rate) for phase in recipe.phases]
-    in_bf16 = precision.choose(
-        fabric,
-        module,
-        recipe.batch_size // fabric.world_size,
-        sorted({phase.size for phase in recipe.phases}),
-    )
-    requests = _requests(recipe, len(train_set), per_epoch, steps, views, fabric)[done.step :]
+    requests = _requests(recipe, len(train_set), per_epoch, steps, views)[done.step :]
     stream = iter(batches.load(fabric, train_set, requests, workers))
     bar = tqdm(
         desc=run.name,
@@ -161,7 +159,6 @@ def train(
         unit=" images",
         unit_scale=True,
         mininterval=0.5 if sys.stderr.isatty() else 20,
-        disable=not fabric.is_global_zero,
     )
     step = done.step
     while step < steps:
@@ -219,8 +216,7 @@ def train(
             }
         )
         bar.set_postfix_str(f"{size} px, loss {means['loss']:.3f}, val {val.value:.2%}")
-        if fabric.is_global_zero:
-            checkpoints.save(run.folder, run.identity, Progress(step, history), **held)
+        checkpoints.save(run.folder, identity, Progress(step, history), **held)
     bar.close()
     return (averaged or module).eval(), history
 
@@ -310,10 +306,8 @@ def _average(averaged: nn.Module, module: nn.Module, decay: float) -> None:
             kept.copy_(new)
 
 
-def _requests(
-    recipe: Recipe, images: int, per_epoch: int, steps: int, views: int | None, fabric: Fabric
-) -> list[Request]:
-    """What each step shows: shuffled within epochs, sizes by phase, this process's part of each batch."""
+def _requests(recipe: Recipe, images: int, per_epoch: int, steps: int, views: int | None) -> list[Request]:
+    """What each step shows: shuffled within epochs, sizes by phase."""
     requests = []
     for epoch in range(math.ceil(steps / per_epoch)):
         order = batches.shuffled(images, epoch, recipe.seed)
@@ -321,7 +315,7 @@ def _requests(
             chosen = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
             view = epoch if views is None else epoch % views
             size = _size_at((epoch * per_epoch + position) / steps, recipe.phases)
-            requests.append(Request(chosen[fabric.global_rank :: fabric.world_size], view, size))
+            requests.append(Request(chosen, view, size))
     return requests
 
 

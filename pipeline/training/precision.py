@@ -36,6 +36,11 @@ class TriedPrecision(MixedPrecision):
         return super().convert_input(data) if self.fast else data
 
 
+def name(fabric: Fabric) -> str:
+    """The arithmetic, as Lightning Fabric names it; bf16 at some sizes is ``bf16-mixed`` too."""
+    return str(fabric.strategy.precision.precision)
+
+
 def choose(fabric: Fabric, module: nn.Module, batch_size: int, sizes: Sequence[int]) -> frozenset[int]:
     """The image sizes that are trained in bf16; none unless the precision is ``auto``.
 
