@@ -40,7 +40,7 @@ def main() -> None:
     command = commands.add_parser("predict", help="name what photographs show")
     command.add_argument("model", help="a variant of this pipeline, or an ONNX file")
     command.add_argument("images", nargs="+", help="image files, folders of them, or patterns")
-    command.add_argument("--top", type=int, default=3, help="classes to name (default: %(default)s)")
+    command.add_argument("--top", type=_positive, default=3, help="classes to name (default: %(default)s)")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.set_defaults(run=predict)
 
@@ -70,6 +70,13 @@ def main() -> None:
         # Whoever read has enough, as `head` does. Python would flush once more at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+
+
+def _positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: must be 1 or more")
+    return number
 
 
 def choose(arguments: Namespace) -> None:
@@ -180,7 +187,7 @@ def demo(arguments: Namespace) -> None:
         files = [paths.onnx(variant) for variant in parameters.load().variants]
         table = budget.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
         classifiers = [inference.open_classifier(file, threads=1) for file in files]
-        page.build(arguments.folder, classifiers, {line.variant: line for line in table})
+        page.build(arguments.folder, classifiers, {line.sha256: line for line in table})
         if arguments.build:
             print(arguments.folder)
             return

@@ -158,7 +158,7 @@ def choose(
     return Choice(
         best.variant,
         f"{best.variant} is the {praise}"
-        + (f" within {_listed(limit.asked for limit in limits)}" if limits else " (no limit is set)")
+        + (f" within {listed(limit.asked for limit in limits)}" if limits else " (no limit is set)")
         + f": {best.score:.2%} ({_against(best.score - root.score, root.variant)}), "
         f"{_milliseconds(best)}, {_bytes(best)}",
         best.variant,
@@ -221,9 +221,9 @@ def _why_none(rows: Sequence[Measured], limits: Sequence[_Limit], closest: Measu
     """Which limit nothing meets, or that they are not met together, and what comes closest."""
     hopeless = [limit for limit in limits if all(limit.miss(row) > 0 for row in rows)]
     missed = [limit for limit in limits if limit.miss(closest) > 0]
-    asked = _listed(limit.asked for limit in hopeless or limits)
+    asked = listed(limit.asked for limit in hopeless or limits)
     together = "" if hopeless else " together"
-    told = _listed(limit.told(closest) for limit in missed)
+    told = listed(limit.told(closest) for limit in missed)
     return f"no accepted variant is within {asked}{together}; closest is {closest.variant} with {told}"
 
 
@@ -239,6 +239,7 @@ def _bytes(row: Measured) -> str:
     return f"{row.size_bytes:,} bytes"
 
 
-def _listed(parts: Iterable[str]) -> str:
+def listed(parts: Iterable[str]) -> str:
+    """``a, b and c``."""
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last

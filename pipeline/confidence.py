@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
-from pipeline.statistics import interval, mean_by_bootstrap, resampled_sums
+from pipeline.statistics import RESAMPLES, interval, mean_by_bootstrap, resampled_sums
 
 BINS = 15
 """Of equal width, over the greatest probability (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
@@ -56,7 +56,7 @@ def load(path: Path) -> Confidence | None:
 def measure(kept: Confidence, labels: Int[np.ndarray, " images"]) -> dict[str, Any]:
     """Expected calibration error with its interval, likelihood, Brier score, and the reliability diagram."""
     right, confident = kept.predictions == labels, kept.confidence
-    error, lo, hi = _error_interval(_excess(confident, right))
+    error, lo, hi = _error_interval(_excess(confident, right), confident)
     bins = _bins(confident)
     return {
         "bins": BINS,
@@ -117,10 +117,29 @@ def _error(sums: Float64[np.ndarray, "*samples bins"]) -> Any:
     return np.abs(sums).sum(axis=-1)
 
 
-def _error_interval(excess: Float64[np.ndarray, "images bins"]) -> tuple[float, float, float]:
+def _error_interval(
+    excess: Float64[np.ndarray, "images bins"], confident: Float[np.ndarray, " images"]
+) -> tuple[float, float, float]:
+    """A calibration error and its 95 % interval, from 0 where a calibrated classifier could show it too.
+
+    Even a calibrated classifier's error is never 0 on a sample: what it would be is drawn from its own
+    confidences (consistency resampling: Bröcker and Smith 2007, https://doi.org/10.1175/WAF993.1).
+    """
     estimate = float(_error(excess.sum(axis=0)) / len(excess))
     lo, hi = _mirrored(estimate, _error(resampled_sums(excess)) / len(excess))
-    return estimate, max(0.0, lo), max(0.0, hi)
+    by_chance = np.quantile(_calibrated_errors(confident), 0.975)
+    return estimate, 0.0 if estimate <= by_chance else max(0.0, lo), max(estimate, hi)
+
+
+def _calibrated_errors(confident: Float[np.ndarray, " images"]) -> Float64[np.ndarray, " resamples"]:
+    """Errors by chance alone: every image is right with the probability that the classifier gives itself."""
+    random, bins = np.random.default_rng(0), _bins(confident)
+    surest = confident.astype(np.float64)
+    sums = (
+        np.bincount(bins, weights=surest - (random.random(len(bins)) < surest), minlength=BINS)
+        for _ in range(RESAMPLES)
+    )
+    return _error(np.stack(list(sums))) / len(bins)
 
 
 def _mirrored(estimate: float, resampled: Float64[np.ndarray, " resamples"]) -> tuple[float, float]:

@@ -17,8 +17,6 @@ GROUPS = {name: tuple(get_corruption_names(name)) for name in ("noise", "blur", 
 """Kinds of corruptions by what causes them."""
 KINDS = tuple(get_corruption_names("common"))
 SEVERITIES = (1, 2, 3, 4, 5)
-SMALLEST = 32
-"""Pixels of a side that the definitions ask for."""
 
 OWN_GENERATOR = ("glass_blur", "impulse_noise")
 """Kinds that take their seed as an argument; all others draw from NumPy's global generator."""

@@ -141,7 +141,9 @@ class Costs:
         known = json.loads(self._cache.read_text()) if self._cache.exists() else {}
         known[self._machine] = dict(sorted(self._measured.items()))
         self._cache.parent.mkdir(parents=True, exist_ok=True)
-        self._cache.write_text(json.dumps(known, indent=2) + "\n")
+        fresh = self._cache.with_suffix(".new")
+        fresh.write_text(json.dumps(known, indent=2) + "\n")
+        fresh.replace(self._cache)  # in one step, which no kill can halve
 
 
 COMPANY = [

@@ -4,7 +4,7 @@ Writing the graph here rather than tracing and rewriting it keeps the scales, in
 those of the model, and leaves no source paths in the file.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.quantization import (
     IMAGES,
     RAW_PIXELS,
     check,
+    int8_activations,
     integer_bias,
     integer_weight,
     layer_inputs,
@@ -235,6 +236,30 @@ def _write_front(graph: _Graph) -> _Value:
     return _Value(graph.add("Sub", [pixels, graph.constant(f"{IMAGES}.mean", mean)], f"{IMAGES}.centred"))
 
 
+def check_float_layers(module: nn.Module, contract: InputContract, float_layers: Collection[str]) -> None:
+    """See whether an int8 file can have these layers in float, before anything is trained for it.
+
+    Raises:
+        ExportError: a layer does not exist, lies between int8 ones, or the stem must be in float and is not.
+    """
+    reads = layer_inputs(module)
+    try:
+        activations = int8_activations(module, float_layers)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+    if IMAGES in activations and not contract.is_plain:
+        raise ExportError(
+            f"the input has mean {contract.mean} and std {contract.std}; a stem in int8 reads bytes and "
+            "needs mean 0 and std 1: name the stem in float_layers"
+        )
+    for layer in float_layers:
+        if {layer, reads[layer]} <= set(activations):
+            raise ExportError(
+                f"float layer {layer} lies between int8 ones and ONNX Runtime makes it int8 by itself; "
+                "float layers must lead without a gap from the input on"
+            )
+
+
 def write(
     module: nn.Module, quantization: Quantization | None, contract: InputContract, classes: int, name: str
 ) -> onnx.ModelProto:
@@ -249,17 +274,7 @@ def write(
             check(module, quantization)
         except ValueError as error:
             raise ExportError(str(error)) from error
-        if IMAGES in quantization.activations and not contract.is_plain:
-            raise ExportError(
-                f"the input has mean {contract.mean} and std {contract.std}; a stem in int8 reads bytes and "
-                "needs mean 0 and std 1: name the stem in float_layers"
-            )
-        for layer in quantization.float_layers:
-            if {layer, reads[layer]} <= set(quantization.activations):
-                raise ExportError(
-                    f"float layer {layer} lies between int8 ones and ONNX Runtime makes it int8 by itself; "
-                    "float layers must lead without a gap from the input on"
-                )
+        check_float_layers(module, contract, quantization.float_layers)
     paired = 0
     if quantization is not None:
         module, quantization = onnx_layout.fill(module, quantization)

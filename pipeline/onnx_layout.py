@@ -63,6 +63,28 @@ def _widen(part: nn.Conv2d, inputs: int, outputs: int) -> None:
         part.bias = nn.Parameter(nn.functional.pad(part.bias.detach(), (0, outputs)))
 
 
+def paired_stem(
+    module: nn.Module, quantization: Quantization, size: int
+) -> tuple[str, tuple[int, int, int, int]] | None:
+    """The stem that ``pair_columns`` lays out, with the zeros around it: left, right, top, bottom."""
+    stem = next(name for name, source in layer_inputs(module).items() if source == IMAGES)
+    unit, part = module.get_submodule(stem), layers(module)[stem]
+    if stem not in quantization.weight_scales or not isinstance(part, nn.Conv2d):
+        return None
+    around = unit.get_submodule("pad") if "pad" in dict(unit.named_children()) else nn.ZeroPad2d(0)
+    assert isinstance(around, nn.ZeroPad2d)
+    assert not isinstance(part.padding, str)
+    left, right, top, bottom = (
+        there + own
+        for there, own in zip(around.padding, (*part.padding[1:] * 2, *part.padding[:1] * 2), strict=True)
+    )
+    fits = (size + left + right - part.kernel_size[1]) // 2 + 1 == size // 2 and size % QUAD == 0
+    plain = part.stride == (2, 2) and part.dilation == (1, 1) and part.groups == 1
+    if not (fits and plain and "act" in dict(unit.named_children())):
+        return None
+    return stem, (left, right, top, bottom)
+
+
 def pair_columns(
     module: nn.Module, quantization: Quantization, size: int
 ) -> tuple[nn.Module, Quantization, int]:
@@ -75,22 +97,13 @@ def pair_columns(
         The module, its quantisation, and the channels of one column; where the stem is float or of another
         shape, the former two as they came, and 0.
     """
-    stem = next(name for name, source in layer_inputs(module).items() if source == IMAGES)
+    found = paired_stem(module, quantization, size)
+    if found is None:
+        return module, quantization, 0
+    stem, (left, _, top, bottom) = found
     unit, part = module.get_submodule(stem), layers(module)[stem]
-    if stem not in quantization.weight_scales or not isinstance(part, nn.Conv2d):
-        return module, quantization, 0
-    around = unit.get_submodule("pad") if "pad" in dict(unit.named_children()) else nn.ZeroPad2d(0)
-    assert isinstance(around, nn.ZeroPad2d)
-    assert not isinstance(part.padding, str)
-    left, right, top, bottom = (
-        there + own
-        for there, own in zip(around.padding, (*part.padding[1:] * 2, *part.padding[:1] * 2), strict=True)
-    )
+    assert isinstance(part, nn.Conv2d)
     rows, columns = part.kernel_size
-    fits = (size + left + right - columns) // 2 + 1 == size // 2 and size % QUAD == 0
-    plain = part.stride == (2, 2) and part.dilation == (1, 1) and part.groups == 1
-    if not (fits and plain and "act" in dict(unit.named_children())):
-        return module, quantization, 0
     first, last = -left // QUAD, (columns + 1 - left) // QUAD  # quads, from the one of the pair's own pixels
     weight = torch.zeros(2, part.out_channels, QUAD, 3, rows, last - first + 1)
     for pair in range(2):

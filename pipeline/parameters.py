@@ -35,13 +35,14 @@ Size = Annotated[int, Field(ge=32, le=1024)]
 OptionalPath = Annotated[
     Path | None, BeforeValidator(lambda value: None if value == str(paths.NONE) else value)
 ]
-VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+"""DVC takes a dot for the end of a key."""
 
 
 class Compute(Section):
     """Where the work runs. A change of another place reruns nothing."""
 
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Device kind, as Lightning Fabric names it."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of training; 0 takes one per physical core."""
@@ -49,7 +50,8 @@ class Compute(Section):
     """Processes that render images in the gaps that training leaves."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "32-true"
     """Arithmetic, as Lightning Fabric names it; `auto` trains in bf16 at the image sizes where a short trial
-    shows it faster on this machine. The one key here that changes results."""
+    shows it faster on this machine. Quantisation-aware training stays in 32 bits. The one key here that
+    changes results."""
 
 
 class Data(Section):

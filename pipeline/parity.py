@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, UInt8
 from scipy import stats
 from torch import Tensor, nn
 
-from pipeline import layerwise, onnx_export, saturation
+from pipeline import layerwise, onnx_export, onnx_layout, saturation
 from pipeline.layerwise import FUSED, PLAIN
 from pipeline.models import Model
 from pipeline.onnx_graph import LOGITS
@@ -65,8 +65,9 @@ class Rung:
     """The earlier rung that it is compared with."""
     least: float = 0.0
     """Least share of answers that must be the same, unless chance explains fewer; with 1, all but ties."""
-    diverges: Callable[[Images], str | None] = lambda _images: None
-    """What is wrong with images that are answered unlike; None where they are ties."""
+    diverges: Callable[[Images, float], str | None] = lambda _images, _spread: None
+    """What is wrong with images that are answered unlike, given the spread of all logits; None where they are
+    ties."""
 
 
 @torch.no_grad()
@@ -139,7 +140,8 @@ def _tell(
     if rung.against is not None:
         unlike, reason = torch.cat(list(apart)), None
         if stats.binomtest(len(unlike), len(own), 1 - rung.least, "greater").pvalue < CHANCE:
-            reasons = (rung.diverges(shown) for shown in unlike.split(SHOWN))
+            spread = _spread(logits[rung.against])
+            reasons = (rung.diverges(shown, spread) for shown in unlike.split(SHOWN))
             reason = next((each for each in reasons if each), None)
             if rung.least < 1:
                 reason = reason or "no layer diverges by itself"
@@ -185,9 +187,11 @@ def _int8_rungs(model: Model, path: Path, twin: Path, threads: int) -> tuple[lis
     assert quantization is not None
     folded, _ = fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
     rounded, simulated = fake_quantize(folded, quantization), simulate(folded, quantization)
-    extremes = saturation.extremes(simulated)
+    stem = onnx_layout.paired_stem(folded, quantization, model.card.input.size)
+    rows = {stem[0]: stem[1][0]} if stem else {}
+    extremes = saturation.extremes(simulated, rows)
     safe = extremes[0] >= saturation.LEAST and extremes[1] <= saturation.GREATEST
-    saturating = simulated if safe else saturation.saturate(simulated)
+    saturating = simulated if safe else saturation.saturate(simulated, rows)
     # The same weights with activations as they are, as a file of its own.
     onnx_export.export(replace(model, quantization=None), twin, {})
     twins, plain, fused = (
@@ -225,17 +229,23 @@ def _file(path: Path, level: ort.GraphOptimizationLevel, threads: int) -> Callab
 
 
 def _float_divergence(
-    model: Model, folded: nn.Module, path: Path, level: ort.GraphOptimizationLevel, images: Images
+    model: Model,
+    folded: nn.Module,
+    path: Path,
+    level: ort.GraphOptimizationLevel,
+    images: Images,
+    spread: float,
 ) -> str | None:
     """The first layer whose output drifts from the module's, unless the logits tie."""
     names = [name for name, layer in layers(folded).items() if isinstance(layer, nn.Conv2d)]
     wanted = layerwise.outputs_of_module(folded, names, model.card.input.normalise(images))
     found = layerwise.outputs_of_file(path, names, images, level)
     logits = wanted[LOGITS], found[LOGITS]
-    if _margin(*logits, TASKS[model.card.task]) <= FLOAT_TIE * _spread(logits[0]):
+    if _margin(*logits, TASKS[model.card.task]) <= FLOAT_TIE * spread:
         return None
     for name in [*names, LOGITS]:
-        drift = float((wanted[name] - found[name]).abs().max()) / _spread(wanted[name])
+        whole = spread if name == LOGITS else _spread(wanted[name])
+        drift = float((wanted[name] - found[name]).abs().max()) / whole
         if not drift <= FLOAT_DRIFT:
             return f"the first layer that diverges is {name}, by {drift:.2g} of its spread"
     return "no layer diverges by itself"
@@ -248,6 +258,7 @@ def _int8_divergence(
     path: Path,
     level: ort.GraphOptimizationLevel,
     images: Images,
+    spread: float,
 ) -> str | None:
     """The first layer whose integers are no rounding of the simulator's values, nor nearly so."""
     assert model.quantization is not None
@@ -264,14 +275,19 @@ def _int8_divergence(
     if head in model.quantization.weight_scales:
         read = integers[last].flatten(1) * model.quantization.activations[last].scale
         wanted, found = simulated.get_submodule(head)(read), integers[LOGITS]
-        drift = float((wanted - found).abs().max()) / _spread(wanted)
+        drift = float((wanted - found).abs().max()) / spread
         if not drift <= FLOAT_TIE:
             return f"the first layer that diverges is {head}, by {drift:.2g} of its spread"
     return None
 
 
 def _rounding_divergence(
-    model: Model, folded: nn.Module, rounded: nn.Module, simulated: nn.Module, images: Images
+    model: Model,
+    folded: nn.Module,
+    rounded: nn.Module,
+    simulated: nn.Module,
+    images: Images,
+    _spread_of_logits: float,
 ) -> str | None:
     """The first layer in which more than ties change when its sums become integers."""
     assert model.quantization is not None

@@ -90,7 +90,6 @@ def _corrupted(
         "mean": mean,
         "mean_lo": lo,
         "mean_hi": hi,
-        "retained": mean / clean.mean() if clean.any() else None,
         "delta": None,
         "delta_lo": None,
         "delta_hi": None,

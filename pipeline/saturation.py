@@ -2,11 +2,14 @@
 
 Their instruction is ``vpmaddubsw``: two neighbours of the reduction are multiplied, added, and the sum is cut
 to -32768..32767 before it goes on in 32 bits. ONNX Runtime reduces over the input channels within each
-place of the kernel, so neighbours are channels; depthwise convolutions have no pairs.
+place of the kernel, so neighbours are channels; depthwise convolutions have no pairs. A stem that reads four
+pixels at once (`onnx_layout.pair_columns`) has neighbours within each row of the kernel.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,6 +19,8 @@ from torch.nn import functional
 from pipeline.quantization import LEVELS, Sums
 
 LEAST, GREATEST = -(2**15), 2**15 - 1
+Rows = Mapping[str, int]
+"""Layers that read whole rows of pixels, to the zeros on the left of the image."""
 AT_ONCE = 64
 """Pairs that are looked at together, for the sake of memory."""
 
@@ -32,33 +37,40 @@ class Pairs:
     """Whole numbers."""
 
 
-def extremes(simulated: nn.Module) -> tuple[int, int]:
+def extremes(simulated: nn.Module, rows: Rows = MappingProxyType({})) -> tuple[int, int]:
     """Least and greatest sum of two products that any layer could have, whatever the images.
 
     Within -32768..32767 this is the proof that nothing saturates, on any processor.
+
+    Args:
+        simulated: as `quantization.simulate` makes it.
+        rows: layers that read whole rows.
     """
-    sums = [_reach(layer) for layer in _layers(simulated).values()]
+    sums = [
+        _reach(layer, _order(layer, rows.get(name.removesuffix(".conv"))))
+        for name, layer in _layers(simulated).items()
+    ]
     return (
         min((int(least.min()) for least, _ in sums), default=0),
         max((int(greatest.max()) for _, greatest in sums), default=0),
     )
 
 
-def saturate(simulated: nn.Module) -> nn.Module:
-    """A copy of a simulator that adds in 16 bits, as processors without VNNI do."""
+def saturate(simulated: nn.Module, rows: Rows = MappingProxyType({})) -> nn.Module:
+    """A copy of a simulator that adds in 16 bits, as processors without VNNI do; see ``extremes``."""
     saturating = copy.deepcopy(simulated)
     for name, layer in _layers(saturating).items():
-        pairs = risky(layer)
+        pairs = _risky(layer, _order(layer, rows.get(name.removesuffix(".conv"))))
         if len(pairs.channels):
             saturating.set_submodule(name, _Saturating(layer, pairs))
     return saturating
 
 
-def risky(layer: Sums) -> Pairs:
+def _risky(layer: Sums, order: Int64[Tensor, "pairs 2"]) -> Pairs:
     """The pairs of a layer that can saturate at the brightest inputs."""
-    least, greatest = _reach(layer)
+    least, greatest = _reach(layer, order)
     channels, pair = torch.nonzero((least < LEAST) | (greatest > GREATEST), as_tuple=True)
-    order = _order(layer)[pair]
+    order = order[pair]
     weights = layer.apply_weights.weight.detach().flatten(1)
     padded = functional.pad(weights, (0, 1))  # an odd one has no neighbour
     return Pairs(channels, order, torch.stack([padded[channels, order[:, side]] for side in (0, 1)], dim=1))
@@ -99,15 +111,27 @@ def _layers(simulated: nn.Module) -> dict[str, Sums]:
     }
 
 
-def _order(layer: Sums) -> Int64[Tensor, "pairs 2"]:
-    """Which two places of the reduction meet; an odd one meets one past the end."""
+def _order(layer: Sums, before: int | None) -> Int64[Tensor, "pairs 2"]:
+    """Which two places of the reduction meet; an odd one meets one past the end.
+
+    Args:
+        layer: its weights say how many places there are.
+        before: zeros before a row of a layer that reads whole rows, each of an odd number of values.
+    """
     weight = layer.apply_weights.weight
-    places = torch.arange(weight[0].numel()).view(weight.shape[1], -1).T.flatten()
-    return functional.pad(places, (0, len(places) % 2), value=len(places)).view(-1, 2)
+    places = torch.arange(weight[0].numel()).view(weight.shape[1], -1).T
+    end = places.numel()
+    if before is None:
+        return functional.pad(places.flatten(), (0, end % 2), value=end).view(-1, 2)
+    rows = places.reshape(weight.shape[2], -1)
+    # The file has a weight of 0 there, before the row where the row begins at an odd byte.
+    return functional.pad(rows, (1, 0) if before % 2 else (0, 1), value=end).view(-1, 2)
 
 
-def _reach(layer: Sums) -> tuple[Float[Tensor, "channels pairs"], Float[Tensor, "channels pairs"]]:
+def _reach(
+    layer: Sums, order: Int64[Tensor, "pairs 2"]
+) -> tuple[Float[Tensor, "channels pairs"], Float[Tensor, "channels pairs"]]:
     """Least and greatest sum of every pair, for inputs from 0 to 255."""
     weight = functional.pad(layer.apply_weights.weight.detach().flatten(1), (0, 1))
-    pairs = weight[:, _order(layer)]
+    pairs = weight[:, order]
     return pairs.clamp(max=0).sum(dim=2) * LEVELS, pairs.clamp(min=0).sum(dim=2) * LEVELS

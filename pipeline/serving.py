@@ -38,6 +38,8 @@ class Served:
             ValueError: an image cannot be read.
         """
         top = (params or {}).get("top") or len(self.labels)
+        if top < 0:
+            raise ValueError(f"top = {top}: must not be below 0")
         answers = []
         for number, given in enumerate(_items(model_input)):
             try:

@@ -213,8 +213,8 @@ def mean_by_bootstrap(values: Float[np.ndarray, " images"]) -> tuple[float, floa
 
 
 def interval(resampled: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
-    """95 % percentile interval."""
-    lo, hi = np.quantile(resampled, [0.025, 0.975])
+    """95 % percentile interval; NaN, as of an attribute that no image of a sample has, does not count."""
+    lo, hi = np.nanquantile(resampled, [0.025, 0.975])
     return float(lo), float(hi)
 
 
@@ -241,21 +241,6 @@ def reason(difference: Difference, max_drop: float, words: str) -> str:
     if difference.hi < -max_drop:
         return f"{seen}: all of the interval lies below {limit}"
     return f"{seen}: the interval reaches below {limit}, so the loss may be greater than is tolerated"
-
-
-def median_interval(count: int) -> tuple[int, int]:
-    """Ranks (from 0) of sorted values that enclose their median with at least 95 % confidence.
-
-    Needs no assumption on the distribution; fewer than 6 values give the least and the greatest.
-    """
-    term, tail, low = 1, 0, 0
-    for k in range(count // 2):
-        tail += term
-        if 40 * tail > 1 << count:  # more than 2.5 % of 2**count
-            break
-        low = k
-        term = term * (count - k) // (k + 1)
-    return low, count - 1 - low
 
 
 def _samples(images: int, resamples: int) -> Iterator[Float[np.ndarray, "samples images"]]:

@@ -97,7 +97,6 @@ def results(
                     "ratio_lo": 4.9 / milliseconds,
                     "ratio_hi": 5.1 / milliseconds,
                 },
-                settings={"training": {"epochs": 3}},
                 history=[
                     {"epoch": n, "step": 10 * n, "seconds": 2.0 * n, "loss": 1 / n, "val_top1": 0.9}
                     for n in (1, 2, 3)
@@ -319,7 +318,6 @@ def _robustness(entries: Sequence[Entry]) -> dict[str, Any]:
         **_interval("clean", 0.928),
         **_interval("mean", 0.594),
         **_interval("delta", -0.013),
-        "retained": 0.64,
         "table": {
             kind: [{"severity": n + 1, "accuracy": share} for n, share in enumerate(steps)] for kind in kinds
         },

@@ -102,6 +102,42 @@ def test_wrong_tables_are_one_line(tmp_path: Path) -> None:
     assert [item.source for item in sources.attributes(tmp_path).rejected] == ["1.png"]
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("red,file_name\n1,/etc/a.png\n", r"line 2: file_name = '/etc/a.png'; a path below .* is expected"),
+        ("red,file_name\n1,../a.png\n", r"line 2: file_name = '\.\./a.png'; a path below"),
+        ("red,file_name\n1\n", "line 2: file_name = None; a path below"),
+        ("file_name,red,red\na.png,1,0\n", "two columns have one name; found file_name, red, red"),
+    ],
+)
+def test_wrong_lines_are_named(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "metadata.csv").write_text(text)
+    with pytest.raises(SourceError, match=line):
+        sources.attributes(tmp_path)
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_bytes("file_name,grün\na.png,1\n".encode("latin-1"))
+    with pytest.raises(SourceError, match=r"metadata\.csv is not in UTF-8"):
+        sources.attributes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("partition", "line"),
+    [
+        ("a.jpg 0\n\nb.jpg 7\n", r"partition\.txt, line 3: a file and one of 0, 1, 2 are expected"),
+        ("a.jpg,0\n", r"partition\.txt, line 1: a file and one of 0, 1, 2 are expected; found 'a.jpg,0'"),
+        ("a.jpg 0\n", r"celeba\.txt, line 5: b\.jpg is not in .*partition\.txt"),
+    ],
+)
+def test_wrong_lines_of_celebas_tables_are_named(tmp_path: Path, partition: str, line: str) -> None:
+    (tmp_path / "list_attr_celeba.txt").write_text("2\nSmiling Young\na.jpg 1 -1\n\nb.jpg 1 1\n")
+    (tmp_path / "list_eval_partition.txt").write_text(partition)
+    with pytest.raises(SourceError, match=line):
+        sources.attributes(tmp_path)
+
+
 def test_kl_is_that_of_independent_answers() -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(8, 5), torch.randn(8, 5) * 4

@@ -45,6 +45,16 @@ def test_a_classifier_that_is_too_sure_has_a_greater_ece_than_a_calibrated_one()
         assert found["ece_lo"] <= found["ece"] <= found["ece_hi"]
 
 
+def test_the_interval_of_a_calibrated_classifier_begins_at_nothing_and_holds_its_estimate() -> None:
+    found = [
+        confidence.measure(confidence.of(*drawn(300, 1.0, seed)), drawn(300, 1.0, seed)[1])
+        for seed in range(60)
+    ]
+    assert sum(one["ece_lo"] == 0 for one in found) >= 55  # of 60, where 97.5 % are expected
+    assert all(one["ece_lo"] <= one["ece"] <= one["ece_hi"] for one in found)
+    assert all(one["ece"] > 0.01 for one in found), "no sample is calibrated to the point"
+
+
 def test_drift_of_a_classifier_against_itself_is_nothing() -> None:
     logits, labels = drawn(300)
     kept = confidence.of(logits, labels)

@@ -1,4 +1,5 @@
 import gzip
+import os
 import shutil
 import struct
 from collections import Counter
@@ -203,3 +204,51 @@ def test_fetching_goes_on_to_the_next_way_and_says_why_all_failed(
     monkeypatch.setattr(fetch, "_debian", refused)
     with pytest.raises(SourceError, match=r"refused; .*refused; .*refused"):
         fetch.fetch_fashion_mnist(tmp_path / "raw" / "other")
+
+
+def test_folders_that_programs_leave_behind_are_no_classes(tmp_path: Path, photographs: Path) -> None:
+    shutil.copytree(photographs, tmp_path / "set")
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / "set" / name).mkdir()
+        shutil.copy(photographs / "red" / "00.jpg", tmp_path / "set" / name)
+    assert sources.folder(tmp_path / "set").classes == ("blue", "green", "red")
+
+
+def test_a_class_without_an_image_is_named(tmp_path: Path, photographs: Path) -> None:
+    shutil.copytree(photographs, tmp_path / "set")
+    (tmp_path / "set" / "teal").mkdir()
+    (tmp_path / "set" / "teal" / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(SourceError, match="no image can be read of 'teal'"):
+        sources.folder(tmp_path / "set")
+
+
+def test_a_folder_beside_the_splits_is_told(tmp_path: Path, photographs: Path) -> None:
+    shutil.copytree(photographs, tmp_path / "set" / "train")
+    shutil.copytree(photographs / "red", tmp_path / "set" / "more reds")
+    told = [item for item in sources.folder(tmp_path / "set").rejected if item.source == "more reds"]
+    assert [item.reason for item in told] == ["a folder beside train; its images are not used"]
+
+
+def test_the_same_picture_under_two_labels_is_told(tmp_path: Path, photographs: Path) -> None:
+    shutil.copytree(photographs, tmp_path / "set")
+    shutil.copy(photographs / "red" / "00.jpg", tmp_path / "set" / "green" / "copy.jpg")
+    shutil.copy(photographs / "red" / "01.jpg", tmp_path / "set" / "red" / "copy.jpg")
+    candidates = sources.folder(tmp_path / "set").candidates
+    made = splits.assign(candidates, train=None, val=0.2, test=0.25, seed=0)
+    assert [(item.source, item.reason) for item in made.rejected] == [
+        ("red/00.jpg", "same content as green/copy.jpg, which has another label"),
+        ("red/copy.jpg", "same content as red/01.jpg"),
+    ]
+
+
+def test_file_names_in_other_encodings_are_kept_readable(tmp_path: Path, photographs: Path) -> None:
+    shutil.copytree(photographs, tmp_path / "set")
+    shutil.copy(photographs / "red" / "00.jpg", tmp_path / "set" / "red" / os.fsdecode(b"\xe4.jpg"))
+    (tmp_path / "set" / "red" / "00.jpg").unlink()
+    listing = sources.folder(tmp_path / "set")
+    made = splits.assign(listing.candidates, train=None, val=0.2, test=0.25, seed=0)
+    store.write(tmp_path / "data", listing, made, {"license": "x"})
+    stored = [
+        s for split in ("train", "val", "test") for s in store.read(tmp_path / "data", split).table["source"]
+    ]
+    assert "red/\\xe4.jpg" in stored

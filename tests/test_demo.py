@@ -14,6 +14,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from pipeline import inference
 from pipeline.budget import Line
 from pipeline.inference import Classifier
+from pipeline.provenance import sha256
 from pipeline.shipping import demo
 from pipeline.shipping.folder import ShippingError
 from tests import tiny_onnx
@@ -53,7 +54,7 @@ def photographs(tmp_path: Path) -> list[Path]:
 @pytest.fixture
 def address(tmp_path: Path, classifiers: list[Classifier]) -> Iterator[str]:
     line = Line("right", "teacher", "top1", 0.8842, 0.876, 0.889, -0.01, "reject", 999, 1.0, "")
-    demo.build(tmp_path / "page", classifiers, {"right": line})
+    demo.build(tmp_path / "page", classifiers, {sha256(classifiers[0].path): line})
     with demo.server(tmp_path / "page", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -147,6 +148,17 @@ def test_the_folder_is_all_that_a_web_server_needs(tmp_path: Path, classifiers: 
         assert any(name in text for text in texts)
 
 
+def test_a_folder_that_holds_something_else_stays_as_it_is(
+    tmp_path: Path, classifiers: list[Classifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "RUNTIME", ())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("keep me")
+    with pytest.raises(ShippingError, match="is there already and not empty"):
+        demo.build(tmp_path / "mine", classifiers, {})
+    assert (tmp_path / "mine" / "precious.txt").read_text() == "keep me"
+
+
 def test_without_onnxruntime_web_it_says_how_to_get_it(
     tmp_path: Path, classifiers: list[Classifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,3 +172,5 @@ def test_it_is_served_to_this_machine_alone_and_a_taken_port_is_named(tmp_path: 
         assert server.server_address[0] == "127.0.0.1"
         with pytest.raises(ShippingError, match=rf"port {server.server_port} cannot be served"):
             demo.server(tmp_path, server.server_port)
+    with pytest.raises(ShippingError, match="port 99999 cannot be served"):
+        demo.server(tmp_path, 99999)

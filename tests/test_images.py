@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -25,6 +26,8 @@ def folder(tmp_path: Path) -> Path:
         ("*.jpg", ["b.jpg"]),
         ("**/*.webp", ["deep/er/c.webp"]),
         ("[1].png", ["[1].png"]),
+        ("*", ["[1].png", "a.PNG", "b.jpg", "deep/er/c.webp"]),
+        ("de*", ["deep/er/c.webp"]),
         ("notes.txt", ["notes.txt"]),
         ("absent/*.png", ["absent/*.png"]),
     ],
@@ -37,3 +40,22 @@ def test_a_folder_without_images_is_given_back_to_be_named(folder: Path) -> None
     (folder / "empty").mkdir()
     places = [str(folder / "empty"), str(folder / "b.jpg")]
     assert [str(file) for file in images.find(places)] == places
+
+
+def test_colours_and_8_bits_of_grey_are_read_and_more_bits_are_refused(tmp_path: Path) -> None:
+    colour = Image.new("RGB", (2, 1), (200, 100, 50))
+    for mode, suffix in (
+        ("L", "png"),
+        ("LA", "png"),
+        ("P", "png"),
+        ("RGBA", "png"),
+        ("CMYK", "jpg"),
+        ("1", "png"),
+    ):
+        colour.convert(mode).save(tmp_path / f"{mode}.{suffix}")
+        assert images.decode(tmp_path / f"{mode}.{suffix}").mode == "RGB"
+    grey = np.array([[0, 255, 256, 65535]])
+    for name, values in (("16.png", grey.astype(np.uint16)), ("float.tif", grey.astype(np.float32))):
+        Image.fromarray(values).save(tmp_path / name)
+        with pytest.raises(ValueError, match="grey values of more than 8 bits"):
+            images.decode(tmp_path / name)

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pipeline import parity
 from pipeline.models import Affine, Model, Quantization
 from pipeline.parity import ParityError, climb
-from pipeline.quantization import layers
+from pipeline.quantization import fold_batch_norm, layers
 from teachers.contract import InputContract
 from tests.test_onnx_export import FLOAT_LAYERS, SIZE, int8_student, photographs, shipped, student
 
@@ -73,6 +74,7 @@ def test_the_first_layer_of_a_file_that_diverges_is_named(tmp_path: Path) -> Non
             path,
             parity.PLAIN,
             photographs(2),
+            spread=1.0,
         )
         assert reason is not None
         assert reason.startswith(f"the first layer that diverges is {name}, in ")
@@ -132,3 +134,21 @@ def _other_classes(model: Model) -> torch.nn.Module:
     assert head.bias is not None
     head.bias = torch.nn.Parameter(head.bias.detach().roll(1, 0))
     return module
+
+
+def test_a_tie_is_one_also_where_a_single_image_shows_it(tmp_path: Path) -> None:
+    """Logits that are all but equal: all that the one image, answered unlike, shows of their spread."""
+    model = student(InputContract(SIZE))
+    head = model.module.get_submodule("classifier")
+    assert isinstance(head, nn.Linear)
+    nn.init.zeros_(head.weight)
+    head.bias = nn.Parameter(torch.tensor([0.0, 3e-8, 0.0, 0.0]))
+    path = shipped(model, tmp_path)
+    head.bias = nn.Parameter(torch.tensor([3e-8, 0.0, 0.0, 0.0]))
+    folded, _ = fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
+    told = [
+        parity._float_divergence(model, folded, path, parity.FUSED, photographs(1), spread)
+        for spread in (1.0, 1e-5)
+    ]
+    assert told[0] is None
+    assert told[1] is not None

@@ -1,5 +1,6 @@
 import csv
 import html
+import json
 import os
 import re
 import shutil
@@ -16,8 +17,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import ViewportSize, sync_playwright
 
-from pipeline import budget
+from pipeline import budget, comparison, slices
+from pipeline.comparison import Answers
 from pipeline.report import page, pictures, sections, svg, tables
+from pipeline.report.evidence import read as read_evidence
 from pipeline.report.figures import figure, span
 from pipeline.report.placement import Box, overlap
 from pipeline.report.tables import Row
@@ -375,6 +378,73 @@ def test_the_page_tells_what_was_measured(table: list[Row], tmp_path: Path) -> N
         assert words in text, words
     # Columns that could not be measured make no picture.
     assert "object scale" not in text
+
+
+def test_odd_data_are_shown_as_the_stages_write_them(tmp_path: Path) -> None:
+    """A class that no test image has, a single group, and explanations that were not drawn."""
+    entries, teacher, labels = results(600)
+    names = ["absent", *DATA["classes"]]
+    answers = {"teacher": teacher + 1} | {e.variant: np.array(e.scores["predictions"]) + 1 for e in entries}
+    labels = labels + 1
+    column = slices.Column("camera", "metadata", {"one": np.ones(600, bool)}, "from the metadata file")
+    parents = {entry.variant: entry.parent for entry in entries}
+    told = {
+        "comparison": {
+            "teacher": {},
+            "variants": {
+                e.variant: {
+                    "parent": e.parent,
+                    **comparison.against_parent(
+                        Answers(answers[e.variant]), Answers(answers[e.parent]), labels, names, 0.02
+                    ),
+                }
+                for e in entries
+            },
+            "slices": [slices.measure(column, answers, parents, labels)],
+        },
+        "explanations": {"note": "not drawn for attributes"},
+        "robustness": {"note": "not measured for attributes"},
+        "sensitivity": {"note": "not measured"},
+    }
+    files = {name: tmp_path / f"{name}.json" for name in (*told, "costs")}
+    for name, part in told.items():
+        files[name].write_text(json.dumps(part))
+    found = read_evidence(**files)
+    counts = [{"label": "absent", "n": 0, "correct": 0}]
+    entries = [
+        replace(
+            e,
+            scores={
+                **e.scores,
+                "classes": counts + e.scores["classes"],
+                "confusion": np.pad(np.array(e.scores["confusion"]), ((1, 0), (1, 0))).tolist(),
+            },
+        )
+        for e in entries
+    ]
+    data = DATA | {"classes": names}
+    grid = sections.classes(entries, entries[2], found.comparison)
+    assert next(cells[2].text for _, cells in grid.rows) == "no images"
+    assert found.comparison is not None
+    for name, cells in grid.rows[1:]:
+        moved = found.comparison["variants"]["pruned"]["classes"]
+        delta = next(change["delta"] for change in moved if change["label"] == name)
+        assert cells[2].small == figure(delta, "points", 1, bare=True)
+    table = tables.rows(results(600)[0], teacher=teacher, labels=labels - 1, max_drop=0.02)
+    text = page.render(
+        table,
+        entries,
+        teacher=TEACHER,
+        teacher_history=[],
+        data=data,
+        benchmark=benchmark(entries),
+        size=8,
+        max_drop=0.02,
+        choice=budget.choose(table),
+        evidence=found,
+    )
+    assert "too few images in all groups but one to compare" in text
+    assert "gap by" not in text
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

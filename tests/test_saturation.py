@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import saturation
+from pipeline import onnx_layout, saturation
 from pipeline.models import Affine
-from pipeline.quantization import Sums
+from pipeline.quantization import Sums, integer_weight, simulate
+from tests.test_onnx_layout import int8_student
 
 
 def integer_layer(layer: nn.Conv2d | nn.Linear, limit: int) -> Sums:
@@ -79,3 +80,41 @@ def test_seven_bits_are_proven_to_be_safe_and_eight_are_not(limit: int, safe: bo
     assert (least >= -(2**15) and greatest <= 2**15 - 1) is safe
     images = torch.full((1, 8, 3, 3), 255.0)
     assert torch.equal(saturation.saturate(layers)(images), layers(images)) is safe
+
+
+@pytest.mark.parametrize(("size", "padding"), [(64, "symmetric"), (64, "same"), (50, "symmetric")])
+def test_the_stem_is_cut_off_as_it_lies_in_the_file(size: int, padding: str) -> None:
+    """Four pixels at once where the size allows it; product by product with the weights of the file."""
+    module, quantization = int8_student(size, padding=padding)
+    stem = onnx_layout.paired_stem(module, quantization, size)
+    assert (stem is not None) is (size == 64)
+    simulated = simulate(module, quantization)
+    cut = saturation.saturate(simulated, {stem[0]: stem[1][0]} if stem else {})
+    images = torch.randint(200, 256, (1, size, size, 3)).float()
+    planes = _padded(module, images.permute(0, 3, 1, 2))
+    whole, found = (of.get_submodule("stem.conv")(planes / 255)[0] for of in (simulated, cut))
+
+    laid_out, scales, _ = onnx_layout.pair_columns(module, quantization, size)
+    part = laid_out.get_submodule("stem.conv")
+    assert isinstance(part, nn.Conv2d)
+    assert isinstance(part.padding, tuple)
+    quads = images.reshape(1, size, size // 4, 12) if stem else images
+    read = _padded(laid_out, quads.permute(0, 3, 1, 2))
+    read = nn.functional.pad(read, (part.padding[1],) * 2 + (part.padding[0],) * 2)[0]
+    weights = integer_weight(part.weight.detach(), scales.weight_scales["stem"], 127)
+    (down, across), (height, width), channels = part.stride, part.kernel_size, len(found)
+    less = 0
+    for y, x, number in itertools.product((0, 1, size // 2 - 1), (0, 3, 12), range(0, len(weights), 3)):
+        window = read[:, down * y : down * y + height, across * x : across * x + width]
+        lost = int((window * weights[number]).sum()) - added_in_16_bit(window, weights[number])
+        column = 2 * x + number // channels if stem else x
+        assert whole[number % channels, y, column] - found[number % channels, y, column] == lost
+        less += lost != 0
+    assert less, "some sums are cut off"
+
+
+def _padded(module: nn.Module, planes: Tensor) -> Tensor:
+    """What the stem's convolution reads."""
+    for part in module.get_submodule("stem").children():
+        planes = part(planes) if isinstance(part, nn.ZeroPad2d) else planes
+    return planes

@@ -182,13 +182,3 @@ def test_a_loss_inside_the_limit_is_rejected_while_the_test_set_is_too_small_to_
         assert difference.delta == pytest.approx(-0.01)
         verdicts.append(statistics.verdict(difference.lo, max_drop=0.02))
     assert verdicts == ["reject", "accept"]
-
-
-@pytest.mark.parametrize("count", [6, 7, 10, 25, 200, 1001])
-def test_median_interval_is_the_tightest_pair_of_ranks_that_holds_95_percent(count: int) -> None:
-    def coverage(low: int) -> float:
-        return float(1 - 2 * stats.binom.cdf(low, count, 0.5))
-
-    low, high = statistics.median_interval(count)
-    assert high == count - 1 - low
-    assert coverage(low) >= 0.95 > coverage(low + 1)

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import math
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -130,13 +131,13 @@ def folder(path: Path) -> Listing:
     """
     if not path.is_dir():
         raise SourceError(f"{path} is not a folder; data.path takes a folder of class folders")
-    below = sorted(child for child in path.iterdir() if child.is_dir() and child.name != UNLABELLED)
+    below = _folders(path)
     split_folders = [child for child in below if child.name.lower() in FOLDER_SPLITS]
     roots: list[tuple[str | None, Path]] = [(FOLDER_SPLITS[c.name.lower()], c) for c in split_folders]
+    beside = [child for child in below if roots and child not in split_folders]
     if not roots:
         roots = [(None, path)]
-    named = {child.name for _, root in roots for child in root.iterdir() if child.is_dir()}
-    classes = tuple(sorted(named - {UNLABELLED}))
+    classes = tuple(sorted({child.name for _, root in roots for child in _folders(root)}))
     if len(classes) < 2:
         raise SourceError(
             f"{path} holds {len(classes)} class folders; at least 2 are needed, "
@@ -149,7 +150,26 @@ def folder(path: Path) -> Listing:
         for file in sorted((root / name).rglob("*"))
         if file.is_file()
     ]
-    return Listing(classes, *_read_files(path, files))
+    candidates, rejected = _read_files(path, files)
+    if empty := sorted(set(range(len(classes))) - {image.label for image in candidates}):
+        raise SourceError(
+            f"{path}: no image can be read of {', '.join(repr(classes[label]) for label in empty)}; "
+            "a class folder needs some"
+        )
+    names = " and ".join(child.name for child in split_folders)
+    rejected += [
+        Rejected(child.name, f"a folder beside {names}; its images are not used") for child in beside
+    ]
+    return Listing(classes, candidates, rejected)
+
+
+def _folders(path: Path) -> list[Path]:
+    """Folders in order, without the unlabelled images and without those that programs leave behind."""
+    return sorted(
+        child
+        for child in path.iterdir()
+        if child.is_dir() and child.name not in (UNLABELLED, "__MACOSX") and not child.name.startswith(".")
+    )
 
 
 def attributes(path: Path) -> Listing:
@@ -194,40 +214,67 @@ def _metadata(path: Path) -> tuple[tuple[str, ...], list[Labelled]]:
     names: tuple[str, ...] | None = None
     rows: list[Labelled] = []
     for split, file in tables:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            header = list(reader.fieldnames or ())
-            found = tuple(name for name in header if name != FILE_NAME)
-            if FILE_NAME not in header or not found or found != (names or found):
-                raise SourceError(
-                    f"{file}: columns {FILE_NAME} and {', '.join(names or ('an attribute or more',))} are "
-                    f"expected; found {', '.join(header) or 'none'}"
-                )
-            names = found
-            for number, row in enumerate(reader, start=2):
-                values = tuple(_share(f"{file}, line {number}", name, row[name]) for name in found)
-                rows.append((split, values, file.parent / row[FILE_NAME]))
+        reader = csv.DictReader(_text(file).splitlines(keepends=True))
+        header = list(reader.fieldnames or ())
+        found = tuple(name for name in header if name != FILE_NAME)
+        if FILE_NAME not in header or not found or found != (names or found):
+            raise SourceError(
+                f"{file}: columns {FILE_NAME} and {', '.join(names or ('an attribute or more',))} are "
+                f"expected; found {', '.join(header) or 'none'}"
+            )
+        if len(set(header)) < len(header):
+            raise SourceError(f"{file}: two columns have one name; found {', '.join(header)}")
+        names = found
+        for number, row in enumerate(reader, start=2):
+            where = f"{file}, line {number}"
+            values = tuple(_share(where, name, row[name]) for name in found)
+            rows.append((split, values, _beside(file.parent, row[FILE_NAME], where)))
     return names or (), rows
 
 
 def _celeba(path: Path) -> tuple[tuple[str, ...], list[Labelled]]:
-    lines = (path / CELEBA).read_text().splitlines()
+    lines = _text(path / CELEBA).splitlines()
     partition = path / "list_eval_partition.txt"
-    splits = dict(line.split() for line in partition.read_text().splitlines()) if partition.is_file() else {}
+    splits: dict[str, str] = {}
+    for number, line in enumerate(_text(partition).splitlines() if partition.is_file() else (), start=1):
+        match line.split():
+            case []:
+                continue
+            case [name, split] if split in CELEBA_SPLITS:
+                splits[name] = CELEBA_SPLITS[split]
+            case _:
+                raise SourceError(
+                    f"{partition}, line {number}: a file and one of {', '.join(CELEBA_SPLITS)} are expected; "
+                    f"found {line!r}"
+                )
     names = tuple(lines[1].split()) if len(lines) > 1 else ()
     rows: list[Labelled] = []
     for number, line in enumerate(lines[2:], start=3):
+        if not line.strip():
+            continue
+        where = f"{path / CELEBA}, line {number}"
         name, *values = line.split()
         if len(values) != len(names):
-            raise SourceError(
-                f"{path / CELEBA}, line {number}: {len(names)} values are expected; found {len(values)}"
-            )
-        split = CELEBA_SPLITS[splits[name]] if splits else None
-        shares = tuple(
-            _share(f"{path / CELEBA}, line {number}", *pair) for pair in zip(names, values, strict=True)
-        )
-        rows.append((split, shares, path / "img_align_celeba" / name))
+            raise SourceError(f"{where}: {len(names)} values are expected; found {len(values)}")
+        if splits and name not in splits:
+            raise SourceError(f"{where}: {name} is not in {partition}")
+        shares = tuple(_share(where, *pair) for pair in zip(names, values, strict=True))
+        rows.append((splits.get(name), shares, _beside(path / "img_align_celeba", name, where)))
     return names, rows
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{file} is not in UTF-8: {error}") from error
+
+
+def _beside(folder: Path, name: str | None, where: str) -> Path:
+    """A file that a table names, which must lie in or below the table's folder."""
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise SourceError(f"{where}: {FILE_NAME} = {name!r}; a path below {folder} is expected")
+    return folder / name
 
 
 def _share(where: str, name: str, value: str | None) -> float:
@@ -255,7 +302,7 @@ def _read_files(
 def _read_file(
     root: Path, split: str | None, label: int | tuple[float, ...], file: Path
 ) -> Candidate | Rejected:
-    source = str(file.relative_to(root))
+    source = os.fsencode(file.relative_to(root)).decode("utf-8", "backslashreplace")
     if file.suffix.lower() not in SUFFIXES:
         return Rejected(source, f"not an image: suffix {file.suffix or 'missing'}")
     try:

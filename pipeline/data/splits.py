@@ -91,7 +91,9 @@ def _drop_repeats(images: Sequence[Candidate], rejected: list[Rejected]) -> tupl
     first: dict[str, Candidate] = {}
     for image in images:
         if image.sha256 in first:
-            rejected.append(Rejected(image.source, f"same content as {first[image.sha256].source}"))
+            known = first[image.sha256]
+            unlike = ", which has another label" if image.label != known.label else ""
+            rejected.append(Rejected(image.source, f"same content as {known.source}{unlike}"))
         else:
             first[image.sha256] = image
     return list(first.values()), len(images) - len(first)

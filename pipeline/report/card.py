@@ -12,11 +12,11 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from pipeline.budget import Choice
+from pipeline.budget import Choice, listed
 from pipeline.report.evidence import Evidence, Part
 from pipeline.report.figures import figure, span
 from pipeline.report.page import SNIPPET, data_name
-from pipeline.report.sections import calibrated, mistakes
+from pipeline.report.sections import SHOWN_CLASSES, calibrated, largest, mistakes
 from pipeline.report.tables import Entry, Row, lineage
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
@@ -42,8 +42,6 @@ UNKNOWN = {
 }
 """Why the pipeline cannot know what the configuration leaves open."""
 
-SHOWN_CLASSES = 30
-"""Of more classes than this, those with the most errors are listed."""
 PTQ_SETTINGS = ("method", "calibration", "ptq", "float_layers", "saturation_safe")
 """What counts where nothing is trained."""
 
@@ -103,7 +101,7 @@ def render(
         task=task,
         noun="class" if task is SINGLE_LABEL else "attribute",
         nouns="classes" if task is SINGLE_LABEL else "attributes",
-        listed=_listed,
+        listed=listed,
         table=table,
         student=student,
         built=built[0],
@@ -310,7 +308,7 @@ def _reasons(comparison: Part | None) -> str:
                 f"{figure(flips['gained'])} right that {of['parent']} has wrong."
             )
         if of.get("classes_worse"):
-            line += f" Shown to be worse on: {_listed(of['classes_worse'])}."
+            line += f" Shown to be worse on: {listed(of['classes_worse'])}."
         lines.append(line)
     return "\n".join(lines)
 
@@ -385,8 +383,7 @@ def _group_tables(comparison: Part | None, told: Entry) -> list[str]:
                     figure(group["n"]),
                     _within(group["score"], group["lo"], group["hi"], "%", 1),
                 ]
-                for group in part["variants"][told.variant]["groups"]
-                if group["n"]
+                for group in largest(part["variants"][told.variant]["groups"])
             ),
         )
         for part in (comparison or {}).get("slices", ())
@@ -444,8 +441,3 @@ def _settings(teacher: Part, built: Sequence[Part]) -> str:
             applied = {key: applied[key] for key in PTQ_SETTINGS}
         made[of["variant"]] = {"parent": of["parent"], "op": of["op"], **applied}
     return yaml.safe_dump(made, sort_keys=False, default_flow_style=None, width=100).rstrip()
-
-
-def _listed(names: Iterable[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last

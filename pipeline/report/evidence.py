@@ -58,4 +58,6 @@ def inline_picture(path: Path) -> str:
 
 
 def _read(path: Path) -> Part | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    """A part; None where there is none, or its file says only why nothing was measured."""
+    part = json.loads(path.read_text()) if path.is_file() else None
+    return part if part and set(part) != {"note"} else None

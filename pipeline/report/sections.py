@@ -1,6 +1,6 @@
 """The page's sections that show evidence; each is empty where a run did not measure it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from pipeline.budget import listed
 from pipeline.report import svg
 from pipeline.report.evidence import Evidence, Part, inline_picture
 from pipeline.report.figures import figure, span
@@ -81,18 +82,24 @@ def classes(entries: Sequence[Entry], told: Entry, comparison: Part | None) -> G
         by_errors = sorted(chosen, key=lambda index: _errors(counts[index]), reverse=True)
         chosen = sorted(by_errors[:SHOWN_CLASSES])
         note += f" Of {len(counts):,} classes, the {SHOWN_CLASSES} with the most errors of {told.variant}."
-    moved = [] if comparison is None else [comparison["variants"][e.variant]["classes"] for e in entries]
-    most = max([SHOWN_DAMAGE, *(abs(each[i]["delta"] or 0) for each in moved for i in chosen)])
+    # By name: a class or an attribute that no test image has is not compared.
+    compared = {} if comparison is None else comparison["variants"]
+    moved = [
+        {change["label"]: change for change in compared[e.variant]["classes"]} for e in entries if compared
+    ]
+    shown = [counts[index]["label"] for index in chosen]
+    deltas = (abs(each[name]["delta"]) for each in moved for name in shown if name in each)
+    most = max([SHOWN_DAMAGE, *deltas])
 
     def cell(column: int, index: int) -> Cell:
         own = entries[column].scores["classes"][index]
-        if not own["n"]:
+        if not own["n"] or (attributes and own["average_precision"] is None):
             return Cell("no images")
         share = own["average_precision"] if attributes else own["correct"] / own["n"]
         text = figure(share, "%", 1, bare=True)
-        if not moved:
-            return Cell(text, shade=round(min(DARKEST, 110 * (1 - share))))
-        change = moved[column][index]
+        change = moved[column].get(counts[index]["label"]) if moved else None
+        if change is None:
+            return Cell(text, shade=0 if moved else round(min(DARKEST, 110 * (1 - share))))
         return Cell(
             text,
             small=figure(change["delta"], "points", 1, bare=True),
@@ -146,7 +153,7 @@ def reasons(entries: Sequence[Entry], comparison: Part | None) -> list[dict[str,
         )
         for key, words in (("classes_worse", "worse"), ("classes_better", "better")):
             if found.get(key):
-                more.append(f"Shown to be {words}: {_listed(found[key])}.")
+                more.append(f"Shown to be {words}: {listed(found[key])}.")
         told.append(
             {
                 "variant": entry.variant,
@@ -340,6 +347,12 @@ def outside(robustness: Part | None) -> Grid | None:
     return Grid("images of no class", variants, rows, note)
 
 
+def largest(groups: Sequence[Part]) -> list[Part]:
+    """The groups of a column that are shown, in its order."""
+    least = sorted((group["n"] for group in groups), reverse=True)[:SHOWN_GROUPS][-1]
+    return [group for group in groups if group["n"] >= max(1, least)][:SHOWN_GROUPS]
+
+
 def groups(comparison: Part | None, told: Entry) -> tuple[list[dict[str, Any]], Grid | None]:
     """The shipped variant in groups of test images, a picture a column; and every variant's greatest gap."""
     found = [part for part in (comparison or {}).get("slices", ()) if part["groups"]]
@@ -348,8 +361,7 @@ def groups(comparison: Part | None, told: Entry) -> tuple[list[dict[str, Any]], 
     drawn = []
     for part in found:
         own = part["variants"][told.variant]
-        largest = sorted(own["groups"], key=lambda group: -group["n"])[:SHOWN_GROUPS]
-        shown = [group for group in own["groups"] if group in largest and group["n"]]
+        shown = largest(own["groups"])
         rows = [
             svg.Bar(
                 name=f"{group['group']} ({figure(group['n'])})",
@@ -365,8 +377,7 @@ def groups(comparison: Part | None, told: Entry) -> tuple[list[dict[str, Any]], 
         drawn.append(
             {
                 "name": name,
-                "gap": f"gap {figure(own['gap'], 'gap')} ({span(own['gap_lo'], own['gap_hi'], 'gap')})"
-                + ("" if own["distinguishable"] else ", not distinguishable from none"),
+                "gap": _gap(own),
                 "note": (part["note"] or "") + (f" {left} smaller groups are not shown." if left else ""),
                 "picture": svg.bars(rows, title=f"{told.variant} by {name}", unit="%"),
             }
@@ -386,12 +397,22 @@ def groups(comparison: Part | None, told: Entry) -> tuple[list[dict[str, Any]], 
             ],
         )
         for part in found
+        if part["variants"][told.variant]["gap"] is not None
     ]
+    if not rows:
+        return drawn, None
     note = (
         "Points between the worst and the best group; shaded where the interval, corrected for the choice of "
         "the pair, leaves zero out."
     )
     return drawn, Grid("gap by", variants, rows, note)
+
+
+def _gap(own: Mapping[str, Any]) -> str:
+    if own["gap"] is None:
+        return "too few images in all groups but one to compare"
+    doubt = "" if own["distinguishable"] else ", not distinguishable from none"
+    return f"gap {figure(own['gap'], 'gap')} ({span(own['gap_lo'], own['gap_hi'], 'gap')}){doubt}"
 
 
 def explanations(evidence: Evidence, shipped: str) -> dict[str, Any] | None:
@@ -400,6 +421,7 @@ def explanations(evidence: Evidence, shipped: str) -> dict[str, Any] | None:
     if not found:
         return None
     picture = _pictures(evidence.folder)
+    reference = next((variant for image in found["images"] for variant in image["variants"]), None)
     rows = [
         [
             Shot(picture(image["file"]), image["truth"]),
@@ -411,8 +433,8 @@ def explanations(evidence: Evidence, shipped: str) -> dict[str, Any] | None:
                         (f"{of['answer']}, {figure(of['confidence'], '%', 0)}", of["right"]),
                         *(
                             []
-                            if of["similarity"] is None or variant == "fp32"
-                            else [(f"as fp32: {figure(of['similarity'], 'plain', 2)}", True)]
+                            if of["similarity"] is None or variant == reference
+                            else [(f"as {reference}: {figure(of['similarity'], 'plain', 2)}", True)]
                         ),
                     ],
                 )
@@ -622,11 +644,6 @@ def _errors(counted: Part) -> int | float:
     if "average_precision" in counted:
         return 1 - (counted["average_precision"] or 0)
     return counted["n"] - counted["correct"]
-
-
-def _listed(names: Iterable[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _sentence(text: str) -> str:

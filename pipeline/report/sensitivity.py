@@ -45,7 +45,7 @@ def pictures(part: Part | None) -> list[Picture]:
 
 def note(part: Part | None) -> str:
     """What the pictures were measured on, and what they cannot tell."""
-    if not part or "variants" not in part:
+    if not part:
         return ""
     return (
         f"{figure(part['n'])} val images at {figure(part['size'])} pixels, where one image is "

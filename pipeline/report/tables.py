@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,6 @@ class Entry:
     """Score of the module on val, int8 ones as the runtime computes."""
     latency: Mapping[str, Any]
     """The variant's part of ``latency.measure``'s result."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """The operation's settings as they were applied."""
     history: Sequence[Mapping[str, Any]] = ()
     """One line per epoch: ``epoch``, ``step``, ``seconds``, ``loss``, the val score and named terms."""
 
@@ -79,7 +77,7 @@ def column(name: str, metric: Metric) -> str:
 
 
 def gather(
-    declared: Mapping[str, tuple[str, str, Mapping[str, Any]]],
+    declared: Mapping[str, tuple[str, str]],
     *,
     metrics: Callable[[str], Path],
     folder: Callable[[str], Path],
@@ -88,13 +86,13 @@ def gather(
     """Read what the earlier stages wrote of each variant.
 
     Args:
-        declared: variant to its parent, operation and settings.
+        declared: variant to its parent and operation.
         metrics: where a variant's scores are.
         folder: where a variant's model and history are.
         benchmark: as ``latency.measure`` returns it.
     """
     entries = []
-    for variant, (parent, op, settings) in declared.items():
+    for variant, (parent, op) in declared.items():
         scores = json.loads(metrics(variant).read_text())
         card = json.loads((folder(variant) / models.CARD).read_text())
         entries.append(
@@ -107,7 +105,6 @@ def gather(
                 macs=scores["macs"],
                 val=card["val"][scores["metric"]],
                 latency=benchmark["variants"][variant],
-                settings=settings,
                 history=models.read_history(folder(variant)),
             )
         )

@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline.budget import Line
 from pipeline.inference import Classifier
-from pipeline.shipping.folder import HERE, ShippingError, described
+from pipeline.provenance import sha256
+from pipeline.shipping.folder import HERE, ShippingError, described, make_empty
 
 PAGE = ("index.html", "page.css", "page.mjs", "worker.mjs")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
@@ -24,21 +25,21 @@ def build(folder: Path, classifiers: Sequence[Classifier], table: Mapping[str, L
     """Write the page, ONNX Runtime and the variants' files into a folder that any web server can serve.
 
     Args:
-        folder: made anew.
+        folder: a new or an empty one, or that of an earlier page, which goes.
         classifiers: the variants, in the order of the page.
-        table: figures of each variant by its name; those of a variant that is not there are left out.
+        table: figures by the file's SHA-256; those of a file that is not there are left out.
 
     Raises:
-        ShippingError: ONNX Runtime Web is not installed.
+        ShippingError: ONNX Runtime Web is not installed, or the folder holds something else.
     """
     missing = [name for name in RUNTIME if not (RUNTIME_FOLDER / name).is_file()]
     if missing:
         raise ShippingError(
             f"{RUNTIME_FOLDER / missing[0]} does not exist; `make demo` installs it (npm ci --prefix {HERE})"
         )
-    if folder.exists():
+    if (folder / MANIFEST).is_file():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    make_empty(folder)
     for source in (
         *(HERE / "page" / name for name in PAGE),
         HERE / "contract.mjs",
@@ -46,7 +47,7 @@ def build(folder: Path, classifiers: Sequence[Classifier], table: Mapping[str, L
         *(classifier.path for classifier in classifiers),
     ):
         shutil.copyfile(source, folder / source.name)
-    variants = [_entry(classifier, table.get(classifier.path.stem)) for classifier in classifiers]
+    variants = [_entry(classifier, table.get(sha256(classifier.path))) for classifier in classifiers]
     (folder / MANIFEST).write_text(json.dumps(variants, ensure_ascii=False))
 
 
@@ -58,10 +59,9 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
     """
     try:
         return ThreadingHTTPServer((LOOPBACK, port), partial(_Handler, directory=str(folder)))
-    except OSError as error:
-        raise ShippingError(
-            f"port {port} cannot be served ({error.strerror}); --port takes another"
-        ) from error
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "ports end at 65535"
+        raise ShippingError(f"port {port} cannot be served ({reason}); --port takes another") from error
 
 
 class _Handler(SimpleHTTPRequestHandler):

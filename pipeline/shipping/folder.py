@@ -37,9 +37,7 @@ def ship(classifier: Classifier, folder: Path, card: Path) -> list[Path]:
     Raises:
         ShippingError: the folder holds something already.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ShippingError(f"{folder} is there already and not empty; give a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_empty(folder)
     shutil.copyfile(classifier.path, folder / classifier.path.name)
     _write_json(folder / "labels.json", list(classifier.labels))
     _write_json(folder / "model.json", described(classifier))
@@ -53,6 +51,20 @@ def ship(classifier: Classifier, folder: Path, card: Path) -> list[Path]:
     sums = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
     (folder / SUMS).write_text(sums)
     return [*files, folder / SUMS]
+
+
+def make_empty(folder: Path) -> None:
+    """Make a folder, if it is not there, and see that nothing is in it.
+
+    Raises:
+        ShippingError: something is, or no folder can be made there.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ShippingError(f"{folder} is there already and not empty; give a new folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShippingError(f"{folder} cannot be made: {error.strerror}") from error
 
 
 def described(classifier: Classifier) -> dict[str, Any]:

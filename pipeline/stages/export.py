@@ -19,7 +19,9 @@ def main(variant: str) -> None:
     """Write `artifacts/onnx/<variant>.onnx`."""
     parameters.load()
     model = models.load(paths.model(variant))
-    file = paths.onnx(variant)
+    whole = paths.onnx(variant)
+    file = whole.with_suffix(".unverified")
+    whole.unlink(missing_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     onnx_export.export(model, file, onnx_export.metadata_for(model.card, model.quantization))
     val_set = ViewSet(store.read(paths.DATA, "val"), None, model.card.input)
@@ -27,8 +29,10 @@ def main(variant: str) -> None:
     images = val_set[batches.Request(shown.tolist(), None, model.card.input.size)].images
     torch.set_num_threads(1)
     figures = onnx_export.verify(file, model, images)
+    file.replace(whole)
     print(
-        f"{file}: {file.stat().st_size / 1e6:.2f} MB; " + ", ".join(f"{k} {v:g}" for k, v in figures.items())
+        f"{whole}: {whole.stat().st_size / 1e6:.2f} MB; "
+        + ", ".join(f"{k} {v:g}" for k, v in figures.items())
     )
 
 

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from jaxtyping import Int64
 
 from pipeline import confidence, models, outsiders, parameters, paths, robustness
 from pipeline.data import calibration, store
@@ -11,6 +12,8 @@ from pipeline.parameters import ParameterError
 from pipeline.process import stage
 from pipeline.training import batches, compute
 from pipeline.training.batches import ViewSet
+
+Indices = Int64[np.ndarray, " chosen"]
 
 
 def main() -> None:
@@ -27,17 +30,22 @@ def main() -> None:
         name: open_classifier(paths.onnx(name), threads=cores, spinning=False) for name in p.variants
     }
     parents = {name: variant.parent for name, variant in p.variants.items()}
-    drawn = calibration.choose(test, max(p.probe.corrupted, p.probe.attacked, p.probe.outsiders), seed)
-    shown = ViewSet(test, None, contract)[batches.Request(drawn, None, contract.size)]
-    images, labels = shown.images.numpy(), test.labels[drawn]
     result = {"seed": seed, "corruptions": None, "adversarial": None}
 
-    if few := min(p.probe.corrupted, len(drawn)):
-        seeds = [int(key) for key in test.keys[drawn[:few]]]
-        result["corruptions"] = robustness.corrupted(classifiers, parents, images[:few], labels[:few], seeds)
+    def draw(count: int) -> tuple[Indices, outsiders.Images]:
+        """Some test images, stratified by class, as they are evaluated."""
+        chosen = calibration.choose(test, count, seed)
+        shown = ViewSet(test, None, contract)[batches.Request(chosen, None, contract.size)]
+        return chosen, shown.images.numpy()
+
+    if p.probe.corrupted:
+        chosen, images = draw(p.probe.corrupted)
+        seeds = [int(key) for key in test.keys[chosen]]
+        result["corruptions"] = robustness.corrupted(classifiers, parents, images, test.labels[chosen], seeds)
         print("corruptions: " + _words(result["corruptions"]["variants"], "mean"))
 
-    if few := min(p.probe.attacked, len(drawn)):
+    if p.probe.attacked:
+        chosen, images = draw(p.probe.attacked)
         modules = {name: model for name, model in loaded.items() if model.quantization is None}
         victims = {
             name: [v for v in p.variants if v == name or (parents[v] == name and v not in modules)]
@@ -47,8 +55,8 @@ def main() -> None:
             classifiers,
             modules,
             victims,
-            images[:few],
-            labels[:few],
+            images,
+            test.labels[chosen],
             radii=p.probe.radii,
             steps=p.probe.steps,
             seed=seed,
@@ -56,11 +64,15 @@ def main() -> None:
         for found in result["adversarial"]["results"]:
             print("{attack} {radius}/255 on {module}, shown to {variant}: {accuracy:.1%}".format(**found))
 
-    random, few = np.random.default_rng(seed), images[: p.probe.outsiders]
-    sets = {name: make(few, random) for name, make in outsiders.KINDS.items()}
+    random, (_, images) = np.random.default_rng(seed), draw(p.probe.outsiders)
+    sets = {name: make(images, random) for name, make in outsiders.KINDS.items()}
     if p.probe.outside is not None:
         first = next(iter(classifiers.values()))
         sets[p.probe.outside.name] = outsiders.folder(p.probe.outside, first, p.probe.outsiders, random)
+        if not len(sets[p.probe.outside.name]):
+            raise ParameterError(
+                f"params.yaml: probe.outside = '{p.probe.outside}': no images; allowed: a folder of some"
+            )
     known = {name: confidence.load(paths.confidence(name)) for name in p.variants}
     result["outside"] = robustness.outside(
         classifiers, sets, {name: kept.confidence for name, kept in known.items() if kept is not None}

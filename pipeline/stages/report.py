@@ -17,7 +17,8 @@ def main() -> None:
     p = parameters.load()
     benchmark = json.loads(paths.BENCHMARK.read_text())
     teacher = json.loads((paths.TEACHER / models.CARD).read_text())
-    entries = tables.gather(p.declared(), metrics=paths.metrics, folder=paths.model, benchmark=benchmark)
+    declared = {name: (variant.parent, variant.op) for name, variant in p.variants.items()}
+    entries = tables.gather(declared, metrics=paths.metrics, folder=paths.model, benchmark=benchmark)
     table = tables.rows(
         entries,
         teacher=np.load(paths.TEACHER_PREDICTIONS),

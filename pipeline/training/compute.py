@@ -15,7 +15,6 @@ from pipeline.training.precision import TriedPrecision
 ACCELERATORS: dict[str, Callable[[], bool]] = {
     "cpu": lambda: True,
     "cuda": torch.cuda.is_available,
-    "mps": torch.backends.mps.is_available,
 }
 """Device kind to whether this machine has it."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4

@@ -58,7 +58,9 @@ def choose(fabric: Fabric, module: nn.Module, batch_size: int, sizes: Sequence[i
             gains[name] = plain / fast
             if file:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(gains, indent=2) + "\n")
+                fresh = file.with_suffix(".new")
+                fresh.write_text(json.dumps(gains, indent=2) + "\n")
+                fresh.replace(file)  # in one step, which no kill can halve
     return frozenset(size for size, name in names.items() if gains[name] >= GAIN)
 
 
