@@ -79,7 +79,7 @@ def main() -> None:
     fabric = compute.start(accelerator="auto", threads=0, precision="32-true")
     auto = compute.start(accelerator="auto", threads=0, precision="auto")
     phases = yaml.safe_load(paths.PARAMETERS.read_text())["distill"]["phases"]
-    shares = {phase["size"] or STUDENT.size: phase["share"] for phase in phases}
+    shares = [(phase["size"] or STUDENT.size, phase["share"]) for phase in phases]
     with tempfile.TemporaryDirectory() as folder:
         lesson, teacher = _lesson(Path(folder), arguments.folder, arguments.images)
         peers = Subset(_photographs(arguments.folder, TEACHER.size), range(arguments.images))
@@ -92,7 +92,8 @@ def main() -> None:
             "store_192_auto": lambda: _store(auto, lesson, 192, Path(folder)),
         }
         loops |= {
-            f"store_{size}": lambda size=size: _store(fabric, lesson, size, Path(folder)) for size in shares
+            f"store_{size}": lambda size=size: _store(fabric, lesson, size, Path(folder))
+            for size, _ in shares
         }
         rounds: dict[str, list[float]] = {name: [] for name in loops}
         for turn in range(arguments.rounds):
@@ -100,7 +101,7 @@ def main() -> None:
                 rounds[name].append(loop())
                 print(f"round {turn + 1}: {name} {rounds[name][-1]:.1f} images/s", file=sys.stderr)
     for turn in range(arguments.rounds):
-        seconds = sum(share / rounds[f"store_{size}"][turn] for size, share in shares.items())
+        seconds = sum(share / rounds[f"store_{size}"][turn] for size, share in shares)
         rounds.setdefault("store_recipe", []).append(1 / seconds)
     result = _result(rounds, arguments)
     if arguments.json:

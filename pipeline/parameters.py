@@ -124,7 +124,7 @@ class Training(Section):
     phases: tuple[Phase, ...] = ()
     """Progressive resolution, in order; empty trains at the model's own size."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Images of one optimiser step, over all processes."""
+    """Images of one optimiser step."""
     optimizer: Literal["adamw", "rmsprop", "sgd"] = "adamw"
     """Update rule (`torch.optim`); `sgd` has Nesterov momentum 0.9, `rmsprop` is as TF-slim trained."""
     learning_rate: Annotated[float, Field(gt=0)]

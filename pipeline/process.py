@@ -38,12 +38,8 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
 def beside(module: str, *arguments: str) -> Iterator[None]:
     """Run another module while the block runs, whose result does not depend on it.
 
-    Its standard input ends with the block, or with this process; `done` on it says that all went well. It is
-    started once, by the first of several training processes.
+    Its standard input ends with the block, or with this process; `done` on it says that all went well.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        yield
-        return
     with subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         stdin=subprocess.PIPE,

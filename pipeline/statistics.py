@@ -176,7 +176,9 @@ def resampled_map(
 
     Efron 1979. Differences of two classifiers' results are therefore paired.
     """
-    return np.nanmean(resampled_precisions(scores, targets, resamples), axis=1)
+    precisions = resampled_precisions(scores, targets, resamples)
+    with np.errstate(invalid="ignore"):  # a sample without an image that has any attribute has no mean
+        return np.nansum(precisions, axis=1) / (~np.isnan(precisions)).sum(axis=1)
 
 
 def resampled_precisions(

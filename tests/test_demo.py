@@ -153,10 +153,21 @@ def test_a_folder_that_holds_something_else_stays_as_it_is(
 ) -> None:
     monkeypatch.setattr(demo, "RUNTIME", ())
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "precious.txt").write_text("keep me")
+    for name in ("precious.txt", "manifest.json"):
+        (tmp_path / "mine" / name).write_text("keep me")
     with pytest.raises(ShippingError, match="is there already and not empty"):
         demo.build(tmp_path / "mine", classifiers, {})
     assert (tmp_path / "mine" / "precious.txt").read_text() == "keep me"
+
+
+def test_a_page_that_was_cut_off_is_written_anew(
+    tmp_path: Path, classifiers: list[Classifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "RUNTIME", ())
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "index.html").write_text("half of it")
+    demo.build(tmp_path / "page", classifiers, {})
+    assert (tmp_path / "page" / "manifest.json").is_file()
 
 
 def test_without_onnxruntime_web_it_says_how_to_get_it(

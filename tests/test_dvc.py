@@ -136,6 +136,11 @@ def strings(value: Any) -> Iterator[str]:
             yield from strings(part)
 
 
+def test_mlflow_is_told_of_a_state_also_when_dvc_has_met_it_before() -> None:
+    """DVC's run cache leaves out what persists, so that it cannot stand in for the stage."""
+    assert stage("track")["outs"] == [{str(paths.TRACKED): {"persist": True}}]
+
+
 def test_checkpoints_are_no_outputs_so_dvc_does_not_remove_them() -> None:
     outs = [out for name in STAGES for out in outputs(name)]
     assert outs

@@ -182,3 +182,15 @@ def test_a_loss_inside_the_limit_is_rejected_while_the_test_set_is_too_small_to_
         assert difference.delta == pytest.approx(-0.01)
         verdicts.append(statistics.verdict(difference.lo, max_drop=0.02))
     assert verdicts == ["reject", "accept"]
+
+
+def test_an_attribute_of_one_image_has_an_interval_from_the_samples_that_hold_it() -> None:
+    targets = np.zeros((40, 1))
+    targets[7] = 1
+    scores = np.linspace(0, 1, 40)[:, None]
+    resampled = statistics.resampled_map(scores, targets)
+    assert 0.3 < np.isnan(resampled).mean() < 0.45  # (1 - 1 / 40) ** 40 is 0.36
+    lo, hi = statistics.interval(resampled)
+    assert 0 < lo < hi < 1
+    difference = statistics.compare_map(scores, 1 - scores, targets)
+    assert difference.lo <= difference.delta <= difference.hi

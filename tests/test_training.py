@@ -182,10 +182,10 @@ def test_a_checkpoint_of_other_arithmetic_is_not_used(
     assert told == [0.0, 0.25, 0.5, 0.75]
 
 
-def test_a_device_that_is_not_there_is_said() -> None:
-    absent = next(name for name, is_there in compute.ACCELERATORS.items() if not is_there())
-    with pytest.raises(ComputeError, match=rf"compute\.accelerator = '{absent}': .*allowed: auto, cpu"):
-        compute.start(accelerator=absent, threads=1, precision="32-true")
+def test_a_device_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(compute.ACCELERATORS, "cuda", lambda: False)
+    with pytest.raises(ComputeError, match=r"compute\.accelerator = 'cuda': .*allowed: auto, cpu$"):
+        compute.start(accelerator="cuda", threads=1, precision="32-true")
 
 
 def test_a_phase_without_a_size_has_the_models_own() -> None:
@@ -368,7 +368,6 @@ def test_mixed_views_have_the_labels_of_both_images(data: Path, hidden: tuple[in
         mixture = views.draw_mixture(space, int(images.keys[index]), 1, len(images))
         assert mixture is not None
         images.labels[index if index == 3 else mixture.partner] = -1
-    space = replace(SPACE, mixup=0.5, cutmix=0.5)
     batch = ViewSet(images, space, CONTRACT)[Request([3, 30], 1, 32)]
     for row, index in enumerate((3, 30)):
         mixture = views.draw_mixture(space, int(images.keys[index]), 1, len(images))

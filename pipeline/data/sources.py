@@ -214,7 +214,7 @@ def _metadata(path: Path) -> tuple[tuple[str, ...], list[Labelled]]:
     names: tuple[str, ...] | None = None
     rows: list[Labelled] = []
     for split, file in tables:
-        reader = csv.DictReader(_text(file).splitlines(keepends=True))
+        reader = csv.DictReader(io.StringIO(_text(file), newline=""))
         header = list(reader.fieldnames or ())
         found = tuple(name for name in header if name != FILE_NAME)
         if FILE_NAME not in header or not found or found != (names or found):
@@ -225,8 +225,8 @@ def _metadata(path: Path) -> tuple[tuple[str, ...], list[Labelled]]:
         if len(set(header)) < len(header):
             raise SourceError(f"{file}: two columns have one name; found {', '.join(header)}")
         names = found
-        for number, row in enumerate(reader, start=2):
-            where = f"{file}, line {number}"
+        for row in reader:
+            where = f"{file}, line {reader.line_num}"
             values = tuple(_share(where, name, row[name]) for name in found)
             rows.append((split, values, _beside(file.parent, row[FILE_NAME], where)))
     return names or (), rows

@@ -37,7 +37,8 @@ def build(folder: Path, classifiers: Sequence[Classifier], table: Mapping[str, L
         raise ShippingError(
             f"{RUNTIME_FOLDER / missing[0]} does not exist; `make demo` installs it (npm ci --prefix {HERE})"
         )
-    if (folder / MANIFEST).is_file():
+    own = {*PAGE, *RUNTIME, "contract.mjs", MANIFEST}
+    if folder.is_dir() and all(file.name in own or file.suffix == ".onnx" for file in folder.iterdir()):
         shutil.rmtree(folder)
     make_empty(folder)
     for source in (

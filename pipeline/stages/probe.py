@@ -29,6 +29,14 @@ def main() -> None:
     classifiers = {
         name: open_classifier(paths.onnx(name), threads=cores, spinning=False) for name in p.variants
     }
+    given, folder = {}, p.probe.outside
+    if folder is not None:
+        first, random = next(iter(classifiers.values())), np.random.default_rng(seed)
+        given[folder.name] = outsiders.folder(folder, first, p.probe.outsiders, random)
+        if not len(given[folder.name]):
+            raise ParameterError(
+                f"params.yaml: probe.outside = '{folder}': no images; allowed: a folder of some"
+            )
     parents = {name: variant.parent for name, variant in p.variants.items()}
     result = {"seed": seed, "corruptions": None, "adversarial": None}
 
@@ -65,14 +73,7 @@ def main() -> None:
             print("{attack} {radius}/255 on {module}, shown to {variant}: {accuracy:.1%}".format(**found))
 
     random, (_, images) = np.random.default_rng(seed), draw(p.probe.outsiders)
-    sets = {name: make(images, random) for name, make in outsiders.KINDS.items()}
-    if p.probe.outside is not None:
-        first = next(iter(classifiers.values()))
-        sets[p.probe.outside.name] = outsiders.folder(p.probe.outside, first, p.probe.outsiders, random)
-        if not len(sets[p.probe.outside.name]):
-            raise ParameterError(
-                f"params.yaml: probe.outside = '{p.probe.outside}': no images; allowed: a folder of some"
-            )
+    sets = {name: make(images, random) for name, make in outsiders.KINDS.items()} | given
     known = {name: confidence.load(paths.confidence(name)) for name in p.variants}
     result["outside"] = robustness.outside(
         classifiers, sets, {name: kept.confidence for name, kept in known.items() if kept is not None}
