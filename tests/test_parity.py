@@ -138,7 +138,8 @@ def _other_classes(model: Model) -> torch.nn.Module:
 
 def test_a_tie_is_one_also_where_a_single_image_shows_it(tmp_path: Path) -> None:
     """Logits that are all but equal: all that the one image, answered unlike, shows of their spread."""
-    model = student(InputContract(SIZE))
+    shared = student(InputContract(SIZE))
+    model = replace(shared, module=copy.deepcopy(shared.module))
     head = model.module.get_submodule("classifier")
     assert isinstance(head, nn.Linear)
     nn.init.zeros_(head.weight)
