@@ -31,16 +31,17 @@ def find(places: Iterable[str]) -> Iterator[Path]:
     for place in places:
         path = Path(place)
         if path.is_dir():
-            found = list(_below(path))
+            found = below(path)
         elif path.exists():
             found = [path]
         else:
             # `Path.glob` takes no absolute pattern.
             matches = (Path(match) for match in glob.glob(place, recursive=True))  # noqa: PTH207
-            inside = (file for match in matches for file in (_below(match) if match.is_dir() else [match]))
+            inside = (file for match in matches for file in (below(match) if match.is_dir() else [match]))
             found = sorted({file for file in inside if file.suffix.lower() in SUFFIXES})
         yield from found or [path]
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    yield from sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+def below(folder: Path) -> list[Path]:
+    """A folder's images at any depth, in order."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)

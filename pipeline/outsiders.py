@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.images import SUFFIXES
+from pipeline.images import below
 from pipeline.inference import Classifier, read_image, render
 
 Images = UInt8[np.ndarray, "images side side 3"]
@@ -52,7 +52,7 @@ def folder(path: Path, classifier: Classifier, most: int, random: np.random.Gene
     Raises:
         ImageFileError: a file cannot be decoded.
     """
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = below(path)
     chosen = sorted(random.permutation(len(files))[:most].tolist())
     squares = [render(classifier, read_image(files[index])) for index in chosen]
     side = classifier.contract.size

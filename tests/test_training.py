@@ -75,9 +75,9 @@ def student() -> nn.Module:
 
 
 def learn(
-    data: Path, answers: Path, folder: Path, oracle: Path, **changes: object
+    data: Path, answers: Path, folder: Path, oracle: Path, precision: str = "32-true", **changes: object
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
+    fabric = compute.start(accelerator="cpu", threads=1, precision=precision)
     lesson = distillation.open_lesson(data, oracle, answers, SPACE, CONTRACT)
     arguments = {
         "name": "test",
@@ -164,19 +164,12 @@ def test_a_checkpoint_of_other_arithmetic_is_not_used(
 ) -> None:
     learn(data, answers, tmp_path, oracle)
     told: list[float] = []
-    lesson = distillation.open_lesson(data, oracle, answers, SPACE, CONTRACT)
-    fabric = compute.start(accelerator="cpu", threads=1, precision="bf16-mixed")
-    distillation.learn(
-        fabric,
-        student(),
-        lesson,
-        name="test",
-        goal=GOAL,
-        training=TRAINING,
-        start="scratch",
-        seed=0,
-        workers=0,
-        folder=tmp_path,
+    learn(
+        data,
+        answers,
+        tmp_path,
+        oracle,
+        precision="bf16-mixed",
         on_epoch=lambda _module, share: told.append(share),
     )
     assert told == [0.0, 0.25, 0.5, 0.75]

@@ -37,16 +37,16 @@ def build(folder: Path, classifiers: Sequence[Classifier], table: Mapping[str, L
         raise ShippingError(
             f"{RUNTIME_FOLDER / missing[0]} does not exist; `make demo` installs it (npm ci --prefix {HERE})"
         )
-    own = {*PAGE, *RUNTIME, "contract.mjs", MANIFEST}
-    if folder.is_dir() and all(file.name in own or file.suffix == ".onnx" for file in folder.iterdir()):
-        shutil.rmtree(folder)
-    make_empty(folder)
-    for source in (
+    page = (
         *(HERE / "page" / name for name in PAGE),
         HERE / "contract.mjs",
         *(RUNTIME_FOLDER / name for name in RUNTIME),
-        *(classifier.path for classifier in classifiers),
-    ):
+    )
+    own = {MANIFEST, *(source.name for source in page)}
+    if folder.is_dir() and all(file.name in own or file.suffix == ".onnx" for file in folder.iterdir()):
+        shutil.rmtree(folder)
+    make_empty(folder)
+    for source in (*page, *(classifier.path for classifier in classifiers)):
         shutil.copyfile(source, folder / source.name)
     variants = [_entry(classifier, table.get(sha256(classifier.path))) for classifier in classifiers]
     (folder / MANIFEST).write_text(json.dumps(variants, ensure_ascii=False))
