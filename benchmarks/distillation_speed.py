@@ -1,8 +1,9 @@
 """Images a second: distillation from the store, torchdistill's loop with a live teacher, and a plain loop.
 
 The same photographs, batch size, loader processes, teacher (ResNet-50 at 224 pixels) and student (MobileNetV1
-0.75 at 192) for all, rounds in turn; weights are random, which changes no speed. What is compared with is in
-`benchmarks/requirements.txt`.
+0.75 at 192) for all, rounds in turn; weights are random, which changes no speed. The loops of others run in
+processes of their own, so that they allocate memory as PyTorch does when nobody tells it otherwise. What is
+compared with is in `benchmarks/requirements.txt`.
 
     python -m benchmarks.distillation_speed FOLDER --json
 
@@ -12,11 +13,13 @@ FOLDER holds class folders of images.
 import argparse
 import json
 import logging
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +29,7 @@ import torch
 import yaml
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.models import resnet50
@@ -81,12 +84,11 @@ def main() -> None:
     phases = yaml.safe_load(paths.PARAMETERS.read_text())["distill"]["phases"]
     shares = [(phase["size"] or STUDENT.size, phase["share"]) for phase in phases]
     with tempfile.TemporaryDirectory() as folder:
-        lesson, teacher = _lesson(Path(folder), arguments.folder, arguments.images)
-        peers = Subset(_photographs(arguments.folder, TEACHER.size), range(arguments.images))
-        plain = Subset(_photographs(arguments.folder, STUDENT.size), range(arguments.images))
+        lesson = _lesson(Path(folder), arguments.folder, arguments.images)
+        teacher = _teacher(len(lesson.classes))
         loops: dict[str, Callable[[], float]] = {
-            "torchdistill": lambda: _torchdistill(fabric, teacher, peers),
-            "plain": lambda: _plain(fabric, plain),
+            "torchdistill": lambda: _alone(_torchdistill, arguments),
+            "plain": lambda: _alone(_plain, arguments),
             "labelling": lambda: _labelling(fabric, teacher, lesson.train_set, Path(folder)),
             "store_192": lambda: _store(fabric, lesson, 192, Path(folder)),
             "store_192_auto": lambda: _store(auto, lesson, 192, Path(folder)),
@@ -142,8 +144,8 @@ def _result(rounds: dict[str, list[float]], arguments: argparse.Namespace) -> di
     }
 
 
-def _lesson(folder: Path, images: Path, count: int) -> tuple[distillation.Lesson, nn.Module]:
-    """The first ``count`` photographs with a store of random answers, and the teacher."""
+def _lesson(folder: Path, images: Path, count: int) -> distillation.Lesson:
+    """The first ``count`` photographs with a store of random answers."""
     listing = sources.read("folder", images)
     made = splits.assign(listing.candidates, train=count, val=16, test=16, seed=0, anew=True)
     report = store.write(folder / "data", listing, made, {"license": "unknown"})
@@ -152,8 +154,11 @@ def _lesson(folder: Path, images: Path, count: int) -> tuple[distillation.Lesson
     answers = np.random.default_rng(0).normal(size=(count, VIEWS, classes)).astype(np.float16)
     labels.save(folder / "labels", Store(key, "random answers", Answers(answers, None, classes)))
     (folder / "card.json").write_text(json.dumps({"identity": "random"}))
-    lesson = distillation.open_lesson(folder / "data", folder, folder / "labels", SPACE, STUDENT)
-    return lesson, resnet50(weights=None, num_classes=classes).eval()
+    return distillation.open_lesson(folder / "data", folder, folder / "labels", SPACE, STUDENT)
+
+
+def _teacher(classes: int) -> nn.Module:
+    return resnet50(weights=None, num_classes=classes).eval()
 
 
 def _student(classes: int) -> nn.Module:
@@ -193,9 +198,16 @@ def _labelling(fabric: Fabric, teacher: nn.Module, seen: ViewSet, folder: Path) 
         return len(view_set) / (time.perf_counter() - began)
 
 
-def _photographs(folder: Path, size: int) -> Dataset[tuple[Tensor, int]]:
-    return ImageFolder(
-        str(folder),
+def _alone(loop: Callable[[argparse.Namespace], float], arguments: argparse.Namespace) -> float:
+    """What a loop measures in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(loop, arguments).result()
+
+
+def _photographs(arguments: argparse.Namespace, size: int) -> tuple[Subset[tuple[Tensor, int]], int]:
+    """The first images of the folder at a size, and how many classes there are."""
+    images = ImageFolder(
+        str(arguments.folder),
         transforms.Compose(
             [
                 transforms.RandomResizedCrop(size, scale=SPACE.crop_scale, ratio=SPACE.crop_ratio),
@@ -204,6 +216,7 @@ def _photographs(folder: Path, size: int) -> Dataset[tuple[Tensor, int]]:
             ]
         ),
     )
+    return Subset(images, range(arguments.images)), len(images.classes)
 
 
 def _timed(step: Callable[[Any], None], loader: DataLoader[Any], rounds: int = 2) -> float:
@@ -221,13 +234,15 @@ def _timed(step: Callable[[Any], None], loader: DataLoader[Any], rounds: int = 2
     return rate
 
 
-def _plain(fabric: Fabric, images: Subset[tuple[Tensor, int]]) -> float:
+def _plain(arguments: argparse.Namespace) -> float:
     """PyTorch's usual loop: fp32, AdamW, cross entropy, no teacher."""
-    student = fabric.to_device(_student(1000).train())
+    images, classes = _photographs(arguments, STUDENT.size)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    student = _student(classes).train().to(device)
     optimizer = torch.optim.AdamW(student.parameters(), 0.001)
 
     def step(batch: Any) -> None:
-        pixels, truth = (part.to(fabric.device) for part in batch[:2])
+        pixels, truth = (part.to(device) for part in batch)
         optimizer.zero_grad()
         nn.functional.cross_entropy(student(pixels), truth).backward()
         optimizer.step()
@@ -235,12 +250,15 @@ def _plain(fabric: Fabric, images: Subset[tuple[Tensor, int]]) -> float:
     return _timed(step, DataLoader(images, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True))
 
 
-def _torchdistill(fabric: Fabric, teacher: nn.Module, images: Subset[tuple[Tensor, int]]) -> float:
+def _torchdistill(arguments: argparse.Namespace) -> float:
     """Its own loop, as its examples write it, towards KL at temperature 1."""
     from torchdistill.core.distillation import get_distillation_box  # pyright: ignore[reportMissingImports]
 
-    classes = teacher.get_submodule("fc").out_features
-    student = fabric.to_device(Shrunk(_student(int(str(classes)))))
+    logging.disable(logging.INFO)
+    images, classes = _photographs(arguments, TEACHER.size)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = _teacher(classes).to(device)
+    student = Shrunk(_student(classes)).to(device)
     towards = {
         "student_module_path": ".",
         "student_module_io": "output",
@@ -267,10 +285,7 @@ def _torchdistill(fabric: Fabric, teacher: nn.Module, images: Subset[tuple[Tenso
             },
         },
     }
-    device = fabric.device
-    box = get_distillation_box(
-        fabric.to_device(teacher), student, {"train": images}, settings, device, None, False, 1.0
-    )
+    box = get_distillation_box(teacher, student, {"train": images}, settings, device, None, False, 1.0)
     box.pre_epoch_process(epoch=0)
 
     def step(batch: Any) -> None:

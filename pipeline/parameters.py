@@ -70,6 +70,9 @@ class Data(Section):
     """Test images, as a count or a share, used only where the source has no test split."""
     splits: Literal["kept", "anew"] = "kept"
     """What becomes of splits that the source has; `anew` makes all three from all images."""
+    train_side: Annotated[int, Field(ge=32)] | None = None
+    """Shorter side, in pixels, to which larger training images are reduced once, so that each epoch decodes
+    megapixels no longer; val and test stay as they are. Null keeps the files."""
     license: str = "unknown"
     """License of the images, recorded in every shipped file."""
 

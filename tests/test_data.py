@@ -171,6 +171,21 @@ def test_the_store_gives_back_pixels_labels_and_a_report(tmp_path: Path, photogr
         assert (tmp_path / "data" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
 
 
+def test_images_that_are_trained_on_are_reduced_and_others_are_not(tmp_path: Path, photographs: Path) -> None:
+    listing = sources.folder(photographs)
+    made = assign(listing)
+    whole = store.write(tmp_path / "whole", listing, made, FACTS)
+    report = store.write(tmp_path / "data", listing, made, FACTS, train_side=16)
+    assert report["data_sha256"] != whole["data_sha256"]
+    for split in ("train", "val", "test"):
+        before, after = store.read(tmp_path / "whole", split), store.read(tmp_path / "data", split)
+        assert before.hashes == after.hashes
+        sides = {min(after.image(index).size) for index in range(len(after))}
+        assert sides == (
+            {16} if split == "train" else {min(before.image(i).size) for i in range(len(before))}
+        )
+
+
 def test_rotated_photographs_are_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

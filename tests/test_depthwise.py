@@ -1,4 +1,4 @@
-"""The fast gradient of depthwise convolutions on small maps."""
+"""The fast gradients of depthwise convolutions."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.training.depthwise import FastSmallMaps
+from pipeline.training.depthwise import FastDepthwise
 
 GEOMETRIES = [
     (height, width, kernel, stride, padding)
@@ -24,6 +24,10 @@ def gradients(convolution: nn.Module, image: Tensor) -> tuple[Tensor, list[Tenso
     return output, list(torch.autograd.grad(output, [image, *convolution.parameters()], direction))
 
 
+def is_ours(output: Tensor) -> bool:
+    return "Depthwise" in type(output.grad_fn).__name__
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("height", "width", "kernel", "stride", "padding"), GEOMETRIES)
 def test_the_gradients_are_pytorchs(
@@ -33,9 +37,9 @@ def test_the_gradients_are_pytorchs(
     convolution = nn.Conv2d(6, 6, kernel, stride, padding, groups=6, bias=bias).double()
     image = torch.randn(3, 6, height, width, dtype=torch.double, requires_grad=True)
     expected_output, expected = gradients(convolution, image)
-    with FastSmallMaps():
+    with FastDepthwise():
         output, actual = gradients(convolution, image)
-    assert "SmallMap" in type(output.grad_fn).__name__
+    assert is_ours(output)
     torch.testing.assert_close(output, expected_output, rtol=0, atol=0)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
@@ -54,6 +58,31 @@ def test_the_gradients_are_pytorchs(
 )
 def test_other_convolutions_run_as_they_are(convolution: nn.Module) -> None:
     image = torch.randn(2, 6, 4, 4, requires_grad=True)
-    with FastSmallMaps():
+    with FastDepthwise():
         output = convolution(image)
-    assert "SmallMap" not in type(output.grad_fn).__name__
+    assert not is_ours(output)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_strided_maps_in_bf16_have_the_gradients_of_fp32(kernel: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    exact = nn.Conv2d(16, 16, kernel, 2, kernel // 2, groups=16, bias=bias)
+    exact.load_state_dict({name: value.bfloat16().float() for name, value in exact.state_dict().items()})
+    image = torch.randn(4, 16, 12, 12).bfloat16().float().requires_grad_()
+    direction = torch.randn(4, 16, 6, 6).bfloat16()
+    expected = torch.autograd.grad(exact(image), [image, *exact.parameters()], direction.float())
+    with torch.autocast("cpu", torch.bfloat16), FastDepthwise():
+        output = exact(image)
+    assert is_ours(output)
+    assert output.dtype is torch.bfloat16
+    actual = torch.autograd.grad(output, [image, *exact.parameters()], direction)
+    assert [gradient.dtype for gradient in actual] == [torch.float32] * len(actual)
+    torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-7)
+
+
+def test_strided_maps_in_fp32_run_as_they_are() -> None:
+    image = torch.randn(2, 6, 8, 8, requires_grad=True)
+    with FastDepthwise():
+        output = nn.Conv2d(6, 6, 3, 2, 1, groups=6)(image)
+    assert not is_ours(output)

@@ -59,3 +59,24 @@ def test_colours_and_8_bits_of_grey_are_read_and_more_bits_are_refused(tmp_path:
         Image.fromarray(values).save(tmp_path / name)
         with pytest.raises(ValueError, match="grey values of more than 8 bits"):
             images.decode(tmp_path / name)
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((90, 120), (96, 128)), ((120, 90), (128, 96))])
+def test_a_larger_image_is_reduced_upright_to_its_shorter_side(
+    shape: tuple[int, int], expected: tuple[int, int], tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    ramp = Image.linear_gradient("L").resize((shape[0] * 4, shape[1] * 4)).convert("RGB")
+    ramp.save(tmp_path / "side.jpg", exif=exif, quality=100)
+    whole = images.decode(tmp_path / "side.jpg")
+    reduced = images.decode(images.reduce((tmp_path / "side.jpg").read_bytes(), 96))
+    assert reduced.size == expected[::-1]
+    small = [np.asarray(image.resize((24, 24)), dtype=np.int16) for image in (whole, reduced)]
+    assert np.abs(small[0] - small[1]).max() <= 3
+
+
+def test_an_image_that_is_not_larger_stays_byte_for_byte(tmp_path: Path) -> None:
+    Image.new("RGB", (96, 200)).save(tmp_path / "tall.png")
+    encoded = (tmp_path / "tall.png").read_bytes()
+    assert images.reduce(encoded, 96) == encoded

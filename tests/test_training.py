@@ -442,8 +442,12 @@ def test_a_trial_takes_time_and_leaves_the_network_as_it_was() -> None:
     fabric = compute.start(accelerator="cpu", threads=1, precision="auto")
     network = student()
     before = {name: value.clone() for name, value in network.state_dict().items()}
+    gradients: list[str] = []
+    strided = network.get_submodule("blocks.1.depthwise.conv")
+    strided.register_forward_hook(lambda *call: gradients.append(type(call[-1].grad_fn).__name__))
     found = precision.choose(fabric, network, 4, [32])
     assert found in (frozenset(), {32})
+    assert "_DepthwiseBackward" in gradients  # it learns as in training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from pipeline.images import SUFFIXES, decode
 from pipeline.tasks import TaskName
@@ -292,7 +293,10 @@ def _read_files(
     root: Path, files: Sequence[tuple[str | None, int | tuple[float, ...], Path]]
 ) -> tuple[list[Candidate], list[Rejected]]:
     with ThreadPoolExecutor() as pool:
-        read = list(pool.map(lambda item: _read_file(root, *item), files))
+        reading = pool.map(lambda item: _read_file(root, *item), files)
+        read = list(
+            tqdm(reading, "read", len(files), unit=" images", unit_scale=True, delay=5, mininterval=5)
+        )
     return (
         [item for item in read if isinstance(item, Candidate)],
         [item for item in read if isinstance(item, Rejected)],

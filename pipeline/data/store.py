@@ -4,11 +4,13 @@ Hugging Face `datasets` writes and reads it: random access to images of any size
 and the same files can be streamed.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,13 +20,16 @@ import datasets
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt64
 from PIL import Image
+from tqdm import tqdm
 
 from pipeline.data.sources import Candidate, Listing
 from pipeline.data.splits import SPLITS, UNLABELLED, Splits, fingerprint
-from pipeline.images import decode
+from pipeline.images import decode, reduce
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 REPORT = "report.json"
+ENCODED_AT_ONCE = 256
+"""Images that are held in memory while the prepared data are written."""
 
 datasets.disable_progress_bars()
 
@@ -76,10 +81,18 @@ class ImageSet:
         return list(self.table["sha256"])
 
 
-def write(folder: Path, listing: Listing, splits: Splits, facts: dict[str, Any]) -> dict[str, Any]:
+def write(
+    folder: Path, listing: Listing, splits: Splits, facts: dict[str, Any], *, train_side: int | None = None
+) -> dict[str, Any]:
     """Write the three splits, the unlabelled images, and ``report.json``; returns the report.
 
-    ``facts`` (source, path, license) are recorded as they are.
+    Args:
+        folder: where to.
+        listing: what the source holds.
+        splits: which image goes where.
+        facts: source, path and license, recorded as they are.
+        train_side: images that are trained on are reduced to this many pixels of their shorter side; those
+            of val and test stay as they are.
     """
     features = datasets.Features(
         image=datasets.Image(decode=False),
@@ -90,13 +103,15 @@ def write(folder: Path, listing: Listing, splits: Splits, facts: dict[str, Any])
         source=datasets.Value("string"),
     )
     identity = fingerprint(splits)
+    if train_side is not None:
+        identity = hashlib.sha256(f"{identity} {train_side}".encode()).hexdigest()
     classes = listing.classes
     folder.mkdir(parents=True, exist_ok=True)
     # The cache lies beside the target and not in the user's home, where a stale one could be met again.
     with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
         for name, images in splits.items():
             table = datasets.Dataset.from_generator(
-                partial(_rows, images),
+                partial(_rows, name, images, train_side if name in ("train", UNLABELLED) else None),
                 features=features,
                 cache_dir=cache,
                 fingerprint=f"{identity[:16]}-{name}",
@@ -155,11 +170,21 @@ def _counts(classes: Sequence[str], images: Sequence[Candidate]) -> dict[str, in
     return {classes[index]: count for index, count in sorted(found.items())}
 
 
-def _rows(images: Sequence[Candidate]) -> Iterator[dict[str, Any]]:
-    for image in images:
-        yield {
-            "image": {"bytes": image.read(), "path": None},
-            "label": image.label,
-            "sha256": image.sha256,
-            "source": image.source,
-        }
+def _rows(name: str, images: Sequence[Candidate], side: int | None) -> Iterator[dict[str, Any]]:
+    def stored(image: Candidate) -> bytes:
+        return image.read() if side is None else reduce(image.read(), side)
+
+    bar = tqdm(
+        desc=f"store {name}", total=len(images), unit=" images", unit_scale=True, delay=5, mininterval=5
+    )
+    with bar, ThreadPoolExecutor() as pool:
+        for first in range(0, len(images), ENCODED_AT_ONCE):
+            some = images[first : first + ENCODED_AT_ONCE]
+            for image, encoded in zip(some, pool.map(stored, some), strict=True):
+                yield {
+                    "image": {"bytes": encoded, "path": None},
+                    "label": image.label,
+                    "sha256": image.sha256,
+                    "source": image.source,
+                }
+                bar.update()

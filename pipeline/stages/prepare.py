@@ -21,7 +21,7 @@ def main() -> None:
         anew=p.data.splits == "anew",
     )
     facts = {"source": p.data.source, "path": str(p.data.path), "license": p.data.license}
-    report = store.write(paths.DATA, listing, assigned, facts)
+    report = store.write(paths.DATA, listing, assigned, facts, train_side=p.data.train_side)
     print(
         f"{len(report['classes'])} {'classes' if report['task'] == 'single_label' else 'attributes'}; "
         + ", ".join(f"{count} {name}" for name, count in report["images"].items())

@@ -24,7 +24,7 @@ from pipeline.tasks import Task
 from pipeline.training import batches, checkpoints, optimisation, precision
 from pipeline.training.batches import Batch, Request, ViewSet
 from pipeline.training.checkpoints import History, Progress
-from pipeline.training.depthwise import FastSmallMaps
+from pipeline.training.depthwise import FastDepthwise
 
 SETTLING_IMAGES = 2048
 SETTLING_BATCH = 64
@@ -177,7 +177,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             precision.use(fabric, batch.images.shape[1] in in_bf16)
-            with FastSmallMaps():
+            with FastDepthwise():
                 terms = objective(wrapped, batch)
             loss = total(terms, weights)
             fabric.backward(loss)
