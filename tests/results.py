@@ -40,6 +40,7 @@ DATA: dict[str, Any] = {
         split: dict(zip(CLASSES, (3000, 2990, 3010), strict=True)) for split in ("train", "val", "test")
     },
     "images": {"train": 9000, "val": 500, "test": 4000},
+    "train_side": 512,
     "rejected": [{"source": "a.txt", "reason": "not an image"}],
     "leaked_between_splits": 2,
 }

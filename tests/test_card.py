@@ -307,6 +307,11 @@ def test_the_hyperparameters_are_those_that_were_applied(tmp_path: Path) -> None
     assert list(read) == ["fp32", "int8", "pruned", "pruned-int8"]
 
 
+def test_the_card_says_that_training_images_were_reduced(tmp_path: Path) -> None:
+    text = written(tmp_path, everything=False).read_text()
+    assert "with more than 512 pixels in their shorter side were reduced to that" in text
+
+
 def test_a_card_of_attributes_speaks_of_map(tmp_path: Path) -> None:
     entries, answers, labels = results()
     table = tables.rows(entries, teacher=answers, labels=labels, max_drop=0.02)

@@ -125,6 +125,7 @@ def write(
         "classes": list(classes),
         "counts": {name: _counts(classes, images) for name, images in splits.items() if name in SPLITS},
         "images": {name: len(images) for name, images in splits.items()},
+        "train_side": train_side,
         "rejected": [
             {"source": item.source, "reason": item.reason} for item in [*listing.rejected, *splits.rejected]
         ],
