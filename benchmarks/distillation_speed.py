@@ -5,9 +5,9 @@ The same photographs, batch size, loader processes, teacher (ResNet-50 at 224 pi
 processes of their own, so that they allocate memory as PyTorch does when nobody tells it otherwise. What is
 compared with is in `benchmarks/requirements.txt`.
 
-    python -m benchmarks.distillation_speed FOLDER --json
+    python benchmarks/distillation_speed.py FOLDER --json
 
-FOLDER holds class folders of images.
+FOLDER holds class folders of images; without it images are made up.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import yaml
 from lightning_fabric import Fabric
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
@@ -51,8 +52,14 @@ VIEWS = 2
 """Stored for every image, as the default has it."""
 EPOCHS = 10
 """That labelling is spread over."""
+HELD_OUT = 16
+"""Images of val and of test; neither is timed."""
 LEAST = BATCH * (4 * WORKERS + 1)
 """Images of an epoch: more than the loader renders ahead, or its rendering would not be timed."""
+MADE_UP = (400, 533)
+"""Width and height in pixels, as photographs on the web have."""
+GRAIN = 4.0
+"""Standard deviation, of 255."""
 
 
 class Shrunk(nn.Module):
@@ -71,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="class folders of images")
+    parser.add_argument("folder", type=Path, nargs="?", help="class folders of images (default: made up)")
     parser.add_argument("--images", type=int, default=384, help="images of an epoch (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each loop (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -84,6 +91,10 @@ def main() -> None:
     phases = yaml.safe_load(paths.PARAMETERS.read_text())["distill"]["phases"]
     shares = [(phase["size"] or STUDENT.size, phase["share"]) for phase in phases]
     with tempfile.TemporaryDirectory() as folder:
+        made_up = arguments.folder is None
+        if made_up:
+            arguments.folder = Path(folder) / "images"
+            _make_up(arguments.folder, arguments.images + 2 * HELD_OUT)
         lesson = _lesson(Path(folder), arguments.folder, arguments.images)
         teacher = _teacher(len(lesson.classes))
         loops: dict[str, Callable[[], float]] = {
@@ -105,7 +116,7 @@ def main() -> None:
     for turn in range(arguments.rounds):
         seconds = sum(share / rounds[f"store_{size}"][turn] for size, share in shares)
         rounds.setdefault("store_recipe", []).append(1 / seconds)
-    result = _result(rounds, arguments)
+    result = _result(rounds, arguments) | {"images_made_up": made_up}
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
@@ -147,7 +158,7 @@ def _result(rounds: dict[str, list[float]], arguments: argparse.Namespace) -> di
 def _lesson(folder: Path, images: Path, count: int) -> distillation.Lesson:
     """The first ``count`` photographs with a store of random answers."""
     listing = sources.read("folder", images)
-    made = splits.assign(listing.candidates, train=count, val=16, test=16, seed=0, anew=True)
+    made = splits.assign(listing.candidates, train=count, val=HELD_OUT, test=HELD_OUT, seed=0, anew=True)
     report = store.write(folder / "data", listing, made, {"license": "unknown"})
     key = Key(report["data_sha256"], "random", SPACE, VIEWS, None)
     classes = len(listing.classes)
@@ -155,6 +166,19 @@ def _lesson(folder: Path, images: Path, count: int) -> distillation.Lesson:
     labels.save(folder / "labels", Store(key, "random answers", Answers(answers, None, classes)))
     (folder / "card.json").write_text(json.dumps({"identity": "random"}))
     return distillation.open_lesson(folder / "data", folder, folder / "labels", SPACE, STUDENT)
+
+
+def _make_up(folder: Path, count: int) -> None:
+    """JPEGs of blurred spots and grain, 35 kB each, in two class folders."""
+    random = np.random.default_rng(0)
+    width, height = MADE_UP
+    for number in range(count):
+        spots = Image.fromarray(random.integers(0, 256, (10, 8, 3), dtype=np.uint8))
+        smooth = np.asarray(spots.resize(MADE_UP, Image.Resampling.BICUBIC), dtype=np.int16)
+        grain = random.normal(0, GRAIN, (height, width, 1)).astype(np.int16)
+        file = folder / f"class {number % 2}" / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(file, quality=85)
 
 
 def _teacher(classes: int) -> nn.Module:
