@@ -116,7 +116,8 @@ def main() -> None:
     for turn in range(arguments.rounds):
         seconds = sum(share / rounds[f"store_{size}"][turn] for size, share in shares)
         rounds.setdefault("store_recipe", []).append(1 / seconds)
-    result = _result(rounds, arguments) | {"images_made_up": made_up}
+    result = _result(rounds, arguments)
+    result["images_made_up"] = made_up
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
