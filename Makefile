@@ -12,8 +12,6 @@ install: .venv/installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing $$(grep -vc '^#' requirements.lock) packages into .venv: some minutes, 6 GB"
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements.lock
-	@# Scripts in benchmarks/ find the packages beside them.
-	@echo "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/distillery.pth"
 	touch $@
 
 repro: install ## The whole pipeline: default data, then everything that is out of date

@@ -1,9 +1,9 @@
 """Images a second: distillation from the store, torchdistill's loop with a live teacher, and a plain loop.
 
 The same photographs, batch size, loader processes, teacher (ResNet-50 at 224 pixels) and student (MobileNetV1
-0.75 at 192) for all, rounds in turn; weights are random, which changes no speed. The loops of others run in
-processes of their own, so that they allocate memory as PyTorch does when nobody tells it otherwise. What is
-compared with is in `benchmarks/requirements.txt`.
+0.75 at 192) for all, rounds in turn; weights are random, which changes no speed. Each loop runs in a process
+of its own; those of others have PyTorch as it comes, without this pipeline's settings of OpenMP and of the
+allocator. What is compared with is in `benchmarks/requirements.txt`.
 
     python benchmarks/distillation_speed.py FOLDER --json
 
@@ -14,15 +14,20 @@ import argparse
 import json
 import logging
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
+
+# It also runs as a script, which finds only what lies beside it.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
@@ -60,6 +65,11 @@ MADE_UP = (400, 533)
 """Width and height in pixels, as photographs on the web have."""
 GRAIN = 4.0
 """Standard deviation, of 255."""
+OPENMP = "GOMP_SPINCOUNT"
+"""What importing `pipeline` sets, before PyTorch is loaded."""
+
+Loop = Callable[[argparse.Namespace, Path], dict[str, float]]
+"""From the arguments and the folder of the lesson to images a second."""
 
 
 class Shrunk(nn.Module):
@@ -85,37 +95,23 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.images < LEAST:
         parser.error(f"--images {arguments.images}: at least {LEAST}, more than loaders render ahead")
-    logging.disable(logging.INFO)
-    fabric = compute.start(accelerator="auto", threads=0, precision="32-true")
-    auto = compute.start(accelerator="auto", threads=0, precision="auto")
     phases = yaml.safe_load(paths.PARAMETERS.read_text())["distill"]["phases"]
     shares = [(phase["size"] or STUDENT.size, phase["share"]) for phase in phases]
+    rounds: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         made_up = arguments.folder is None
         if made_up:
             arguments.folder = Path(folder) / "images"
             _make_up(arguments.folder, arguments.images + 2 * HELD_OUT)
-        lesson = _lesson(Path(folder), arguments.folder, arguments.images)
-        teacher = _teacher(len(lesson.classes))
-        loops: dict[str, Callable[[], float]] = {
-            "torchdistill": lambda: _alone(_torchdistill, arguments),
-            "plain": lambda: _alone(_plain, arguments),
-            "labelling": lambda: _labelling(fabric, teacher, lesson.train_set, Path(folder)),
-            "store_192": lambda: _store(fabric, lesson, 192, Path(folder)),
-            "store_192_auto": lambda: _store(auto, lesson, 192, Path(folder)),
-        }
-        loops |= {
-            f"store_{size}": lambda size=size: _store(fabric, lesson, size, Path(folder))
-            for size, _ in shares
-        }
-        rounds: dict[str, list[float]] = {name: [] for name in loops}
+        _write_lesson(Path(folder), arguments.folder, arguments.images)
         for turn in range(arguments.rounds):
-            for name, loop in loops.items():
-                rounds[name].append(loop())
-                print(f"round {turn + 1}: {name} {rounds[name][-1]:.1f} images/s", file=sys.stderr)
+            for loop in (_torchdistill, _plain, _ours):
+                for name, rate in _alone(loop, arguments, Path(folder)).items():
+                    rounds[name].append(rate)
+                    print(f"round {turn + 1}: {name} {rate:.1f} images/s", file=sys.stderr)
     for turn in range(arguments.rounds):
         seconds = sum(share / rounds[f"store_{size}"][turn] for size, share in shares)
-        rounds.setdefault("store_recipe", []).append(1 / seconds)
+        rounds["store_recipe"].append(1 / seconds)
     result = _result(rounds, arguments)
     result["images_made_up"] = made_up
     if arguments.json:
@@ -150,14 +146,14 @@ def _result(rounds: dict[str, list[float]], arguments: argparse.Namespace) -> di
         "rounds": rounds,
         "batch_size": BATCH,
         "images": arguments.images,
-        "threads": torch.get_num_threads(),
+        "threads": compute.usable_cores(),
         "torch": torch.__version__,
         "cpu": _cpu(),
     }
 
 
-def _lesson(folder: Path, images: Path, count: int) -> distillation.Lesson:
-    """The first ``count`` photographs with a store of random answers."""
+def _write_lesson(folder: Path, images: Path, count: int) -> None:
+    """Some photographs with a store of random answers."""
     listing = sources.read("folder", images)
     made = splits.assign(listing.candidates, train=count, val=HELD_OUT, test=HELD_OUT, seed=0, anew=True)
     report = store.write(folder / "data", listing, made, {"license": "unknown"})
@@ -166,7 +162,6 @@ def _lesson(folder: Path, images: Path, count: int) -> distillation.Lesson:
     answers = np.random.default_rng(0).normal(size=(count, VIEWS, classes)).astype(np.float16)
     labels.save(folder / "labels", Store(key, "random answers", Answers(answers, None, classes)))
     (folder / "card.json").write_text(json.dumps({"identity": "random"}))
-    return distillation.open_lesson(folder / "data", folder, folder / "labels", SPACE, STUDENT)
 
 
 def _make_up(folder: Path, count: int) -> None:
@@ -191,10 +186,26 @@ def _student(classes: int) -> nn.Module:
     return students.build("mobilenet_v1", {"classes": classes})
 
 
-def _store(fabric: Fabric, lesson: distillation.Lesson, size: int, folder: Path) -> float:
-    """The second of three epochs: not the loader's start, and no end that was rendered ahead."""
+def _ours(_arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """This pipeline's labelling and loop, at all sizes of the recipe."""
+    logging.disable(logging.INFO)
+    fabric = compute.start(accelerator="auto", threads=0, precision="32-true")
+    auto = compute.start(accelerator="auto", threads=0, precision="auto")
     recipe = yaml.safe_load(paths.PARAMETERS.read_text())["distill"]
-    goal = recipe.pop("objective")
+    lesson = distillation.open_lesson(folder / "data", folder, folder / "labels", SPACE, STUDENT)
+    rates = {
+        "labelling": _labelling(fabric, _teacher(len(lesson.classes)), lesson.train_set, folder),
+        "store_192_auto": _store(auto, lesson, STUDENT.size, recipe, folder),
+    }
+    for size in sorted({STUDENT.size, *(phase["size"] or STUDENT.size for phase in recipe["phases"])}):
+        rates[f"store_{size}"] = _store(fabric, lesson, size, recipe, folder)
+    return rates
+
+
+def _store(
+    fabric: Fabric, lesson: distillation.Lesson, size: int, recipe: dict[str, Any], folder: Path
+) -> float:
+    """The second of three epochs: not the loader's start, and no end that was rendered ahead."""
     training = {
         name: recipe[name] for name in ("learning_rate", "warmup", "weight_decay", "ema", "optimizer", "clip")
     }
@@ -205,7 +216,7 @@ def _store(fabric: Fabric, lesson: distillation.Lesson, size: int, folder: Path)
             _student(len(lesson.classes)),
             lesson,
             name=f"{size} px",
-            goal=goal,
+            goal=recipe["objective"],
             training=training,
             start="scratch",
             seed=0,
@@ -223,10 +234,14 @@ def _labelling(fabric: Fabric, teacher: nn.Module, seen: ViewSet, folder: Path) 
         return len(view_set) / (time.perf_counter() - began)
 
 
-def _alone(loop: Callable[[argparse.Namespace], float], arguments: argparse.Namespace) -> float:
-    """What a loop measures in a process of its own."""
+def _alone(loop: Loop, arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """What a loop measures in a process of its own; the parent's setting of OpenMP is for ours."""
+    spin = None if loop is _ours else os.environ.pop(OPENMP, None)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(loop, arguments).result()
+        rates = pool.submit(loop, arguments, folder).result()
+    if spin is not None:
+        os.environ[OPENMP] = spin
+    return rates
 
 
 def _photographs(arguments: argparse.Namespace, size: int) -> tuple[Subset[tuple[Tensor, int]], int]:
@@ -259,7 +274,7 @@ def _timed(step: Callable[[Any], None], loader: DataLoader[Any], rounds: int = 2
     return rate
 
 
-def _plain(arguments: argparse.Namespace) -> float:
+def _plain(arguments: argparse.Namespace, _folder: Path) -> dict[str, float]:
     """PyTorch's usual loop: fp32, AdamW, cross entropy, no teacher."""
     images, classes = _photographs(arguments, STUDENT.size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -272,10 +287,11 @@ def _plain(arguments: argparse.Namespace) -> float:
         nn.functional.cross_entropy(student(pixels), truth).backward()
         optimizer.step()
 
-    return _timed(step, DataLoader(images, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True))
+    loader = DataLoader(images, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True)
+    return {"plain": _timed(step, loader)}
 
 
-def _torchdistill(arguments: argparse.Namespace) -> float:
+def _torchdistill(arguments: argparse.Namespace, _folder: Path) -> dict[str, float]:
     """Its own loop, as its examples write it, towards KL at temperature 1."""
     from torchdistill.core.distillation import get_distillation_box  # pyright: ignore[reportMissingImports]
 
@@ -319,7 +335,7 @@ def _torchdistill(arguments: argparse.Namespace) -> float:
 
     rate = _timed(step, cast(DataLoader[Any], box.train_data_loader))
     box.clean_modules()
-    return rate
+    return {"torchdistill": rate}
 
 
 def _cpu() -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+JPEG_SIDE = 65_500
+"""Most pixels of a JPEG's side."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 """What is taken for an image in a folder."""
 
@@ -29,15 +31,18 @@ def decode(encoded: bytes | Path, at_least: int | None = None) -> Image.Image:
 
 
 def reduce(encoded: bytes, side: int) -> bytes:
-    """An image whose shorter side has at most ``side`` pixels: itself, or a JPEG of that many, upright."""
+    """An image whose shorter side has at most ``side`` pixels: itself, or a JPEG of that many, upright.
+
+    What would be too long for a JPEG stays as it is.
+    """
     with Image.open(io.BytesIO(encoded)) as image:
-        if min(image.size) <= side:
+        if min(image.size) <= side or max(image.size) * side > min(image.size) * JPEG_SIDE:
             return encoded
     image = decode(encoded, at_least=2 * side)
     width, height = (round(length * side / min(image.size)) for length in image.size)
     buffer = io.BytesIO()
     reduced = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    reduced.save(buffer, "JPEG", quality=95, subsampling=0)
+    reduced.save(buffer, "JPEG", quality=95, subsampling=0, comment=b"")  # an inherited one may be too long
     return buffer.getvalue()
 
 

@@ -71,8 +71,9 @@ class Data(Section):
     splits: Literal["kept", "anew"] = "kept"
     """What becomes of splits that the source has; `anew` makes all three from all images."""
     train_side: Annotated[int, Field(ge=32)] | None = None
-    """Shorter side, in pixels, to which larger training images are reduced once, so that each epoch decodes
-    megapixels no longer; val and test stay as they are. Null keeps the files."""
+    """Shorter side, in pixels, to which larger training images are reduced once, so that training decodes no
+    megapixels in every epoch; val and test stay as they are. Small crops (`views.crop_scale`) need more. Null
+    keeps the files."""
     license: str = "unknown"
     """License of the images, recorded in every shipped file."""
 
@@ -658,6 +659,14 @@ def _cross_problems(parameters: Parameters) -> Iterator[str]:
     ):
         if path is not None and not path.exists():
             yield f"{key} = {str(path)!r}: no such file or folder"
+    largest = max(
+        part.size or 0 for part in (parameters.student, parameters.teacher, *parameters.teacher.ensemble)
+    )
+    if data.train_side is not None and data.train_side < largest:
+        yield (
+            f"data.train_side = {data.train_side}: student or teacher takes {largest} pixels; "
+            f"allowed: null, or {largest} and more"
+        )
     for key, (low, high) in (("crop_scale", views.crop_scale), ("crop_ratio", views.crop_ratio)):
         if low > high:
             yield f"views.{key} = [{low}, {high}]: the first must not be above the second"

@@ -172,18 +172,24 @@ def test_the_store_gives_back_pixels_labels_and_a_report(tmp_path: Path, photogr
 
 
 def test_images_that_are_trained_on_are_reduced_and_others_are_not(tmp_path: Path, photographs: Path) -> None:
-    listing = sources.folder(photographs)
-    made = assign(listing)
+    root = tmp_path / "raw"
+    shutil.copytree(photographs, root)
+    (root / "unlabelled").mkdir()
+    Image.linear_gradient("L").save(root / "unlabelled" / "one.png")
+    listing = sources.read("folder", root)
+    made = splits.assign(listing.candidates, listing.unlabelled, train=None, val=0.2, test=0.25, seed=0)
     whole = store.write(tmp_path / "whole", listing, made, FACTS)
     report = store.write(tmp_path / "data", listing, made, FACTS, train_side=16)
     assert report["data_sha256"] != whole["data_sha256"]
-    for split in ("train", "val", "test"):
+    assert report["train_side"] == 16
+    for split in ("train", "unlabelled", "val", "test"):
         before, after = store.read(tmp_path / "whole", split), store.read(tmp_path / "data", split)
         assert before.hashes == after.hashes
-        sides = {min(after.image(index).size) for index in range(len(after))}
-        assert sides == (
-            {16} if split == "train" else {min(before.image(i).size) for i in range(len(before))}
-        )
+        sides = [
+            [min(images.image(index).size) for index in range(len(images))] for images in (before, after)
+        ]
+        assert min(sides[0]) > 16
+        assert sides[1] == (sides[0] if split in ("val", "test") else [16] * len(before))
 
 
 def test_rotated_photographs_are_turned_upright(tmp_path: Path) -> None:

@@ -64,25 +64,43 @@ def test_other_convolutions_run_as_they_are(convolution: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("kernel", [3, 5])
-def test_strided_maps_in_bf16_have_the_gradients_of_fp32(kernel: int, bias: bool) -> None:
+@pytest.mark.parametrize(("size", "kernel", "stride"), [(12, 3, 2), (12, 5, 2), (4, 5, 2), (4, 5, 1)])
+def test_bf16_has_the_gradients_of_fp32(size: int, kernel: int, stride: int, bias: bool) -> None:
     torch.manual_seed(0)
-    exact = nn.Conv2d(16, 16, kernel, 2, kernel // 2, groups=16, bias=bias)
+    exact = nn.Conv2d(16, 16, kernel, stride, kernel // 2, groups=16, bias=bias)
     exact.load_state_dict({name: value.bfloat16().float() for name, value in exact.state_dict().items()})
-    image = torch.randn(4, 16, 12, 12).bfloat16().float().requires_grad_()
-    direction = torch.randn(4, 16, 6, 6).bfloat16()
-    expected = torch.autograd.grad(exact(image), [image, *exact.parameters()], direction.float())
+    image = torch.randn(4, 16, size, size).bfloat16().float().to(memory_format=torch.channels_last)
+    image.requires_grad_()
+    expected_output = exact(image)
+    direction = torch.randn_like(expected_output).bfloat16()
+    expected = torch.autograd.grad(expected_output, [image, *exact.parameters()], direction.float())
     with torch.autocast("cpu", torch.bfloat16), FastDepthwise():
         output = exact(image)
     assert is_ours(output)
     assert output.dtype is torch.bfloat16
+    assert output.is_contiguous(memory_format=torch.channels_last)
     actual = torch.autograd.grad(output, [image, *exact.parameters()], direction)
     assert [gradient.dtype for gradient in actual] == [torch.float32] * len(actual)
-    torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-7)
+    torch.testing.assert_close(actual, expected, rtol=2**-6, atol=2**-5)
 
 
-def test_strided_maps_in_fp32_run_as_they_are() -> None:
-    image = torch.randn(2, 6, 8, 8, requires_grad=True)
+@pytest.mark.parametrize(
+    ("dtype", "size", "expected"), [(torch.float32, 8, torch.float32), (torch.float64, 2, torch.float64)]
+)
+def test_what_autocast_leaves_alone_stays(dtype: torch.dtype, size: int, expected: torch.dtype) -> None:
+    convolution = nn.Conv2d(6, 6, 3, 2, 1, groups=6).to(dtype)
+    image = torch.randn(2, 6, size, size, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.float64), FastDepthwise():
+        output = convolution(image)
+    assert output.dtype is expected
+    assert is_ours(output) == (size < 3)  # small maps are, strided ones in fp32 are not
+
+
+def test_geometry_may_be_plain_numbers() -> None:
+    image, weight = torch.randn(2, 6, 2, 2), nn.Parameter(torch.randn(6, 1, 3, 3))
     with FastDepthwise():
-        output = nn.Conv2d(6, 6, 3, 2, 1, groups=6)(image)
-    assert not is_ours(output)
+        output = torch.conv2d(image, weight, None, 2, 1, 1, 6)
+    assert is_ours(output)
+    torch.testing.assert_close(output, torch.conv2d(image, weight, None, 2, 1, 1, 6))
+    output.sum().backward()
+    assert weight.grad is not None

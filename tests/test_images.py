@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 
 import numpy as np
@@ -61,19 +62,37 @@ def test_colours_and_8_bits_of_grey_are_read_and_more_bits_are_refused(tmp_path:
             images.decode(tmp_path / name)
 
 
-@pytest.mark.parametrize(("shape", "expected"), [((90, 120), (96, 128)), ((120, 90), (128, 96))])
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+@pytest.mark.parametrize(("size", "expected"), [((90, 120), (128, 96)), ((120, 90), (96, 128))])
 def test_a_larger_image_is_reduced_upright_to_its_shorter_side(
-    shape: tuple[int, int], expected: tuple[int, int], tmp_path: Path
+    size: tuple[int, int], expected: tuple[int, int], mode: str, tmp_path: Path
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    ramp = Image.linear_gradient("L").resize((shape[0] * 4, shape[1] * 4)).convert("RGB")
-    ramp.save(tmp_path / "side.jpg", exif=exif, quality=100)
-    whole = images.decode(tmp_path / "side.jpg")
-    reduced = images.decode(images.reduce((tmp_path / "side.jpg").read_bytes(), 96))
-    assert reduced.size == expected[::-1]
+    ramp = Image.linear_gradient("L").resize((size[0] * 12, size[1] * 12)).convert(mode)
+    file = tmp_path / "side.jpg"
+    ramp.save(file, exif=exif, quality=100)
+    whole, partly = images.decode(file), images.decode(file, at_least=2 * 96)
+    assert 2 * 96 <= min(partly.size) < min(whole.size)
+    reduced = images.decode(images.reduce(file.read_bytes(), 96))
+    assert reduced.size == expected
     small = [np.asarray(image.resize((24, 24)), dtype=np.int16) for image in (whole, reduced)]
     assert np.abs(small[0] - small[1]).max() <= 3
+
+
+def test_what_is_too_long_for_a_jpeg_stays_as_it_is(tmp_path: Path) -> None:
+    Image.new("L", (20, 70_000)).save(tmp_path / "strip.png")
+    strip = (tmp_path / "strip.png").read_bytes()
+    assert images.reduce(strip, 19) == strip
+    assert images.decode(tmp_path / "strip.png").size == (20, 70_000)
+
+
+def test_a_long_comment_is_left_behind(tmp_path: Path) -> None:
+    Image.new("L", (200, 100), 9).save(tmp_path / "said.gif", comment=b"x" * 70_000)
+    reduced = images.reduce((tmp_path / "said.gif").read_bytes(), 50)
+    with Image.open(io.BytesIO(reduced)) as image:
+        assert (image.format, image.size) == ("JPEG", (100, 50))
+        assert "comment" not in image.info
 
 
 def test_an_image_that_is_not_larger_stays_byte_for_byte(tmp_path: Path) -> None:

@@ -123,6 +123,10 @@ def test_names_of_a_hub_are_left_to_those_who_fetch_them() -> None:
             {"distill": {"phases": [{"share": 0.5, "size": 64}]}},
             "variants.fp32.phases: the shares add up to 0.5; they must add up to 1",
         ),
+        (
+            {"data": {"train_side": 128}},
+            "data.train_side = 128: student or teacher takes 192 pixels; allowed: null, or 192 and more",
+        ),
         ({"views": {"crop_scale": [0.9, 0.5]}}, "views.crop_scale = [0.9, 0.5]: the first must not be above"),
         ({"distill": {"epochs": float("inf")}}, "distill.epochs = inf: must be a finite number"),
         ({"student": {"size": 31}}, "student.size = 31: must be greater than or equal to 32"),

@@ -3,9 +3,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -400,6 +401,29 @@ def test_stored_answers_are_the_teachers_and_a_killed_labelling_goes_on(
     assert [request.view for request in shown] == [1]
 
 
+def test_views_that_are_scored_each_epoch_are_rendered_once_a_size_unless_they_are_too_many(
+    data: Path, answers: Path, oracle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[int] = []
+    load = batches.load
+
+    def counted(*arguments: Any) -> Iterable[Batch]:
+        rendered.append(arguments[2][0].size)
+        return load(*arguments)
+
+    monkeypatch.setattr(batches, "load", counted)
+    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
+    val_set = distillation.open_lesson(data, oracle, answers, SPACE, CONTRACT).val_set
+    views = batches.CentredViews(fabric, val_set, 0)
+    shown = [[batch.images for batch in views.at(size)] for size in (32, 32, 64, 64, 32)]
+    assert rendered == [32, 64, 32]
+    torch.testing.assert_close(shown[1], shown[4], rtol=0, atol=0)
+    assert sum(map(len, shown[1])) == len(val_set)
+    monkeypatch.setattr(batches, "KEPT_BYTES", len(val_set) * 64 * 64 * 3 - 1)
+    assert [len(list(views.at(size))) for size in (64, 64)] == [1, 1]
+    assert rendered == [32, 64, 32, 64, 64]
+
+
 def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_remembered(
     data: Path, answers: Path, oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,6 +459,9 @@ def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_r
             folder=tmp_path / str(number),
         )
     assert tried == [(32, False), (32, True), (64, False), (64, True)]
+    monkeypatch.setattr(precision, "TRIAL", precision.TRIAL + 1)
+    precision.choose(fabric, network, 12, [32])
+    assert tried[4:] == [(32, False), (32, True)]
     assert kinds == {32: {torch.float32}, 64: {torch.bfloat16}}
 
 

@@ -77,7 +77,7 @@ class ImageSet:
 
     @cached_property
     def hashes(self) -> list[str]:
-        """Content hash of every image."""
+        """Content hash of every image, as the source has it, reduced or not."""
         return list(self.table["sha256"])
 
 

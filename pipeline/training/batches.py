@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -19,6 +19,11 @@ from pipeline.data.store import ImageSet
 from pipeline.tasks import SINGLE_LABEL
 from pipeline.views import View, ViewSpace
 from teachers.contract import InputContract
+
+CENTRED_BATCH = 128
+"""Images that are scored at once."""
+KEPT_BYTES = 2**28
+"""Most memory for rendered images that are scored again and again."""
 
 
 class Batch(NamedTuple):
@@ -122,6 +127,33 @@ class ViewSet(Dataset[Batch]):
             return labels
         # One class more, for images that nobody labelled, and left out again.
         return functional.one_hot(labels + 1, len(self.images.classes) + 1)[:, 1:].float()
+
+
+@dataclass
+class CentredViews:
+    """The centred views of a split at a size, kept in memory for the next time if they are not too many."""
+
+    fabric: Fabric
+    dataset: ViewSet
+    workers: int
+    _size: int = 0
+    _kept: list[Batch] = field(default_factory=list)
+
+    def at(self, size: int) -> Iterator[Batch]:
+        """Batches of the whole split, in order, on the device."""
+        if size == self._size:
+            yield from self._kept
+            return
+        self._size, self._kept = 0, []
+        fits = len(self.dataset) * size * size * 3 <= KEPT_BYTES
+        requests = sequential(range(len(self.dataset)), None, size, CENTRED_BATCH)
+        kept: list[Batch] = []
+        for batch in load(self.fabric, self.dataset, requests, self.workers):
+            if fits:
+                kept.append(batch)
+            yield batch
+        if fits:
+            self._size, self._kept = size, kept
 
 
 @dataclass(frozen=True)

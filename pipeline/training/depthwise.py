@@ -31,15 +31,17 @@ class FastDepthwise(TorchFunctionMode):
         """Run ``func``, or the same convolution with the fast gradient."""
         if func is torch.conv2d and not kwargs and len(args) == 7:
             image, weight, bias, stride, padding, dilation, groups = args
-            plain = not isinstance(padding, str) and tuple(dilation) == (1, 1)
+            plain = not isinstance(padding, str) and _pair(dilation) == (1, 1)
             if plain and _is_trained_depthwise(image, weight, groups):
-                if torch.is_autocast_enabled("cpu"):
-                    dtype = torch.get_autocast_dtype("cpu")
-                    image, weight = image.to(dtype), weight.to(dtype)
-                    bias = None if bias is None else bias.to(dtype)
-                if _is_small(image, weight) or _is_strided_bf16(image, stride):
-                    return _Depthwise.apply(image, weight, bias, tuple(stride), tuple(padding))
+                dtype, stride = _computed(image), _pair(stride)
+                if _is_small(image, weight) or _is_strided_bf16(dtype, stride):
+                    operands = (part if part is None else part.to(dtype) for part in (image, weight, bias))
+                    return _Depthwise.apply(*operands, stride, _pair(padding))
         return func(*args, **(kwargs or {}))
+
+
+def _pair(value: Any) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _is_trained_depthwise(image: Tensor, weight: Tensor, groups: int) -> bool:
@@ -51,12 +53,19 @@ def _is_trained_depthwise(image: Tensor, weight: Tensor, groups: int) -> bool:
     )
 
 
+def _computed(image: Tensor) -> torch.dtype:
+    """What autocast, where it is on, computes a convolution in; it leaves double alone."""
+    if image.dtype is torch.float64 or not torch.is_autocast_enabled("cpu"):
+        return image.dtype
+    return torch.get_autocast_dtype("cpu")
+
+
 def _is_small(image: Tensor, weight: Tensor) -> bool:
     return min(image.shape[2:]) < max(weight.shape[2:])
 
 
-def _is_strided_bf16(image: Tensor, stride: Sequence[int]) -> bool:
-    return image.dtype is torch.bfloat16 and max(stride) > 1
+def _is_strided_bf16(dtype: torch.dtype, stride: Sequence[int]) -> bool:
+    return dtype is torch.bfloat16 and max(stride) > 1
 
 
 class _Depthwise(Function):
@@ -81,7 +90,7 @@ class _Depthwise(Function):
         geometry = ctx.stride, ctx.padding, (1, 1), False, (0, 0), len(weight)
         to_image = None
         if ctx.needs_input_grad[0]:
-            dtype = torch.float32 if _is_strided_bf16(image, ctx.stride) else image.dtype
+            dtype = torch.float32 if _is_strided_bf16(image.dtype, ctx.stride) else image.dtype
             # Of the image its gradient needs the shape alone.
             shape = torch.empty_like(image, dtype=dtype)
             to_image, *_ = torch.ops.aten.convolution_backward(

@@ -22,7 +22,7 @@ from pipeline import provenance
 from pipeline.data.store import ImageSet
 from pipeline.tasks import Task
 from pipeline.training import batches, checkpoints, optimisation, precision
-from pipeline.training.batches import Batch, Request, ViewSet
+from pipeline.training.batches import Batch, CentredViews, Request, ViewSet
 from pipeline.training.checkpoints import History, Progress
 from pipeline.training.depthwise import FastDepthwise
 
@@ -152,6 +152,7 @@ def train(
     falls = [(phase.share, phase.rate) for phase in recipe.phases]
     requests = _requests(recipe, len(train_set), per_epoch, steps, views)[done.step :]
     stream = iter(batches.load(fabric, train_set, requests, workers))
+    val_views = CentredViews(fabric, val_set, workers)
     bar = tqdm(
         desc=run.name,
         total=steps * recipe.batch_size,
@@ -201,7 +202,7 @@ def train(
                 f"try a learning_rate below {recipe.learning_rate}"
             )
         size = requests[step - 1 - done.step].size
-        val = evaluate(fabric, averaged or module, val_set, size, workers)
+        val = score(_logits(fabric, averaged or module, val_views, size), val_set.images)
         history.append(
             {
                 "epoch": step / per_epoch,
@@ -226,20 +227,21 @@ def evaluate(fabric: Fabric, module: nn.Module, dataset: ViewSet, size: int, wor
     return score(predict(fabric, module, dataset, size, workers), dataset.images)
 
 
-@torch.no_grad()
 def predict(
     fabric: Fabric, module: nn.Module, dataset: ViewSet, size: int, workers: int
 ) -> Float[Tensor, "images classes"]:
     """Logits of a split's centred views, at ``size`` pixels, on the CPU; leaves the network in eval mode."""
+    return _logits(fabric, module, CentredViews(fabric, dataset, workers), size)
+
+
+@torch.no_grad()
+def _logits(
+    fabric: Fabric, module: nn.Module, views: CentredViews, size: int
+) -> Float[Tensor, "images classes"]:
     module.eval()
-    requests = batches.sequential(range(len(dataset)), None, size, 128)
+    contract = views.dataset.contract
     with fabric.autocast():
-        return torch.cat(
-            [
-                module(dataset.contract.normalise(batch.images)).float().cpu()
-                for batch in batches.load(fabric, dataset, requests, workers)
-            ]
-        )
+        return torch.cat([module(contract.normalise(batch.images)).float().cpu() for batch in views.at(size)])
 
 
 def score(logits: Float[Tensor, "images classes"], images: ImageSet) -> Score:

@@ -20,6 +20,8 @@ GAIN = 1.1
 """How many times faster bf16 must be: less is noise, and the fewer bits are not free."""
 UNTIMED, TIMED = 2, 5
 """Steps of a trial."""
+TRIAL = 2
+"""Counts what made one of the two faster in training; trials of an earlier number are made anew."""
 
 
 class TriedPrecision(MixedPrecision):
@@ -80,7 +82,7 @@ def _name(fabric: Fabric, module: nn.Module, batch_size: int, size: int) -> str:
     weights = sum(parameter.numel() for parameter in module.parameters())
     return (
         f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"{type(module).__name__} of {weights} weights, {batch_size} images of {size} px"
+        f"{type(module).__name__} of {weights} weights, {batch_size} images of {size} px, trial {TRIAL}"
     )
 
 
