@@ -237,11 +237,16 @@ def _labelling(fabric: Fabric, teacher: nn.Module, seen: ViewSet, folder: Path) 
 def _alone(loop: Loop, arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     """What a loop measures in a process of its own; the parent's setting of OpenMP is for ours."""
     spin = None if loop is _ours else os.environ.pop(OPENMP, None)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _fork_loaders) as pool:
         rates = pool.submit(loop, arguments, folder).result()
     if spin is not None:
         os.environ[OPENMP] = spin
     return rates
+
+
+def _fork_loaders() -> None:
+    """As Linux does; a spawned process would spawn its loader processes."""
+    multiprocessing.set_start_method("fork", force=True)
 
 
 def _photographs(arguments: argparse.Namespace, size: int) -> tuple[Subset[tuple[Tensor, int]], int]:
