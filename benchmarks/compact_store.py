@@ -16,13 +16,13 @@ import torch
 from torch.nn import functional
 
 import students
-from pipeline import distillation, labels
 from pipeline.data import sources, splits, store
-from pipeline.distillation import Lesson
+from pipeline.data.batches import ViewSet
+from pipeline.data.views import ViewSpace
+from pipeline.distillation import labels, learning
+from pipeline.distillation.learning import Lesson
 from pipeline.tasks import softmax_kl
 from pipeline.training import compute, loop
-from pipeline.training.batches import ViewSet
-from pipeline.views import ViewSpace
 from teachers.contract import InputContract
 from teachers.sources import SOURCES
 
@@ -83,7 +83,7 @@ def main() -> None:
                     key=f"{top}",
                 )
                 torch.manual_seed(seed)
-                module, _ = distillation.learn(
+                module, _ = learning.learn(
                     fabric,
                     students.build("mobilenet_v1", {"classes": 1000}),
                     lesson,

@@ -13,23 +13,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import comparison, evaluation, models, onnx_export, parameters, paths
-from pipeline.comparison import Answers
-from pipeline.data import store
-from pipeline.training import batches
-from pipeline.training.batches import ViewSet
+from pipeline import parameters, paths
+from pipeline.data import batches, store
+from pipeline.data.batches import ViewSet
+from pipeline.evaluation import comparison, scoring
+from pipeline.evaluation.comparison import Answers
+from pipeline.models import storage
+from pipeline.onnx import export
 
 
 def main(variant: str = "fp32", share: float = 0.05) -> None:
     """Print the verdict on the damaged file and on the file itself."""
     p = parameters.load()
-    model = models.load(paths.model(variant))
+    model = storage.load(paths.model(variant))
     test = store.read(paths.DATA, "test")
     views = ViewSet(test, None, model.card.input)
     requests = batches.sequential(range(len(test)), None, model.card.input.size, 32)
 
     def answers(file: Path) -> Answers:
-        scores, kept = evaluation.score(
+        scores, kept = scoring.score(
             file, (views[request].images.numpy() for request in requests), test.labels, threads=0
         )
         return Answers(np.asarray(scores["predictions"]), kept)
@@ -38,7 +40,7 @@ def main(variant: str = "fp32", share: float = 0.05) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "damaged.onnx"
         damage(model.module, share, p.seed)
-        onnx_export.export(model, file, onnx_export.metadata_for(model.card, model.quantization))
+        export.export(model, file, export.metadata_for(model.card, model.quantization))
         damaged = answers(file)
     for name, given in (("itself", answers(paths.onnx(variant))), (f"{share:.0%} zeroed", damaged)):
         found = comparison.against_parent(given, own, test.labels, test.classes, p.gate.max_drop)

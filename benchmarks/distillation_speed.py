@@ -41,12 +41,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import resnet50
 
 import students
-from pipeline import distillation, labels, paths
+from pipeline import paths
 from pipeline.data import sources, splits, store
-from pipeline.labels import Answers, Key, Store
+from pipeline.data.batches import ViewSet
+from pipeline.data.views import ViewSpace
+from pipeline.distillation import labels, learning
+from pipeline.distillation.labels import Answers, Key, Store
 from pipeline.training import compute
-from pipeline.training.batches import ViewSet
-from pipeline.views import ViewSpace
 from teachers.contract import InputContract
 
 BATCH = 32
@@ -192,7 +193,7 @@ def _ours(_arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     fabric = compute.start(accelerator="auto", threads=0, precision="32-true")
     auto = compute.start(accelerator="auto", threads=0, precision="auto")
     recipe = yaml.safe_load(paths.PARAMETERS.read_text())["distill"]
-    lesson = distillation.open_lesson(folder / "data", folder, folder / "labels", SPACE, STUDENT)
+    lesson = learning.open_lesson(folder / "data", folder, folder / "labels", SPACE, STUDENT)
     rates = {
         "labelling": _labelling(fabric, _teacher(len(lesson.classes)), lesson.train_set, folder),
         "store_192_auto": _store(auto, lesson, STUDENT.size, recipe, folder),
@@ -202,16 +203,14 @@ def _ours(_arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     return rates
 
 
-def _store(
-    fabric: Fabric, lesson: distillation.Lesson, size: int, recipe: dict[str, Any], folder: Path
-) -> float:
+def _store(fabric: Fabric, lesson: learning.Lesson, size: int, recipe: dict[str, Any], folder: Path) -> float:
     """The second of three epochs: not the loader's start, and no end that was rendered ahead."""
     training = {
         name: recipe[name] for name in ("learning_rate", "warmup", "weight_decay", "ema", "optimizer", "clip")
     }
     training |= {"epochs": 3.0, "batch_size": BATCH, "phases": [{"share": 1.0, "size": size, "rate": 1.0}]}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        _, history = distillation.learn(
+        _, history = learning.learn(
             fabric,
             _student(len(lesson.classes)),
             lesson,

@@ -26,12 +26,14 @@ from onnx import helper
 from benchmarks import int8_makers, side_by_side
 from benchmarks.int8_makers import MAKERS, Maker
 from benchmarks.side_by_side import Row
-from pipeline import inference, models, paths
-from pipeline.data import calibration, store
+from pipeline import paths
+from pipeline.data import sampling, store
+from pipeline.data.batches import Request, ViewSet
+from pipeline.models import storage
+from pipeline.onnx import inference
 from pipeline.process import one_line_errors
 from pipeline.tasks import SINGLE_LABEL
 from pipeline.training import compute
-from pipeline.training.batches import Request, ViewSet
 
 
 class PeerError(Exception):
@@ -44,14 +46,14 @@ def main() -> None:
     artifacts: Path = arguments.artifacts
     parent = artifacts / paths.ONNX.name / f"{arguments.parent}.onnx"
     ours = {name: artifacts / paths.ONNX.name / f"{name}.onnx" for name in arguments.ours}
-    contract = models.load(artifacts / paths.MODELS.name / arguments.parent).card.input
+    contract = storage.load(artifacts / paths.MODELS.name / arguments.parent).card.input
     data = artifacts / paths.DATA.name
     test = store.read(data, "test")
     if test.task is not SINGLE_LABEL:
         raise ValueError(f"{data} is of {test.task.name} images; single_label is what this compares")
     images = store.read_lesson(data)
-    chosen = calibration.choose(images, arguments.calibration, arguments.seed)
-    sha256 = calibration.fingerprint(images, chosen)
+    chosen = sampling.choose(images, arguments.calibration, arguments.seed)
+    sha256 = sampling.fingerprint(images, chosen)
     pixels = ViewSet(images, None, contract)[Request(chosen.tolist(), None, contract.size)].images.numpy()
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 import students
 from benchmarks.compact_store import CONTRACT, SPACE, TRAINING
-from pipeline import distillation, labels
 from pipeline.data import sources, splits, store
-from pipeline.labels import Live
+from pipeline.data.batches import Batch, ViewSet
+from pipeline.distillation import labels, learning
+from pipeline.distillation.labels import Live
 from pipeline.tasks import SINGLE_LABEL
 from pipeline.training import compute, loop
-from pipeline.training.batches import Batch, ViewSet
 from pipeline.training.loop import Run
 from teachers.contract import InputContract
 from teachers.sources import SOURCES
@@ -53,8 +53,8 @@ def main() -> None:
     def ask(images: Sequence[Tensor]) -> Tensor:
         return teacher.module(contract.normalise(images[0]))
 
-    from_store = distillation.objective(CONTRACT, GOAL, SINGLE_LABEL)
-    from_teacher = distillation.objective(CONTRACT, GOAL, SINGLE_LABEL, Live((contract,), ask))
+    from_store = learning.objective(CONTRACT, GOAL, SINGLE_LABEL)
+    from_teacher = learning.objective(CONTRACT, GOAL, SINGLE_LABEL, Live((contract,), ask))
     losses: list[float] = []
     apart: list[tuple[float, float]] = []
 

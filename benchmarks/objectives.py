@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pipeline import models, paths
+from pipeline import paths
 from pipeline.data import store
+from pipeline.models import storage
 
 SAMPLES = 10_000
 
@@ -35,7 +36,7 @@ def main() -> None:
     for file in sorted((arguments.artifacts / paths.METRICS.name).glob("*-[0-9].json")):
         objective = file.stem.rpartition("-")[0]
         right[objective].append(np.asarray(json.loads(file.read_text())["predictions"]) == truth)
-        card = arguments.artifacts / paths.MODELS.name / file.stem / models.CARD
+        card = arguments.artifacts / paths.MODELS.name / file.stem / storage.CARD
         val[objective].append(json.loads(card.read_text())["val"]["top1"])
     if arguments.baseline not in right:
         parser.error(

@@ -12,11 +12,13 @@ import time
 
 import torch
 
-from pipeline import models, parameters, parity, paths
-from pipeline.data import calibration, store
-from pipeline.parity import RungName
-from pipeline.training import batches, compute
-from pipeline.training.batches import ViewSet
+from pipeline import parameters, paths
+from pipeline.data import batches, sampling, store
+from pipeline.data.batches import ViewSet
+from pipeline.models import storage
+from pipeline.parity import ladder
+from pipeline.parity.ladder import RungName
+from pipeline.training import compute
 
 BATCH = 50
 SIDE_RUNGS: tuple[RungName, ...] = ("torch_float", "onnx_float", "fake_quant", "onnx_plain")
@@ -32,14 +34,14 @@ def main() -> None:
     threads = p.compute.threads or compute.usable_cores()
     torch.set_num_threads(threads)
     for variant in p.variants:
-        model = models.load(paths.model(variant))
+        model = storage.load(paths.model(variant))
         if model.quantization is None:
             continue
         test = ViewSet(store.read(paths.DATA, "test"), None, model.card.input)
-        chosen = calibration.choose(test.images, told.images or len(test), p.seed)
+        chosen = sampling.choose(test.images, told.images or len(test), p.seed)
         requests = batches.sequential(chosen.tolist(), None, model.card.input.size, BATCH)
         began = time.perf_counter()
-        found = parity.climb(
+        found = ladder.climb(
             model,
             paths.onnx(variant),
             (test[request].images for request in requests),

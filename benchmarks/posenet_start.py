@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import models, provenance
+from pipeline import provenance
 from pipeline.data import store
-from pipeline.initialisation import HEAD, TENSORFLOW_EPSILON
-from pipeline.models import Card, Model
+from pipeline.data.batches import ViewSet
+from pipeline.models import storage
+from pipeline.models.initialisation import HEAD, TENSORFLOW_EPSILON
+from pipeline.models.storage import Card, Model
 from pipeline.training import compute, loop
-from pipeline.training.batches import ViewSet
 from students.mobilenet_v1 import MobileNetV1
 from students.published import LAYOUTS, translate, units
 from teachers.contract import InputContract
@@ -69,7 +70,7 @@ def main() -> None:
         versions=provenance.versions(),
         start="PoseNet's MobileNetV1 0.75",
     )
-    models.save(arguments.folder, Model(module.eval(), card))
+    storage.save(arguments.folder, Model(module.eval(), card))
     print(arguments.folder)
 
 

@@ -30,18 +30,23 @@ from torch.fx.passes.shape_prop import ShapeProp
 import students
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Row
-from pipeline import compressors, costs, distillation, models, onnx_export, parameters, paths, pruning
+from pipeline import parameters, paths
 from pipeline.data import store
-from pipeline.distillation import Lesson
-from pipeline.inference import ModelFileError
-from pipeline.labels import LabelError
-from pipeline.models import Model
+from pipeline.data.batches import ViewSet
+from pipeline.data.views import ViewSpace
+from pipeline.distillation import learning
+from pipeline.distillation.labels import LabelError
+from pipeline.distillation.learning import Lesson
+from pipeline.models import costs, storage
+from pipeline.models.storage import Model
+from pipeline.onnx import export
+from pipeline.onnx.inference import ModelFileError
 from pipeline.parameters import ParameterError
 from pipeline.process import one_line_errors
+from pipeline.pruning import surgery
+from pipeline.quantization import wrappers
 from pipeline.training import compute, loop
-from pipeline.training.batches import ViewSet
 from pipeline.training.loop import TrainingError
-from pipeline.views import ViewSpace
 
 GRAPH_SIZE = 32
 """Pixels of the image with which tools follow the network; channels do not depend on it."""
@@ -86,20 +91,18 @@ def nni_l1_groups(module: nn.Module, ratio: float) -> nn.Module:
     graph = symbolic_trace(module)
     ShapeProp(graph).propagate(torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE))
     entries = [{"op_types": ["Conv2d"], "sparse_ratio": ratio}]
-    return _nni(module, compressors.auto_set_denpendency_group_ids(graph, entries))
+    return _nni(module, wrappers.auto_set_denpendency_group_ids(graph, entries))
 
 
 def _nni(module: nn.Module, entries: list[dict[str, Any]]) -> nn.Module:
     with contextlib.redirect_stdout(sys.stderr):  # it prints bare words
-        pruner = compressors.L1NormPruner(module, entries)
+        pruner = wrappers.L1NormPruner(module, entries)
         _, masks = pruner.compress()
         pruner.unwrap_model()
         images = torch.rand(2, 3, GRAPH_SIZE, GRAPH_SIZE)
         # Its own tracer does not run on this PyTorch; the graph of torch.fx is what it may be given instead.
-        graph, logger = symbolic_trace(module), compressors.LOGGER
-        return compressors.ModelSpeedup(
-            module, images, masks, graph_module=graph, logger=logger
-        ).speedup_model()
+        graph, logger = symbolic_trace(module), wrappers.LOGGER
+        return wrappers.ModelSpeedup(module, images, masks, graph_module=graph, logger=logger).speedup_model()
 
 
 METHODS: dict[str, Cut] = {
@@ -131,7 +134,7 @@ def main() -> None:
     artifacts: Path = arguments.artifacts
     p = parameters.load(arguments.parameters)
     parent, ours = (
-        models.load(artifacts / paths.MODELS.name / n) for n in (arguments.parent, arguments.ours)
+        storage.load(artifacts / paths.MODELS.name / n) for n in (arguments.parent, arguments.ours)
     )
     if ours.card.parent != arguments.parent:
         raise ParameterError(
@@ -139,7 +142,7 @@ def main() -> None:
         )
     contract = parent.card.input
     data = artifacts / paths.DATA.name
-    lesson = distillation.open_lesson(
+    lesson = learning.open_lesson(
         data,
         artifacts / paths.TEACHER.name,
         artifacts / paths.LABELS.name,
@@ -241,7 +244,7 @@ def _rebuilt(network: nn.Module, parent: Model) -> nn.Module:
     card = parent.card
     module = students.build(card.architecture, {**card.arguments, "channels": _channels(network)})
     module.load_state_dict(network.state_dict())
-    pruning.check_same_logits(network.eval(), module.eval(), card.input.size)
+    surgery.check_same_logits(network.eval(), module.eval(), card.input.size)
     return module
 
 
@@ -254,9 +257,9 @@ def _start_of(ours: Model, setting: Setting) -> nn.Module | None:
         path: part.out_channels for path, part in ours.module.named_modules() if isinstance(part, nn.Conv2d)
     }
     module = setting.parent.module
-    masks = compressors.channel_masks(module, convolutions, settings["criterion"], GRAPH_SIZE)
+    masks = wrappers.channel_masks(module, convolutions, settings["criterion"], GRAPH_SIZE)
     start = students.build(ours.card.architecture, ours.card.arguments)
-    start.load_state_dict(compressors.remove_masked(module, masks, GRAPH_SIZE))
+    start.load_state_dict(wrappers.remove_masked(module, masks, GRAPH_SIZE))
     loop.settle_norms(setting.fabric, start, setting.lesson.train_set, setting.workers)
     return start
 
@@ -267,7 +270,7 @@ def _tune(name: str, network: nn.Module, setting: Setting) -> tuple[Path, Path]:
     loop.settle_norms(fabric, network, train, workers)
     before = _write(f"{name}-before", network, setting)
     with tempfile.TemporaryDirectory() as scratch:
-        network, _ = distillation.learn(
+        network, _ = learning.learn(
             fabric,
             network,
             setting.lesson,
@@ -288,7 +291,7 @@ def _write(name: str, network: nn.Module, setting: Setting) -> Path:
     arguments = {**card.arguments, "channels": _channels(network)}
     card = replace(card, variant=name, parent=card.variant, op="prune", arguments=arguments)
     path = setting.folder / f"{name}.onnx"
-    onnx_export.export(Model(copy.deepcopy(network).cpu(), card), path, onnx_export.metadata_for(card, None))
+    export.export(Model(copy.deepcopy(network).cpu(), card), path, export.metadata_for(card, None))
     return path
 
 

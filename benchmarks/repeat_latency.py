@@ -9,7 +9,8 @@ import subprocess
 import sys
 from typing import Any
 
-from pipeline import latency, parameters, paths
+from pipeline import parameters, paths
+from pipeline.measurement import latency
 
 
 def main() -> None:

@@ -20,8 +20,10 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from pipeline import images, inference, paths
-from pipeline.inference import Classifier
+from pipeline import paths
+from pipeline.data import images
+from pipeline.onnx import inference
+from pipeline.onnx.inference import Classifier
 from pipeline.shipping import demo, folder
 
 

@@ -13,11 +13,12 @@ from jaxtyping import Bool, Int64
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 from tqdm import tqdm
 
-from pipeline import latency, statistics
+from pipeline.data import batches
+from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet
-from pipeline.inference import Classifier, ModelFileError, open_classifier, run
-from pipeline.training import batches
-from pipeline.training.batches import ViewSet
+from pipeline.measurement import latency
+from pipeline.onnx.inference import Classifier, ModelFileError, open_classifier, run
+from pipeline.statistics import intervals
 
 BATCH = 32
 CONVOLUTIONS = ("Conv", "FusedConv", "QLinearConv")
@@ -89,8 +90,8 @@ def _top(classifier: Classifier, pixels: np.ndarray) -> Int64[np.ndarray, " batc
 def accuracy(answers: Answers, reference: Answers) -> Row:
     """Top-1 with its interval, the paired difference to the reference, and the share of equal answers."""
     n, correct = len(answers.right), int(answers.right.sum())
-    lo, hi = statistics.wilson(correct, n)
-    difference = statistics.compare(answers.right, reference.right)
+    lo, hi = intervals.wilson(correct, n)
+    difference = intervals.compare(answers.right, reference.right)
     return {
         "n": n,
         "top1": correct / n,
@@ -160,7 +161,7 @@ def verdicts(
         told: Row = {"ours": own, "peer": peer}
         mine, theirs = rows[own], rows[peer]
         if column == "top1":
-            difference = statistics.compare(answers[own].right, answers[peer].right)
+            difference = intervals.compare(answers[own].right, answers[peer].right)
             told |= {"delta": difference.delta, "delta_lo": difference.lo, "delta_hi": difference.hi}
             tied, better = not difference.distinguishable, difference.delta > 0
         elif column == "size_bytes":

@@ -17,7 +17,7 @@ from pipeline import paths
 from pipeline.process import one_line_errors
 
 if TYPE_CHECKING:
-    from pipeline.budget import Choice
+    from pipeline.selection.budget import Choice
 
 
 def main() -> None:
@@ -80,7 +80,8 @@ def _positive(word: str) -> int:
 
 def choose(arguments: Namespace) -> None:
     """Print the variant that the budget picks, and why; the options go before `budget` in params.yaml."""
-    from pipeline import budget, experiments, parameters
+    from pipeline import parameters
+    from pipeline.selection import budget, experiments
 
     given = {name: getattr(arguments, name) for name in parameters.Budget.model_fields}
     changes = {"budget": {name: limit for name, limit in given.items() if limit is not None}}
@@ -106,7 +107,7 @@ def choose(arguments: Namespace) -> None:
 
 def _among_experiments(limits: dict[str, Any]) -> "tuple[Choice, dict[str, Any]]":
     """The choice among all experiments; says beside it what sets the chosen one apart."""
-    from pipeline import budget, experiments
+    from pipeline.selection import budget, experiments
 
     found, unfinished = experiments.read()
     table = experiments.table(found)
@@ -125,7 +126,8 @@ def _among_experiments(limits: dict[str, Any]) -> "tuple[Choice, dict[str, Any]]
 
 def predict(arguments: Namespace) -> None:
     """Print the most probable classes of every image; those that cannot be read are named."""
-    from pipeline import images, inference
+    from pipeline.data import images
+    from pipeline.onnx import inference
 
     files = list(images.find(arguments.images))
     width = max(len(str(file)) for file in files)
@@ -154,8 +156,9 @@ def predict(arguments: Namespace) -> None:
 
 def ship(arguments: Namespace) -> None:
     """Write the folder, and say what its user should know."""
-    from pipeline import budget, inference
+    from pipeline.onnx import inference
     from pipeline.provenance import sha256
+    from pipeline.selection import budget
     from pipeline.shipping import folder
 
     with one_line_errors(inference.ModelFileError, folder.ShippingError, budget.TableError):
@@ -177,7 +180,9 @@ def ship(arguments: Namespace) -> None:
 
 def demo(arguments: Namespace) -> None:
     """Write the page, and serve it to this machine."""
-    from pipeline import budget, inference, parameters
+    from pipeline import parameters
+    from pipeline.onnx import inference
+    from pipeline.selection import budget
     from pipeline.shipping import demo as page
     from pipeline.shipping.folder import ShippingError
 
@@ -217,7 +222,7 @@ def compose(_: Namespace) -> None:
 
 def _model(name: str) -> Path:
     """The file of that name, or the ONNX file of a variant."""
-    from pipeline.inference import ModelFileError
+    from pipeline.onnx.inference import ModelFileError
 
     if name.endswith(".onnx"):
         return Path(name)

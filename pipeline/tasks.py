@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64, Num
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.average_precision import mean_average_precision
+from pipeline.statistics.average_precision import mean_average_precision
 
 TaskName = Literal["single_label", "multi_label"]
 Metric = Literal["top1", "map"]

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-from pipeline import machine
+from pipeline.measurement import machine
 from pipeline.report.evidence import Evidence
 from pipeline.report.tables import Entry, Row
-from pipeline.statistics import compare, wilson
+from pipeline.statistics.intervals import compare, wilson
 
 CLASSES = ("red", "green", "blue")
 TEACHER: dict[str, Any] = {

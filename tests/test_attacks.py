@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline import attacks
+from pipeline.inspection import attacks
 from teachers.contract import InputContract
 
 CONTRACT = InputContract(8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))

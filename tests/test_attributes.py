@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from torch.distributions import Bernoulli, kl_divergence
 
-from pipeline import evaluation, inference, tasks
-from pipeline.average_precision import average_precisions
-from pipeline.data import calibration, sources, splits, store
+from pipeline import tasks
+from pipeline.data import sampling, sources, splits, store
 from pipeline.data.sources import SourceError
+from pipeline.evaluation import scoring
+from pipeline.onnx import inference
+from pipeline.statistics.average_precision import average_precisions
 from tests import tiny_onnx
 
 NAMES = ("red", "green", "blue")
@@ -55,7 +57,7 @@ def test_metadata_csv_becomes_targets_on_disk(tmp_path: Path) -> None:
         number = np.asarray(train.image(index))[0, 0, 0]
         assert train.labels[index].tolist() == rows(40)[number]
     assert report["counts"]["train"]["red"] == int((train.labels[:, 0] >= 0.5).sum())
-    chosen = calibration.choose(train, 10, seed=0)
+    chosen = sampling.choose(train, 10, seed=0)
     assert len(set(chosen.tolist())) == 10
 
 
@@ -152,7 +154,7 @@ def test_a_file_is_scored_by_mean_average_precision(tmp_path: Path) -> None:
     images = random.integers(0, 256, (60, 1, 1, 3)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
     colours = images[:, 0, 0].astype(np.float32)
     targets = (colours + random.normal(0, 60, colours.shape) > 128).astype(np.float32)
-    result, kept = evaluation.score(model, iter([images[:25], images[25:]]), targets, threads=1)
+    result, kept = scoring.score(model, iter([images[:25], images[25:]]), targets, threads=1)
     assert kept is None
     assert result["metric"] == "map"
     wanted = average_precisions(colours, targets)
@@ -161,7 +163,7 @@ def test_a_file_is_scored_by_mean_average_precision(tmp_path: Path) -> None:
     assert [line["n"] for line in result["classes"]] == targets.sum(0).astype(int).tolist()
     assert np.asarray(result["predictions"]).shape == (60, 3)
     with pytest.raises(ValueError, match="knows 3 attributes"):
-        evaluation.score(model, iter([images]), targets[:, :2], threads=1)
+        scoring.score(model, iter([images]), targets[:, :2], threads=1)
 
 
 def test_predicted_attributes_do_not_share_one_whole(tmp_path: Path) -> None:

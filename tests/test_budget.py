@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import budget
-from pipeline.budget import Line, TableError, choose
 from pipeline.report import tables
+from pipeline.selection import budget
+from pipeline.selection.budget import Line, TableError, choose
 from tests.results import results
 
 

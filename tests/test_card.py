@@ -11,11 +11,13 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from pipeline import budget, parameters
-from pipeline.report import card, tables
+from pipeline import parameters
+from pipeline.report import tables
+from pipeline.report.card import card
 from pipeline.report.evidence import Evidence
 from pipeline.report.figures import figure
 from pipeline.report.tables import Entry, Row
+from pipeline.selection import budget
 from pipeline.tasks import METRICS
 from tests import card_numbers
 from tests.results import (

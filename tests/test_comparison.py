@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from pipeline import comparison, confidence, statistics
-from pipeline.comparison import Answers
+from pipeline.evaluation import comparison, confidence
+from pipeline.evaluation.comparison import Answers
+from pipeline.statistics import intervals
 
 NAMES = ("red", "green", "blue")
 
@@ -36,7 +37,7 @@ def test_false_alarms_between_equally_good_files_keep_the_nominal_level() -> Non
     """1,000 repeats: each file is right on its own random 90 %, so whatever is found is chance."""
     random, truth = np.random.default_rng(0), np.ones(500, dtype=bool)
     right = random.random((1000, 2, 500)) < 0.9
-    found = [statistics.compare(new & truth, old & truth) for new, old in right]
+    found = [intervals.compare(new & truth, old & truth) for new, old in right]
     alarms = sum(difference.distinguishable for difference in found)
     assert 30 <= alarms <= 70  # 50 are expected, 99.6 % of all experiments lie between
     assert sum((difference.mcnemar_p or 0) < 0.05 for difference in found) <= alarms

@@ -5,8 +5,8 @@ import pytest
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import log_loss
 
-from pipeline import confidence
-from pipeline.confidence import BINS, Confidence
+from pipeline.evaluation import confidence
+from pipeline.evaluation.confidence import BINS, Confidence
 
 
 def drawn(images: int, scale: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from pipeline import corruptions
-from pipeline.corruptions import Corruption
+from pipeline.inspection import corruptions
+from pipeline.inspection.corruptions import Corruption
 
 
 @pytest.fixture(scope="module")

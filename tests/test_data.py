@@ -11,12 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import images
-from pipeline.data import calibration, fetch, sources, splits, store
+from pipeline.data import fetch, images, sampling, sources, splits, store
+from pipeline.data.batches import Request, ViewSet
 from pipeline.data.sources import SourceError
+from pipeline.data.views import ViewSpace
 from pipeline.tasks import softmax_cross_entropy
-from pipeline.training.batches import Request, ViewSet
-from pipeline.views import ViewSpace
 from teachers.contract import InputContract
 
 FACTS = {"source": "folder", "path": "x", "license": "CC0-1.0"}
@@ -134,7 +133,7 @@ def test_a_folder_of_unlabelled_images_joins_what_the_student_learns_from(
     assert lesson.known.tolist() == [True] * len(train) + [False] * 3
     assert train.labelled
     assert not lesson.labelled
-    assert calibration.choose(lesson, 10**6, seed=0).max() < len(train)
+    assert sampling.choose(lesson, 10**6, seed=0).max() < len(train)
     batch = ViewSet(lesson, ViewSpace(0, (0.5, 1.0), (1.0, 1.0), 0.5), InputContract(32))[
         Request([0, len(train)], 0, 32)
     ]
@@ -203,12 +202,12 @@ def test_calibration_is_stratified_shuffled_and_seeded(tmp_path: Path, photograp
     listing = sources.folder(photographs)
     store.write(tmp_path / "data", listing, assign(listing), FACTS)
     images = store.read(tmp_path / "data", "train")
-    chosen = calibration.choose(images, 12, seed=3)
+    chosen = sampling.choose(images, 12, seed=3)
     assert Counter(images.labels[chosen].tolist()) == {0: 4, 1: 4, 2: 4}
     assert not np.array_equal(images.labels[chosen], np.sort(images.labels[chosen]))
-    np.testing.assert_array_equal(chosen, calibration.choose(images, 12, seed=3))
-    assert set(chosen.tolist()) != set(calibration.choose(images, 12, seed=4).tolist())
-    assert sorted(calibration.choose(images, 10**6, seed=0).tolist()) == list(range(len(images)))
+    np.testing.assert_array_equal(chosen, sampling.choose(images, 12, seed=3))
+    assert set(chosen.tolist()) != set(sampling.choose(images, 12, seed=4).tolist())
+    assert sorted(sampling.choose(images, 10**6, seed=0).tolist()) == list(range(len(images)))
 
 
 def test_fetching_goes_on_to_the_next_way_and_says_why_all_failed(

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-from pipeline import inference
-from pipeline.budget import Line
-from pipeline.inference import Classifier
+from pipeline.onnx import inference
+from pipeline.onnx.inference import Classifier
 from pipeline.provenance import sha256
+from pipeline.selection.budget import Line
 from pipeline.shipping import demo
 from pipeline.shipping.folder import ShippingError
 from tests import tiny_onnx

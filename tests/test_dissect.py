@@ -8,8 +8,9 @@ import yaml
 from dvc.utils.hydra import compose_and_dump
 
 import students
-from pipeline import models, paths
-from pipeline.models import Card, Model
+from pipeline import paths
+from pipeline.models import storage
+from pipeline.models.storage import Card, Model
 from pipeline.stages import dissect, prepare
 from teachers.contract import InputContract
 
@@ -41,7 +42,7 @@ def root(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> 
         git_commit="unknown",
         versions={},
     )
-    models.save(paths.model("fp32"), Model(students.build("mobilenet_v1", ARGUMENTS).eval(), card))
+    storage.save(paths.model("fp32"), Model(students.build("mobilenet_v1", ARGUMENTS).eval(), card))
     return tmp_path
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from pipeline import energy
-from pipeline.energy import Assumptions
+from pipeline.measurement import energy
+from pipeline.measurement.energy import Assumptions
 
 ASSUMED = Assumptions(watts_per_core=10.0, watts_per_gigabyte=0.5, pue=1.5, gram_co2_per_kwh=400.0)
 

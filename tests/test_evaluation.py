@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jaxtyping import Int64, UInt8
 
-from pipeline import evaluation
-from pipeline.statistics import wilson
+from pipeline.evaluation import scoring
+from pipeline.statistics.intervals import wilson
 from tests import tiny_onnx
 
 SHOWN = np.array([0, 1, 2, 2, 1, 0, 0, 1, 2, 0, 1])
@@ -26,7 +26,7 @@ def batches(shown: Int64[np.ndarray, " images"], size: int) -> Iterator[UInt8[np
 
 
 def score(path: Path, size: int = 4) -> dict[str, Any]:
-    return evaluation.score(path, batches(SHOWN, size), LABELS, threads=1)[0]
+    return scoring.score(path, batches(SHOWN, size), LABELS, threads=1)[0]
 
 
 @pytest.fixture
@@ -73,13 +73,13 @@ def test_top5_of_equal_logits_is_no_free_hit(tmp_path: Path) -> None:
     constant = np.zeros((3, 8), dtype=np.float32)
     path = tiny_onnx.write(tmp_path / "same.onnx", labels=list("abcdefgh"), weights=constant)
     labels = np.arange(8)
-    result, _ = evaluation.score(path, batches(labels % 3, 3), labels, threads=1)
+    result, _ = scoring.score(path, batches(labels % 3, 3), labels, threads=1)
     assert (result["top1"], result["top5"]) == (1 / 8, 5 / 8)
 
 
 def test_ranks_count_the_classes_before_the_true_one() -> None:
     logits = np.array([[3, 1, 2], [5, 5, 5], [0, 1, 9]], dtype=np.float32)
-    assert evaluation.ranks(logits, np.array([1, 2, 2])).tolist() == [2, 2, 0]
+    assert scoring.ranks(logits, np.array([1, 2, 2])).tolist() == [2, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_labels_that_do_not_match_are_refused(
     model: Path, labels: Int64[np.ndarray, " labels"], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason):
-        evaluation.score(model, batches(SHOWN, 4), labels, threads=1)
+        scoring.score(model, batches(SHOWN, 4), labels, threads=1)
 
 
 def test_what_is_kept_of_the_probabilities_is_in_the_order_of_the_images(model: Path) -> None:
-    result, kept = evaluation.score(model, batches(SHOWN, 4), LABELS, threads=1)
+    result, kept = scoring.score(model, batches(SHOWN, 4), LABELS, threads=1)
     assert kept is not None
     assert kept.predictions.tolist() == result["predictions"] == SHOWN.tolist()
     # The colour's mean is 200 and the others' 20; the weights divide by 16.

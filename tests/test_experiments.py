@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import budget, experiments
-from pipeline.experiments import ExperimentError
+from pipeline.selection import budget, experiments
+from pipeline.selection.experiments import ExperimentError
 
 ENVIRONMENT = {
     **os.environ,

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline import explanation
-from pipeline.confidence import Confidence
-from pipeline.explanation import Album
+from pipeline.evaluation.confidence import Confidence
+from pipeline.inspection import explanation
+from pipeline.inspection.explanation import Album
 from students.mobilenet_v1 import MobileNetV1
 from teachers.contract import InputContract
 

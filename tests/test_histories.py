@@ -1,4 +1,4 @@
-from pipeline.histories import continued
+from pipeline.models.histories import continued
 
 
 def test_parts_of_a_training_count_their_epochs_and_steps_on() -> None:

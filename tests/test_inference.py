@@ -8,8 +8,9 @@ import onnx
 import pytest
 from PIL import Image
 
-from pipeline import inference, tasks
-from pipeline.inference import ImageFileError, ModelFileError
+from pipeline import tasks
+from pipeline.onnx import inference
+from pipeline.onnx.inference import ImageFileError, ModelFileError
 from tests import tiny_onnx
 
 CONTRACT = {"size": 8, "interpolation": "bilinear", "crop": 1.0}

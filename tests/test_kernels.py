@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import students
-from pipeline import kernels
-from pipeline.onnx_graph import ExportError
+from pipeline.measurement import kernels
+from pipeline.onnx.graph import ExportError
 from teachers.contract import InputContract
 
 SIZE = 64

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import latency
-from pipeline.inference import INPUT, OUTPUT, open_classifier
+from pipeline.measurement import latency
+from pipeline.onnx.inference import INPUT, OUTPUT, open_classifier
 from tests import tiny_onnx
 
 

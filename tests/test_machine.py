@@ -5,8 +5,8 @@ import time
 import psutil
 import pytest
 
-from pipeline import machine
-from pipeline.machine import Noise
+from pipeline.measurement import machine
+from pipeline.measurement.machine import Noise
 
 
 def spin(seconds: float) -> None:

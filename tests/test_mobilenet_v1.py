@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import students
-from pipeline import costs
+from pipeline.models import costs
 from students.mobilenet_v1 import BASE_CHANNELS, MobileNetV1, Padding, leading_zeros, scaled_channels
 
 SIZES = (224, 192, 160, 128)

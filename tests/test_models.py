@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import students
-from pipeline import models
-from pipeline.models import Affine, Card, Model, Quantization
+from pipeline.models import storage
+from pipeline.models.storage import Affine, Card, Model, Quantization
 from teachers.contract import InputContract
 
 ARGUMENTS = {"classes": 3, "channels": tuple(range(8, 22)), "activation": "relu6"}
@@ -37,9 +37,9 @@ def small_model() -> Model:
 
 def test_a_model_comes_back_whole_without_pickle(tmp_path: Path) -> None:
     model = small_model()
-    models.save(tmp_path, model)
+    storage.save(tmp_path, model)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["card.json", "weights.safetensors"]
-    again = models.load(tmp_path)
+    again = storage.load(tmp_path)
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(again.module(images), model.module(images))
     assert again.card.input == model.card.input
@@ -51,20 +51,20 @@ def test_a_model_comes_back_whole_without_pickle(tmp_path: Path) -> None:
     assert torch.equal(
         again.quantization.weight_scales["classifier"], model.quantization.weight_scales["classifier"]
     )
-    assert models.fingerprint(again.module) == models.fingerprint(model.module)
+    assert storage.fingerprint(again.module) == storage.fingerprint(model.module)
 
 
 def test_weights_that_do_not_fit_their_card_are_refused(tmp_path: Path) -> None:
-    models.save(tmp_path, small_model())
-    tensors = load_file(tmp_path / models.WEIGHTS)
+    storage.save(tmp_path, small_model())
+    tensors = load_file(tmp_path / storage.WEIGHTS)
     tensors.pop("classifier.bias")
-    save_file(tensors, tmp_path / models.WEIGHTS)
+    save_file(tensors, tmp_path / storage.WEIGHTS)
     with pytest.raises(ValueError, match=r"(?s)weights\.safetensors does not fit .*classifier\.bias"):
-        models.load(tmp_path)
+        storage.load(tmp_path)
 
 
 def test_history_is_one_json_line_per_epoch(tmp_path: Path) -> None:
     lines = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
-    models.write_history(tmp_path, lines)
-    assert [json.loads(line) for line in (tmp_path / models.HISTORY).read_text().splitlines()] == lines
-    assert models.read_history(tmp_path) == lines
+    storage.write_history(tmp_path, lines)
+    assert [json.loads(line) for line in (tmp_path / storage.HISTORY).read_text().splitlines()] == lines
+    assert storage.read_history(tmp_path) == lines

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import students
-from pipeline import onnx_export, pruning
-from pipeline.models import Affine, Card, Model, load, save
-from pipeline.onnx_export import ExportError, export, metadata_for, verify
-from pipeline.ptq import quantize
-from pipeline.quantization import simulate
+from pipeline.models.storage import Affine, Card, Model, load, save
+from pipeline.onnx import export as export_module
+from pipeline.onnx.export import ExportError, export, metadata_for, verify
+from pipeline.pruning import surgery
+from pipeline.quantization.post_training import quantize
+from pipeline.quantization.simulator import simulate
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract
 
@@ -125,7 +126,7 @@ def test_tensorflows_padding_is_part_of_the_convolutions(tmp_path: Path, size: i
     path = shipped(small, tmp_path)
     assert verify(path, small, images)["exact"] < 1e-3
     assert {node.op_type for node in onnx.load(path).graph.node}.isdisjoint({"Pad"})
-    shrunk, arguments = pruning.prune(model.module, model.card.arguments, size=size, macs=0.5)
+    shrunk, arguments = surgery.prune(model.module, model.card.arguments, size=size, macs=0.5)
     pruned = Model(shrunk, replace(model.card, arguments=arguments))
     assert verify(shipped(pruned, tmp_path), pruned, images)["logits"] < 1e-4
 
@@ -227,7 +228,7 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
 def test_no_path_of_the_machine_is_in_the_file(tmp_path: Path) -> None:
     content = shipped(student(InputContract(SIZE)), tmp_path).read_bytes()
     assert b"site-packages" not in content
-    assert str(Path(onnx_export.__file__).parent).encode() not in content
+    assert str(Path(export_module.__file__).parent).encode() not in content
 
 
 def test_another_models_file_fails_verification(tmp_path: Path) -> None:
@@ -259,6 +260,6 @@ def test_a_convolution_left_in_float_fails_verification(tmp_path: Path) -> None:
 def test_saturation_is_possible_on_x86_without_vnni(
     monkeypatch: pytest.MonkeyPatch, machine: str, flags: str, may: bool
 ) -> None:
-    monkeypatch.setattr(onnx_export.platform, "machine", lambda: machine)
+    monkeypatch.setattr(export_module.platform, "machine", lambda: machine)
     monkeypatch.setattr(Path, "read_text", lambda _self: flags)
-    assert onnx_export.sums_may_saturate() is may
+    assert export_module.sums_may_saturate() is may

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import students
-from pipeline import onnx_layout
-from pipeline.models import Affine, Quantization
-from pipeline.quantization import IMAGES, RAW_PIXELS, int8_activations, is_depthwise, layers
+from pipeline.models.storage import Affine, Quantization
+from pipeline.onnx import layout
+from pipeline.quantization.simulator import IMAGES, RAW_PIXELS, int8_activations, is_depthwise, layers
 
 CHANNELS = (8, 24, 32, 40, 40, 48, 48, 48, 56, 48, 48, 48, 64, 72)
 
@@ -36,12 +36,12 @@ def int8_student(
 @pytest.mark.parametrize("float_layers", [(), ("stem", "blocks.0.depthwise"), ("classifier",)])
 def test_channels_of_zeros_change_no_logit(float_layers: tuple[str, ...]) -> None:
     module, quantization = int8_student(float_layers=float_layers)
-    filled, scales = onnx_layout.fill(module, quantization)
+    filled, scales = layout.fill(module, quantization)
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(filled(images), module(images), rtol=1e-5, atol=1e-5)
     for name, part in layers(filled).items():
         if is_depthwise(part) and name not in float_layers:
-            assert len(part.weight) % onnx_layout.FILL == 0
+            assert len(part.weight) % layout.FILL == 0
         if name not in float_layers:
             assert len(scales.weight_scales[name]) == len(part.weight)
     assert [len(layer.weight) for layer in layers(filled).values()] != [
@@ -53,7 +53,7 @@ def test_channels_of_zeros_change_no_logit(float_layers: tuple[str, ...]) -> Non
 @pytest.mark.parametrize(("size", "padding"), [(64, "symmetric"), (64, "same"), (36, "symmetric")])
 def test_two_columns_at_once_are_the_stems_map(size: int, padding: str) -> None:
     module, quantization = int8_student(size, padding=padding)
-    paired, scales, channels = onnx_layout.pair_columns(module, quantization, size)
+    paired, scales, channels = layout.pair_columns(module, quantization, size)
     assert channels == CHANNELS[0]
     assert scales.weight_scales["stem"].equal(quantization.weight_scales["stem"].repeat(2))
     images = torch.rand(2, size, size, 3)
@@ -68,4 +68,4 @@ def test_two_columns_at_once_are_the_stems_map(size: int, padding: str) -> None:
 @pytest.mark.parametrize(("size", "float_layers"), [(50, ()), (64, ("stem",))])
 def test_other_stems_stay_as_they_are(size: int, float_layers: tuple[str, ...]) -> None:
     module, quantization = int8_student(size, float_layers)
-    assert onnx_layout.pair_columns(module, quantization, size) == (module, quantization, 0)
+    assert layout.pair_columns(module, quantization, size) == (module, quantization, 0)

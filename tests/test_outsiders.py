@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import inference, outsiders
+from pipeline.inspection import out_of_distribution
+from pipeline.onnx import inference
 from tests import tiny_onnx
 
 
@@ -13,9 +14,11 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("kind", outsiders.KINDS)
+@pytest.mark.parametrize("kind", out_of_distribution.KINDS)
 def test_outsiders_are_as_many_as_the_images_of_their_size_and_seeded(kind: str, images: np.ndarray) -> None:
-    made, again, other = (outsiders.KINDS[kind](images, np.random.default_rng(s)) for s in (1, 1, 2))
+    made, again, other = (
+        out_of_distribution.KINDS[kind](images, np.random.default_rng(s)) for s in (1, 1, 2)
+    )
     assert made.shape == images.shape
     assert made.dtype == np.uint8
     assert (made == again).all()
@@ -23,12 +26,12 @@ def test_outsiders_are_as_many_as_the_images_of_their_size_and_seeded(kind: str,
 
 
 def test_a_plain_image_has_one_colour(images: np.ndarray) -> None:
-    made = outsiders.plain(images, np.random.default_rng(0))
+    made = out_of_distribution.plain(images, np.random.default_rng(0))
     assert (made == made[:, :1, :1]).all()
 
 
 def test_shuffled_patches_are_the_images_own_pixels_elsewhere(images: np.ndarray) -> None:
-    made = outsiders.shuffled(images, np.random.default_rng(0))
+    made = out_of_distribution.shuffled(images, np.random.default_rng(0))
     for before, after in zip(images, made, strict=True):
         assert sorted(before.reshape(-1, 3).tolist()) == sorted(after.reshape(-1, 3).tolist())
         patches = {after[y : y + 4, x : x + 4].tobytes() for y in range(0, 32, 4) for x in range(0, 32, 4)}
@@ -42,5 +45,10 @@ def test_a_folder_is_rendered_as_the_file_takes_it(tmp_path: Path) -> None:
         Image.new("RGB", (20, 10), (number, 0, 0)).save(tmp_path / "below" / f"{number}.png")
     (tmp_path / "notes.txt").write_text("no image")
     classifier = inference.open_classifier(tiny_onnx.write(tmp_path / "tiny.onnx"), threads=1)
-    assert outsiders.folder(tmp_path, classifier, 10, np.random.default_rng(0)).shape == (5, 8, 8, 3)
-    assert len(outsiders.folder(tmp_path, classifier, 2, np.random.default_rng(0))) == 2
+    assert out_of_distribution.folder(tmp_path, classifier, 10, np.random.default_rng(0)).shape == (
+        5,
+        8,
+        8,
+        3,
+    )
+    assert len(out_of_distribution.folder(tmp_path, classifier, 2, np.random.default_rng(0))) == 2

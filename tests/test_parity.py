@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import parity
-from pipeline.models import Affine, Model, Quantization
-from pipeline.parity import ParityError, climb
-from pipeline.quantization import fold_batch_norm, layers
+from pipeline.models.storage import Affine, Model, Quantization
+from pipeline.parity import ladder
+from pipeline.parity.ladder import ParityError, climb
+from pipeline.quantization.simulator import fold_batch_norm, layers
 from teachers.contract import InputContract
 from tests.test_onnx_export import FLOAT_LAYERS, SIZE, int8_student, photographs, shipped, student
 
@@ -67,12 +67,12 @@ def test_the_first_layer_of_a_file_that_diverges_is_named(tmp_path: Path) -> Non
         wrong = {**right, name: Affine(right[name].scale * 3, 0)}
         other = replace(model.quantization, activations=wrong)
         path = shipped(Model(model.module, model.card, other), tmp_path)
-        reason = parity._int8_divergence(
+        reason = ladder._int8_divergence(
             model,
             model.module,
-            parity.simulate(model.module, model.quantization),
+            ladder.simulate(model.module, model.quantization),
             path,
-            parity.PLAIN,
+            ladder.PLAIN,
             photographs(2),
             spread=1.0,
         )
@@ -115,11 +115,11 @@ def test_fake_quantisation_may_differ_by_chance_from_99_of_100_images(
             seen += len(logits)
             return torch.where(first[:, None], -logits, logits)
 
-        module = parity.simulate(folded, quantization)
+        module = ladder.simulate(folded, quantization)
         module.register_forward_hook(turn)
         return module
 
-    monkeypatch.setattr(parity, "fake_quantize", turned)
+    monkeypatch.setattr(ladder, "fake_quantize", turned)
     torch.manual_seed(1)
     shown = iter(photographs(256).split(64))
     with pytest.raises(ParityError, match="unlike fake_quant") if fails else contextlib.nullcontext():
@@ -148,7 +148,7 @@ def test_a_tie_is_one_also_where_a_single_image_shows_it(tmp_path: Path) -> None
     head.bias = nn.Parameter(torch.tensor([3e-8, 0.0, 0.0, 0.0]))
     folded, _ = fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
     told = [
-        parity._float_divergence(model, folded, path, parity.FUSED, photographs(1), spread)
+        ladder._float_divergence(model, folded, path, ladder.FUSED, photographs(1), spread)
         for spread in (1.0, 1e-5)
     ]
     assert told[0] is None

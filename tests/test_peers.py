@@ -15,10 +15,10 @@ import students
 from benchmarks import int8_peers, pruning_peers, side_by_side
 from benchmarks.int8_peers import PeerError
 from benchmarks.side_by_side import Answers, Row
-from pipeline import onnx_export
-from pipeline.costs import count_macs
-from pipeline.models import Card, Model
-from pipeline.quantization import layers
+from pipeline.models.costs import count_macs
+from pipeline.models.storage import Card, Model
+from pipeline.onnx import export
+from pipeline.quantization.simulator import layers
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract
 
@@ -109,7 +109,7 @@ def parent() -> Model:
 def made(parent: Model, tmp_path: Path) -> Namespace:
     """The parent's file and its calibration images."""
     file, images = tmp_path / "fp32.onnx", tmp_path / "calibration.npy"
-    onnx_export.export(parent, file, onnx_export.metadata_for(parent.card, None))
+    export.export(parent, file, export.metadata_for(parent.card, None))
     np.save(images, np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), dtype=np.uint8))
     return Namespace(file=file, images=images, target=tmp_path / "int8.onnx")
 

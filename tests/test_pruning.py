@@ -14,11 +14,13 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree
 
 import students
-from pipeline import compressors, models, pruning, widths
-from pipeline.compressors import Loss
-from pipeline.costs import count_macs
-from pipeline.models import Model
-from pipeline.quantization import simulate
+from pipeline.models import storage
+from pipeline.models.costs import count_macs
+from pipeline.models.storage import Model
+from pipeline.pruning import surgery, widths
+from pipeline.quantization import wrappers
+from pipeline.quantization.simulator import simulate
+from pipeline.quantization.wrappers import Loss
 from pipeline.training import loop
 from teachers.contract import InputContract
 from tests.test_onnx_export import quantized, student
@@ -95,16 +97,16 @@ def test_pruned_logits_are_those_of_the_masked_parent(criterion, activation):
     arguments = {"classes": 5, "channels": CHANNELS, "activation": activation}
     parent, asked = lively(arguments), losses()
     uneven = [8, 16, 24, 16, 8, 32, 24, 40, 16, 8, 40, 24, 16, 48]
-    pruned, kept = pruning.cut(parent, arguments, uneven, size=SIZE, criterion=criterion, losses=asked)
-    masks = compressors.channel_masks(
+    pruned, kept = surgery.cut(parent, arguments, uneven, size=SIZE, criterion=criterion, losses=asked)
+    masks = wrappers.channel_masks(
         parent,
         {n: m.out_channels for n, m in pruned.named_modules() if isinstance(m, nn.Conv2d)},
         criterion,
         SIZE,
         asked,
     )
-    masked = compressors.apply_masks(parent, masks)
-    assert pruning.check_same_logits(masked, pruned, SIZE) <= pruning.TOLERANCE
+    masked = wrappers.apply_masks(parent, masks)
+    assert surgery.check_same_logits(masked, pruned, SIZE) <= surgery.TOLERANCE
     images = torch.rand(4, 3, SIZE, SIZE)
     assert not torch.allclose(parent(images), pruned(images), rtol=0.1)
     rebuilt = students.build("mobilenet_v1", kept)
@@ -142,7 +144,7 @@ def test_stem_and_its_depthwise_partner_lose_the_same_channels():
     arguments = {"classes": 5, "channels": CHANNELS}
     parent = lively(arguments)
     wanted = {n: m.out_channels for n, m in parent.named_modules() if isinstance(m, nn.Conv2d)}
-    masks = compressors.channel_masks(
+    masks = wrappers.channel_masks(
         parent, {**wanted, "stem.conv": 8, "blocks.0.depthwise.conv": 8}, "l1", SIZE
     )
     stem, partner = (masks[n]["weight"].flatten(1).amax(1) for n in ("stem.conv", "blocks.0.depthwise.conv"))
@@ -182,7 +184,7 @@ def test_channels_that_go_are_those_that_the_criterion_is_about(criterion, made)
     with torch.no_grad():
         made(parent)
     before = {name: value.clone() for name, value in parent.state_dict().items()}
-    masks = compressors.channel_masks(parent, {f"{LAST}.conv": 40}, criterion, SIZE, losses())
+    masks = wrappers.channel_masks(parent, {f"{LAST}.conv": 40}, criterion, SIZE, losses())
     gone = (masks[f"{LAST}.conv"]["weight"].flatten(1).amax(1) == 0).nonzero().flatten().tolist()
     assert gone == UNIMPORTANT
     assert all(torch.equal(value, before[name]) for name, value in parent.state_dict().items())
@@ -194,9 +196,9 @@ def test_surgery_leaves_the_masks_that_it_is_given_as_they_were():
     parent = lively(arguments)
     narrow = students.build("mobilenet_v1", {**arguments, "channels": [n - 8 for n in CHANNELS]})
     wanted = {n: m.out_channels for n, m in narrow.named_modules() if isinstance(m, nn.Conv2d)}
-    masks = compressors.channel_masks(parent, wanted, "l1", SIZE)
+    masks = wrappers.channel_masks(parent, wanted, "l1", SIZE)
     before = copy.deepcopy(masks)
-    compressors.remove_masked(parent, masks, SIZE)
+    wrappers.remove_masked(parent, masks, SIZE)
     assert masks.keys() == before.keys()
     for path, targets in masks.items():
         assert all(torch.equal(mask, before[path][name]) for name, mask in targets.items())
@@ -204,9 +206,7 @@ def test_surgery_leaves_the_masks_that_it_is_given_as_they_were():
 
 def test_taylor_without_a_loss_is_refused():
     with pytest.raises(ValueError, match="taylor needs losses"):
-        compressors.channel_masks(
-            lively({"classes": 5, "channels": CHANNELS}), {"stem.conv": 8}, "taylor", SIZE
-        )
+        wrappers.channel_masks(lively({"classes": 5, "channels": CHANNELS}), {"stem.conv": 8}, "taylor", SIZE)
 
 
 def test_a_layer_of_which_half_does_nothing_loses_half_for_nothing():
@@ -226,7 +226,7 @@ def test_a_layer_of_which_half_does_nothing_loses_half_for_nothing():
     def distance(module: nn.Module) -> float:
         return float((module(images[0]) - answers).abs().mean() / answers.std())
 
-    found = pruning.sensitivity(
+    found = surgery.sensitivity(
         parent, arguments, ratios=(0.25, 0.5), images=list(images), score=distance, criterion="l2"
     )
     assert list(found) == ["stem", *(f"blocks.{n}.pointwise" for n in range(13))]
@@ -238,7 +238,7 @@ def test_a_layer_of_which_half_does_nothing_loses_half_for_nothing():
 @pytest.mark.parametrize("then", ["pruned", "pruned and quantised"])
 def test_a_new_process_rebuilds_it_from_card_and_tensors_with_the_same_logits(tmp_path, then):
     parent = student(InputContract(64))
-    module, arguments = pruning.cut(
+    module, arguments = surgery.cut(
         parent.module,
         parent.card.arguments,
         [8, 8, 16, 24, 40, 56, 64, 88, 96, 104, 104, 120, 200, 248],
@@ -248,7 +248,7 @@ def test_a_new_process_rebuilds_it_from_card_and_tensors_with_the_same_logits(tm
     model = Model(module, replace(parent.card, arguments=arguments, variant="pruned", op="prune"))
     if then == "pruned and quantised":
         model = quantized(model)
-    models.save(tmp_path, model)
+    storage.save(tmp_path, model)
     images = torch.rand(4, 3, 64, 64)
     np.save(tmp_path / "images.npy", images.numpy())
     subprocess.run([sys.executable, "-c", REBUILD, str(tmp_path)], check=True)
@@ -264,7 +264,7 @@ def test_channels_that_never_fire_are_not_taken_for_masked_ones():
     parent = lively(arguments)
     with torch.no_grad():
         parent.get_parameter("blocks.3.pointwise.norm.bias")[:20] = -100.0
-    pruned, kept = pruning.prune(parent, arguments, size=SIZE, macs=0.6, criterion="l1", multiple=8)
+    pruned, kept = surgery.prune(parent, arguments, size=SIZE, macs=0.6, criterion="l1", multiple=8)
     assert widths.output_channels(pruned) == tuple(kept["channels"])
 
 
@@ -272,7 +272,7 @@ def test_parent_without_explicit_channels_is_left_as_it_was():
     parent = lively({"classes": 3})
     before = {name: value.clone() for name, value in parent.state_dict().items()}
     arguments = {"classes": 3}
-    pruned, kept = pruning.prune(parent, arguments, size=SIZE, macs=0.25, criterion="l1", multiple=8)
+    pruned, kept = surgery.prune(parent, arguments, size=SIZE, macs=0.25, criterion="l1", multiple=8)
     assert arguments == {"classes": 3}
     assert set(kept) == {"classes", "channels"}
     assert count_macs(pruned, SIZE) <= 0.25 * count_macs(parent, SIZE)
@@ -283,8 +283,8 @@ def test_parent_without_explicit_channels_is_left_as_it_was():
 def test_a_network_that_computes_something_else_is_refused_with_the_figure():
     parent = lively({"classes": 5, "channels": CHANNELS})
     other = lively({"classes": 5, "channels": CHANNELS}, seed=1)
-    with pytest.raises(pruning.PruningError, match=r"differ by \S+ of their spread .* at most 1e-04"):
-        pruning.check_same_logits(parent, other, SIZE)
+    with pytest.raises(surgery.PruningError, match=r"differ by \S+ of their spread .* at most 1e-04"):
+        surgery.check_same_logits(parent, other, SIZE)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_nni_leaves_no_noise_and_no_traces(capfd):
     parent = lively(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pruning.prune(parent, arguments, size=SIZE, macs=0.5, criterion="l1", multiple=8)
+        surgery.prune(parent, arguments, size=SIZE, macs=0.5, criterion="l1", multiple=8)
     logging.getLogger("pipeline").warning("ours")
     assert capfd.readouterr().out == ""
     for kind in (immutable_dict, immutable_list):

@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import models, onnx_export, parameters, ptq, quantization, rounding
-from pipeline.calibrators import entropy_clip, percentile_clip
-from pipeline.equalisation import equalise, neighbours
-from pipeline.models import Model, Quantization
-from pipeline.ptq import Judgement, Step, Workbench
-from pipeline.quantization import BINS, Histogram, is_depthwise, layers, simulate
+from pipeline import parameters
+from pipeline.models import storage
+from pipeline.models.storage import Model, Quantization
+from pipeline.onnx import export
+from pipeline.quantization import post_training, rounding, simulator
+from pipeline.quantization.calibrators import entropy_clip, percentile_clip
+from pipeline.quantization.equalisation import equalise, neighbours
+from pipeline.quantization.post_training import Judgement, Step, Workbench
+from pipeline.quantization.simulator import BINS, Histogram, is_depthwise, layers, simulate
 from pipeline.tasks import SINGLE_LABEL
 from tests.test_quantization import FLOAT_LAYERS, folded, photographs, relative_error, student
 
@@ -60,7 +63,7 @@ def badly_scaled() -> Model:
 
 
 def error(model: Model, steps: Sequence[Step], limit: int = 63, images: Tensor | None = None) -> float:
-    module, found = ptq.quantize(model, batches, weight_limit=limit, steps=steps)
+    module, found = post_training.quantize(model, batches, weight_limit=limit, steps=steps)
     shown = whole_bytes(32) if images is None else images
     return relative_error(simulate(module, found)(shown), model.module(shown))
 
@@ -103,7 +106,7 @@ def test_adaptive_rounding_errs_less_than_nearest_on_its_images_and_on_others() 
 
 def test_adaptive_rounding_takes_each_weight_up_or_down_within_the_limit() -> None:
     module = folded(student()).requires_grad_(False)
-    rounded, found = ptq.quantize(student(), batches, weight_limit=63, steps=["adaptive_rounding"])
+    rounded, found = post_training.quantize(student(), batches, weight_limit=63, steps=["adaptive_rounding"])
     moved = 0
     for name, layer in layers(module).items():
         step = found.weight_scales[name].view(-1, *[1] * (layer.weight.dim() - 1))
@@ -161,28 +164,28 @@ def test_each_choice_of_ranges_gives_ranges_of_its_own() -> None:
     assert len({plain, entropy, percentile}) == 3
 
 
-def runtime(model: Model, count: int = 64) -> ptq.Judge:
+def runtime(model: Model, count: int = 64) -> post_training.Judge:
     pixels = (whole_bytes(count) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     labels = model.module(pixels.permute(0, 3, 1, 2) / 255).argmax(dim=1).numpy()
-    return ptq.judge_files(model, pixels.split(16), labels, SINGLE_LABEL, threads=1)
+    return post_training.judge_files(model, pixels.split(16), labels, SINGLE_LABEL, threads=1)
 
 
 def test_what_is_applied_is_chosen_by_the_parents_answers() -> None:
     bench = Workbench(badly_scaled(), batches, weight_limit=63, float_layers=FLOAT_LAYERS)
     judge = runtime(badly_scaled())
-    module, found, candidates = ptq.choose(bench, judge)
+    module, found, candidates = post_training.choose(bench, judge)
     assert candidates[0].steps == ()
-    assert len(candidates) == 1 + sum(map(len, ptq.ROUNDS))
-    assert "equalisation" in ptq.applied(candidates)
+    assert len(candidates) == 1 + sum(map(len, post_training.ROUNDS))
+    assert "equalisation" in post_training.applied(candidates)
     kept = [c.divergence for c in candidates if c.kept]
     assert kept == sorted(kept, reverse=True)
     assert kept[-1] < 0.3 * kept[0]
     again = judge(module, found)
     assert float(again.divergences.mean()) == pytest.approx(kept[-1])
-    assert "equalisation" in ptq.table(candidates)
+    assert "equalisation" in post_training.table(candidates)
 
 
-def told(answers: Callable[[int], Judgement]) -> ptq.Judge:
+def told(answers: Callable[[int], Judgement]) -> post_training.Judge:
     calls = itertools.count()
     return lambda *_: answers(next(calls))
 
@@ -190,15 +193,17 @@ def told(answers: Callable[[int], Judgement]) -> ptq.Judge:
 def test_ties_go_to_what_is_simpler() -> None:
     bench = Workbench(student(), batches, weight_limit=63, float_layers=())
     noise = np.random.default_rng(0).normal(1, 0.5, (20, 100))
-    *_, candidates = ptq.choose(bench, told(lambda call: Judgement(noise[call] - 0.01 * (call > 0), 0.9)))
-    assert ptq.applied(candidates) == ()
+    *_, candidates = post_training.choose(
+        bench, told(lambda call: Judgement(noise[call] - 0.01 * (call > 0), 0.9))
+    )
+    assert post_training.applied(candidates) == ()
 
 
 def test_nearer_answers_are_refused_where_the_score_falls() -> None:
     bench = Workbench(student(), batches, weight_limit=63, float_layers=())
     nearer = told(lambda call: Judgement(np.full(100, 1.0 - 0.1 * call), 0.9 if call == 0 else 0.89))
-    *_, candidates = ptq.choose(bench, nearer)
-    assert ptq.applied(candidates) == ()
+    *_, candidates = post_training.choose(bench, nearer)
+    assert post_training.applied(candidates) == ()
 
 
 @pytest.mark.parametrize("float_layers", [(), FLOAT_LAYERS])
@@ -206,20 +211,20 @@ def test_a_file_with_all_steps_is_rebuilt_and_agrees_with_the_runtime(
     float_layers: tuple[str, ...], tmp_path: Path
 ) -> None:
     steps: tuple[Step, ...] = ("percentile_ranges", "equalisation", "adaptive_rounding", "bias_correction")
-    module, found = ptq.quantize(
+    module, found = post_training.quantize(
         badly_scaled(), batches, weight_limit=63, float_layers=float_layers, steps=steps
     )
     made = Model(module, badly_scaled().card, found)
-    models.save(tmp_path / "model", made)
-    again = models.load(tmp_path / "model")
+    storage.save(tmp_path / "model", made)
+    again = storage.load(tmp_path / "model")
     images = whole_bytes(8)
     assert again.quantization is not None
     answers = simulate(again.module, again.quantization)(images)
     assert torch.equal(answers, simulate(module, found)(images))
     file = tmp_path / "model.onnx"
-    onnx_export.export(again, file, onnx_export.metadata_for(again.card, found))
+    export.export(again, file, export.metadata_for(again.card, found))
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    assert onnx_export.verify(file, again, pixels)["argmax"] == 1
+    assert export.verify(file, again, pixels)["argmax"] == 1
 
 
 def test_a_layer_that_reads_uneven_channels_is_the_most_sensitive() -> None:
@@ -240,18 +245,18 @@ def test_a_layer_that_reads_uneven_channels_is_the_most_sensitive() -> None:
     def score(network: nn.Module) -> float:
         return -relative_error(network(images), wanted)
 
-    found = ptq.sensitivity(uneven, batches, weight_limit=63, score=score)
+    found = post_training.sensitivity(uneven, batches, weight_limit=63, score=score)
     assert list(found) == list(parts)
     worst = sorted(found, key=lambda name: found[name].alone)[:2]
     assert set(worst) == {"blocks.3.pointwise", "blocks.4.depthwise"}
-    whole = score(simulate(*ptq.quantize(uneven, batches, weight_limit=63, steps=())))
+    whole = score(simulate(*post_training.quantize(uneven, batches, weight_limit=63, steps=())))
     assert all(found[name].alone > whole for name in found if name not in worst)
 
 
 def test_a_stem_that_does_not_read_bytes_is_left_out_of_sensitivity() -> None:
     model = student()
     card = replace(model.card, input=replace(model.card.input, mean=(0.5, 0.5, 0.5)))
-    found = ptq.sensitivity(
+    found = post_training.sensitivity(
         Model(model.module, card),
         batches,
         weight_limit=63,
@@ -262,15 +267,15 @@ def test_a_stem_that_does_not_read_bytes_is_left_out_of_sensitivity() -> None:
 
 
 def test_a_layer_left_float_takes_its_scales_along() -> None:
-    module, found = ptq.quantize(student(), batches, weight_limit=63)
-    part = quantization.leave_float(module, found, ["stem", "blocks.0.depthwise"])
+    module, found = post_training.quantize(student(), batches, weight_limit=63)
+    part = simulator.leave_float(module, found, ["stem", "blocks.0.depthwise"])
     assert isinstance(part, Quantization)
     assert set(found.weight_scales) - set(part.weight_scales) == {"stem", "blocks.0.depthwise"}
     assert set(found.activations) - set(part.activations) == {"images", "stem"}
 
 
 def test_the_parameters_know_the_steps() -> None:
-    assert get_args(parameters.PtqStep) == ptq.STEPS
+    assert get_args(parameters.PtqStep) == post_training.STEPS
 
 
 def test_two_choices_of_ranges_are_refused_in_one_line() -> None:

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import MobileNetV1Config, MobileNetV1ForImageClassification
 
 import students
-from pipeline import initialisation, models
-from pipeline.initialisation import Start
-from pipeline.models import Affine, Card, Model, Quantization
+from pipeline.models import initialisation, storage
+from pipeline.models.initialisation import Start
+from pipeline.models.storage import Affine, Card, Model, Quantization
 from students import published
 from students.mobilenet_v1 import STRIDES, scaled_channels
 from teachers.contract import InputContract
@@ -225,7 +225,7 @@ def test_a_student_of_an_earlier_run_goes_on_as_it_was(tmp_path: Path) -> None:
         git_commit="abc",
         versions={},
     )
-    models.save(tmp_path, Model(before, card))
+    storage.save(tmp_path, Model(before, card))
     start = initialisation.SOURCES["run"](str(tmp_path))
     images = torch.randn(2, 3, 64, 64)
     after = initialisation.network("mobilenet_v1", {**start.arguments, "classes": 3}, labels, start).eval()
@@ -235,7 +235,7 @@ def test_a_student_of_an_earlier_run_goes_on_as_it_was(tmp_path: Path) -> None:
     other = initialisation.network("mobilenet_v1", {**start.arguments, "classes": 3}, ("a", "c", "b"), start)
     assert not torch.equal(other.state_dict()["classifier.weight"], start.tensors["classifier.weight"])
     small = Quantization({}, 63, {"images": Affine(1 / 255, 0)})
-    models.save(tmp_path, Model(before, card, small))
+    storage.save(tmp_path, Model(before, card, small))
     with pytest.raises(WeightsError, match="a float student is expected; variant pruned-50 is quantised"):
         initialisation.SOURCES["run"](str(tmp_path))
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import students
-from pipeline import compressors, qat, quantization
-from pipeline.models import Affine
+from pipeline.models.storage import Affine
+from pipeline.quantization import aware_training, simulator, wrappers
 from pipeline.training import loop
 
 CHANNELS = (16,) * 8 + (24,) * 6
@@ -71,8 +71,10 @@ def calibration() -> list[torch.Tensor]:
     return [pictures(32, 1000 + seed)[0] for seed in range(3)]
 
 
-def prepare(parent: nn.Module, limit: int = 127, float_layers=(), learn: bool = False) -> qat.Prepared:
-    return qat.prepare(
+def prepare(
+    parent: nn.Module, limit: int = 127, float_layers=(), learn: bool = False
+) -> aware_training.Prepared:
+    return aware_training.prepare(
         parent, weight_limit=limit, float_layers=float_layers, batches=calibration, learn_ranges=learn
     )
 
@@ -86,15 +88,15 @@ def test_shipped_module_agrees_with_the_trained_one_on_every_image(
     parents, limit, float_layers, activation, learn
 ):
     prepared = prepare(parents[activation], limit, float_layers, learn)
-    qat.freeze_norm(prepared.module)
+    aware_training.freeze_norm(prepared.module)
     train(prepared.module, 4, 1e-3, first=100)
     arguments = {**ARGUMENTS, "activation": activation}
-    folded, kept, found = qat.finish(prepared, "mobilenet_v1", arguments)
+    folded, kept, found = aware_training.finish(prepared, "mobilenet_v1", arguments)
     images, _ = pictures(64, 77)
     with torch.no_grad():
         trained = prepared.module(images)
-        shipped = quantization.fake_quantize(folded, found)(images)
-        integers = quantization.simulate(folded, found)(images)
+        shipped = simulator.fake_quantize(folded, found)(images)
+        integers = simulator.simulate(folded, found)(images)
     spread = float(trained.std(dim=0).mean())
     assert spread > 0.5
     assert len(trained.argmax(1).unique()) == 4
@@ -115,13 +117,13 @@ def test_tensorflows_padding_is_trained_and_shipped_alike() -> None:
     parent = students.build("mobilenet_v1", arguments)
     train(parent, 8, 1e-2)
     prepared = prepare(parent, 63, FLOAT)
-    qat.freeze_norm(prepared.module)
+    aware_training.freeze_norm(prepared.module)
     train(prepared.module, 2, 1e-3)
-    folded, _, found = qat.finish(prepared, "mobilenet_v1", arguments)
+    folded, _, found = aware_training.finish(prepared, "mobilenet_v1", arguments)
     assert sum(isinstance(part, nn.ZeroPad2d) for part in folded.modules()) == 5
     images, _ = pictures(16, 77)
     with torch.no_grad():
-        trained, shipped = prepared.module(images), quantization.fake_quantize(folded, found)(images)
+        trained, shipped = prepared.module(images), simulator.fake_quantize(folded, found)(images)
     torch.testing.assert_close(trained, shipped, rtol=0, atol=1e-3 * float(trained.std(dim=0).mean()))
 
 
@@ -129,8 +131,8 @@ def test_tensorflows_padding_is_trained_and_shipped_alike() -> None:
 def test_weights_lie_on_their_grid_and_reach_its_limit(parents, limit):
     prepared = prepare(parents["relu"], limit)
     train(prepared.module, 2, 1e-3)
-    folded, _, found = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
-    layers = quantization.layers(folded)
+    folded, _, found = aware_training.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    layers = simulator.layers(folded)
     assert set(found.weight_scales) == set(layers)
     greatest = []
     for name, layer in layers.items():
@@ -187,7 +189,7 @@ def test_resumed_training_goes_on_bit_for_bit(parents, learn):
 
 
 def test_running_moments_are_those_of_plain_batch_norm(parents):
-    every = tuple(quantization.layers(parents["relu"]))
+    every = tuple(simulator.layers(parents["relu"]))
     prepared = prepare(parents["relu"], 127, every)
     images, _ = pictures(32, 5)
     plain = copy.deepcopy(parents["relu"].get_submodule("stem")).train()
@@ -201,7 +203,7 @@ def test_running_moments_are_those_of_plain_batch_norm(parents):
 
 
 def test_all_layers_in_float_compute_what_the_parent_does(parents):
-    every = tuple(quantization.layers(parents["relu"]))
+    every = tuple(simulator.layers(parents["relu"]))
     prepared = prepare(parents["relu"], 127, every)
     images, _ = pictures(16, 5)
     with torch.no_grad():
@@ -211,7 +213,7 @@ def test_all_layers_in_float_compute_what_the_parent_does(parents):
 
 def test_frozen_moments_stay_while_weights_move(parents):
     prepared = prepare(parents["relu"], 127, FLOAT)
-    qat.freeze_norm(prepared.module)
+    aware_training.freeze_norm(prepared.module)
     before = copy.deepcopy(prepared.module.state_dict())
     train(prepared.module, 2, 1e-3)
     after = prepared.module.state_dict()
@@ -236,33 +238,33 @@ def test_evaluation_changes_nothing(parents):
 
 def test_float_layers_have_activations_only_where_int8_reads_them(parents):
     prepared = prepare(parents["relu"], 127, FLOAT)
-    _, _, found = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    _, _, found = aware_training.finish(prepared, "mobilenet_v1", ARGUMENTS)
     assert found.float_layers == FLOAT
     assert set(FLOAT).isdisjoint(found.weight_scales)
     assert {"images", "stem"}.isdisjoint(found.activations)
     assert {"blocks.0.depthwise", "blocks.12.pointwise", "pool"} <= set(found.activations)
-    _, _, whole = qat.finish(prepare(parents["relu"]), "mobilenet_v1", ARGUMENTS)
+    _, _, whole = aware_training.finish(prepare(parents["relu"]), "mobilenet_v1", ARGUMENTS)
     assert whole.activations["images"] == Affine(1 / 255, 0)
     assert len(whole.activations) == 1 + 27 + 1
 
 
 def test_ranges_start_at_least_squared_error_and_follow_the_activations(parents, monkeypatch):
     prepared = prepare(parents["relu"])
-    wanted = quantization.activation_ranges(parents["relu"], calibration)
-    _, _, found = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    wanted = simulator.activation_ranges(parents["relu"], calibration)
+    _, _, found = aware_training.finish(prepared, "mobilenet_v1", ARGUMENTS)
     assert found.activations.keys() == wanted.keys()
     for name, affine in found.activations.items():
         assert affine.scale == pytest.approx(wanted[name].scale, rel=1e-6)
     prepared.module.train()
-    monkeypatch.setattr(compressors, "RANGE_SHARE", 0.5)
+    monkeypatch.setattr(wrappers, "RANGE_SHARE", 0.5)
     with torch.no_grad():
         prepared.module(pictures(32, 9)[0] * 3)
-    _, _, wider = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    _, _, wider = aware_training.finish(prepared, "mobilenet_v1", ARGUMENTS)
     assert wider.activations["stem"].scale > 1.05 * found.activations["stem"].scale
 
 
 def test_relu6_is_never_outgrown(parents, monkeypatch):
-    monkeypatch.setattr(compressors, "RANGE_SHARE", 1.0)
+    monkeypatch.setattr(wrappers, "RANGE_SHARE", 1.0)
     prepared = prepare(parents["relu6"])
     with torch.no_grad():
         for name, buffer in prepared.module.named_buffers():
@@ -270,7 +272,7 @@ def test_relu6_is_never_outgrown(parents, monkeypatch):
                 buffer.fill_(1.5)
         prepared.module.train()(pictures(8, 9)[0] * 50)
     arguments = {**ARGUMENTS, "activation": "relu6"}
-    _, _, found = qat.finish(prepared, "mobilenet_v1", arguments)
+    _, _, found = aware_training.finish(prepared, "mobilenet_v1", arguments)
     scales = [affine.scale for affine in found.activations.values()]
     assert max(scales) == pytest.approx(6 / 255)
 
@@ -282,10 +284,10 @@ def test_a_channel_without_gain_does_not_break_training(parents):
     prepared = prepare(parent, 63)
     losses = train(prepared.module, 3, 1e-3)
     assert all(torch.isfinite(torch.tensor(losses)))
-    folded, _, found = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    folded, _, found = aware_training.finish(prepared, "mobilenet_v1", ARGUMENTS)
     images, _ = pictures(16, 3)
     with torch.no_grad():
-        trained, shipped = prepared.module(images), quantization.fake_quantize(folded, found)(images)
+        trained, shipped = prepared.module(images), simulator.fake_quantize(folded, found)(images)
     assert float((trained - shipped).abs().max()) < 0.1 * float(trained.std(dim=0).mean())
 
 
@@ -301,12 +303,12 @@ def test_the_parent_is_left_as_it_was(parents):
 
 def test_gradients_pass_where_nothing_is_clipped():
     values = torch.tensor([-1.0, 0.0, 0.1, 1.0, 2.56, 9.0], requires_grad=True)
-    rounded = compressors._RoundToGrid.apply(values, torch.tensor(0.01), 0, 255)
+    rounded = wrappers._RoundToGrid.apply(values, torch.tensor(0.01), 0, 255)
     (gradient,) = torch.autograd.grad(rounded.sum(), values)
     assert gradient.tolist() == [0, 0, 1, 1, 0, 0]
     per_channel = torch.tensor([[-0.9, 0.5], [0.1, -2.0]], requires_grad=True)
     limits = torch.tensor([[0.01], [0.02]])
-    rounded = compressors._RoundToGrid.apply(per_channel, limits, -63, 63)
+    rounded = wrappers._RoundToGrid.apply(per_channel, limits, -63, 63)
     (gradient,) = torch.autograd.grad(rounded.sum(), per_channel)
     assert gradient.tolist() == [[0, 1], [1, 0]]
 
@@ -329,7 +331,7 @@ def test_a_step_learns_by_the_gradient_of_lsq():
     ):
         weights = torch.randn_like(values)
         found, wanted = [], []
-        for compute, into in ((compressors._RoundToGrid.apply, found), (learned_gradient, wanted)):
+        for compute, into in ((wrappers._RoundToGrid.apply, found), (learned_gradient, wanted)):
             leaf = step.clone().requires_grad_()
             into += [compute(values, leaf, least, greatest), leaf]
             (into[0] * weights).sum().backward()
@@ -340,17 +342,17 @@ def test_a_step_learns_by_the_gradient_of_lsq():
 
 def test_learned_steps_start_at_least_squared_error_and_stay_positive(parents):
     prepared = prepare(parents["relu"], 63, FLOAT, learn=True)
-    folded, _, start = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
-    wanted = quantization.activation_ranges(parents["relu"], calibration, FLOAT)
+    folded, _, start = aware_training.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    wanted = simulator.activation_ranges(parents["relu"], calibration, FLOAT)
     assert start.activations.keys() == wanted.keys()
     for name, affine in start.activations.items():
         assert affine.scale == pytest.approx(wanted[name].scale, rel=1e-5)
-    float_twin, _ = quantization.fold_batch_norm(parents["relu"], "mobilenet_v1", ARGUMENTS)
-    for name, step in quantization.weight_scales(float_twin, 63, FLOAT).items():
+    float_twin, _ = simulator.fold_batch_norm(parents["relu"], "mobilenet_v1", ARGUMENTS)
+    for name, step in simulator.weight_scales(float_twin, 63, FLOAT).items():
         torch.testing.assert_close(start.weight_scales[name], step, rtol=1e-4, atol=1e-8)
     train(prepared.module, 3, 0.5)  # at such a rate a step itself would turn negative
-    _, _, found = qat.finish(prepared, "mobilenet_v1", ARGUMENTS)
-    assert len(found.weight_scales) == len(quantization.layers(folded)) - len(FLOAT)
+    _, _, found = aware_training.finish(prepared, "mobilenet_v1", ARGUMENTS)
+    assert len(found.weight_scales) == len(simulator.layers(folded)) - len(FLOAT)
     for name, step in found.weight_scales.items():
         assert step.min() > 0
         assert not torch.equal(step, start.weight_scales[name])

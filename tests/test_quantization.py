@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import students
-from pipeline.models import Affine, Card, Model, Quantization
-from pipeline.ptq import quantize
-from pipeline.quantization import (
+from pipeline.models.storage import Affine, Card, Model, Quantization
+from pipeline.quantization.post_training import quantize
+from pipeline.quantization.simulator import (
     RAW_PIXELS,
     activation_ranges,
     bake,

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
-from pipeline import models, pruning, qat
-from pipeline.models import Model
-from pipeline.quantization import simulate
+from pipeline.models import storage
+from pipeline.models.storage import Model
+from pipeline.pruning import surgery
+from pipeline.quantization import aware_training
+from pipeline.quantization.simulator import simulate
 from teachers.contract import InputContract
 from tests.test_onnx_export import FLOAT_LAYERS, SIZE, photographs, quantized, student
 
@@ -34,25 +36,25 @@ torch.save(answers, Path(sys.argv[1]) / "answers.pt")
 def trained(model: Model) -> Model:
     """The student after some steps of quantisation-aware training with learned steps."""
     images = photographs(16).permute(0, 3, 1, 2) / 255
-    prepared = qat.prepare(
+    prepared = aware_training.prepare(
         model.module,
         weight_limit=63,
         float_layers=FLOAT_LAYERS,
         batches=lambda: iter(images.split(8)),
         learn_ranges=True,
     )
-    qat.freeze_norm(prepared.module)
+    aware_training.freeze_norm(prepared.module)
     optimizer = torch.optim.AdamW(prepared.module.parameters(), 1e-3)
     for _ in range(2):
         prepared.module.train()(images).logsumexp(1).mean().backward()
         optimizer.step()
-    module, arguments, quantization = qat.finish(prepared, "mobilenet_v1", model.card.arguments)
+    module, arguments, quantization = aware_training.finish(prepared, "mobilenet_v1", model.card.arguments)
     return Model(module, replace(model.card, arguments=arguments), quantization)
 
 
 def test_quantised_variants_give_the_same_logits_in_a_new_process(tmp_path: Path) -> None:
     model = student(InputContract(SIZE))
-    shrunk, arguments = pruning.prune(model.module, model.card.arguments, size=SIZE, macs=0.5)
+    shrunk, arguments = surgery.prune(model.module, model.card.arguments, size=SIZE, macs=0.5)
     pruned = Model(shrunk, replace(model.card, arguments=arguments))
     variants = {
         "int8-ptq": quantized(model, 63, FLOAT_LAYERS),
@@ -62,7 +64,7 @@ def test_quantised_variants_give_the_same_logits_in_a_new_process(tmp_path: Path
     images = photographs(6).permute(0, 3, 1, 2) / 255
     torch.save(images, tmp_path / "images.pt")
     for name, made in variants.items():
-        models.save(tmp_path / name, made)
+        storage.save(tmp_path / name, made)
     subprocess.run([sys.executable, "-c", REBUILD, str(tmp_path), *variants], cwd=ROOT, check=True)
     answers = torch.load(tmp_path / "answers.pt")
     threads = torch.get_num_threads()

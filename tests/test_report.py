@@ -17,13 +17,15 @@ import pytest
 from PIL import Image
 from playwright.sync_api import ViewportSize, sync_playwright
 
-from pipeline import budget, comparison, slices
-from pipeline.comparison import Answers
-from pipeline.report import page, pictures, sections, svg, tables
+from pipeline.evaluation import comparison, slices
+from pipeline.evaluation.comparison import Answers
+from pipeline.report import pictures, tables
 from pipeline.report.evidence import read as read_evidence
 from pipeline.report.figures import figure, span
+from pipeline.report.page import charts, page, scores
 from pipeline.report.placement import Box, overlap
 from pipeline.report.tables import Row
+from pipeline.selection import budget
 from tests import tiny_onnx
 from tests.results import (
     CHAIN,
@@ -176,18 +178,18 @@ def test_no_label_of_the_overview_covers_another_label_or_a_point(table: list[Ro
 
 
 def test_ticks_are_round_and_lie_between_the_ends() -> None:
-    assert svg.ticks(83.2, 94.6, 7) == [84, 86, 88, 90, 92, 94]
-    assert svg.ticks(0, 0.31, 3) == [0, 0.2]
-    assert svg.ticks(0, 7.36, 5) == [0, 2, 4, 6]
-    assert svg.ticks(-0.04, 0.05, 5) == [-0.04, -0.02, 0, 0.02, 0.04]
+    assert charts.ticks(83.2, 94.6, 7) == [84, 86, 88, 90, 92, 94]
+    assert charts.ticks(0, 0.31, 3) == [0, 0.2]
+    assert charts.ticks(0, 7.36, 5) == [0, 2, 4, 6]
+    assert charts.ticks(-0.04, 0.05, 5) == [-0.04, -0.02, 0, 0.02, 0.04]
 
 
 def test_only_what_nothing_beats_in_both_borders_the_shaded_area() -> None:
-    def mark(x: float, y: float) -> svg.Mark:
-        return svg.Mark(f"{x}", x, y, y - 1, y + 1, "accept", "")
+    def mark(x: float, y: float) -> charts.Mark:
+        return charts.Mark(f"{x}", x, y, y - 1, y + 1, "accept", "")
 
     marks = [mark(5.0, 93.0), mark(2.5, 93.0), mark(3.0, 85.0), mark(1.6, 88.0)]
-    chart = svg.tradeoff(marks, title="", x_label="", y_label="")
+    chart = charts.tradeoff(marks, title="", x_label="", y_label="")
     front = re.search(r'class="front" d="([^"]*)"', chart)
     assert front is not None
     places = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', chart)
@@ -317,7 +319,9 @@ def test_the_pictures_of_sensitivity_name_the_weakest_layers_and_hold_every_scor
 
 
 def test_dots_lie_where_their_scores_are() -> None:
-    chart = svg.dots([("a", [0.5, 0.7]), ("b", [0.9, 0.6])], ["x", "y"], ("whole", 0.9), title="", x_label="")
+    chart = charts.dots(
+        [("a", [0.5, 0.7]), ("b", [0.9, 0.6])], ["x", "y"], ("whole", 0.9), title="", x_label=""
+    )
     (a5, a7), (b9, b6) = (
         [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', group)]
         for group in re.findall(r'<g class="accept">(.*?)</g>', chart)
@@ -332,8 +336,8 @@ def test_of_many_classes_those_with_the_most_errors_are_shown() -> None:
     entries, _, _ = results(variants=["fp32"])
     counts = [{"label": f"class-{n}", "n": 10, "correct": 10 - n % 7} for n in range(200)]
     entry = replace(entries[0], scores={**entries[0].scores, "classes": counts})
-    grid = sections.classes([entry], entry, None)
-    assert len(grid.rows) == sections.SHOWN_CLASSES
+    grid = scores.classes([entry], entry, None)
+    assert len(grid.rows) == scores.SHOWN_CLASSES
     assert {cells[0].text for _, cells in grid.rows} == {"40.0", "50.0"}
     assert "200 classes" in grid.note
 
@@ -423,7 +427,7 @@ def test_odd_data_are_shown_as_the_stages_write_them(tmp_path: Path) -> None:
         for e in entries
     ]
     data = DATA | {"classes": names}
-    grid = sections.classes(entries, entries[2], found.comparison)
+    grid = scores.classes(entries, entries[2], found.comparison)
     assert next(cells[2].text for _, cells in grid.rows) == "no images"
     assert found.comparison is not None
     for name, cells in grid.rows[1:]:

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pipeline import corruptions, inference, robustness
-from pipeline.inference import Classifier
+from pipeline.inspection import corruptions, robustness
+from pipeline.onnx import inference
+from pipeline.onnx.inference import Classifier
 from tests import tiny_onnx
 
 SIZE = 32

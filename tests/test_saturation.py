@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import onnx_layout, saturation
-from pipeline.models import Affine
-from pipeline.quantization import Sums, integer_weight, simulate
+from pipeline.models.storage import Affine
+from pipeline.onnx import layout
+from pipeline.parity import saturation
+from pipeline.quantization.simulator import Sums, integer_weight, simulate
 from tests.test_onnx_layout import int8_student
 
 
@@ -86,7 +87,7 @@ def test_seven_bits_are_proven_to_be_safe_and_eight_are_not(limit: int, safe: bo
 def test_the_stem_is_cut_off_as_it_lies_in_the_file(size: int, padding: str) -> None:
     """Four pixels at once where the size allows it; product by product with the weights of the file."""
     module, quantization = int8_student(size, padding=padding)
-    stem = onnx_layout.paired_stem(module, quantization, size)
+    stem = layout.paired_stem(module, quantization, size)
     assert (stem is not None) is (size == 64)
     simulated = simulate(module, quantization)
     cut = saturation.saturate(simulated, {stem[0]: stem[1][0]} if stem else {})
@@ -94,7 +95,7 @@ def test_the_stem_is_cut_off_as_it_lies_in_the_file(size: int, padding: str) -> 
     planes = _padded(module, images.permute(0, 3, 1, 2))
     whole, found = (of.get_submodule("stem.conv")(planes / 255)[0] for of in (simulated, cut))
 
-    laid_out, scales, _ = onnx_layout.pair_columns(module, quantization, size)
+    laid_out, scales, _ = layout.pair_columns(module, quantization, size)
     part = laid_out.get_submodule("stem.conv")
     assert isinstance(part, nn.Conv2d)
     assert isinstance(part.padding, tuple)

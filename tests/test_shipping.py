@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import inference
+from pipeline.onnx import inference
 from pipeline.shipping import folder
 from teachers.contract import InputContract
 from tests import tiny_onnx

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import slices
 from pipeline.data import sources, splits, store
-from pipeline.slices import MetadataError
+from pipeline.evaluation import slices
+from pipeline.evaluation.slices import MetadataError
 from teachers.contract import InputContract
 
 SOURCES = [f"{number:02}.jpg" for number in range(60)]

@@ -7,30 +7,30 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
-from pipeline import average_precision, statistics
+from pipeline.statistics import average_precision, intervals
 
 
 @pytest.mark.parametrize(("correct", "images"), [(0, 1), (0, 20), (7, 20), (20, 20), (9421, 10000)])
 def test_wilson_agrees_with_scipy(correct: int, images: int) -> None:
     expected = stats.binomtest(correct, images).proportion_ci(method="wilson")
-    assert statistics.wilson(correct, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert intervals.wilson(correct, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @pytest.mark.parametrize(("correct", "images"), [(0, 0), (3, 2), (-1, 2)])
 def test_wilson_refuses_counts_that_cannot_be(correct: int, images: int) -> None:
     with pytest.raises(ValueError, match=f"{correct} right of {images}"):
-        statistics.wilson(correct, images)
+        intervals.wilson(correct, images)
 
 
 def test_paired_interval_agrees_with_the_published_example() -> None:
     # Fagerland, Lydersen and Laake 2014 (doi 10.1186/1471-2288-14-5): 1 and 7 discordant pairs of 21.
-    assert statistics.paired_interval(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
+    assert intervals.paired_interval(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
 
 
 def test_paired_interval_of_no_disagreement_is_not_a_point() -> None:
-    lo, hi = statistics.paired_interval(0, 0, 100)
+    lo, hi = intervals.paired_interval(0, 0, 100)
     assert lo == pytest.approx(-hi)
-    assert hi == pytest.approx(statistics.Z95**2 / (100 + statistics.Z95**2), abs=1e-6)
+    assert hi == pytest.approx(intervals.Z95**2 / (100 + intervals.Z95**2), abs=1e-6)
 
 
 def test_paired_interval_leaves_zero_out_exactly_when_the_score_test_rejects() -> None:
@@ -38,41 +38,41 @@ def test_paired_interval_leaves_zero_out_exactly_when_the_score_test_rejects() -
     for gained, lost in itertools.product(range(0, 40, 3), repeat=2):
         if gained == lost:
             continue
-        lo, hi = statistics.paired_interval(gained, lost, 60 + gained + lost)
-        significant = abs(gained - lost) / math.sqrt(gained + lost) > statistics.Z95
+        lo, hi = intervals.paired_interval(gained, lost, 60 + gained + lost)
+        significant = abs(gained - lost) / math.sqrt(gained + lost) > intervals.Z95
         assert (lo > 0 or hi < 0) == significant, (gained, lost, lo, hi)
         seen.add(significant)
     assert seen == {True, False}
 
 
 def test_paired_interval_mirrors_when_the_classifiers_change_places() -> None:
-    lo, hi = statistics.paired_interval(12, 31, 372)
-    assert statistics.paired_interval(31, 12, 372) == pytest.approx((-hi, -lo))
+    lo, hi = intervals.paired_interval(12, 31, 372)
+    assert intervals.paired_interval(31, 12, 372) == pytest.approx((-hi, -lo))
 
 
 def test_paired_interval_covers_the_truth_in_95_of_100_simulations() -> None:
     random = np.random.default_rng(0)
     truth, images = 0.03 - 0.05, 372
     counts = random.multinomial(images, [0.03, 0.05, 0.92], size=2000)
-    interval = functools.cache(statistics.paired_interval)
-    intervals = [interval(int(gained), int(lost), images) for gained, lost, _ in counts]
-    assert np.mean([lo <= truth <= hi for lo, hi in intervals]) == pytest.approx(0.95, abs=0.015)
+    interval = functools.cache(intervals.paired_interval)
+    covered = [interval(int(gained), int(lost), images) for gained, lost, _ in counts]
+    assert np.mean([lo <= truth <= hi for lo, hi in covered]) == pytest.approx(0.95, abs=0.015)
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (0, 1), (1, 7), (30, 30), (10, 45), (400, 300)])
 def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
     expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    assert statistics.mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9)
+    assert intervals.mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9)
 
 
 def test_mcnemar_does_not_underflow() -> None:
-    assert 0 < statistics.mcnemar(4500, 5500) < 1e-20
+    assert 0 < intervals.mcnemar(4500, 5500) < 1e-20
 
 
 def test_compare_counts_the_images_that_only_one_gets_right() -> None:
     new = np.array([True, True, True, False, False])
     old = np.array([True, False, False, True, False])
-    difference = statistics.compare(new, old)
+    difference = intervals.compare(new, old)
     assert difference.images == 5
     assert difference.mcnemar_p == 1.0
     assert difference.delta == pytest.approx(0.2)
@@ -112,17 +112,17 @@ def test_the_bootstrap_covers_the_truth_and_differences_are_paired() -> None:
     hits = 0
     for part in range(40):
         some = slice(500 * part, 500 * (part + 1))
-        lo, hi = statistics.interval(statistics.resampled_map(scores[some, :2], targets[some, :2], 200))
+        lo, hi = intervals.interval(intervals.resampled_map(scores[some, :2], targets[some, :2], 200))
         hits += lo <= truth <= hi
     assert hits >= 34
     scores, targets = scores[:500], targets[:500]
     worse = scores + np.random.default_rng(0).normal(0, 0.1, scores.shape)
-    paired = statistics.compare_map(worse, scores, targets)
+    paired = intervals.compare_map(worse, scores, targets)
     assert paired.lo < paired.delta < paired.hi
-    lo, hi = statistics.interval(statistics.resampled_map(scores, targets, 200))
+    lo, hi = intervals.interval(intervals.resampled_map(scores, targets, 200))
     assert paired.hi - paired.lo < 0.5 * (hi - lo)
     assert paired.mcnemar_p is None
-    same = statistics.compare_map(scores, scores, targets)
+    same = intervals.compare_map(scores, scores, targets)
     assert (same.delta, same.lo, same.hi) == (0, 0, 0)
 
 
@@ -135,41 +135,41 @@ def test_the_bootstrap_of_a_paired_difference_agrees_with_resampling_the_images(
     random = np.random.default_rng(1)
     means = values[random.integers(0, 400, (4000, 400))].mean(axis=1)
     expected = np.quantile(means, [0.025, 0.975])
-    assert statistics.bootstrap_interval(gained, lost, 400) == pytest.approx(expected, abs=2.6e-3)
+    assert intervals.bootstrap_interval(gained, lost, 400) == pytest.approx(expected, abs=2.6e-3)
 
 
 def test_gap_interval_agrees_with_the_published_example() -> None:
     # Newcombe 1998, table II: 56/70 - 48/80 by method 10.
-    assert statistics.gap_interval((56, 48), (70, 80)) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert intervals.gap_interval((56, 48), (70, 80)) == pytest.approx((0.0524, 0.3339), abs=5e-5)
 
 
 def test_gap_interval_of_a_picked_pair_is_wider() -> None:
-    once, picked = (statistics.gap_interval((56, 48), (70, 80), pairs) for pairs in (1, 10))
+    once, picked = (intervals.gap_interval((56, 48), (70, 80), pairs) for pairs in (1, 10))
     assert picked[0] < once[0] < once[1] < picked[1]
 
 
 def test_mean_interval_is_students() -> None:
     values = np.array([1.0, 1.2, 0.9, 1.1])
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert statistics.mean_interval(values) == pytest.approx((expected.low, expected.high))
-    assert statistics.mean_interval(values[:1]) == (-math.inf, math.inf)
+    assert intervals.mean_interval(values) == pytest.approx((expected.low, expected.high))
+    assert intervals.mean_interval(values[:1]) == (-math.inf, math.inf)
 
 
 def test_holm_agrees_with_the_step_down_rule() -> None:
-    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert statistics.holm([]) == []
+    assert intervals.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert intervals.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert intervals.holm([]) == []
 
 
 def test_the_bootstrap_of_means_covers_the_truth() -> None:
     random = np.random.default_rng(0)
-    found = [statistics.mean_by_bootstrap(random.exponential(1, 100)) for _ in range(200)]
+    found = [intervals.mean_by_bootstrap(random.exponential(1, 100)) for _ in range(200)]
     assert sum(lo <= 1 <= hi for _, lo, hi in found) >= 180
 
 
 def test_compare_refuses_no_images_at_all() -> None:
     with pytest.raises(ValueError, match="answers to 0 and to 0 images"):
-        statistics.compare(np.ones(0, dtype=bool), np.ones(0, dtype=bool))
+        intervals.compare(np.ones(0, dtype=bool), np.ones(0, dtype=bool))
 
 
 def test_a_loss_inside_the_limit_is_rejected_while_the_test_set_is_too_small_to_show_it() -> None:
@@ -178,9 +178,9 @@ def test_a_loss_inside_the_limit_is_rejected_while_the_test_set_is_too_small_to_
         new, old = np.zeros(images, dtype=bool), np.zeros(images, dtype=bool)
         old[: images // 20] = True
         new[images // 100 : images // 20] = True
-        difference = statistics.compare(new, old)
+        difference = intervals.compare(new, old)
         assert difference.delta == pytest.approx(-0.01)
-        verdicts.append(statistics.verdict(difference.lo, max_drop=0.02))
+        verdicts.append(intervals.verdict(difference.lo, max_drop=0.02))
     assert verdicts == ["reject", "accept"]
 
 
@@ -188,9 +188,9 @@ def test_an_attribute_of_one_image_has_an_interval_from_the_samples_that_hold_it
     targets = np.zeros((40, 1))
     targets[7] = 1
     scores = np.linspace(0, 1, 40)[:, None]
-    resampled = statistics.resampled_map(scores, targets)
+    resampled = intervals.resampled_map(scores, targets)
     assert 0.3 < np.isnan(resampled).mean() < 0.45  # (1 - 1 / 40) ** 40 is 0.36
-    lo, hi = statistics.interval(resampled)
+    lo, hi = intervals.interval(resampled)
     assert 0 < lo < hi < 1
-    difference = statistics.compare_map(scores, 1 - scores, targets)
+    difference = intervals.compare_map(scores, 1 - scores, targets)
     assert difference.lo <= difference.delta <= difference.hi

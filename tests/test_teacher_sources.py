@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
-from pipeline import adaptation, labels, tasks, teacher_store
+from pipeline import tasks
 from pipeline.data import sources, splits, store
+from pipeline.data.batches import ViewSet
+from pipeline.data.views import ViewSpace
+from pipeline.distillation import adaptation, labels, teacher_store
 from pipeline.training import compute
-from pipeline.training.batches import ViewSet
-from pipeline.views import ViewSpace
 from teachers.contract import InputContract
 from teachers.hugging_face_models import contract
 from teachers.sources import SOURCES

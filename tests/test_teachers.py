@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.images import decode
+from pipeline.data.images import decode
 from teachers import state_dicts
 from teachers.contract import InputContract
 from teachers.onnx_files import OnnxClassifier

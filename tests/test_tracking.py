@@ -17,8 +17,8 @@ import pytest
 from mlflow import MlflowClient, artifacts, pyfunc
 from mlflow.entities import Run
 
-from pipeline import tracking
-from pipeline.tracking import Book, Made, Shipped, State, TrackingError, Training
+from pipeline.tracking import runs
+from pipeline.tracking.runs import Book, Made, Shipped, State, TrackingError, Training
 from tests import tiny_onnx
 
 HISTORY = [
@@ -82,14 +82,14 @@ def shipped(folder: Path, test: str, name: str, *, seed: int = 0) -> Shipped:
         artifact=hashlib.sha256(file.read_bytes()).hexdigest(),
         figures={"top1": 0.9 + seed / 100, "latency_ms_p50": 2.5, "size_bytes": file.stat().st_size},
         history=HISTORY,
-        tags={"op": "distill", "verdict": "accept", tracking.NOTE: f"what {name} is"},
+        tags={"op": "distill", "verdict": "accept", runs.NOTE: f"what {name} is"},
         file=file,
         verdict="accept",
         shown={"verdict": "accept", "top-1": "0.9"},
     )
 
 
-def runs(case: Case, suffix: str = "") -> dict[str, Run]:
+def experiment_runs(case: Case, suffix: str = "") -> dict[str, Run]:
     """Active runs of the experiment by name."""
     client = MlflowClient(case.book.uri)
     experiment = client.get_experiment_by_name(case.book.experiment + suffix)
@@ -114,7 +114,7 @@ def contents(case: Case) -> Any:
     told = [
         (run.info, run.data.tags, run.data.params, [points(case, run, key) for key in run.data.metrics])
         for suffix in ("", "-teachers")
-        for run in runs(case, suffix).values()
+        for run in experiment_runs(case, suffix).values()
     ]
     versions = client.search_model_versions(f"name = '{case.book.experiment}'")
     named = [(v.version, v.tags, v.aliases, v.last_updated_timestamp) for v in versions]
@@ -122,11 +122,11 @@ def contents(case: Case) -> Any:
 
 
 def test_a_state_is_one_parent_with_a_child_for_each_variant_and_a_teacher_elsewhere(case: Case) -> None:
-    parent, new = tracking.track(*case)
-    found = runs(case)
+    parent, new = runs.track(*case)
+    found = experiment_runs(case)
     assert new == ["fp32", "int8"]
     assert set(found) == {"colours aaaaaaa", "fp32", "int8"}
-    assert set(runs(case, "-teachers")) == {"teacher"}
+    assert set(experiment_runs(case, "-teachers")) == {"teacher"}
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     for made in case.variants:
         child = found[made.training.name]
@@ -138,16 +138,15 @@ def test_a_state_is_one_parent_with_a_child_for_each_variant_and_a_teacher_elsew
 
 
 def test_the_parent_holds_report_parameters_hashes_and_links(case: Case) -> None:
-    parent, _ = tracking.track(*case)
+    parent, _ = runs.track(*case)
     client = MlflowClient(case.book.uri)
-    run, found = client.get_run(parent), runs(case)
+    run, found = client.get_run(parent), experiment_runs(case)
     assert (run.data.params["seed"], run.data.params["data.val"]) == ("3", "0.1")
     assert run.data.tags["dvc.artifacts/data"] == "d41d"
     assert run.data.tags["champion"] == "int8"
     assert json.loads(run.data.tags["runs"]) == {name: found[name].info.run_id for name in ("fp32", "int8")}
     assert (
-        f"#/experiments/{run.info.experiment_id}/runs/{found['int8'].info.run_id}"
-        in run.data.tags[tracking.NOTE]
+        f"#/experiments/{run.info.experiment_id}/runs/{found['int8'].info.run_id}" in run.data.tags[runs.NOTE]
     )
     assert [file.path for file in client.list_artifacts(parent, "report")] == ["report/variants.csv"]
     assert run.inputs is not None
@@ -155,21 +154,21 @@ def test_the_parent_holds_report_parameters_hashes_and_links(case: Case) -> None
 
 
 def test_tracking_again_changes_nothing(case: Case) -> None:
-    first, _ = tracking.track(*case)
+    first, _ = runs.track(*case)
     before = contents(case)
     for _ in range(2):
-        assert tracking.track(*case) == (first, [])
+        assert runs.track(*case) == (first, [])
     assert contents(case) == before
 
 
 def test_a_changed_variant_makes_a_new_parent_with_one_new_child_and_links_the_others(
     case: Case, tmp_path: Path
 ) -> None:
-    first, _ = tracking.track(*case)
-    fp32 = runs(case)["fp32"].info.run_id
+    first, _ = runs.track(*case)
+    fp32 = experiment_runs(case)["fp32"].info.run_id
     changed = [case.variants[0], shipped(tmp_path, case.book.experiment, "int8", seed=1)]
     state = replace(case.state, sha256="b" * 64)
-    second, new = tracking.track(state, case.teacher, changed, case.book)
+    second, new = runs.track(state, case.teacher, changed, case.book)
     client = MlflowClient(case.book.uri)
     tags = client.get_run(second).data.tags
     assert second != first
@@ -178,18 +177,18 @@ def test_a_changed_variant_makes_a_new_parent_with_one_new_child_and_links_the_o
     assert linked["fp32"] == fp32
     assert client.get_run(fp32).data.tags["mlflow.parentRunId"] == first
     assert client.get_run(linked["int8"]).data.tags["mlflow.parentRunId"] == second
-    assert "an earlier state" in tags[tracking.NOTE]
-    assert len(runs(case, "-teachers")) == 1
+    assert "an earlier state" in tags[runs.NOTE]
+    assert len(experiment_runs(case, "-teachers")) == 1
 
 
 def test_a_linked_variant_has_the_latest_benchmark_and_verdict_and_no_figure_twice(case: Case) -> None:
-    tracking.track(*case)
+    runs.track(*case)
     fp32, int8 = case.variants
     timed = {**int8.figures, "latency_ms_p50": 3.0}
     again = replace(int8, figures=timed, tags={**int8.tags, "verdict": "reject"}, verdict="reject")
-    tracking.track(replace(case.state, sha256="b" * 64), case.teacher, [fp32, again], case.book)
+    runs.track(replace(case.state, sha256="b" * 64), case.teacher, [fp32, again], case.book)
     client = MlflowClient(case.book.uri)
-    run = runs(case)["int8"]
+    run = experiment_runs(case)["int8"]
     assert run.data.tags["verdict"] == "reject"
     assert points(case, run, "latency_ms_p50") == [(0, 2.5), (1, 3.0)]
     assert len(points(case, run, "top1")) == 1
@@ -198,18 +197,18 @@ def test_a_linked_variant_has_the_latest_benchmark_and_verdict_and_no_figure_twi
 
 
 def test_a_removed_variant_is_not_in_the_new_parent(case: Case) -> None:
-    tracking.track(*case)
+    runs.track(*case)
     state = replace(case.state, sha256="b" * 64, champion="fp32")
-    parent, new = tracking.track(state, case.teacher, case.variants[:1], case.book)
+    parent, new = runs.track(state, case.teacher, case.variants[:1], case.book)
     tags = MlflowClient(case.book.uri).get_run(parent).data.tags
     assert new == []
     assert list(json.loads(tags["runs"])) == ["fp32"]
-    assert "int8" not in tags[tracking.NOTE].replace(case.state.reason, "")
+    assert "int8" not in tags[runs.NOTE].replace(case.state.reason, "")
 
 
 def test_accepted_variants_are_versions_and_the_champion_is_the_budgets(case: Case) -> None:
     rejected = replace(case.variants[0], verdict="reject")
-    tracking.track(case.state, case.teacher, [rejected, case.variants[1]], case.book)
+    runs.track(case.state, case.teacher, [rejected, case.variants[1]], case.book)
     client, name = MlflowClient(case.book.uri), case.book.experiment
     [version] = client.search_model_versions(f"name = '{name}'")
     assert version.tags["variant"] == "int8"
@@ -217,15 +216,15 @@ def test_accepted_variants_are_versions_and_the_champion_is_the_budgets(case: Ca
     assert str(version.description).endswith("# A card")
     assert client.get_model_version_by_alias(name, "champion").version == version.version
     # The gate is looser now, and the budget chooses the other one.
-    tracking.track(replace(case.state, champion="fp32"), case.teacher, case.variants, case.book)
+    runs.track(replace(case.state, champion="fp32"), case.teacher, case.variants, case.book)
     assert client.get_model_version_by_alias(name, "champion").tags["variant"] == "fp32"
     assert len(client.search_model_versions(f"name = '{name}'")) == 2
-    tracking.track(replace(case.state, champion=None), case.teacher, case.variants, case.book)
+    runs.track(replace(case.state, champion=None), case.teacher, case.variants, case.book)
     assert client.get_registered_model(name).aliases == {}
 
 
 def test_the_logged_model_is_the_shipped_file_and_takes_pixels_and_photographs(case: Case) -> None:
-    tracking.track(*case)
+    runs.track(*case)
     client, name = MlflowClient(case.book.uri), case.book.experiment
     source = client.get_model_version_by_alias(name, "champion").source
     folder = Path(artifacts.download_artifacts(source, tracking_uri=case.book.uri))
@@ -244,7 +243,7 @@ def test_the_logged_model_is_the_shipped_file_and_takes_pixels_and_photographs(c
 def test_what_a_killed_process_left_is_completed(
     case: Case, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    whole = getattr(tracking, step)
+    whole = getattr(runs, step)
     calls: list[None] = []
 
     def killed_at_the_second(*args: Any, **kwargs: Any) -> Any:
@@ -254,11 +253,11 @@ def test_what_a_killed_process_left_is_completed(
         return whole(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(tracking, step, killed_at_the_second)
+        patched.setattr(runs, step, killed_at_the_second)
         with pytest.raises(KeyboardInterrupt):
-            tracking.track(*case)
-    tracking.track(*case)
-    found = runs(case)
+            runs.track(*case)
+    runs.track(*case)
+    found = experiment_runs(case)
     assert set(found) == {"colours aaaaaaa", "fp32", "int8"}
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     client = MlflowClient(case.book.uri)
@@ -280,7 +279,7 @@ class Follower:
         self.done = True
         arguments = (case.variants[0].training, lambda: self.lines, self.over, book or case.book)
         self.thread = threading.Thread(
-            target=tracking.follow, args=arguments, kwargs={"finished": lambda: self.done}
+            target=runs.follow, args=arguments, kwargs={"finished": lambda: self.done}
         )
         self.thread.start()
 
@@ -291,8 +290,8 @@ class Follower:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(tracking, "SAMPLE_SECONDS", 1)
+    monkeypatch.setattr(runs, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(runs, "SAMPLE_SECONDS", 1)
 
 
 def until(what: Any, seconds: float = 20) -> None:
@@ -304,32 +303,32 @@ def until(what: Any, seconds: float = 20) -> None:
 
 def shown(case: Case) -> list[tuple[int, float]]:
     found = MlflowClient(case.book.uri).get_experiment_by_name(case.book.experiment)
-    run = runs(case).get("fp32") if found else None
+    run = experiment_runs(case).get("fp32") if found else None
     return [] if run is None else points(case, run, "training/loss")
 
 
 def test_epochs_show_up_while_the_training_goes_on_and_the_child_is_the_same_run(case: Case) -> None:
     follower = Follower(case)
     until(lambda: runs_there(case))
-    assert runs(case)["fp32"].info.status == "RUNNING"
+    assert experiment_runs(case)["fp32"].info.status == "RUNNING"
     follower.lines = HISTORY[:1]
     until(lambda: shown(case) == expected("loss")[:1])
     follower.lines = HISTORY[:2]
     until(lambda: shown(case) == expected("loss")[:2])
-    until(lambda: any(key.startswith("system/") for key in runs(case)["fp32"].data.metrics))
+    until(lambda: any(key.startswith("system/") for key in experiment_runs(case)["fp32"].data.metrics))
     # The last epoch is missed: the checkpoint is gone.
     follower.lines = []
     follower.end()
-    live = runs(case)["fp32"].info
+    live = experiment_runs(case)["fp32"].info
     assert live.status == "FINISHED"
-    tracking.track(*case)
-    assert runs(case)["fp32"].info.run_id == live.run_id
+    runs.track(*case)
+    assert experiment_runs(case)["fp32"].info.run_id == live.run_id
     assert shown(case) == expected("loss")
 
 
 def runs_there(case: Case) -> bool:
     experiment = MlflowClient(case.book.uri).get_experiment_by_name(case.book.experiment)
-    return experiment is not None and "fp32" in runs(case)
+    return experiment is not None and "fp32" in experiment_runs(case)
 
 
 def test_a_training_that_was_killed_goes_on_in_the_same_run(case: Case) -> None:
@@ -337,14 +336,14 @@ def test_a_training_that_was_killed_goes_on_in_the_same_run(case: Case) -> None:
     follower.done, follower.lines = False, HISTORY[:1]
     until(lambda: shown(case) == expected("loss")[:1])
     follower.end()
-    killed = runs(case)["fp32"].info
+    killed = experiment_runs(case)["fp32"].info
     assert killed.status == "KILLED"
     follower = Follower(case)
     follower.lines = HISTORY
     until(lambda: shown(case) == expected("loss"))
     follower.end()
-    assert runs(case)["fp32"].info.run_id == killed.run_id
-    assert runs(case)["fp32"].info.status == "FINISHED"
+    assert experiment_runs(case)["fp32"].info.run_id == killed.run_id
+    assert experiment_runs(case)["fp32"].info.status == "FINISHED"
 
 
 def test_another_training_of_the_same_settings_has_a_run_of_its_own(case: Case) -> None:
@@ -353,7 +352,7 @@ def test_another_training_of_the_same_settings_has_a_run_of_its_own(case: Case) 
     until(lambda: shown(case) == expected("loss")[:2])
     first.end()
     other = [{**line, "loss": line["loss"] + 1} for line in HISTORY]
-    tracking.track(case.state, case.teacher, [replace(case.variants[0], history=other)], case.book)
+    runs.track(case.state, case.teacher, [replace(case.variants[0], history=other)], case.book)
     client = MlflowClient(case.book.uri)
     experiment = client.get_experiment_by_name(case.book.experiment)
     assert experiment is not None
@@ -366,7 +365,7 @@ def test_a_training_goes_on_without_a_server(case: Case, monkeypatch: pytest.Mon
     follower.lines = HISTORY
     time.sleep(0.5)
     follower.end()
-    tracking.track(*case)
+    runs.track(*case)
     assert shown(case) == expected("loss")
 
 
@@ -417,7 +416,9 @@ def test_a_server_killed_during_training_has_every_point_once_in_the_end(
         follower = Follower(case)
         follower.lines = HISTORY[:1]
         until(lambda: shown(case) == expected("loss")[:1], 60)
-        until(lambda: any(key.startswith("system/") for key in runs(case)["fp32"].data.metrics), 60)
+        until(
+            lambda: any(key.startswith("system/") for key in experiment_runs(case)["fp32"].data.metrics), 60
+        )
         server.kill()
         follower.lines = HISTORY[:2]
         time.sleep(3)
@@ -429,8 +430,8 @@ def test_a_server_killed_during_training_has_every_point_once_in_the_end(
         follower.lines = HISTORY
         follower.end()
         server.start()
-        tracking.track(*case)
-        found = runs(case)
+        runs.track(*case)
+        found = experiment_runs(case)
         assert set(found) == {"colours aaaaaaa", "fp32", "int8"}
         for key in ("loss", "val_top1", "epoch", "seconds"):
             assert points(case, found["fp32"], f"training/{key}") == expected(key)
@@ -443,8 +444,8 @@ def test_a_server_killed_during_training_has_every_point_once_in_the_end(
 
 def test_parts_of_one_training_follow_each_other(case: Case) -> None:
     parts = [*HISTORY[:2], {**HISTORY[0], "loss": 5.0}]
-    tracking.track(case.state, replace(case.teacher, history=parts), case.variants, case.book)
-    teacher = runs(case, "-teachers")["teacher"]
+    runs.track(case.state, replace(case.teacher, history=parts), case.variants, case.book)
+    teacher = experiment_runs(case, "-teachers")["teacher"]
     assert points(case, teacher, "training/loss") == [(10, 1.0), (20, 0.5), (30, 5.0)]
 
 
@@ -458,37 +459,37 @@ def test_the_environment_goes_before_the_configured_server(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", case.book.uri)
-    tracking.track(*case[:3], replace(case.book, uri="http://127.0.0.1:9"))
-    assert len(runs(case)) == 3
+    runs.track(*case[:3], replace(case.book, uri="http://127.0.0.1:9"))
+    assert len(experiment_runs(case)) == 3
 
 
 def test_a_later_call_is_not_bound_to_an_earlier_server(case: Case) -> None:
     elsewhere = replace(case.book, uri="sqlite:///other.db")
-    tracking.track(*case[:3], elsewhere)
-    tracking.track(*case)
+    runs.track(*case[:3], elsewhere)
+    runs.track(*case)
     other = case._replace(book=replace(case.book, uri=elsewhere.address()))
-    assert len(runs(other)) == len(runs(case)) == 3
+    assert len(experiment_runs(other)) == len(experiment_runs(case)) == 3
 
 
 def test_a_server_that_does_not_answer_is_one_clear_line(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError, match=r"^MLflow at http://127\.0\.0\.1:9: .+") as caught:
-        tracking.track(*case[:3], replace(case.book, uri="http://127.0.0.1:9"))
+        runs.track(*case[:3], replace(case.book, uri="http://127.0.0.1:9"))
     assert "\n" not in str(caught.value)
 
 
 def test_a_deleted_experiment_is_named(case: Case) -> None:
-    tracking.track(*case)
+    runs.track(*case)
     client = MlflowClient(case.book.uri)
     experiment = client.get_experiment_by_name(case.book.experiment)
     assert experiment is not None
     client.delete_experiment(experiment.experiment_id)
     with pytest.raises(TrackingError, match=f"experiment {case.book.experiment} was deleted"):
-        tracking.track(*case)
+        runs.track(*case)
 
 
 def test_an_address_that_cannot_be_used_is_named(case: Case, tmp_path: Path) -> None:
     (tmp_path / "a_file").write_text("")
     for uri in (f"sqlite:///{tmp_path}/a_file/mlflow.db", "ftp://example.invalid"):
         with pytest.raises(TrackingError, match=uri):
-            tracking.track(*case[:3], replace(case.book, uri=uri))
+            runs.track(*case[:3], replace(case.book, uri=uri))

@@ -15,16 +15,17 @@ import torch
 from torch import nn
 
 import students
-from pipeline import distillation, labels, process, tasks, views
-from pipeline.data import sources, splits, store
-from pipeline.distillation import objective
-from pipeline.labels import Answers, Key, LabelError, Live, Store
+from pipeline import process, tasks
+from pipeline.data import batches, sources, splits, store, views
+from pipeline.data.batches import Batch, Request, ViewSet
+from pipeline.data.views import ViewSpace
+from pipeline.distillation import labels, learning
+from pipeline.distillation.labels import Answers, Key, LabelError, Live, Store
+from pipeline.distillation.learning import objective
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
-from pipeline.training import batches, checkpoints, compute, loop, optimisation, precision
-from pipeline.training.batches import Batch, Request, ViewSet
+from pipeline.training import checkpoints, compute, loop, optimisation, precision
 from pipeline.training.compute import ComputeError
 from pipeline.training.loop import TrainingError
-from pipeline.views import ViewSpace
 from teachers.contract import InputContract
 
 SPACE = ViewSpace(0, (0.6, 1.0), (0.8, 1.25), 0.5)
@@ -79,7 +80,7 @@ def learn(
     data: Path, answers: Path, folder: Path, oracle: Path, precision: str = "32-true", **changes: object
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     fabric = compute.start(accelerator="cpu", threads=1, precision=precision)
-    lesson = distillation.open_lesson(data, oracle, answers, SPACE, CONTRACT)
+    lesson = learning.open_lesson(data, oracle, answers, SPACE, CONTRACT)
     arguments = {
         "name": "test",
         "goal": GOAL,
@@ -90,7 +91,7 @@ def learn(
         "folder": folder,
         **changes,
     }
-    return distillation.learn(fabric, student(), lesson, **arguments)
+    return learning.learn(fabric, student(), lesson, **arguments)
 
 
 def test_a_run_that_was_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(
@@ -326,13 +327,13 @@ def test_a_live_teacher_gives_the_losses_of_the_stored_one(data: Path, oracle: P
     def ask(images: Sequence[torch.Tensor]) -> torch.Tensor:
         return teacher(contract.normalise(images[0]))
 
-    stored = distillation.open_lesson(data, oracle, tmp_path / "labels", space, CONTRACT)
-    live = distillation.ask_live(stored, Live((contract,), ask), endless=False)
-    endless = distillation.ask_live(stored, Live((contract,), ask), endless=True)
+    stored = learning.open_lesson(data, oracle, tmp_path / "labels", space, CONTRACT)
+    live = learning.ask_live(stored, Live((contract,), ask), endless=False)
+    endless = learning.ask_live(stored, Live((contract,), ask), endless=True)
     losses = [
         [
             line["loss"]
-            for line in distillation.learn(
+            for line in learning.learn(
                 fabric,
                 student(),
                 lesson,
@@ -413,7 +414,7 @@ def test_views_that_are_scored_each_epoch_are_rendered_once_a_size_unless_they_a
 
     monkeypatch.setattr(batches, "load", counted)
     fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
-    val_set = distillation.open_lesson(data, oracle, answers, SPACE, CONTRACT).val_set
+    val_set = learning.open_lesson(data, oracle, answers, SPACE, CONTRACT).val_set
     views = batches.CentredViews(fabric, val_set, 0)
     shown = [[batch.images for batch in views.at(size)] for size in (32, 32, 64, 64, 32)]
     assert rendered == [32, 64, 32]
@@ -444,9 +445,9 @@ def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_r
             kinds[given[0].shape[-1]].add(found.dtype)
 
     stem.register_forward_hook(note)
-    lesson = distillation.open_lesson(data, oracle, answers, SPACE, CONTRACT)
+    lesson = learning.open_lesson(data, oracle, answers, SPACE, CONTRACT)
     for number in range(2):
-        distillation.learn(
+        learning.learn(
             fabric,
             network,
             lesson,

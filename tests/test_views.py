@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import views
-from pipeline.views import ViewSpace
+from pipeline.data import views
+from pipeline.data.views import ViewSpace
 from teachers.contract import InputContract
 
 SPACE = ViewSpace(seed=7, crop_scale=(0.3, 0.9), crop_ratio=(0.75, 4 / 3), flip=0.5)

@@ -1,1 +1,1 @@
-"""Labelled images: where they come from, how they are split, and how they are stored."""
+"""Labelled images: sources, splits and the prepared store, and the views and batches made of them."""

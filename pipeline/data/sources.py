@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from pipeline.images import SUFFIXES, decode
+from pipeline.data.images import SUFFIXES, decode
 from pipeline.tasks import TaskName
 
 FOLDER_SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}

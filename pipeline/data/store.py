@@ -22,9 +22,9 @@ from jaxtyping import Bool, Float32, Int64, UInt64
 from PIL import Image
 from tqdm import tqdm
 
+from pipeline.data.images import decode, reduce
 from pipeline.data.sources import Candidate, Listing
 from pipeline.data.splits import SPLITS, UNLABELLED, Splits, fingerprint
-from pipeline.images import decode, reduce
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 REPORT = "report.json"

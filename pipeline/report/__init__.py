@@ -1,1 +1,1 @@
-"""The report: one table, two pictures, and one page that needs no network."""
+"""The report: tables, charts, one page that needs no network, and the model card."""

@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from pipeline.budget import TEACHER
 from pipeline.report.placement import Box, settle
 from pipeline.report.tables import Row
+from pipeline.selection.budget import TEACHER
 from pipeline.tasks import METRICS
 
 Cost = Literal["latency", "size"]

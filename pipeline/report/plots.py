@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.budget import TEACHER
-from pipeline.histories import continued
+from pipeline.models.histories import continued
 from pipeline.report.tables import DECIMALS, Entry, Row, column
+from pipeline.selection.budget import TEACHER
 
 METRICS = (
     *("score", "score_lo", "score_hi", "score_delta", "delta_lo", "delta_hi"),

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import models
-from pipeline.budget import TEACHER
-from pipeline.statistics import Verdict, compare, compare_map, verdict
+from pipeline.models import storage
+from pipeline.selection.budget import TEACHER
+from pipeline.statistics.intervals import Verdict, compare, compare_map, verdict
 from pipeline.tasks import SINGLE_LABEL, Metric
 
 DECIMALS = 6
@@ -94,7 +94,7 @@ def gather(
     entries = []
     for variant, (parent, op) in declared.items():
         scores = json.loads(metrics(variant).read_text())
-        card = json.loads((folder(variant) / models.CARD).read_text())
+        card = json.loads((folder(variant) / storage.CARD).read_text())
         entries.append(
             Entry(
                 variant=variant,
@@ -105,7 +105,7 @@ def gather(
                 macs=scores["macs"],
                 val=card["val"][scores["metric"]],
                 latency=benchmark["variants"][variant],
-                history=models.read_history(folder(variant)),
+                history=storage.read_history(folder(variant)),
             )
         )
     return entries

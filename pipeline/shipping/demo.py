@@ -8,9 +8,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from pipeline.budget import Line
-from pipeline.inference import Classifier
+from pipeline.onnx.inference import Classifier
 from pipeline.provenance import sha256
+from pipeline.selection.budget import Line
 from pipeline.shipping.folder import HERE, ShippingError, described, make_empty
 
 PAGE = ("index.html", "page.css", "page.mjs", "worker.mjs")

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.inference import GEOMETRY, Classifier
+from pipeline.onnx.inference import GEOMETRY, Classifier
 from pipeline.provenance import sha256
 
 HERE = Path(__file__).parent

@@ -6,8 +6,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline import latency, parameters, paths
-from pipeline.inference import ModelFileError
+from pipeline import parameters, paths
+from pipeline.measurement import latency
+from pipeline.onnx.inference import ModelFileError
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
 

@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 
-from pipeline import comparison, confidence, parameters, paths, slices
-from pipeline.comparison import Answers
+from pipeline import parameters, paths
 from pipeline.data import store
+from pipeline.evaluation import comparison, confidence, slices
+from pipeline.evaluation.comparison import Answers
+from pipeline.evaluation.slices import MetadataError
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
-from pipeline.slices import MetadataError
 from teachers.contract import InputContract
 
 

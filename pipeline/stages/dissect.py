@@ -8,13 +8,15 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import models, parameters, paths, sensitivity
-from pipeline.data import calibration, store
+from pipeline import parameters, paths
+from pipeline.data import batches, sampling, store
+from pipeline.data.batches import ViewSet
+from pipeline.inspection import sensitivity
+from pipeline.inspection.sensitivity import Exam
+from pipeline.models import storage
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
-from pipeline.sensitivity import Exam
-from pipeline.training import batches, compute
-from pipeline.training.batches import ViewSet
+from pipeline.training import compute
 
 BATCH = 32
 """Images of one pass; their activations fit a processor's cache at small sizes."""
@@ -29,7 +31,7 @@ def main() -> None:
     wanted = {
         name: {"channels": name in parents["prune"], "int8": name in parents["quantize"]} for name in roots
     }
-    loaded = {name: models.load(paths.model(name)) for name, parts in wanted.items() if any(parts.values())}
+    loaded = {name: storage.load(paths.model(name)) for name, parts in wanted.items() if any(parts.values())}
     if not asked.images or not loaded:
         paths.SENSITIVITY.write_text(json.dumps({"note": "not measured"}) + "\n")
         return
@@ -39,13 +41,13 @@ def main() -> None:
     train, val = (store.read(paths.DATA, split) for split in ("train", "val"))
 
     def normalised(images: store.ImageSet, count: int) -> list[Float[Tensor, "batch 3 height width"]]:
-        chosen = calibration.choose(images, count, p.seed)
+        chosen = sampling.choose(images, count, p.seed)
         shown = ViewSet(images, None, contract)[batches.Request(chosen, None, contract.size)]
         return [contract.normalise(part) for part in shown.images.split(BATCH)]
 
     # Statistics and ranges are of training images, scores of val: no choice may rest on test.
     settling = normalised(train, asked.settling)
-    labels = val.labels[calibration.choose(val, asked.images, p.seed)]
+    labels = val.labels[sampling.choose(val, asked.images, p.seed)]
     networks = sum(sensitivity.scorings(model, asked.ratios, **wanted[n]) for n, model in loaded.items())
     with tqdm(desc="dissect", total=networks, unit=" networks", mininterval=5) as bar:
         exam = Exam(normalised(val, asked.images), labels, val.task, bar.update)

@@ -2,15 +2,17 @@
 
 import sys
 
-from pipeline import distillation, initialisation, models, parameters, paths, provenance, teacher_store
-from pipeline.labels import LabelError
-from pipeline.models import Card, Model
+from pipeline import parameters, paths, provenance
+from pipeline.data.views import ViewSpace
+from pipeline.distillation import learning, teacher_store
+from pipeline.distillation.labels import LabelError
+from pipeline.models import initialisation, storage
+from pipeline.models.storage import Card, Model
 from pipeline.parameters import Distill, ParameterError
 from pipeline.process import beside, stage
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.compute import ComputeError
 from pipeline.training.loop import TrainingError
-from pipeline.views import ViewSpace
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract
 from teachers.state_dicts import WeightsError
@@ -27,10 +29,10 @@ def main(variant: str) -> None:
     start = initialisation.SOURCES[init.source](init.path) if init else initialisation.RANDOM
     contract = InputContract(p.student.size, start.mean, start.std, crop=p.views.eval_crop)
     space = ViewSpace(p.seed, **p.views.space())
-    lesson = distillation.open_lesson(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
+    lesson = learning.open_lesson(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
     if settings.answers != "stored":
         live = teacher_store.live(fabric, paths.TEACHER, lesson.train_set.images.task)
-        lesson = distillation.ask_live(lesson, live, endless=settings.answers == "endless")
+        lesson = learning.ask_live(lesson, live, endless=settings.answers == "endless")
     chosen = p.student.model_dump(include={"activation", "padding", "norm_eps"}, exclude_none=True)
     arguments = {
         "channels": scaled_channels(p.student.width),
@@ -43,14 +45,14 @@ def main(variant: str) -> None:
     }
     fabric.seed_everything(seed, verbose=False)
     student = initialisation.network(p.student.architecture, arguments, lesson.classes, start)
-    module, history = distillation.learn(
+    module, history = learning.learn(
         fabric,
         student,
         lesson,
         name=variant,
         goal=settings.objective.model_dump(),
         training=settings.training(),
-        start=provenance.identity(weights=models.fingerprint(student), arguments=arguments),
+        start=provenance.identity(weights=storage.fingerprint(student), arguments=arguments),
         seed=seed,
         workers=p.compute.workers,
         folder=paths.checkpoints(variant),
@@ -75,8 +77,8 @@ def main(variant: str) -> None:
         task=lesson.train_set.images.task.name,
         val=val.to_dict(),
     )
-    models.save(paths.model(variant), Model(module.cpu(), card))
-    models.write_history(paths.model(variant), history)
+    storage.save(paths.model(variant), Model(module.cpu(), card))
+    storage.write_history(paths.model(variant), history)
     checkpoints.clear(paths.checkpoints(variant))
     print(f"{variant}: val {val} at {contract.size} px")
 

@@ -10,14 +10,17 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import confidence, costs, evaluation, models, parameters, parity, paths
-from pipeline.data import calibration, store
-from pipeline.inference import ModelFileError
+from pipeline import parameters, paths
+from pipeline.data import batches, sampling, store
+from pipeline.data.batches import ViewSet
+from pipeline.evaluation import confidence, scoring
+from pipeline.models import costs, storage
+from pipeline.onnx.inference import ModelFileError
 from pipeline.parameters import ParameterError
-from pipeline.parity import ParityError
+from pipeline.parity import ladder
+from pipeline.parity.ladder import ParityError
 from pipeline.process import stage
-from pipeline.training import batches, compute
-from pipeline.training.batches import ViewSet
+from pipeline.training import compute
 
 BATCH = 32
 
@@ -25,7 +28,7 @@ BATCH = 32
 def main(variant: str) -> None:
     """Write `artifacts/metrics/<variant>.json`, and beside it what is kept of every image."""
     p = parameters.load()
-    model = models.load(paths.model(variant))
+    model = storage.load(paths.model(variant))
     size = model.card.input.size
     threads = p.compute.threads or compute.usable_cores()
     torch.set_num_threads(threads)
@@ -43,13 +46,13 @@ def main(variant: str) -> None:
 
     # Before the test split is looked at: a file that is not what was trained has no score.
     count = len(val_set) if p.evaluation.parity is None else p.evaluation.parity
-    chosen = calibration.choose(val_set.images, count, p.seed)
+    chosen = sampling.choose(val_set.images, count, p.seed)
     climbed = None
     if count:
         shown = images(val_set, chosen.tolist(), "parity")
         labels = val_set.images.labels[chosen]
-        climbed = {"split": "val", **parity.climb(model, paths.onnx(variant), shown, labels, threads=threads)}
-    scores, kept = evaluation.score(
+        climbed = {"split": "val", **ladder.climb(model, paths.onnx(variant), shown, labels, threads=threads)}
+    scores, kept = scoring.score(
         paths.onnx(variant),
         (batch.numpy() for batch in images(test_set, range(len(test_set)), "evaluate")),
         test_set.images.labels,

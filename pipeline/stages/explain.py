@@ -4,12 +4,14 @@ import json
 
 import torch
 
-from pipeline import confidence, explanation, models, parameters, paths
-from pipeline.data import calibration, store
+from pipeline import parameters, paths
+from pipeline.data import batches, sampling, store
+from pipeline.data.batches import ViewSet
+from pipeline.evaluation import confidence
+from pipeline.inspection import explanation
+from pipeline.models import storage
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
-from pipeline.training import batches
-from pipeline.training.batches import ViewSet
 
 
 def main() -> None:
@@ -22,7 +24,7 @@ def main() -> None:
         file.write_text(json.dumps({"note": "not drawn for attributes"}) + "\n")
         return
     torch.set_num_threads(1)
-    loaded = {name: models.load(paths.model(name)) for name in p.variants}
+    loaded = {name: storage.load(paths.model(name)) for name in p.variants}
     contract = next(iter(loaded.values())).card.input
     views = ViewSet(test, None, contract)
     answers = {
@@ -38,7 +40,7 @@ def main() -> None:
         list(test.table["source"]),
     )
     parents = {name: variant.parent for name, variant in p.variants.items()}
-    chosen = sorted(calibration.choose(test, p.explain.images, p.seed).tolist())
+    chosen = sorted(sampling.choose(test, p.explain.images, p.seed).tolist())
     result = {
         "method": explanation.METHOD,
         "size": contract.size,

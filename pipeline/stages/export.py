@@ -5,12 +5,13 @@ import sys
 import numpy as np
 import torch
 
-from pipeline import models, onnx_export, parameters, paths
-from pipeline.data import store
+from pipeline import parameters, paths
+from pipeline.data import batches, store
+from pipeline.data.batches import ViewSet
+from pipeline.models import storage
+from pipeline.onnx import export
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
-from pipeline.training import batches
-from pipeline.training.batches import ViewSet
 
 VERIFIED_IMAGES = 32
 
@@ -18,17 +19,17 @@ VERIFIED_IMAGES = 32
 def main(variant: str) -> None:
     """Write `artifacts/onnx/<variant>.onnx`."""
     parameters.load()
-    model = models.load(paths.model(variant))
+    model = storage.load(paths.model(variant))
     whole = paths.onnx(variant)
     file = whole.with_suffix(".unverified")
     whole.unlink(missing_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    onnx_export.export(model, file, onnx_export.metadata_for(model.card, model.quantization))
+    export.export(model, file, export.metadata_for(model.card, model.quantization))
     val_set = ViewSet(store.read(paths.DATA, "val"), None, model.card.input)
     shown = np.linspace(0, len(val_set) - 1, num=min(VERIFIED_IMAGES, len(val_set)), dtype=int)
     images = val_set[batches.Request(shown.tolist(), None, model.card.input.size)].images
     torch.set_num_threads(1)
-    figures = onnx_export.verify(file, model, images)
+    figures = export.verify(file, model, images)
     file.replace(whole)
     print(
         f"{whole}: {whole.stat().st_size / 1e6:.2f} MB; "
@@ -37,5 +38,5 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, onnx_export.ExportError):
+    with stage(ParameterError, export.ExportError):
         main(sys.argv[1])

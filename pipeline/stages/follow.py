@@ -19,7 +19,7 @@ from pipeline.parameters import Parameters
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
-from pipeline import tracking
+from pipeline.tracking import runs
 
 CHECKPOINT = "last.safetensors"
 
@@ -39,11 +39,11 @@ def main(name: str) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     folders = _folders(p, name)
-    tracking.follow(
-        tracking.Training(name, p.recipe(name), provenance.source_tags()),
+    runs.follow(
+        runs.Training(name, p.recipe(name), provenance.source_tags()),
         lambda: _history(folders),
         over,
-        tracking.Book(p.tracking.uri, p.tracking.experiment, paths.home()),
+        runs.Book(p.tracking.uri, p.tracking.experiment, paths.home()),
         finished=lambda: said == ["done\n"],
     )
 

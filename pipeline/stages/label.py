@@ -3,15 +3,16 @@
 import numpy as np
 import torch
 
-from pipeline import labels, parameters, paths, provenance, teacher_store
+from pipeline import parameters, paths, provenance
 from pipeline.data import store
-from pipeline.labels import Key, LabelError, Store
+from pipeline.data.batches import ViewSet
+from pipeline.data.views import ViewSpace
+from pipeline.distillation import labels, teacher_store
+from pipeline.distillation.labels import Key, LabelError, Store
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
 from pipeline.training import checkpoints, compute, loop
-from pipeline.training.batches import ViewSet
 from pipeline.training.compute import ComputeError
-from pipeline.views import ViewSpace
 from teachers.state_dicts import WeightsError
 from teachers.teacher import TeacherError
 

@@ -5,13 +5,16 @@ import json
 import numpy as np
 from jaxtyping import Int64
 
-from pipeline import confidence, models, outsiders, parameters, paths, robustness
-from pipeline.data import calibration, store
-from pipeline.inference import ImageFileError, ModelFileError, open_classifier
+from pipeline import parameters, paths
+from pipeline.data import batches, sampling, store
+from pipeline.data.batches import ViewSet
+from pipeline.evaluation import confidence
+from pipeline.inspection import out_of_distribution, robustness
+from pipeline.models import storage
+from pipeline.onnx.inference import ImageFileError, ModelFileError, open_classifier
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
-from pipeline.training import batches, compute
-from pipeline.training.batches import ViewSet
+from pipeline.training import compute
 
 Indices = Int64[np.ndarray, " chosen"]
 
@@ -23,7 +26,7 @@ def main() -> None:
     if test.labels.ndim > 1:
         paths.ROBUSTNESS.write_text(json.dumps({"note": "not measured for attributes"}) + "\n")
         return
-    loaded = {name: models.load(paths.model(name)) for name in p.variants}
+    loaded = {name: storage.load(paths.model(name)) for name in p.variants}
     contract = next(iter(loaded.values())).card.input
     cores = p.compute.threads or compute.usable_cores()
     classifiers = {
@@ -32,7 +35,7 @@ def main() -> None:
     given, folder = {}, p.probe.outside
     if folder is not None:
         first, random = next(iter(classifiers.values())), np.random.default_rng(seed)
-        given[folder.name] = outsiders.folder(folder, first, p.probe.outsiders, random)
+        given[folder.name] = out_of_distribution.folder(folder, first, p.probe.outsiders, random)
         if not len(given[folder.name]):
             raise ParameterError(
                 f"params.yaml: probe.outside = '{folder}': no images; allowed: a folder of some"
@@ -40,9 +43,9 @@ def main() -> None:
     parents = {name: variant.parent for name, variant in p.variants.items()}
     result = {"seed": seed, "corruptions": None, "adversarial": None}
 
-    def draw(count: int) -> tuple[Indices, outsiders.Images]:
+    def draw(count: int) -> tuple[Indices, out_of_distribution.Images]:
         """Some test images, stratified by class, as they are evaluated."""
-        chosen = calibration.choose(test, count, seed)
+        chosen = sampling.choose(test, count, seed)
         shown = ViewSet(test, None, contract)[batches.Request(chosen, None, contract.size)]
         return chosen, shown.images.numpy()
 
@@ -73,7 +76,7 @@ def main() -> None:
             print("{attack} {radius}/255 on {module}, shown to {variant}: {accuracy:.1%}".format(**found))
 
     random, (_, images) = np.random.default_rng(seed), draw(p.probe.outsiders)
-    sets = {name: make(images, random) for name, make in outsiders.KINDS.items()} | given
+    sets = {name: make(images, random) for name, make in out_of_distribution.KINDS.items()} | given
     known = {name: confidence.load(paths.confidence(name)) for name in p.variants}
     result["outside"] = robustness.outside(
         classifiers, sets, {name: kept.confidence for name, kept in known.items() if kept is not None}

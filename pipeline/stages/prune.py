@@ -3,27 +3,21 @@
 import sys
 from dataclasses import replace
 
-from pipeline import (
-    candidates,
-    distillation,
-    kernels,
-    models,
-    parameters,
-    paths,
-    provenance,
-    pruning,
-    widths,
-)
-from pipeline.labels import LabelError
-from pipeline.models import Model
+from pipeline import parameters, paths, provenance
+from pipeline.data.views import ViewSpace
+from pipeline.distillation import learning
+from pipeline.distillation.labels import LabelError
+from pipeline.measurement import kernels
+from pipeline.models import storage
+from pipeline.models.storage import Model
 from pipeline.parameters import ParameterError, Prune
 from pipeline.process import beside, stage
-from pipeline.pruning import PruningError
+from pipeline.pruning import candidates, surgery, widths
+from pipeline.pruning.surgery import PruningError
+from pipeline.pruning.widths import BudgetError
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.compute import ComputeError
 from pipeline.training.loop import TrainingError
-from pipeline.views import ViewSpace
-from pipeline.widths import BudgetError
 
 
 def main(variant: str) -> None:
@@ -31,11 +25,11 @@ def main(variant: str) -> None:
     p = parameters.load()
     settings = p.settings(variant, Prune)
     fabric = compute.start(**p.compute.model_dump(exclude={"workers"}), trials=paths.PRECISION_TRIALS)
-    parent = models.load(paths.model(p.variants[variant].parent))
+    parent = storage.load(paths.model(p.variants[variant].parent))
     contract, goal = parent.card.input, settings.objective.model_dump()
     space = ViewSpace(p.seed, **p.views.space())
-    lesson = distillation.open_lesson(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
-    told = {"parent": models.fingerprint(parent.module), "settings": settings.model_dump(mode="json")}
+    lesson = learning.open_lesson(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
+    told = {"parent": storage.fingerprint(parent.module), "settings": settings.model_dump(mode="json")}
 
     module, arguments = fabric.to_device(parent.module), parent.card.arguments
     evidence = candidates.gather(
@@ -65,7 +59,7 @@ def main(variant: str) -> None:
     )
     for number, channels in enumerate(way, 1):
         last = number == len(way)
-        module, arguments = pruning.cut(
+        module, arguments = surgery.cut(
             module,
             arguments,
             channels,
@@ -76,7 +70,7 @@ def main(variant: str) -> None:
         )
         loop.reestimate_norms(module, iter(evidence.settling))
         part = 1.0 if settings.steps == 1 else 0.5 if last else 0.5 / (settings.steps - 1)
-        module, lines = distillation.learn(
+        module, lines = learning.learn(
             fabric,
             module,
             lesson,
@@ -107,8 +101,8 @@ def main(variant: str) -> None:
         versions=provenance.versions(),
         val=val.to_dict(),
     )
-    models.save(paths.model(variant), Model(module.cpu(), card))
-    models.write_history(paths.model(variant), history)
+    storage.save(paths.model(variant), Model(module.cpu(), card))
+    storage.write_history(paths.model(variant), history)
     checkpoints.clear(paths.checkpoints(variant))
     print(f"{variant}: val {val} at {contract.size} px")
 

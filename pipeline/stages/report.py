@@ -5,18 +5,22 @@ from dataclasses import asdict
 
 import numpy as np
 
-from pipeline import budget, models, parameters, paths
+from pipeline import parameters, paths
 from pipeline.data import store
+from pipeline.models import storage
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
-from pipeline.report import card, evidence, page, pictures, plots, tables
+from pipeline.report import evidence, pictures, plots, tables
+from pipeline.report.card import card
+from pipeline.report.page import page
+from pipeline.selection import budget
 
 
 def main() -> None:
     """Write `artifacts/report/`, and what DVC compares: `artifacts/variants/` and `artifacts/plots/`."""
     p = parameters.load()
     benchmark = json.loads(paths.BENCHMARK.read_text())
-    teacher = json.loads((paths.TEACHER / models.CARD).read_text())
+    teacher = json.loads((paths.TEACHER / storage.CARD).read_text())
     declared = {name: (variant.parent, variant.op) for name, variant in p.variants.items()}
     entries = tables.gather(declared, metrics=paths.metrics, folder=paths.model, benchmark=benchmark)
     table = tables.rows(
@@ -25,7 +29,7 @@ def main() -> None:
         labels=store.read(paths.DATA, "test").labels,
         max_drop=p.gate.max_drop,
     )
-    teacher_history = models.read_history(paths.TEACHER)
+    teacher_history = storage.read_history(paths.TEACHER)
     plots.write_metrics(paths.FIGURES, table)
     plots.write_points(paths.PLOTS, table, entries, teacher_history)
     tables.write_csv(paths.VARIANTS, table)
@@ -57,7 +61,7 @@ def main() -> None:
         said=p.card.model_dump(),
         student=p.student.model_dump(mode="json"),
         views=p.views.model_dump(mode="json"),
-        built=[json.loads((paths.model(row.variant) / models.CARD).read_text()) for row in table],
+        built=[json.loads((paths.model(row.variant) / storage.CARD).read_text()) for row in table],
         **shared,
     )
     (paths.REPORT / "model_card.md").write_text(text)

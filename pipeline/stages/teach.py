@@ -6,18 +6,21 @@ import numpy as np
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pipeline import adaptation, confidence, models, parameters, paths, provenance, teacher_store
+from pipeline import parameters, paths, provenance
 from pipeline.data import store
+from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet
+from pipeline.data.views import ViewSpace
+from pipeline.distillation import adaptation, teacher_store
+from pipeline.evaluation import confidence
+from pipeline.models import storage
 from pipeline.parameters import Member, ParameterError, Parameters
 from pipeline.process import beside, stage
 from pipeline.tasks import SINGLE_LABEL, TASKS
 from pipeline.training import checkpoints, compute, loop
-from pipeline.training.batches import ViewSet
 from pipeline.training.checkpoints import History
 from pipeline.training.compute import ComputeError
 from pipeline.training.loop import Run, TrainingError
-from pipeline.views import ViewSpace
 from teachers.runtime import in_runtime
 from teachers.sources import SOURCES
 from teachers.state_dicts import WeightsError
@@ -53,7 +56,7 @@ def main() -> None:
     np.save(paths.TEACHER_PREDICTIONS, test.predictions)
     kept = confidence.of(answers["test"].numpy(), images["test"].labels) if task is SINGLE_LABEL else None
     confidence.save(paths.confidence("teacher"), kept)
-    models.write_history(paths.TEACHER, [line for member in taught for line in member.history])
+    storage.write_history(paths.TEACHER, [line for member in taught for line in member.history])
     for run in (run for member in taught for run in member.runs.values()):
         checkpoints.clear(run.folder)
     print(f"teacher: val {val}, test {test}")

@@ -6,12 +6,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline import models, parameters, paths, provenance, tracking
+from pipeline import parameters, paths, provenance
 from pipeline.data import store
+from pipeline.models import storage
 from pipeline.parameters import ParameterError, Parameters
 from pipeline.process import stage
 from pipeline.tasks import METRICS
-from pipeline.tracking import Book, Made, Shipped, State, TrackingError, Training
+from pipeline.tracking import runs
+from pipeline.tracking.runs import Book, Made, Shipped, State, TrackingError, Training
 
 HEADLINES = ("score", "latency_ms_p50", "size_bytes")
 """Figures of each variant that the parent run has too, so that states can be compared."""
@@ -24,7 +26,7 @@ def main() -> None:
     """Write `artifacts/tracked.json`, which says where the runs are."""
     p = parameters.load()
     outputs = _outputs(p)
-    teacher = json.loads((paths.TEACHER / models.CARD).read_text())
+    teacher = json.loads((paths.TEACHER / storage.CARD).read_text())
     metric = teacher["metric"]
     with (paths.VARIANTS).open() as file:
         table = {row["variant"]: row for row in csv.DictReader(file)}
@@ -64,15 +66,15 @@ def main() -> None:
         Training("teacher", p.recipe("teacher"), source),
         artifact=outputs["teach"][str(paths.TEACHER)],
         figures={metric: teacher["test"][metric], f"val_{metric}": teacher["val"][metric]},
-        history=models.read_history(paths.TEACHER),
+        history=storage.read_history(paths.TEACHER),
         tags={"origin": teacher["origin"]},
-        files=[("teacher", paths.TEACHER / models.CARD)],
+        files=[("teacher", paths.TEACHER / storage.CARD)],
     )
     book = Book(p.tracking.uri, p.tracking.experiment, paths.home())
-    run_id, new = tracking.track(state, made_teacher, variants, book)
+    run_id, new = runs.track(state, made_teacher, variants, book)
     paths.TRACKED.write_text(json.dumps({"run_id": run_id, "state": state_sha256}) + "\n")
     print(f"MLflow: {len(variants)} variants under run {run_id}; new: {', '.join(new) or 'none'}")
-    print(f"{tracking.CHAMPION}: {choice['reason']}")
+    print(f"{runs.CHAMPION}: {choice['reason']}")
 
 
 def _outputs(p: Parameters) -> dict[str, dict[str, str]]:
@@ -105,16 +107,16 @@ def _shipped(p: Parameters, row: Mapping[str, str], metric: str, source: Mapping
         Training(name, p.recipe(name), source),
         artifact=row["sha256"],
         figures=figures,
-        history=models.read_history(paths.model(name)),
+        history=storage.read_history(paths.model(name)),
         tags={
             "parent_variant": row["parent"],
             "op": row["op"],
             "verdict": row["verdict"],
-            tracking.NOTE: _note(row, metric),
+            runs.NOTE: _note(row, metric),
         },
         files=[
-            ("build", paths.model(name) / models.CARD),
-            ("build", paths.model(name) / models.HISTORY),
+            ("build", paths.model(name) / storage.CARD),
+            ("build", paths.model(name) / storage.HISTORY),
             ("scores", paths.metrics(name)),
         ],
         file=paths.onnx(name),

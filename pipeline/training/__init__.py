@@ -1,1 +1,1 @@
-"""The one training loop: teacher, distillation, fine-tuning and quantisation-aware training use it."""
+"""The one training loop, which teacher, distillation, fine-tuning and quantisation-aware training share."""

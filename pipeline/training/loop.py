@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline import provenance
+from pipeline.data import batches
+from pipeline.data.batches import Batch, CentredViews, Request, ViewSet
 from pipeline.data.store import ImageSet
 from pipeline.tasks import Task
-from pipeline.training import batches, checkpoints, optimisation, precision
-from pipeline.training.batches import Batch, CentredViews, Request, ViewSet
+from pipeline.training import checkpoints, optimisation, precision
 from pipeline.training.checkpoints import History, Progress
 from pipeline.training.depthwise import FastDepthwise
 

@@ -1,0 +1,1 @@
+"""The teacher's adaptation, the store of its answers, and the training of students on them."""

@@ -1,0 +1,115 @@
+"""Teachers on disk: networks as tensors, ONNX files as they are, everything else in readable JSON."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from lightning_fabric import Fabric
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline import provenance
+from pipeline.distillation.labels import Live
+from pipeline.models import storage
+from pipeline.tasks import Task
+from teachers import state_dicts
+from teachers.contract import InputContract
+from teachers.onnx_files import OnnxClassifier
+from teachers.runtime import in_runtime
+from teachers.sources import SOURCES
+from teachers.teacher import Columns, Teacher, columns, replace_head
+
+ONNX = "model.onnx"
+
+
+def save(folder: Path, teacher: Teacher, classes: Sequence[str], card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a teacher that answers for the classes of the data; returns its card.
+
+    A network's tensors go to ``weights.safetensors``, an ONNX file is copied, the rest is in ``card.json``.
+
+    Raises:
+        TeacherError: it does not know these classes.
+    """
+    chosen = columns(teacher, classes)
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(teacher.module, OnnxClassifier):
+        shutil.copyfile(teacher.module.path, folder / ONNX)
+        sha256 = provenance.sha256(folder / ONNX)
+    else:
+        tensors = {
+            name: value.cpu().contiguous().clone() for name, value in teacher.module.state_dict().items()
+        }
+        save_file(tensors, folder / storage.WEIGHTS)
+        sha256 = provenance.sha256(folder / storage.WEIGHTS)
+    whole = {
+        **card,
+        "origin": teacher.origin,
+        "outputs": teacher.outputs,
+        "columns": None if chosen == tuple(range(teacher.outputs)) else chosen,
+        "sha256": sha256,
+    }
+    write_card(folder, whole)
+    return whole
+
+
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """Write ``card.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / storage.CARD).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a teacher, or of an ensemble."""
+    return json.loads((folder / storage.CARD).read_text())
+
+
+def identity(members: Sequence[Mapping[str, Any]]) -> str:
+    """Hash over all that the answers of a teacher, or of an ensemble, depend on, from its members' cards."""
+    keys = ("source", "name", "sha256", "columns", "input")
+    return provenance.identity(members=[{key: card[key] for key in keys} for card in members])
+
+
+def load(folder: Path) -> tuple[nn.Module, InputContract]:
+    """A teacher that was saved: from normalised images to logits of the data's classes.
+
+    Raises:
+        TeacherError: its architecture is not to be had any more.
+        WeightsError: the tensors are not those of the architecture.
+    """
+    card = read_card(folder)
+    if (folder / ONNX).exists():
+        module: nn.Module = OnnxClassifier(folder / ONNX)
+    else:
+        teacher = SOURCES[card["source"]](card["name"], None)
+        if teacher.outputs != card["outputs"] or card["adapted"]:
+            replace_head(teacher, card["outputs"])
+        module = teacher.module
+        state_dicts.fill(module, state_dicts.read(folder / storage.WEIGHTS), str(folder / storage.WEIGHTS))
+    chosen = Columns(module, card["columns"]) if card["columns"] else module
+    return chosen.eval(), InputContract.from_dict(card["input"])
+
+
+def live(fabric: Fabric, folder: Path, task: Task) -> Live:
+    """The teacher or ensemble of a folder, to be asked while a student trains.
+
+    Raises:
+        TeacherError: an architecture is not to be had any more.
+        WeightsError: tensors are not those of their architecture.
+    """
+    members = [load(folder / member) for member in read_card(folder)["members"]]
+    networks = [
+        in_runtime(fabric.to_device(module.requires_grad_(False)), contract.size)
+        for module, contract in members
+    ]
+    contracts = tuple(contract for _, contract in members)
+
+    @torch.no_grad()
+    def ask(images: Sequence[UInt8[Tensor, "batch _ _ 3"]]) -> Float[Tensor, "batch classes"]:
+        asked = zip(networks, contracts, images, strict=True)
+        return task.mean([network(contract.normalise(seen)).float() for network, contract, seen in asked])
+
+    return Live(contracts, ask)

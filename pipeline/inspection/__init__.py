@@ -1,0 +1,1 @@
+"""How variants behave on unusual images, where they look, and what each layer tolerates."""

@@ -1,0 +1,1 @@
+"""Latency, memory and energy, and the machine that they were measured on."""

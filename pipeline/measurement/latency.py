@@ -1,0 +1,375 @@
+"""Latency of shipped files, measured so that variants can be compared and a measurement can be repeated.
+
+All files are timed in one process, one call of each in every round and the order drawn anew, so that
+a machine that slows down (heat, neighbours) slows all of them alike. A side effect is that each call
+finds the caches filled by others, as it does in an application: files take longer than alone in a loop.
+
+Calls of one session are no independent repeats: where its weights happen to lie in memory stays. Files are
+therefore opened anew again and again, and intervals are those of the mean over sessions. Otherwise a second
+measurement would leave the first one's intervals.
+"""
+
+import gc
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from jaxtyping import Float64, UInt8
+
+from pipeline.measurement import footprint, machine
+from pipeline.measurement.machine import Noise
+from pipeline.onnx.inference import INPUT, OUTPUT, open_classifier
+from pipeline.statistics.intervals import mean_interval
+
+REFERENCE = "fp32"
+
+WINDOW = 4
+"""Rounds that are compared with those before, to see whether a session is warm."""
+MOST_UNTIMED = 48
+"""Rounds after which a session counts as warm."""
+STABLE = 0.02
+"""Share by which a window may still be faster than the one before."""
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 50
+"""Timed in one session."""
+SESSION_SECONDS = 0.5
+"""Timed in one session, within those rounds."""
+FEWEST_SESSIONS = 3
+"""However long they take; fewer have no interval worth the name."""
+MOST_SESSIONS = 3
+"""Times the wanted number, where the precision is not reached."""
+
+Progress = Callable[[], object]
+
+
+def measure(
+    paths: Mapping[str, Path],
+    *,
+    threads: Sequence[int] = (1, 0),
+    batch_sizes: Sequence[int] = (1, 16),
+    sessions: int,
+    precision: float,
+    seconds: float,
+    processes: int,
+    seed: int,
+    reference: str = REFERENCE,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Time every file, interleaved, with every number of threads and every batch size.
+
+    Args:
+        paths: variant names and their ONNX files.
+        threads: intra-op threads of ONNX Runtime, pinned to a core each; 0 takes all usable cores.
+        batch_sizes: images of one call.
+        sessions: times that each file is opened and timed.
+        precision: relative half width of all ratios' intervals that is enough; up to three times as many
+            sessions are made for it.
+        seconds: after which no further session begins under one condition, once there are three.
+        processes: fresh processes that tell each file's load time and memory.
+        seed: of the images and of the order in each round.
+        reference: the variant that ``ratio`` compares with; where it is missing, ratios are None.
+        progress: called after each session.
+
+    Returns:
+        ``machine``, ``load_average`` before and after, ``noise``, ``footprint`` and ``conditions``: for each
+        combination what ``_condition`` returns. ``settings`` and ``variants`` are those of the first one.
+
+    Raises:
+        ModelFileError: a file is not one of this pipeline.
+    """
+    if not paths or sessions < 2:
+        raise ValueError(f"{len(paths)} files and {sessions} sessions: at least 1 and 2 are needed")
+    before = machine.load_average()
+    random = np.random.default_rng(seed)
+    cores = machine.usable_cores()
+    wanted = dict.fromkeys(
+        (min(count or len(cores), len(cores)), batch) for batch in batch_sizes for count in threads
+    )
+    providers = ["cpu", *(["cuda"] if "CUDAExecutionProvider" in ort.get_available_providers() else [])]
+    conditions = [
+        _condition(
+            paths,
+            provider=provider,
+            cores=cores[-count:],
+            batch_size=batch,
+            sessions=sessions,
+            precision=precision,
+            seconds=seconds,
+            random=random,
+            reference=reference,
+            progress=progress,
+        )
+        for provider in providers
+        for count, batch in wanted
+        if provider == "cpu" or count == 1
+    ]
+    first = conditions[0]
+    worst = Noise(**{name: max(c["noise"][name] for c in conditions) for name in vars(machine.LIMITS)})
+    return {
+        "settings": {
+            **{key: first[key] for key in ("threads", "batch_size", "sessions", "rounds", "warmup")},
+            "precision": precision,
+            "seed": seed,
+            "spinning": True,
+            "pinned": True,
+            "reference": reference,
+        },
+        "machine": machine.describe(),
+        "load_average": {"before": before, "after": machine.load_average()},
+        "noise": {**machine.verdict(worst), "limits": vars(machine.LIMITS)},
+        "variants": first["variants"],
+        "conditions": conditions,
+        "footprint": {name: _footprint(path, processes) for name, path in paths.items()},
+    }
+
+
+def _condition(
+    paths: Mapping[str, Path],
+    *,
+    provider: str,
+    cores: Sequence[int],
+    batch_size: int,
+    sessions: int,
+    precision: float,
+    seconds: float,
+    random: np.random.Generator,
+    reference: str,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """One number of threads and one batch size: sessions until the ratios are precise, or time is up.
+
+    Returns:
+        What was asked and done, whether the ``precision`` was ``reached``, the widest interval's relative
+        ``ratio_half_width``, the ``noise``, and for each variant ``latency_ms_p50``, ``p90``, ``p99`` and
+        ``min`` in milliseconds a call, ``images_per_second``, and ``ratio``: the reference's time over this
+        one's (larger is faster), with intervals over sessions.
+    """
+    deadline, noise = time.monotonic() + seconds, machine.watch()
+    timed: list[Float64[np.ndarray, "rounds files"]] = []
+    warmup = []
+    variants, widest = {}, math.inf
+    with _pinned(cores), _uncollected():
+        while widest > precision and len(timed) < MOST_SESSIONS * sessions:
+            order = random.permutation(len(paths))
+            calls = _open(list(paths.values()), order, provider, cores, batch_size, random)
+            untimed, length = _warm(calls, random)
+            rounds = int(np.clip(SESSION_SECONDS / length, FEWEST_ROUNDS, MOST_ROUNDS))
+            timed.append(np.array([_round(calls, random) for _ in range(rounds)]))
+            warmup.append(untimed)
+            if progress is not None:
+                progress()
+            late = time.monotonic() > deadline and len(timed) >= FEWEST_SESSIONS
+            if late or len(timed) >= sessions:
+                variants = _summaries(timed, list(paths), reference, batch_size)
+                widest = max(_half_width(row) for row in variants.values())
+            if late:
+                break
+    others, steal = noise()
+    names = list(paths)
+    column = names.index(reference) if reference in names else 0
+    spread, drift = _spread([session[:, column] for session in timed])
+    return {
+        "provider": provider,
+        "threads": len(cores),
+        "batch_size": batch_size,
+        "sessions": len(timed),
+        "rounds": sum(len(session) for session in timed),
+        "warmup": min(warmup),
+        "precision": precision,
+        "reached": widest <= precision,
+        "ratio_half_width": widest,
+        "noise": machine.verdict(Noise(others, steal, spread, drift)),
+        "variants": variants,
+    }
+
+
+def _open(
+    files: Sequence[Path],
+    order: Sequence[int] | np.ndarray,
+    provider: str,
+    cores: Sequence[int],
+    batch_size: int,
+    random: np.random.Generator,
+) -> list[Callable[[], object]]:
+    """One call of each file, opened in the given order."""
+    calls: dict[int, Callable[[], object]] = {}
+    for index in order:
+        classifier = open_classifier(files[index], threads=len(cores), cores=cores, provider=provider)
+        size = classifier.contract.size
+        images = random.integers(0, 256, (batch_size, size, size, 3), dtype=np.uint8)
+        session = classifier.session
+        calls[int(index)] = (
+            partial(session.run, [OUTPUT], {INPUT: images})
+            if provider == "cpu"
+            else _bound(session, images, provider)
+        )
+    return [calls[index] for index in range(len(files))]
+
+
+def _bound(
+    session: ort.InferenceSession, images: UInt8[np.ndarray, "batch height width 3"], device: str
+) -> Callable[[], ort.IOBinding]:
+    """A call whose images and logits lie in the device's memory, and which ends when the device is done.
+
+    ONNX Runtime would copy both over the bus within each call otherwise.
+    """
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(INPUT, ort.OrtValue.ortvalue_from_numpy(images, device))
+    binding.bind_output(OUTPUT, device)
+
+    def call() -> ort.IOBinding:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return binding
+
+    return call
+
+
+def _warm(calls: list[Callable[[], object]], random: np.random.Generator) -> tuple[int, float]:
+    """Call until a window of rounds is no faster than the one before; rounds that took, seconds of one."""
+    before, rounds = math.inf, 0
+    while True:
+        now = float(np.median([sum(_round(calls, random)) for _ in range(WINDOW)]))
+        rounds += WINDOW
+        if now > (1 - STABLE) * before or rounds >= MOST_UNTIMED:
+            return rounds, now
+        before = now
+
+
+def _round(calls: list[Callable[[], object]], random: np.random.Generator) -> list[float]:
+    """Seconds of one call of each, in a random order."""
+    seconds = [0.0] * len(calls)
+    for index in random.permutation(len(calls)).tolist():
+        start = time.perf_counter_ns()
+        calls[index]()
+        seconds[index] = (time.perf_counter_ns() - start) / 1e9
+    return seconds
+
+
+def _summaries(
+    timed: Sequence[Float64[np.ndarray, "rounds files"]],
+    names: Sequence[str],
+    reference: str,
+    batch_size: int,
+) -> dict[str, dict[str, Any]]:
+    base = names.index(reference) if reference in names else None
+    return {
+        name: _summary(
+            [session[:, column] for session in timed],
+            None if base is None else [session[:, base] for session in timed],
+            batch_size,
+        )
+        for column, name in enumerate(names)
+    }
+
+
+def _summary(
+    sessions: Sequence[Float64[np.ndarray, " rounds"]],
+    base: Sequence[Float64[np.ndarray, " rounds"]] | None,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Quantiles over all calls; what has an interval is the geometric mean of the sessions' medians."""
+    calls = np.concatenate(sessions)
+    p90, p99 = np.percentile(calls * 1000, [90, 99]).tolist()
+    middle, lo, hi = _geometric([float(np.median(session)) for session in sessions])
+    result: dict[str, Any] = {
+        "latency_ms_p50": 1000 * middle,
+        "latency_ms_p50_lo": 1000 * lo,
+        "latency_ms_p50_hi": 1000 * hi,
+        "latency_ms_p90": p90,
+        "latency_ms_p99": p99,
+        "latency_ms_min": float(calls.min() * 1000),
+        "images_per_second": batch_size / middle,
+        "images_per_second_lo": batch_size / hi,
+        "images_per_second_hi": batch_size / lo,
+        "ratio": None,
+        "ratio_lo": None,
+        "ratio_hi": None,
+        "distinguishable": None,
+    }
+    if base is not None:
+        # Within a round both had the same machine.
+        pairs = zip(base, sessions, strict=True)
+        ratio, lo, hi = _geometric([float(np.median(old / new)) for old, new in pairs])
+        result |= {"ratio": ratio, "ratio_lo": lo, "ratio_hi": hi, "distinguishable": not lo <= 1 <= hi}
+    return result
+
+
+def _geometric(values: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean of positive repeats, with its 95 % interval."""
+    logarithms = np.log(values)
+    lo, hi = mean_interval(logarithms)
+    return float(np.exp(logarithms.mean())), float(np.exp(lo)), float(np.exp(hi))
+
+
+def _half_width(row: Mapping[str, Any]) -> float:
+    """Of the ratio's interval, or the latency's where there is no ratio; relative."""
+    name = "latency_ms_p50" if row["ratio"] is None else "ratio"
+    return (row[f"{name}_hi"] - row[f"{name}_lo"]) / (2 * row[name])
+
+
+def _spread(sessions: Sequence[Float64[np.ndarray, " rounds"]]) -> tuple[float, float]:
+    """How unsteady the calls of one file were: ``spread`` and ``drift`` of ``Noise``."""
+    middle, high = np.percentile(np.concatenate(sessions), [50, 90])
+    medians = [float(np.median(session)) for session in sessions]
+    half = len(medians) // 2
+    return float(high / middle - 1), abs(float(np.median(medians[half:]) / np.median(medians[:half])) - 1)
+
+
+def _footprint(path: Path, processes: int) -> dict[str, Any]:
+    """Load time, first call and memory, from fresh processes."""
+    runs = [
+        json.loads(
+            subprocess.run(
+                [sys.executable, footprint.__file__, str(path)], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for _ in range(processes)
+    ]
+    load, lo, hi = _geometric([run["load_ms"] for run in runs])
+    return {
+        "load_ms": load,
+        "load_ms_lo": lo,
+        "load_ms_hi": hi,
+        "first_call_ms": float(np.median([run["first_call_ms"] for run in runs])),
+        **{
+            key: int(np.median([run[key] for run in runs]))
+            for key in ("memory_peak_bytes", "memory_rise_bytes")
+        },
+        "processes": processes,
+    }
+
+
+@contextmanager
+def _pinned(cores: Sequence[int]) -> Iterator[None]:
+    """Keep the calling thread on the first of the cores; ONNX Runtime pins its own to the others."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores[:1])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Python's collector would stop some calls and not others."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

@@ -1,0 +1,1 @@
+"""Students: on disk, what they start from, and what they cost on paper."""

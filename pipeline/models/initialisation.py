@@ -1,0 +1,206 @@
+"""What a student starts from: published weights, or a student of an earlier run."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import timm
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import Tensor, nn
+
+import students
+from pipeline.models import storage
+from students import published
+from students.mobilenet_v1 import ACTIVATIONS
+from teachers import state_dicts
+from teachers.state_dicts import WeightsError
+
+TENSORFLOW_EPSILON = 1e-3
+TIMM_EPSILON = 1e-5
+IMAGENET_WITH_BACKGROUND = 1001
+"""Classes of TensorFlow's models; the first, which is no class of ImageNet, is dropped."""
+HEAD = ("classifier.weight", "classifier.bias")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights with everything that their values depend on."""
+
+    origin: str
+    """In words."""
+    arguments: dict[str, Any]
+    """Keyword arguments of the architecture that the weights fix, widths included."""
+    tensors: dict[str, Tensor]
+    """State dict of the architecture; a background class is gone."""
+    labels: tuple[str, ...] | None = None
+    """Class names in the order of the logits, where they are known."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Of the input, as in ``InputContract``; TensorFlow's models read [-1, 1]."""
+
+
+RANDOM = Start("random weights", {}, {}, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def hugging_face(path: str) -> Start:
+    """A folder as ``save_pretrained`` writes it, or a hub id such as ``google/mobilenet_v1_0.75_192``."""
+    folder = Path(path)
+    if not folder.is_dir():
+        try:
+            patterns = ["*.json", "model.safetensors", "pytorch_model.bin"]
+            folder = Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
+        except (OSError, HfHubHTTPError, HFValidationError) as error:
+            raise WeightsError(f"{path}: neither a folder nor a model on the hub ({_line(error)})") from error
+    config = _json(folder / "config.json")
+    if config.get("model_type") != "mobilenet_v1":
+        raise WeightsError(f"{path}: mobilenet_v1 is expected; config.json says {config.get('model_type')!r}")
+    activation = config.get("hidden_act", "relu6")
+    if activation not in ACTIVATIONS:
+        raise WeightsError(f"{path}: hidden_act {' or '.join(ACTIVATIONS)} is expected; found {activation!r}")
+    weights = next(
+        (folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()),
+        folder / "model.safetensors",
+    )
+    tensors = published.translate("hugging_face", state_dicts.read(weights))
+    arguments = {
+        "activation": activation,
+        "padding": "same" if config.get("tf_padding", True) else "symmetric",
+        "norm_eps": config.get("layer_norm_eps", TENSORFLOW_EPSILON),
+    }
+    image = (
+        _json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").exists() else {}
+    )
+    names = config.get("id2label")
+    labels = tuple(names[str(index)] for index in range(len(names))) if names else None
+    if labels and all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
+        labels = None  # what the library writes where nobody gave names
+    return _published(
+        f"Hugging Face {path}",
+        arguments,
+        tensors,
+        labels=labels,
+        mean=tuple(image.get("image_mean", (0.5, 0.5, 0.5))),
+        std=tuple(image.get("image_std", (0.5, 0.5, 0.5))),
+    )
+
+
+def timm_model(path: str) -> Start:
+    """A ``.safetensors`` or ``.pth`` file of timm's ``mobilenetv1``, or a model name of timm's hub."""
+    if state_dicts.is_file(path):
+        tensors = state_dicts.read(Path(path))
+    else:
+        try:
+            tensors = timm.create_model(path, pretrained=True).state_dict()
+        except (RuntimeError, OSError, ValueError) as error:
+            raise WeightsError(
+                f"{path}: neither a file nor a pretrained timm model ({_line(error)})"
+            ) from error
+    arguments = {"activation": "relu6", "padding": "symmetric", "norm_eps": TIMM_EPSILON}
+    return _published(f"timm {path}", arguments, published.translate("timm", tensors))
+
+
+def slim(path: str) -> Start:
+    """TensorFlow-slim's checkpoint by its prefix, ``mobilenet_v1_0.75_192.ckpt``; needs TensorFlow."""
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise WeightsError(
+            "student.init.source = 'slim' needs TensorFlow: pip install tensorflow-cpu"
+        ) from error
+    try:
+        reader = tf.train.load_checkpoint(path)
+        names = sorted(reader.get_variable_to_shape_map())
+        found = {name: torch.from_numpy(reader.get_tensor(name)) for name in names if name != "global_step"}
+    except (ValueError, TypeError, IndexError, tf.errors.OpError) as error:
+        raise WeightsError(f"{path} is no intact TensorFlow checkpoint: {_line(error)}") from error
+    arguments = {"activation": "relu6", "padding": "same", "norm_eps": TENSORFLOW_EPSILON}
+    return _published(f"TensorFlow-slim {path}", arguments, published.translate("slim", found))
+
+
+def run(path: str) -> Start:
+    """A student of an earlier run, by its folder below ``artifacts/models/``."""
+    folder = Path(path)
+    card = _json(folder / storage.CARD)
+    if card.get("quantization"):
+        raise WeightsError(f"{path}: a float student is expected; variant {card['variant']} is quantised")
+    try:
+        arguments = {key: value for key, value in card["arguments"].items() if key != "classes"}
+        labels, contract, variant = tuple(card["labels"]), card["input"], card["variant"]
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{folder / storage.CARD} is no student's card: {error} is missing") from error
+    return Start(
+        f"variant {variant} of an earlier run ({path})",
+        arguments,
+        state_dicts.read(folder / storage.WEIGHTS),
+        labels=labels,
+        mean=tuple(contract["mean"]),
+        std=tuple(contract["std"]),
+    )
+
+
+SOURCES: dict[str, Callable[[str], Start]] = {
+    "hugging_face": hugging_face,
+    "timm": timm_model,
+    "slim": slim,
+    "run": run,
+}
+"""``student.init.source`` to its reader; each raises ``WeightsError`` in one line."""
+
+
+def network(architecture: str, arguments: dict[str, Any], labels: Sequence[str], start: Start) -> nn.Module:
+    """A student with the start's weights; for other classes its head is made anew and the rest is kept.
+
+    Args:
+        architecture: key of ``students.ARCHITECTURES``.
+        arguments: its keyword arguments, ``classes`` included.
+        labels: class names in the order of the logits. A head is kept where it has as many classes and, if
+            their names are known, the same ones in the same order.
+        start: what to start from.
+
+    Raises:
+        WeightsError: widths, names or shapes are not those of the architecture.
+    """
+    expected, found = tuple(arguments["channels"]), published.channels(start.tensors)
+    if found is not None and found != expected:
+        raise WeightsError(f"{start.origin}: widths {expected} are expected; {found} were found")
+    module = students.build(architecture, arguments)
+    if start is RANDOM:
+        return module
+    fresh = module.state_dict()
+    tensors = dict(start.tensors)
+    if len(tensors.get(HEAD[1], ())) != len(labels) or start.labels not in (None, tuple(labels)):
+        tensors |= {name: fresh[name] for name in HEAD if name in tensors}
+    # TensorFlow counts no batches, and PyTorch only for an average without momentum.
+    counters = {name: value for name, value in fresh.items() if name.endswith(".num_batches_tracked")}
+    state_dicts.fill(module, {**counters, **tensors}, start.origin)
+    return module
+
+
+def _published(
+    origin: str,
+    arguments: dict[str, Any],
+    tensors: dict[str, Tensor],
+    *,
+    labels: tuple[str, ...] | None = None,
+    **contract: Any,
+) -> Start:
+    if len(tensors.get(HEAD[1], ())) == IMAGENET_WITH_BACKGROUND:
+        tensors |= {name: tensors[name][1:] for name in HEAD if name in tensors}
+        labels = labels[1:] if labels else None
+    return Start(origin, arguments, tensors, labels, **contract)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file}: a JSON file is expected ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

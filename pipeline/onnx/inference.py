@@ -1,0 +1,236 @@
+"""Shipped ONNX files in ONNX Runtime: opened, checked against their own metadata, and run."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from jaxtyping import Float32, UInt8
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NoSuchFile,
+    NotImplemented,
+)
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.data.images import decode
+from teachers.contract import InputContract
+
+INPUT = "images"
+OUTPUT = "logits"
+GEOMETRY = ("size", "crop", "interpolation")
+"""What the metadata say of the input; mean and standard deviation are inside the graph."""
+
+MULTI_LABEL = "multi-label-image-classification"
+"""`task` of a file that answers for each label by itself; any other answers with one of them."""
+
+PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+"""Short name to ONNX Runtime's; operators that the first does not have run on the next."""
+
+
+class ModelFileError(Exception):
+    """A file is no classifier of this pipeline. The message names the file and what is wrong."""
+
+
+class ImageFileError(Exception):
+    """A file cannot be read as an image. The message names the file and why."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """An open ONNX file and what it says about itself."""
+
+    path: Path
+    session: ort.InferenceSession
+    labels: tuple[str, ...]
+    """Class names in the order of the logits."""
+    contract: InputContract
+    """Size, crop and interpolation; mean and standard deviation are inside the graph already."""
+    metadata: dict[str, str]
+    """All of the file's ``metadata_props``."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One class that a picture may show, or one attribute that it may have."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier sees in one picture."""
+
+    image: Path
+    guesses: tuple[Guess, ...]
+    """The most probable first."""
+
+
+def open_classifier(
+    path: Path, *, threads: int, spinning: bool = True, cores: Sequence[int] = (), provider: str = "cpu"
+) -> Classifier:
+    """Open a shipped file and check it against its own metadata.
+
+    Args:
+        path: the ONNX file.
+        threads: intra-op threads; 0 takes one per physical core. Operators run one after another.
+        spinning: whether idle threads wait busily, which is faster and takes the cores for itself.
+        cores: to pin the threads to, one each; the first is the calling thread's, which pins itself.
+        provider: a key of ``PROVIDERS``.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or not of the shape that the pipeline ships.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    # Threads of an idle session must not take cores from the next one.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if len(cores) > 1:
+        # ONNX Runtime counts processors from 1 and names one group for each thread but the caller's.
+        groups = ";".join(str(core + 1) for core in cores[1:])
+        options.add_session_config_entry("session.intra_op_thread_affinities", groups)
+    try:
+        session = ort.InferenceSession(path, options, providers=PROVIDERS[provider])
+    except NoSuchFile as error:
+        raise ModelFileError(f"{path} does not exist") from error
+    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented) as error:
+        raise ModelFileError(f"{path} cannot be opened as an ONNX model: {error}") from error
+    metadata = session.get_modelmeta().custom_metadata_map
+    labels = _labels(path, metadata)
+    contract = _contract(path, metadata)
+    _check_ports(path, session, labels, contract)
+    return Classifier(path, session, labels, contract, metadata)
+
+
+def render(classifier: Classifier, image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels that the classifier takes of an RGB image: its centred square, resized."""
+    contract = classifier.contract
+    return np.asarray(contract.render(image, contract.centre_box(*image.size)))
+
+
+def read_image(path: Path) -> Image.Image:
+    """An upright RGB image.
+
+    Raises:
+        ImageFileError: the file is missing or cannot be decoded.
+    """
+    try:
+        return decode(path)
+    except FileNotFoundError as error:
+        raise ImageFileError(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise ImageFileError(f"{path} is a folder without images") from error
+    except UnidentifiedImageError as error:
+        raise ImageFileError(f"{path} is not an image of a known format") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageFileError(f"{path} cannot be read as an image: {error}") from error
+
+
+def run(
+    classifier: Classifier, batches: Iterable[UInt8[np.ndarray, "batch height width 3"]]
+) -> Iterator[Float32[np.ndarray, "batch classes"]]:
+    """Logits of each batch.
+
+    Raises:
+        ModelFileError: a logit is not finite.
+    """
+    for batch in batches:
+        logits = np.asarray(classifier.session.run([OUTPUT], {INPUT: batch})[0])
+        if not np.isfinite(logits).all():
+            raise ModelFileError(f"{classifier.path} gives logits that are not finite numbers")
+        yield logits
+
+
+def predict(classifier: Classifier, image: Path, top: int) -> Prediction:
+    """The ``top`` most probable classes or attributes of a picture.
+
+    Raises:
+        ModelFileError: a logit is not finite.
+        ImageFileError: the picture is missing or cannot be decoded.
+    """
+    [logits] = run(classifier, [render(classifier, read_image(image))[None]])
+    [chances] = probabilities(classifier, logits)
+    order = np.argsort(-chances, kind="stable")[:top]
+    return Prediction(image, tuple(Guess(classifier.labels[int(i)], float(chances[i])) for i in order))
+
+
+def probabilities(
+    classifier: Classifier, logits: Float32[np.ndarray, "*batch classes"]
+) -> Float32[np.ndarray, "*batch classes"]:
+    """Of the classes, which exclude each other; or of each attribute by itself."""
+    if classifier.metadata.get("task") == MULTI_LABEL:
+        return 1 / (1 + np.exp(-logits))
+    return softmax(logits)
+
+
+def softmax(logits: Float32[np.ndarray, "*batch classes"]) -> Float32[np.ndarray, "*batch classes"]:
+    """Probabilities of the classes."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _labels(path: Path, metadata: dict[str, str]) -> tuple[str, ...]:
+    labels = _json(path, metadata, "labels")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ModelFileError(f"{path}: metadata 'labels' is {labels!r}; it takes a JSON list of names")
+    return tuple(labels)
+
+
+def _contract(path: Path, metadata: dict[str, str]) -> InputContract:
+    values = _json(path, metadata, "input")
+    values = values if isinstance(values, dict) else {}
+    missing = [name for name in GEOMETRY if name not in values]
+    if missing:
+        raise ModelFileError(
+            f"{path}: metadata 'input' lacks {', '.join(missing)}; it takes {', '.join(GEOMETRY)}"
+        )
+    return InputContract(**{name: values[name] for name in GEOMETRY})
+
+
+def _json(path: Path, metadata: dict[str, str], key: str) -> object:
+    if key not in metadata:
+        raise ModelFileError(
+            f"{path} has no metadata '{key}', so it is not a file of this pipeline "
+            f"(it has: {', '.join(sorted(metadata)) or 'none'})"
+        )
+    try:
+        return json.loads(metadata[key])
+    except json.JSONDecodeError as error:
+        raise ModelFileError(f"{path}: metadata '{key}' is not JSON: {error}") from error
+
+
+def _check_ports(
+    path: Path, session: ort.InferenceSession, labels: tuple[str, ...], contract: InputContract
+) -> None:
+    """Input and output are what the pipeline ships; a symbolic dimension fits every size."""
+    expected = {
+        INPUT: ("tensor(uint8)", [None, contract.size, contract.size, 3]),
+        OUTPUT: ("tensor(float)", [None, len(labels)]),
+    }
+    ports = {port.name: port for port in (*session.get_inputs(), *session.get_outputs())}
+    for name, (kind, shape) in expected.items():
+        port = ports.get(name)
+        if port is None:
+            raise ModelFileError(f"{path} has no tensor '{name}' (it has: {', '.join(ports)})")
+        fits = len(port.shape) == len(shape) and all(
+            size is None or not isinstance(actual, int) or actual == size
+            for actual, size in zip(port.shape, shape, strict=True)
+        )
+        if port.type != kind or not fits:
+            raise ModelFileError(
+                f"{path}: '{name}' is {port.type} {port.shape}; its metadata asks for {kind} {shape}, "
+                "None being any size"
+            )

@@ -1,0 +1,319 @@
+"""The parity ladder: one network at every step from floating point to the shipped file, on the same images.
+
+Each rung changes one thing, so that a loss shows where it arises. Between rungs that must compute the same,
+answers may differ in ties alone. In floating point a tie is two logits that lie within ``FLOAT_TIE`` of
+their spread. Among integers it is a value within ``TIE`` of the middle between two steps, where the order of
+floating-point sums decides which way it is rounded: the simulator, given the integers that the runtime read,
+must give the runtime's integers everywhere else, in every layer, and its logits in the end.
+"""
+
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from jaxtyping import Bool, Float, UInt8
+from scipy import stats
+from torch import Tensor, nn
+
+from pipeline.models.storage import Model
+from pipeline.onnx import export, layout
+from pipeline.onnx.graph import LOGITS
+from pipeline.parity import layerwise, saturation
+from pipeline.parity.layerwise import FUSED, PLAIN
+from pipeline.quantization.simulator import fake_quantize, fold_batch_norm, layer_inputs, layers, simulate
+from pipeline.tasks import SINGLE_LABEL, TASKS, Task
+
+TIE = 1e-3
+"""Of a step; the farthest that was seen is 4e-5."""
+FLOAT_TIE = 1e-4
+"""Of the logits' spread."""
+FLOAT_DRIFT = 1e-3
+"""Of an activation's spread; a float layer that drifts farther diverges."""
+FAKE_QUANT_AGREEMENT = 0.99
+"""Share of the fake-quantised answers that must be the simulator's."""
+CHANCE = 0.05
+"""Level of the binomial test that says whether fewer were found by chance, among few images."""
+ROUNDING_SHARE = 1e-3
+"""Of a layer's integers that fake quantisation, whose biases are no whole steps, may round to the next."""
+SHOWN = 32
+"""Images of which activations are compared."""
+
+RungName = Literal[
+    "torch_float", "onnx_float", "fake_quant", "simulator", "sums_16_bit", "onnx_plain", "onnx"
+]
+Images = UInt8[Tensor, "batch height width 3"]
+Logits = Float[Tensor, "batch classes"]
+
+
+class ParityError(Exception):
+    """Two rungs differ that must not; the message names the first layer that diverges."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to compute the same network."""
+
+    name: RungName
+    answer: Callable[[Images], Logits] | None
+    """None where it is proven to be that of ``against``."""
+    against: RungName | None = None
+    """The earlier rung that it is compared with."""
+    least: float = 0.0
+    """Least share of answers that must be the same, unless chance explains fewer; with 1, all but ties."""
+    diverges: Callable[[Images, float], str | None] = lambda _images, _spread: None
+    """What is wrong with images that are answered unlike, given the spread of all logits; None where they are
+    ties."""
+
+
+@torch.no_grad()
+def climb(
+    model: Model,
+    path: Path,
+    batches: Iterable[Images],
+    labels: np.ndarray,
+    *,
+    threads: int = 1,
+    skip: Collection[RungName] = (),
+) -> dict[str, Any]:
+    """Compute the same images at every rung.
+
+    Args:
+        model: as it was saved.
+        path: its shipped file.
+        batches: images in the order of the labels.
+        labels: classes, or targets of attributes.
+        threads: of ONNX Runtime.
+        skip: rungs that are left out, with what is compared with them.
+
+    Returns:
+        ``n`` and ``rungs``, from floating point to the shipped file. Each has its score; against the rung
+        that is named there (``against``), the share of equal answers (``agreement``), how many of the others
+        are ``ties``, and the greatest difference of a logit (``logits``); and the share of answers that are
+        the shipped file's (``shipped``). For int8 also ``pair_sums``, the least and greatest sum of two
+        products that any image could cause: within -32768 and 32767, 16 bits change nothing, and that rung
+        is not computed but ``proven``.
+
+    Raises:
+        ParityError: answers differ that are no ties, or fewer than 99 % of the fake-quantised ones are the
+            simulator's, and chance does not explain it.
+    """
+    task = TASKS[model.card.task]
+    with tempfile.TemporaryDirectory() as folder:
+        if model.quantization is None:
+            rungs, more = _float_rungs(model, path, threads), {}
+        else:
+            rungs, more = _int8_rungs(model, path, Path(folder) / "twin.onnx", threads)
+        rungs = [
+            replace(rung, against=None) if rung.against in skip else rung
+            for rung in rungs
+            if rung.name not in skip
+        ]
+        answers: dict[str, list[Logits]] = {rung.name: [] for rung in rungs}
+        unlike: dict[str, list[Images]] = {rung.name: [] for rung in rungs}
+        for images in batches:
+            for rung in rungs:
+                other = answers[rung.against][-1] if rung.against else torch.empty(0)
+                answers[rung.name].append(rung.answer(images) if rung.answer else other)
+                if rung.against:
+                    unlike[rung.name].append(images[~_same(answers[rung.name][-1], other, task)])
+        logits = {name: torch.cat(parts) for name, parts in answers.items()}
+        told = [_tell(rung, logits, unlike[rung.name], labels, task, model) for rung in rungs]
+    return {"n": len(labels), "rungs": told, **more}
+
+
+def _tell(
+    rung: Rung,
+    logits: Mapping[str, Logits],
+    apart: Sequence[Tensor],
+    labels: np.ndarray,
+    task: Task,
+    model: Model,
+) -> dict[str, Any]:
+    """A rung's line, once it is checked."""
+    own = logits[rung.name]
+    told: dict[str, Any] = {"rung": rung.name, task.metric: task.score(task.predictions(own), labels)}
+    if rung.against is not None:
+        unlike, reason = torch.cat(list(apart)), None
+        if stats.binomtest(len(unlike), len(own), 1 - rung.least, "greater").pvalue < CHANCE:
+            spread = _spread(logits[rung.against])
+            reasons = (rung.diverges(shown, spread) for shown in unlike.split(SHOWN))
+            reason = next((each for each in reasons if each), None)
+            if rung.least < 1:
+                reason = reason or "no layer diverges by itself"
+        if reason:
+            raise ParityError(
+                f"{model.card.variant}: {rung.name} answers {len(unlike)} of {len(own)} images unlike "
+                f"{rung.against}; {reason}"
+            )
+        told |= {
+            "against": rung.against,
+            "agreement": 1 - len(unlike) / len(own),
+            "ties": len(unlike) if rung.least == 1 else 0,
+            "logits": float((own - logits[rung.against]).abs().max()),
+        }
+    if rung.answer is None:
+        told["proven"] = True
+    return told | {"shipped": float(_same(own, logits["onnx"], task).double().mean())}
+
+
+def _same(own: Logits, other: Logits, task: Task) -> Bool[Tensor, " batch"]:
+    """Whether answers are the same class, or the same attributes."""
+    if task is SINGLE_LABEL:
+        return own.argmax(1) == other.argmax(1)
+    return ((own > 0) == (other > 0)).all(dim=1)
+
+
+def _float_rungs(model: Model, path: Path, threads: int) -> list[Rung]:
+    folded, _ = fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
+
+    def file(name: RungName, level: ort.GraphOptimizationLevel, against: RungName) -> Rung:
+        diverges = partial(_float_divergence, model, folded, path, level)
+        return Rung(name, _file(path, level, threads), against, 1.0, diverges)
+
+    return [
+        Rung("torch_float", _module(model, model.module)),
+        file("onnx_plain", PLAIN, "torch_float"),
+        file("onnx", FUSED, "onnx_plain"),
+    ]
+
+
+def _int8_rungs(model: Model, path: Path, twin: Path, threads: int) -> tuple[list[Rung], dict[str, Any]]:
+    quantization = model.quantization
+    assert quantization is not None
+    folded, _ = fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
+    rounded, simulated = fake_quantize(folded, quantization), simulate(folded, quantization)
+    stem = layout.paired_stem(folded, quantization, model.card.input.size)
+    rows = {stem[0]: stem[1][0]} if stem else {}
+    extremes = saturation.extremes(simulated, rows)
+    safe = extremes[0] >= saturation.LEAST and extremes[1] <= saturation.GREATEST
+    saturating = simulated if safe else saturation.saturate(simulated, rows)
+    # The same weights with activations as they are, as a file of its own.
+    export.export(replace(model, quantization=None), twin, {})
+    twins, plain, fused = (
+        _file(*opened, threads) for opened in ((twin, FUSED), (path, PLAIN), (path, FUSED))
+    )
+    in_16_bit = not safe and export.sums_may_saturate()
+    compare = partial(_int8_divergence, model, folded)
+    rungs = [
+        Rung("torch_float", _module(model, folded)),
+        Rung("onnx_float", twins, "torch_float", 1.0, partial(_float_divergence, model, folded, twin, FUSED)),
+        Rung("fake_quant", _module(model, rounded), "onnx_float"),
+        Rung(
+            "simulator",
+            _module(model, simulated),
+            "fake_quant",
+            FAKE_QUANT_AGREEMENT,
+            partial(_rounding_divergence, model, folded, rounded, simulated),
+        ),
+        Rung("sums_16_bit", None if safe else _module(model, saturating), "simulator"),
+        Rung("onnx_plain", plain, "simulator", 1.0, partial(compare, simulated, path, PLAIN)),
+        Rung("onnx", fused, "sums_16_bit", 1.0, partial(compare, saturating, path, FUSED))
+        if in_16_bit
+        else Rung("onnx", fused, "simulator", 1.0, partial(compare, simulated, path, FUSED)),
+    ]
+    return rungs, {"pair_sums": list(extremes)}
+
+
+def _module(model: Model, module: nn.Module) -> Callable[[Images], Logits]:
+    return lambda images: module(model.card.input.normalise(images))
+
+
+def _file(path: Path, level: ort.GraphOptimizationLevel, threads: int) -> Callable[[Images], Logits]:
+    session = layerwise.session(path, level, threads=threads)
+    return lambda images: torch.from_numpy(layerwise.answers(session, images))
+
+
+def _float_divergence(
+    model: Model,
+    folded: nn.Module,
+    path: Path,
+    level: ort.GraphOptimizationLevel,
+    images: Images,
+    spread: float,
+) -> str | None:
+    """The first layer whose output drifts from the module's, unless the logits tie."""
+    names = [name for name, layer in layers(folded).items() if isinstance(layer, nn.Conv2d)]
+    wanted = layerwise.outputs_of_module(folded, names, model.card.input.normalise(images))
+    found = layerwise.outputs_of_file(path, names, images, level)
+    logits = wanted[LOGITS], found[LOGITS]
+    if _margin(*logits, TASKS[model.card.task]) <= FLOAT_TIE * spread:
+        return None
+    for name in [*names, LOGITS]:
+        whole = spread if name == LOGITS else _spread(wanted[name])
+        drift = float((wanted[name] - found[name]).abs().max()) / whole
+        if not drift <= FLOAT_DRIFT:
+            return f"the first layer that diverges is {name}, by {drift:.2g} of its spread"
+    return "no layer diverges by itself"
+
+
+def _int8_divergence(
+    model: Model,
+    folded: nn.Module,
+    simulated: nn.Module,
+    path: Path,
+    level: ort.GraphOptimizationLevel,
+    images: Images,
+    spread: float,
+) -> str | None:
+    """The first layer whose integers are no rounding of the simulator's values, nor nearly so."""
+    assert model.quantization is not None
+    integers = layerwise.integers_of_file(path, folded, images, level)
+    normalised = model.card.input.normalise(images)
+    for stage in layerwise.stages(integers, simulated, folded, model.quantization, normalised):
+        beyond = stage.beyond_half()
+        if (wrong := int((~(beyond <= TIE)).sum())) > 0:
+            return (
+                f"the first layer that diverges is {stage.name}, in {wrong} of {beyond.numel()} integers, "
+                f"by up to {float(stage.steps().max()):g}"
+            )
+    head, last = [*layer_inputs(folded).items()][-1]
+    if head in model.quantization.weight_scales:
+        read = integers[last].flatten(1) * model.quantization.activations[last].scale
+        wanted, found = simulated.get_submodule(head)(read), integers[LOGITS]
+        drift = float((wanted - found).abs().max()) / spread
+        if not drift <= FLOAT_TIE:
+            return f"the first layer that diverges is {head}, by {drift:.2g} of its spread"
+    return None
+
+
+def _rounding_divergence(
+    model: Model,
+    folded: nn.Module,
+    rounded: nn.Module,
+    simulated: nn.Module,
+    images: Images,
+    _spread_of_logits: float,
+) -> str | None:
+    """The first layer in which more than ties change when its sums become integers."""
+    assert model.quantization is not None
+    normalised = model.card.input.normalise(images)
+    integers = layerwise.integers_of_module(rounded, model.quantization, images, normalised)
+    for stage in layerwise.stages(integers, simulated, folded, model.quantization, normalised):
+        steps = stage.steps()
+        share = float((steps > 0).double().mean())
+        if share > ROUNDING_SHARE or steps.max() > 1:
+            return (
+                f"the first layer that diverges is {stage.name}, in {share:.2%} of its integers, "
+                f"by up to {float(steps.max()):g}"
+            )
+    return None
+
+
+def _margin(own: Logits, other: Logits, task: Task) -> float:
+    """How far the answers that differ are from a tie."""
+    if task is not SINGLE_LABEL:
+        differ = (own > 0) != (other > 0)
+        return max(float((logits.abs() * differ).max()) for logits in (own, other))
+    answers = own.argmax(1, keepdim=True), other.argmax(1, keepdim=True)
+    gaps = [logits.gather(1, answers[0]) - logits.gather(1, answers[1]) for logits in (own, other)]
+    return max(float(gap.abs().max()) for gap in gaps)
+
+
+def _spread(values: Tensor) -> float:
+    return max(float(values.max() - values.min()), 1e-12)

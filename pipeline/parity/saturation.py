@@ -1,0 +1,137 @@
+"""What x86 processors without VNNI make of uint8 times int8: products are added in pairs, in 16 bits.
+
+Their instruction is ``vpmaddubsw``: two neighbours of the reduction are multiplied, added, and the sum is cut
+to -32768..32767 before it goes on in 32 bits. ONNX Runtime reduces over the input channels within each
+place of the kernel, so neighbours are channels; depthwise convolutions have no pairs. A stem that reads four
+pixels at once (`onnx_layout.pair_columns`) has neighbours within each row of the kernel.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.quantization.simulator import LEVELS, Sums
+
+LEAST, GREATEST = -(2**15), 2**15 - 1
+Rows = Mapping[str, int]
+"""Layers that read whole rows of pixels, to the zeros on the left of the image."""
+AT_ONCE = 64
+"""Pairs that are looked at together, for the sake of memory."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Neighbours of a layer's reduction whose sum of products can leave 16 bits."""
+
+    channels: Int64[Tensor, " pairs"]
+    """Of the output."""
+    places: Int64[Tensor, "pairs 2"]
+    """Of the reduction, in PyTorch's order: input channel, row, column."""
+    weights: Float[Tensor, "pairs 2"]
+    """Whole numbers."""
+
+
+def extremes(simulated: nn.Module, rows: Rows = MappingProxyType({})) -> tuple[int, int]:
+    """Least and greatest sum of two products that any layer could have, whatever the images.
+
+    Within -32768..32767 this is the proof that nothing saturates, on any processor.
+
+    Args:
+        simulated: as `quantization.simulate` makes it.
+        rows: layers that read whole rows.
+    """
+    sums = [
+        _reach(layer, _order(layer, rows.get(name.removesuffix(".conv"))))
+        for name, layer in _layers(simulated).items()
+    ]
+    return (
+        min((int(least.min()) for least, _ in sums), default=0),
+        max((int(greatest.max()) for _, greatest in sums), default=0),
+    )
+
+
+def saturate(simulated: nn.Module, rows: Rows = MappingProxyType({})) -> nn.Module:
+    """A copy of a simulator that adds in 16 bits, as processors without VNNI do; see ``extremes``."""
+    saturating = copy.deepcopy(simulated)
+    for name, layer in _layers(saturating).items():
+        pairs = _risky(layer, _order(layer, rows.get(name.removesuffix(".conv"))))
+        if len(pairs.channels):
+            saturating.set_submodule(name, _Saturating(layer, pairs))
+    return saturating
+
+
+def _risky(layer: Sums, order: Int64[Tensor, "pairs 2"]) -> Pairs:
+    """The pairs of a layer that can saturate at the brightest inputs."""
+    least, greatest = _reach(layer, order)
+    channels, pair = torch.nonzero((least < LEAST) | (greatest > GREATEST), as_tuple=True)
+    order = order[pair]
+    weights = layer.apply_weights.weight.detach().flatten(1)
+    padded = functional.pad(weights, (0, 1))  # an odd one has no neighbour
+    return Pairs(channels, order, torch.stack([padded[channels, order[:, side]] for side in (0, 1)], dim=1))
+
+
+class _Saturating(nn.Module):
+    """An int8 layer's sums, less what is cut off from its pairs."""
+
+    def __init__(self, layer: Sums, pairs: Pairs) -> None:
+        super().__init__()
+        self.layer = layer
+        self.pairs = pairs
+
+    def forward(self, x: Tensor) -> Tensor:
+        sums = self.layer(x)
+        read = functional.pad(self._columns((x / self.layer.input_scale).round_()), (0, 0, 0, 1))
+        flat = sums.flatten(2) if sums.dim() > 2 else sums[:, :, None]
+        for part in torch.arange(len(self.pairs.channels)).split(AT_ONCE):
+            first, second = self.pairs.places[part].unbind(1)
+            left, right = self.pairs.weights[part, :, None].unbind(1)
+            pair = read[:, first] * left + read[:, second] * right
+            flat = flat.index_add(1, self.pairs.channels[part], pair.clamp(LEAST, GREATEST) - pair)
+        return flat.reshape(sums.shape)
+
+    def _columns(self, x: Tensor) -> Float[Tensor, "batch reduction pixels"]:
+        weights = self.layer.apply_weights
+        if isinstance(weights, nn.Linear):
+            return x[:, :, None]
+        assert not isinstance(weights.padding, str)
+        return functional.unfold(x, weights.kernel_size, weights.dilation, weights.padding, weights.stride)
+
+
+def _layers(simulated: nn.Module) -> dict[str, Sums]:
+    return {
+        name: part
+        for name, part in simulated.named_modules()
+        if isinstance(part, Sums) and getattr(part.apply_weights, "groups", 1) == 1
+    }
+
+
+def _order(layer: Sums, before: int | None) -> Int64[Tensor, "pairs 2"]:
+    """Which two places of the reduction meet; an odd one meets one past the end.
+
+    Args:
+        layer: its weights say how many places there are.
+        before: zeros before a row of a layer that reads whole rows, each of an odd number of values.
+    """
+    weight = layer.apply_weights.weight
+    places = torch.arange(weight[0].numel()).view(weight.shape[1], -1).T
+    end = places.numel()
+    if before is None:
+        return functional.pad(places.flatten(), (0, end % 2), value=end).view(-1, 2)
+    rows = places.reshape(weight.shape[2], -1)
+    # The file has a weight of 0 there, before the row where the row begins at an odd byte.
+    return functional.pad(rows, (1, 0) if before % 2 else (0, 1), value=end).view(-1, 2)
+
+
+def _reach(
+    layer: Sums, order: Int64[Tensor, "pairs 2"]
+) -> tuple[Float[Tensor, "channels pairs"], Float[Tensor, "channels pairs"]]:
+    """Least and greatest sum of every pair, for inputs from 0 to 255."""
+    weight = functional.pad(layer.apply_weights.weight.detach().flatten(1), (0, 1))
+    pairs = weight[:, order]
+    return pairs.clamp(max=0).sum(dim=2) * LEVELS, pairs.clamp(min=0).sum(dim=2) * LEVELS

@@ -1,0 +1,1 @@
+"""Eight-bit arithmetic: where rounding is decided, after training or during training, and its simulator."""

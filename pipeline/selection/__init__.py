@@ -1,0 +1,1 @@
+"""Which variant fits a budget, in one run or among experiments."""

@@ -1,0 +1,1 @@
+"""MLflow: runs, live training curves, the registry, and the served model."""
