@@ -259,5 +259,5 @@ def _page(result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with one_line_errors(ValueError, FileNotFoundError, inference.ModelFileError):
+    with one_line_errors():
         main()

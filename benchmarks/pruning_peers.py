@@ -35,18 +35,15 @@ from pipeline.data import store
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import learning
-from pipeline.distillation.labels import LabelError
 from pipeline.distillation.learning import Lesson
 from pipeline.models import costs, storage
 from pipeline.models.storage import Model
 from pipeline.onnx import export
-from pipeline.onnx.inference import ModelFileError
 from pipeline.parameters import ParameterError
 from pipeline.process import one_line_errors
 from pipeline.pruning import surgery
 from pipeline.quantization import wrappers
 from pipeline.training import compute, loop
-from pipeline.training.loop import TrainingError
 
 GRAPH_SIZE = 32
 """Pixels of the image with which tools follow the network; channels do not depend on it."""
@@ -382,5 +379,5 @@ def _page(result: Mapping[str, Any], ours: str) -> str:
 
 
 if __name__ == "__main__":
-    with one_line_errors(ParameterError, LabelError, TrainingError, ModelFileError, FileNotFoundError):
+    with one_line_errors():
         main()

@@ -81,13 +81,12 @@ def _positive(word: str) -> int:
 def choose(arguments: Namespace) -> None:
     """Print the variant that the budget picks, and why; the options go before `budget` in params.yaml."""
     from pipeline import parameters
-    from pipeline.selection import budget, experiments
+    from pipeline.selection import budget
 
     given = {name: getattr(arguments, name) for name in parameters.Budget.model_fields}
     changes = {"budget": {name: limit for name, limit in given.items() if limit is not None}}
-    errors = (parameters.ParameterError, budget.TableError, experiments.ExperimentError)
     told: dict[str, Any] = {}
-    with one_line_errors(*errors):
+    with one_line_errors():
         limits = parameters.load(changes=changes).budget.model_dump()
         if arguments.experiments:
             choice, told = _among_experiments(limits)
@@ -133,7 +132,7 @@ def predict(arguments: Namespace) -> None:
     width = max(len(str(file)) for file in files)
     rows: list[dict[str, Any]] = []
     failed = 0
-    with one_line_errors(inference.ModelFileError):
+    with one_line_errors():
         classifier = inference.open_classifier(_model(arguments.model), threads=0)
         for file in files:
             try:
@@ -161,7 +160,7 @@ def ship(arguments: Namespace) -> None:
     from pipeline.selection import budget
     from pipeline.shipping import folder
 
-    with one_line_errors(inference.ModelFileError, folder.ShippingError, budget.TableError):
+    with one_line_errors():
         classifier = inference.open_classifier(_model(arguments.model), threads=1)
         table = budget.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
         written = folder.ship(classifier, arguments.folder, paths.REPORT / folder.CARD)
@@ -184,10 +183,8 @@ def demo(arguments: Namespace) -> None:
     from pipeline.onnx import inference
     from pipeline.selection import budget
     from pipeline.shipping import demo as page
-    from pipeline.shipping.folder import ShippingError
 
-    errors = (parameters.ParameterError, inference.ModelFileError, budget.TableError, ShippingError)
-    with one_line_errors(*errors):
+    with one_line_errors():
         files = [paths.onnx(variant) for variant in parameters.load().variants]
         table = budget.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
         classifiers = [inference.open_classifier(file, threads=1) for file in files]
@@ -205,9 +202,8 @@ def fetch(_: Namespace) -> None:
     """Bring Fashion-MNIST, if it is what the parameters ask for."""
     from pipeline import parameters
     from pipeline.data.fetch import fetch_fashion_mnist
-    from pipeline.data.sources import SourceError
 
-    with one_line_errors(parameters.ParameterError, SourceError):
+    with one_line_errors():
         data = parameters.load().data
         if data.source == "fashion_mnist":
             fetch_fashion_mnist(data.path)

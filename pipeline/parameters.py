@@ -18,9 +18,10 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from pipeline import paths
+from pipeline.errors import DistilleryError
 
 
-class ParameterError(Exception):
+class ParameterError(DistilleryError):
     """A parameter is wrong. Each line of the message names the key, the value and what is allowed."""
 
 

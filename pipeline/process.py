@@ -11,25 +11,28 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.errors import DistilleryError
+from teachers.errors import TeacherError
+
 POLL_SECONDS = 0.5
 FAREWELL_SECONDS = 15.0
 """How long a process beside this one may take to end."""
 
 
 @contextmanager
-def stage(*expected: type[Exception]) -> Iterator[None]:
-    """Run a stage under `dvc repro`: it ends with DVC, and expected errors are lines, not tracebacks."""
+def stage() -> Iterator[None]:
+    """Run a stage under `dvc repro`: it ends with DVC, and errors of the user are lines, not tracebacks."""
     end_with("dvc")
-    with one_line_errors(*expected):
+    with one_line_errors():
         yield
 
 
 @contextmanager
-def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
-    """Turn errors that a user can act on into their message and exit status 1."""
+def one_line_errors() -> Iterator[None]:
+    """Turn errors that a user can correct into one line per problem and exit status 1."""
     try:
         yield
-    except expected as error:
+    except (DistilleryError, TeacherError) as error:
         sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
         raise SystemExit(1) from None
 

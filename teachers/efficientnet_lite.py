@@ -11,8 +11,8 @@ from pathlib import Path
 import timm
 
 from teachers import state_dicts, timm_models
-from teachers.state_dicts import WeightsError
-from teachers.teacher import Teacher, TeacherError
+from teachers.errors import TeacherError, WeightsError
+from teachers.teacher import Teacher
 
 NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 

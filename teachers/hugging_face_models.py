@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForImageClassification, BaseImageP
 from transformers.utils import logging
 
 from teachers.contract import InputContract
-from teachers.teacher import Teacher, TeacherError, last_linear
+from teachers.errors import TeacherError
+from teachers.teacher import Teacher, last_linear
 
 logging.disable_progress_bar()
 

@@ -19,7 +19,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 from torch import Tensor, nn
 
 from teachers.contract import InputContract
-from teachers.teacher import Teacher, TeacherError
+from teachers.errors import TeacherError
+from teachers.teacher import Teacher
 
 DAMAGED = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented)
 LEAST_PROBABILITY = 1e-12

@@ -10,10 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-
-class WeightsError(Exception):
-    """Weights cannot be had; the message says what was expected and what was found."""
-
+from teachers.errors import WeightsError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 KINDS = " or ".join(SUFFIXES)

@@ -8,10 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from teachers.contract import InputContract
-
-
-class TeacherError(Exception):
-    """A teacher cannot be had; the message says what was expected and what was found."""
+from teachers.errors import TeacherError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from torch import nn
 
 from teachers import state_dicts
 from teachers.contract import InputContract
-from teachers.teacher import Teacher, TeacherError
+from teachers.errors import TeacherError
+from teachers.teacher import Teacher
 
 
 def load(name: str, weights: str | None) -> Teacher:

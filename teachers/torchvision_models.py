@@ -7,7 +7,8 @@ from torchvision.transforms import InterpolationMode
 
 from teachers import state_dicts
 from teachers.contract import InputContract
-from teachers.teacher import Teacher, TeacherError, last_linear
+from teachers.errors import TeacherError
+from teachers.teacher import Teacher, last_linear
 
 
 def load(name: str, weights: str | None) -> Teacher:

@@ -64,7 +64,7 @@ def test_a_file_of_several_labels_is_told_by_the_name_that_the_exporter_gives_it
 
 
 def test_running_a_file_needs_no_pytorch() -> None:
-    command = "import sys, pipeline.__main__, pipeline.inference, pipeline.budget, pipeline.shipping.folder; "
+    command = "import sys, pipeline.__main__, pipeline.onnx.inference, pipeline.shipping.folder; "
     heavy = "print({'torch', 'torchvision', 'timm', 'datasets', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", command + heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -21,7 +21,7 @@ from pipeline.models.storage import Affine, Card, Model, Quantization
 from students import published
 from students.mobilenet_v1 import STRIDES, scaled_channels
 from teachers.contract import InputContract
-from teachers.state_dicts import WeightsError
+from teachers.errors import WeightsError
 
 
 def perturbed(module: nn.Module) -> nn.Module:

@@ -21,10 +21,10 @@ from pipeline.data.views import ViewSpace
 from pipeline.distillation import adaptation, labels, teacher_store
 from pipeline.training import compute
 from teachers.contract import InputContract
+from teachers.errors import TeacherError, WeightsError
 from teachers.hugging_face_models import contract
 from teachers.sources import SOURCES
-from teachers.state_dicts import WeightsError
-from teachers.teacher import Teacher, TeacherError, columns
+from teachers.teacher import Teacher, columns
 
 HALF, QUARTER, WHOLE = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), (1.0, 1.0, 1.0)
 NAMES = ("T-shirt", "hat", "Shoe, footwear")

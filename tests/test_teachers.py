@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from pipeline.data.images import decode
 from teachers import state_dicts
 from teachers.contract import InputContract
+from teachers.errors import TeacherError, WeightsError
 from teachers.onnx_files import OnnxClassifier
 from teachers.runtime import in_runtime
 from teachers.sources import SOURCES
-from teachers.state_dicts import WeightsError
-from teachers.teacher import Columns, TeacherError, replace_head
+from teachers.teacher import Columns, replace_head
 
 
 class Twice(nn.Module):

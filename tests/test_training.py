@@ -690,7 +690,7 @@ def test_a_stage_ends_when_the_program_that_started_it_is_killed(tmp_path: Path)
 
 
 def test_expected_errors_are_lines_and_a_status(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught, process.one_line_errors(TrainingError):
+    with pytest.raises(SystemExit) as caught, process.one_line_errors():
         raise TrainingError("first\nsecond")
     assert caught.value.code == 1
     assert capsys.readouterr().err == "error: first\nerror: second\n"

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from pipeline.data.images import SUFFIXES, decode
+from pipeline.errors import DistilleryError
 from pipeline.tasks import TaskName
 
 FOLDER_SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
@@ -45,7 +46,7 @@ CELEBA = "list_attr_celeba.txt"
 CELEBA_SPLITS = {"0": "train", "1": "val", "2": "test"}
 
 
-class SourceError(Exception):
+class SourceError(DistilleryError):
     """The images are not there, or not in the form that was named."""
 
 

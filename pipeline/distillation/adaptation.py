@@ -12,8 +12,9 @@ from pipeline.training import loop
 from pipeline.training.checkpoints import History
 from pipeline.training.loop import Run
 from teachers.contract import InputContract
+from teachers.errors import TeacherError
 from teachers.onnx_files import OnnxClassifier
-from teachers.teacher import Teacher, TeacherError, replace_head
+from teachers.teacher import Teacher, replace_head
 
 OBJECTIVE = {"cross_entropy": 1.0}
 Parts = Mapping[str, Mapping[str, Any] | None]

@@ -17,6 +17,7 @@ from pipeline import provenance
 from pipeline.data import batches
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
+from pipeline.errors import DistilleryError
 from pipeline.tasks import SINGLE_LABEL, Task
 from teachers.contract import InputContract
 from teachers.runtime import in_runtime
@@ -26,7 +27,7 @@ CHOSEN = "classes.npy"
 CARD = "card.json"
 
 
-class LabelError(Exception):
+class LabelError(DistilleryError):
     """The store does not hold the answers that were asked for."""
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int, UInt8
 
 from pipeline.data.store import ImageSet
+from pipeline.errors import DistilleryError
 from pipeline.evaluation.comparison import paired
 from pipeline.statistics.intervals import gap_interval, wilson
 from teachers.contract import InputContract
@@ -36,7 +37,7 @@ PLAIN = 0.8
 """Share of the border that must be alike for a plain background."""
 
 
-class MetadataError(Exception):
+class MetadataError(DistilleryError):
     """The table of image properties is not usable. The message names it and what is wrong."""
 
 

@@ -18,7 +18,7 @@ from pipeline.models import storage
 from students import published
 from students.mobilenet_v1 import ACTIVATIONS
 from teachers import state_dicts
-from teachers.state_dicts import WeightsError
+from teachers.errors import WeightsError
 
 TENSORFLOW_EPSILON = 1e-3
 TIMM_EPSILON = 1e-5

@@ -14,6 +14,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
+from pipeline.errors import DistilleryError
 from pipeline.models.storage import Affine, Quantization
 from pipeline.onnx import layout
 from pipeline.quantization.simulator import (
@@ -36,7 +37,7 @@ CONVOLUTIONS = ("Conv", "FusedConv", "QLinearConv")
 """Kinds of node that ONNX Runtime makes of a convolution."""
 
 
-class ExportError(ValueError):
+class ExportError(DistilleryError):
     """A model cannot be written, or its file fails a check; the message names what is allowed."""
 
 

@@ -19,6 +19,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.images import decode
+from pipeline.errors import DistilleryError
 from teachers.contract import InputContract
 
 INPUT = "images"
@@ -36,11 +37,11 @@ PROVIDERS = {
 """Short name to ONNX Runtime's; operators that the first does not have run on the next."""
 
 
-class ModelFileError(Exception):
+class ModelFileError(DistilleryError):
     """A file is no classifier of this pipeline. The message names the file and what is wrong."""
 
 
-class ImageFileError(Exception):
+class ImageFileError(DistilleryError):
     """A file cannot be read as an image. The message names the file and why."""
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, UInt8
 from scipy import stats
 from torch import Tensor, nn
 
+from pipeline.errors import DistilleryError
 from pipeline.models.storage import Model
 from pipeline.onnx import export, layout
 from pipeline.onnx.graph import LOGITS
@@ -51,7 +52,7 @@ Images = UInt8[Tensor, "batch height width 3"]
 Logits = Float[Tensor, "batch classes"]
 
 
-class ParityError(Exception):
+class ParityError(DistilleryError):
     """Two rungs differ that must not; the message names the first layer that diverges."""
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import students
+from pipeline.errors import DistilleryError
 from pipeline.pruning import widths
 from pipeline.quantization import wrappers
 from pipeline.quantization.wrappers import Criterion, Loss
@@ -22,7 +23,7 @@ GRAPH_SIZE = 32
 """Pixels of the image with which NNI follows a network; its channels do not depend on it, its time does."""
 
 
-class PruningError(Exception):
+class PruningError(DistilleryError):
     """Removing the masked channels changed what the network computes."""
 
 

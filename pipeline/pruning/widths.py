@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import students
+from pipeline.errors import DistilleryError
 from pipeline.models.costs import count_macs
 
 Cost = Callable[[nn.Module], float]
@@ -22,7 +23,7 @@ RESOLUTION = 1e-4
 """Of the strength."""
 
 
-class BudgetError(Exception):
+class BudgetError(DistilleryError):
     """No network is within the budget."""
 
 

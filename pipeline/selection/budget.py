@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
+from pipeline.errors import DistilleryError
+
 TEACHER = "teacher"
 """Parent of the variants that are distilled from the teacher itself."""
 
@@ -57,7 +59,7 @@ class Line:
     sha256: str
 
 
-class TableError(Exception):
+class TableError(DistilleryError):
     """The table of variants is not there or not whole. The message says what makes it."""
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from pipeline.errors import DistilleryError
 from pipeline.selection.budget import TEACHER
 
 METRICS = ("top1", "map")
 UNFINISHED = ("queued", "running", "failed")
 
 
-class ExperimentError(Exception):
+class ExperimentError(DistilleryError):
     """DVC has no experiments to tell of, or cannot tell."""
 
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import DistilleryError
 from pipeline.onnx.inference import GEOMETRY, Classifier
 from pipeline.provenance import sha256
 
@@ -19,7 +20,7 @@ CARD = "model_card.md"
 SUMS = "SHA256SUMS"
 
 
-class ShippingError(Exception):
+class ShippingError(DistilleryError):
     """Something cannot be written there. The message names the place and what is expected."""
 
 

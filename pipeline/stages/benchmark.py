@@ -8,8 +8,6 @@ from tqdm import tqdm
 
 from pipeline import parameters, paths
 from pipeline.measurement import latency
-from pipeline.onnx.inference import ModelFileError
-from pipeline.parameters import ParameterError
 from pipeline.process import stage
 
 
@@ -34,5 +32,5 @@ def _ratio(row: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, ModelFileError):
+    with stage():
         main()

@@ -31,5 +31,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError):
+    with stage():
         main()

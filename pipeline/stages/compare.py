@@ -8,8 +8,6 @@ from pipeline import parameters, paths
 from pipeline.data import store
 from pipeline.evaluation import comparison, confidence, slices
 from pipeline.evaluation.comparison import Answers
-from pipeline.evaluation.slices import MetadataError
-from pipeline.parameters import ParameterError
 from pipeline.process import stage
 from teachers.contract import InputContract
 
@@ -58,5 +56,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, MetadataError):
+    with stage():
         main()

@@ -6,7 +6,6 @@ from pipeline import parameters, paths
 from pipeline.measurement import energy
 from pipeline.measurement.energy import Assumptions
 from pipeline.models import storage
-from pipeline.parameters import ParameterError
 from pipeline.process import stage
 
 
@@ -47,5 +46,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError):
+    with stage():
         main()

@@ -14,7 +14,6 @@ from pipeline.data.batches import ViewSet
 from pipeline.inspection import sensitivity
 from pipeline.inspection.sensitivity import Exam
 from pipeline.models import storage
-from pipeline.parameters import ParameterError
 from pipeline.process import stage
 from pipeline.training import compute
 
@@ -69,5 +68,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError):
+    with stage():
         main()

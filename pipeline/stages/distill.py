@@ -5,18 +5,13 @@ import sys
 from pipeline import parameters, paths, provenance
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import learning, teacher_store
-from pipeline.distillation.labels import LabelError
 from pipeline.models import initialisation, storage
 from pipeline.models.storage import Card, Model
-from pipeline.parameters import Distill, ParameterError
+from pipeline.parameters import Distill
 from pipeline.process import beside, stage
 from pipeline.training import checkpoints, compute, loop
-from pipeline.training.compute import ComputeError
-from pipeline.training.loop import TrainingError
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract
-from teachers.state_dicts import WeightsError
-from teachers.teacher import TeacherError
 
 
 def main(variant: str) -> None:
@@ -85,7 +80,7 @@ def main(variant: str) -> None:
 
 if __name__ == "__main__":
     with (
-        stage(ComputeError, ParameterError, LabelError, TeacherError, TrainingError, WeightsError),
+        stage(),
         beside("pipeline.stages.follow", sys.argv[1]),
     ):
         main(sys.argv[1])

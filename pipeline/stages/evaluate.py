@@ -15,10 +15,7 @@ from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
 from pipeline.evaluation import confidence, scoring
 from pipeline.models import costs, storage
-from pipeline.onnx.inference import ModelFileError
-from pipeline.parameters import ParameterError
 from pipeline.parity import ladder
-from pipeline.parity.ladder import ParityError
 from pipeline.process import stage
 from pipeline.training import compute
 
@@ -73,5 +70,5 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, ModelFileError, ParityError):
+    with stage():
         main(sys.argv[1])

@@ -10,7 +10,6 @@ from pipeline.data.batches import ViewSet
 from pipeline.evaluation import confidence
 from pipeline.inspection import explanation
 from pipeline.models import storage
-from pipeline.parameters import ParameterError
 from pipeline.process import stage
 
 
@@ -56,5 +55,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError):
+    with stage():
         main()

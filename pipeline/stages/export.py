@@ -10,7 +10,6 @@ from pipeline.data import batches, store
 from pipeline.data.batches import ViewSet
 from pipeline.models import storage
 from pipeline.onnx import export
-from pipeline.parameters import ParameterError
 from pipeline.process import stage
 
 VERIFIED_IMAGES = 32
@@ -38,5 +37,5 @@ def main(variant: str) -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, export.ExportError):
+    with stage():
         main(sys.argv[1])

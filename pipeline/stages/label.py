@@ -8,13 +8,9 @@ from pipeline.data import store
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import labels, teacher_store
-from pipeline.distillation.labels import Key, LabelError, Store
-from pipeline.parameters import ParameterError
+from pipeline.distillation.labels import Key, Store
 from pipeline.process import stage
 from pipeline.training import checkpoints, compute, loop
-from pipeline.training.compute import ComputeError
-from teachers.state_dicts import WeightsError
-from teachers.teacher import TeacherError
 
 
 def main() -> None:
@@ -60,5 +56,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with stage(ComputeError, LabelError, ParameterError, TeacherError, WeightsError):
+    with stage():
         main()

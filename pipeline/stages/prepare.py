@@ -2,8 +2,6 @@
 
 from pipeline import parameters, paths
 from pipeline.data import sources, splits, store
-from pipeline.data.sources import SourceError
-from pipeline.parameters import ParameterError
 from pipeline.process import stage
 
 
@@ -30,5 +28,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, SourceError):
+    with stage():
         main()

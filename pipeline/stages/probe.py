@@ -11,7 +11,7 @@ from pipeline.data.batches import ViewSet
 from pipeline.evaluation import confidence
 from pipeline.inspection import out_of_distribution, robustness
 from pipeline.models import storage
-from pipeline.onnx.inference import ImageFileError, ModelFileError, open_classifier
+from pipeline.onnx.inference import open_classifier
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
 from pipeline.training import compute
@@ -91,5 +91,5 @@ def _words(variants: dict[str, dict[str, float]], name: str) -> str:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, ModelFileError, ImageFileError):
+    with stage():
         main()

@@ -6,18 +6,13 @@ from dataclasses import replace
 from pipeline import parameters, paths, provenance
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import learning
-from pipeline.distillation.labels import LabelError
 from pipeline.measurement import kernels
 from pipeline.models import storage
 from pipeline.models.storage import Model
-from pipeline.parameters import ParameterError, Prune
+from pipeline.parameters import Prune
 from pipeline.process import beside, stage
 from pipeline.pruning import candidates, surgery, widths
-from pipeline.pruning.surgery import PruningError
-from pipeline.pruning.widths import BudgetError
 from pipeline.training import checkpoints, compute, loop
-from pipeline.training.compute import ComputeError
-from pipeline.training.loop import TrainingError
 
 
 def main(variant: str) -> None:
@@ -109,7 +104,7 @@ def main(variant: str) -> None:
 
 if __name__ == "__main__":
     with (
-        stage(ComputeError, ParameterError, BudgetError, LabelError, PruningError, TrainingError),
+        stage(),
         beside("pipeline.stages.follow", sys.argv[1]),
     ):
         main(sys.argv[1])

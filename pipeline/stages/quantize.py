@@ -12,18 +12,14 @@ from pipeline.data import batches, sampling
 from pipeline.data.batches import Request, ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import learning
-from pipeline.distillation.labels import LabelError
 from pipeline.measurement import kernels
 from pipeline.models import storage
 from pipeline.models.storage import Model
 from pipeline.onnx import graph
-from pipeline.onnx.graph import ExportError
-from pipeline.parameters import ParameterError, Parameters, Quantize
+from pipeline.parameters import Parameters, Quantize
 from pipeline.process import beside, stage
 from pipeline.quantization import aware_training, post_training, simulator
 from pipeline.training import checkpoints, compute, loop
-from pipeline.training.compute import ComputeError
-from pipeline.training.loop import TrainingError
 
 CALIBRATION_BATCH = 32
 JUDGED_IMAGES = 1000
@@ -139,7 +135,7 @@ def _on_val(parent: Model, val_set: ViewSet, p: Parameters) -> post_training.Jud
 
 if __name__ == "__main__":
     with (
-        stage(ComputeError, ParameterError, LabelError, TrainingError, ExportError),
+        stage(),
         beside("pipeline.stages.follow", sys.argv[1]),
     ):
         main(sys.argv[1])

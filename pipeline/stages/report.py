@@ -8,7 +8,6 @@ import numpy as np
 from pipeline import parameters, paths
 from pipeline.data import store
 from pipeline.models import storage
-from pipeline.parameters import ParameterError
 from pipeline.process import stage
 from pipeline.report import evidence, pictures, plots, tables
 from pipeline.report.card import card
@@ -73,5 +72,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError):
+    with stage():
         main()

@@ -14,17 +14,14 @@ from pipeline.data.views import ViewSpace
 from pipeline.distillation import adaptation, teacher_store
 from pipeline.evaluation import confidence
 from pipeline.models import storage
-from pipeline.parameters import Member, ParameterError, Parameters
+from pipeline.parameters import Member, Parameters
 from pipeline.process import beside, stage
 from pipeline.tasks import SINGLE_LABEL, TASKS
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.checkpoints import History
-from pipeline.training.compute import ComputeError
-from pipeline.training.loop import Run, TrainingError
+from pipeline.training.loop import Run
 from teachers.runtime import in_runtime
 from teachers.sources import SOURCES
-from teachers.state_dicts import WeightsError
-from teachers.teacher import TeacherError
 
 SPLITS = ("train", "val", "test")
 
@@ -115,7 +112,7 @@ def _teach(p: Parameters, fabric: Fabric, images: dict[str, ImageSet], settings:
 
 if __name__ == "__main__":
     with (
-        stage(ComputeError, ParameterError, TeacherError, WeightsError, TrainingError),
+        stage(),
         beside("pipeline.stages.follow", "teacher"),
     ):
         main()

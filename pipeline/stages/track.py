@@ -9,11 +9,11 @@ from typing import Any
 from pipeline import parameters, paths, provenance
 from pipeline.data import store
 from pipeline.models import storage
-from pipeline.parameters import ParameterError, Parameters
+from pipeline.parameters import Parameters
 from pipeline.process import stage
 from pipeline.tasks import METRICS
 from pipeline.tracking import runs
-from pipeline.tracking.runs import Book, Made, Shipped, State, TrackingError, Training
+from pipeline.tracking.runs import Book, Made, Shipped, State, Training
 
 HEADLINES = ("score", "latency_ms_p50", "size_bytes")
 """Figures of each variant that the parent run has too, so that states can be compared."""
@@ -168,5 +168,5 @@ def _number(column: str, cell: str) -> float | None:
 
 
 if __name__ == "__main__":
-    with stage(ParameterError, TrackingError):
+    with stage():
         main()

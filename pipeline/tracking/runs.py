@@ -38,6 +38,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import ParamSchema, ParamSpec
 from mlflow.utils.time import get_current_time_millis
 
+from pipeline.errors import DistilleryError
 from pipeline.models.histories import continued
 from pipeline.selection.budget import TEACHER
 from pipeline.tracking import serving
@@ -74,7 +75,7 @@ POLL_SECONDS = 1.0
 SAMPLE_SECONDS = 5
 
 
-class TrackingError(Exception):
+class TrackingError(DistilleryError):
     """The tracking server cannot be used."""
 
 

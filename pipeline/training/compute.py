@@ -10,6 +10,7 @@ import psutil
 import torch
 from lightning_fabric import Fabric
 
+from pipeline.errors import DistilleryError
 from pipeline.training.precision import TriedPrecision
 
 ACCELERATORS: dict[str, Callable[[], bool]] = {
@@ -21,7 +22,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Options of glibc's mallopt(3)."""
 
 
-class ComputeError(Exception):
+class ComputeError(DistilleryError):
     """This machine has no such device."""
 
 

@@ -22,6 +22,7 @@ from pipeline import provenance
 from pipeline.data import batches
 from pipeline.data.batches import Batch, CentredViews, Request, ViewSet
 from pipeline.data.store import ImageSet
+from pipeline.errors import DistilleryError
 from pipeline.tasks import Task
 from pipeline.training import checkpoints, optimisation, precision
 from pipeline.training.checkpoints import History, Progress
@@ -34,7 +35,7 @@ Objective = Callable[[nn.Module, Batch], dict[str, Tensor]]
 """From a network and a batch to named, unweighted loss terms, each a mean over the batch."""
 
 
-class TrainingError(Exception):
+class TrainingError(DistilleryError):
     """Training cannot go on."""
 
 
