@@ -14,7 +14,8 @@ RAW_FASHION_MNIST = ARTIFACTS / "raw" / "fashion-mnist"
 CHECKED = ARTIFACTS / "checked.txt"
 DATA = ARTIFACTS / "data"
 TEACHER = ARTIFACTS / "teacher"
-TEACHER_PREDICTIONS = TEACHER / "test_predictions.npy"
+TEACHER_LOGITS = TEACHER / "test_logits.npy"
+"""Logits of the teacher for the test images, float32."""
 LABELS = ARTIFACTS / "labels"
 MODELS = ARTIFACTS / "models"
 ONNX = ARTIFACTS / "onnx"
@@ -66,7 +67,7 @@ def metrics(variant: str) -> Path:
 
 
 def confidence(variant: str) -> Path:
-    """What is kept of its probabilities on test, image by image; of the teacher's, too."""
+    """Summary of a variant's probabilities for the test images."""
     return METRICS / f"{variant}.npz"
 
 
