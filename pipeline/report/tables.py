@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.evaluation.gate import Verdict, compare, compare_map, verdict
 from pipeline.models import storage
 from pipeline.selection.budget import TEACHER
-from pipeline.evaluation.gate import Verdict, compare, compare_map, verdict
 from pipeline.tasks import SINGLE_LABEL, Metric
 
 DECIMALS = 6

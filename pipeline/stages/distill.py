@@ -8,7 +8,7 @@ from pipeline.distillation import learning, teacher_store
 from pipeline.models import initialisation, storage
 from pipeline.models.storage import Card, Model
 from pipeline.parameters import Distill
-from pipeline.process import beside, stage
+from pipeline.process import run_alongside, stage
 from pipeline.training import checkpoints, compute, loop
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract
@@ -81,6 +81,6 @@ def main(variant: str) -> None:
 if __name__ == "__main__":
     with (
         stage(),
-        beside("pipeline.stages.follow", sys.argv[1]),
+        run_alongside("pipeline.stages.follow", sys.argv[1]),
     ):
         main(sys.argv[1])

@@ -14,7 +14,7 @@ from pipeline.data.views import ViewSpace
 from pipeline.distillation import adaptation, teacher_store
 from pipeline.models import storage
 from pipeline.parameters import Member, Parameters
-from pipeline.process import beside, stage
+from pipeline.process import run_alongside, stage
 from pipeline.tasks import TASKS
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.checkpoints import History
@@ -110,6 +110,6 @@ def _teach(p: Parameters, fabric: Fabric, images: dict[str, ImageSet], settings:
 if __name__ == "__main__":
     with (
         stage(),
-        beside("pipeline.stages.follow", "teacher"),
+        run_alongside("pipeline.stages.follow", "teacher"),
     ):
         main()
