@@ -17,6 +17,7 @@ TEACHER = ARTIFACTS / "teacher"
 TEACHER_PREDICTIONS = TEACHER / "test_predictions.npy"
 LABELS = ARTIFACTS / "labels"
 MODELS = ARTIFACTS / "models"
+TIMINGS = ARTIFACTS / "timings"
 ONNX = ARTIFACTS / "onnx"
 METRICS = ARTIFACTS / "metrics"
 COMPARISON = ARTIFACTS / "comparison.json"
@@ -53,6 +54,11 @@ def home() -> Path:
 def model(variant: str) -> Path:
     """Folder of a variant's ``weights.safetensors``, ``card.json`` and ``history.jsonl``."""
     return MODELS / variant
+
+
+def timings(name: str) -> Path:
+    """Seconds of each epoch of the training of a variant or of ``teacher``."""
+    return TIMINGS / f"{name}.jsonl"
 
 
 def onnx(variant: str) -> Path:
