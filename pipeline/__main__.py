@@ -131,8 +131,9 @@ def choose(arguments: Namespace) -> None:
     """Print the variant that fits the budget best; options take precedence over `budget` in params.yaml."""
     from pipeline import parameters
     from pipeline.selection import budget, table
+    from pipeline.selection.settings import BudgetSettings
 
-    options = {name: getattr(arguments, name) for name in parameters.Budget.model_fields}
+    options = {name: getattr(arguments, name) for name in BudgetSettings.model_fields}
     changes = {"budget": {name: limit for name, limit in options.items() if limit is not None}}
     details: dict[str, Any] = {}
     with one_line_errors():

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from pipeline import parameters, paths
-from pipeline.parameters import Parameters, Section
+from pipeline.parameters import Parameters
+from pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -73,14 +74,14 @@ def test_what_a_parameter_names_by_its_path_is_a_dependency_and_there_by_default
     named = {
         f"{section}.{key}": getattr(getattr(parameters.load(ROOT / paths.PARAMETERS), section), key)
         for section, field in Parameters.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
         for key, inner in field.annotation.model_fields.items()
         if inner.annotation in (Path, Path | None)
     }
-    assert set(named) == {"data.path", "evaluation.metadata", "probe.outside"}
+    assert set(named) == {"data.path", "evaluation.metadata", "probe.out_of_distribution"}
     deps = {dep for name in STAGES for dep in stage(name)["deps"]}
     assert {f"${{{key}}}" for key in named} <= deps
-    assert (named["evaluation.metadata"], named["probe.outside"]) == (None, None)
+    assert (named["evaluation.metadata"], named["probe.out_of_distribution"]) == (None, None)
     assert (ROOT / paths.NONE).is_file()
 
 

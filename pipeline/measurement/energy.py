@@ -5,10 +5,10 @@ energy = time x (cores x power per core + memory x power per gigabyte) x power u
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pipeline import lineage
+from pipeline.measurement.settings import EnergySettings
 
 JOULES_PER_KWH = 3.6e6
 
@@ -24,25 +24,7 @@ METHOD = {
 }
 
 
-@dataclass(frozen=True)
-class Assumptions:
-    """The constants of the estimate."""
-
-    watts_per_core: float
-    """Power of a busy core."""
-    watts_per_gigabyte: float
-    """Power of a gigabyte of memory."""
-    pue: float
-    """Power usage effectiveness: power of the building for each watt of the machine."""
-    gram_co2_per_kwh: float
-    """Emissions of the electricity, in grams of CO2 equivalent per kilowatt-hour."""
-
-    def watts(self, cores: int, gigabytes: float) -> float:
-        """Power of the machine while it works, in watts."""
-        return (cores * self.watts_per_core + gigabytes * self.watts_per_gigabyte) * self.pue
-
-
-def estimate(seconds: float, watts: float, assumptions: Assumptions) -> dict[str, float]:
+def estimate(seconds: float, watts: float, assumptions: EnergySettings) -> dict[str, float]:
     """Estimate ``kwh`` and ``gram_co2`` for some ``seconds`` of work."""
     kwh = seconds * watts / JOULES_PER_KWH
     return {"seconds": seconds, "kwh": kwh, "gram_co2": kwh * assumptions.gram_co2_per_kwh}
@@ -54,7 +36,7 @@ def training(
     *,
     cores: int,
     gigabytes: float,
-    assumptions: Assumptions,
+    assumptions: EnergySettings,
 ) -> dict[str, Any]:
     """Estimate the training of the teacher and of each variant, alone (``own``) and with all its ancestors.
 
@@ -87,7 +69,7 @@ def inference(
     *,
     cores: int,
     gigabytes: Mapping[str, float],
-    assumptions: Assumptions,
+    assumptions: EnergySettings,
 ) -> dict[str, Any]:
     """Estimate the classification of 1,000 images, one by one.
 

@@ -13,7 +13,7 @@ from pipeline.errors import DistilleryError
 from pipeline.pruning import widths
 from pipeline.quantization import wrappers
 from pipeline.quantization.wrappers import Criterion, Loss
-from pipeline.training import loop
+from pipeline.training import norms
 
 TOLERANCE = 1e-4
 """Greatest difference of a masked and a shrunk network's logits, as a share of the logits' spread."""
@@ -143,7 +143,7 @@ def sensitivity(
             narrow = students.build(architecture, {**arguments, "channels": channels})
             masks = wrappers.channel_masks(module, _convolutions(narrow), criterion, GRAPH_SIZE, losses)
             masked = wrappers.apply_masks(module, masks)
-            loop.reestimate_norms(masked, iter(images))
+            norms.reestimate(masked, images)
             scores[path][ratio] = score(masked)
     return scores
 
