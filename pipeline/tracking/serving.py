@@ -1,7 +1,7 @@
 """An ONNX file behind `mlflow models serve`.
 
-MLflow keeps a copy of this module with each logged model and imports it alone wherever the model is served. It
-therefore needs numpy, onnxruntime and pillow, and nothing from this package.
+MLflow keeps a copy of this module with each logged model and imports it alone wherever the model is served.
+It therefore needs numpy, onnxruntime and pillow, and nothing from this package.
 """
 
 import base64
