@@ -23,8 +23,8 @@ from pipeline.distillation import learning
 from pipeline.distillation.learning import Lesson
 from pipeline.models.costs import count_macs
 from pipeline.pruning import surgery, widths
+from pipeline.pruning.masks import Criterion, Loss
 from pipeline.pruning.widths import BudgetError, Cost
-from pipeline.quantization.wrappers import Criterion, Loss
 from pipeline.tasks import Task
 from pipeline.training import loop
 
