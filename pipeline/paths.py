@@ -16,7 +16,8 @@ CODE = ARTIFACTS / "code"
 """Fingerprints of the code, one file per stage."""
 DATA = ARTIFACTS / "data"
 TEACHER = ARTIFACTS / "teacher"
-TEACHER_PREDICTIONS = TEACHER / "test_predictions.npy"
+TEACHER_LOGITS = TEACHER / "test_logits.npy"
+"""Logits of the teacher for the test images, float32."""
 LABELS = ARTIFACTS / "labels"
 MODELS = ARTIFACTS / "models"
 ONNX = ARTIFACTS / "onnx"
@@ -68,7 +69,7 @@ def metrics(variant: str) -> Path:
 
 
 def confidence(variant: str) -> Path:
-    """What is kept of its probabilities on test, image by image; of the teacher's, too."""
+    """Summary of a variant's probabilities for the test images."""
     return METRICS / f"{variant}.npz"
 
 

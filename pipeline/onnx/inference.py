@@ -17,6 +17,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     NotImplemented,
 )
 from PIL import Image, UnidentifiedImageError
+from scipy.special import softmax
 
 from pipeline.data.images import decode
 from pipeline.errors import DistilleryError
@@ -174,13 +175,7 @@ def probabilities(
     """Of the classes, which exclude each other; or of each attribute by itself."""
     if classifier.metadata.get("task") == MULTI_LABEL:
         return 1 / (1 + np.exp(-logits))
-    return softmax(logits)
-
-
-def softmax(logits: Float32[np.ndarray, "*batch classes"]) -> Float32[np.ndarray, "*batch classes"]:
-    """Probabilities of the classes."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    return softmax(logits, axis=-1)
 
 
 def _labels(path: Path, metadata: dict[str, str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.models import storage
 from pipeline.selection.budget import TEACHER
-from pipeline.statistics.intervals import Verdict, compare, compare_map, verdict
+from pipeline.evaluation.gate import Verdict, compare, compare_map, verdict
 from pipeline.tasks import SINGLE_LABEL, Metric
 
 DECIMALS = 6
@@ -177,7 +177,7 @@ def _row(entry: Entry, answers: Mapping[str, np.ndarray], labels: np.ndarray, ma
         delta_lo=difference.lo,
         delta_hi=difference.hi,
         mcnemar_p=difference.mcnemar_p,
-        verdict=verdict(difference.lo, max_drop),
+        verdict=verdict(difference, max_drop),
         size_bytes=scores["size_bytes"],
         parameters=entry.parameters,
         macs=entry.macs,

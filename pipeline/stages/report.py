@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 import numpy as np
+import torch
 
 from pipeline import parameters, paths
 from pipeline.data import store
@@ -24,7 +25,9 @@ def main() -> None:
     entries = tables.gather(declared, metrics=paths.metrics, folder=paths.model, benchmark=benchmark)
     table = tables.rows(
         entries,
-        teacher=np.load(paths.TEACHER_PREDICTIONS),
+        teacher=store.read(paths.DATA, "test").task.predictions(
+            torch.from_numpy(np.load(paths.TEACHER_LOGITS))
+        ),
         labels=store.read(paths.DATA, "test").labels,
         max_drop=p.gate.max_drop,
     )

@@ -12,11 +12,10 @@ from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import adaptation, teacher_store
-from pipeline.evaluation import confidence
 from pipeline.models import storage
 from pipeline.parameters import Member, Parameters
 from pipeline.process import beside, stage
-from pipeline.tasks import SINGLE_LABEL, TASKS
+from pipeline.tasks import TASKS
 from pipeline.training import checkpoints, compute, loop
 from pipeline.training.checkpoints import History
 from pipeline.training.loop import Run
@@ -27,7 +26,7 @@ SPLITS = ("train", "val", "test")
 
 
 def main() -> None:
-    """Write `artifacts/teacher/`, the root of the variants' tree, and how sure the teacher is of test."""
+    """Write `artifacts/teacher/`, and `artifacts/models/teacher/`, the root of the tree of variants."""
     p = parameters.load()
     fabric = compute.start(**p.compute.model_dump(exclude={"workers"}), trials=paths.PRECISION_TRIALS)
     task = TASKS[store.read_report(paths.DATA)["task"]]
@@ -50,9 +49,7 @@ def main() -> None:
     }
     for folder in (paths.TEACHER, paths.model("teacher")):
         teacher_store.write_card(folder, card)
-    np.save(paths.TEACHER_PREDICTIONS, test.predictions)
-    kept = confidence.of(answers["test"].numpy(), images["test"].labels) if task is SINGLE_LABEL else None
-    confidence.save(paths.confidence("teacher"), kept)
+    np.save(paths.TEACHER_LOGITS, answers["test"].float().numpy())
     storage.write_history(paths.TEACHER, [line for member in taught for line in member.history])
     for run in (run for member in taught for run in member.runs.values()):
         checkpoints.clear(run.folder)
