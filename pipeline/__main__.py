@@ -58,6 +58,9 @@ def main() -> None:
     command = commands.add_parser("fetch", help="bring the default data set to this machine")
     command.set_defaults(run=fetch)
     command = commands.add_parser("params", help="compose params.yaml from configs/")
+    command.add_argument(
+        "config", nargs="?", default="config", help="a file of configs/, without .yaml (default: %(default)s)"
+    )
     command.set_defaults(run=compose)
 
     arguments = parser.parse_args()
@@ -209,11 +212,11 @@ def fetch(_: Namespace) -> None:
             fetch_fashion_mnist(data.path)
 
 
-def compose(_: Namespace) -> None:
-    """Write the composed default of `configs/` to `params.yaml`, as DVC's Hydra integration does."""
+def compose(arguments: Namespace) -> None:
+    """Write the composition of a file of `configs/` to `params.yaml`, as DVC's Hydra integration does."""
     from dvc.utils.hydra import compose_and_dump
 
-    compose_and_dump(str(paths.PARAMETERS), str(paths.CONFIGS.resolve()), None, "config", "", [])
+    compose_and_dump(str(paths.PARAMETERS), str(paths.CONFIGS.resolve()), None, arguments.config, "", [])
 
 
 def _model(name: str) -> Path:
