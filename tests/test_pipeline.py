@@ -145,8 +145,8 @@ def test_the_pipeline_from_a_kill_to_the_last_prediction(checkout: Path, photogr
     assert stages_run(repro(checkout).stdout) == ["check"]
     assert "up to date" in status(checkout)
 
-    # A constant of the pruning code: the pruned variants and what follows. Their weights come out as before, so
-    # that nothing is exported, scored or timed again.
+    # A constant of the pruning code: the pruned variants and what follows. Their weights come out as before,
+    # so that nothing is exported, scored or timed again.
     file = checkout / "pipeline" / "pruning" / "masks.py"
     file.write_text(f"{file.read_text()}\nUNUSED = 1\n")
     again = repro(checkout)
