@@ -85,8 +85,9 @@ def choose(arguments: Namespace) -> None:
     """Print the variant that the budget picks, and why; the options go before `budget` in params.yaml."""
     from pipeline import parameters
     from pipeline.selection import budget
+    from pipeline.selection.settings import BudgetSettings
 
-    given = {name: getattr(arguments, name) for name in parameters.Budget.model_fields}
+    given = {name: getattr(arguments, name) for name in BudgetSettings.model_fields}
     changes = {"budget": {name: limit for name, limit in given.items() if limit is not None}}
     told: dict[str, Any] = {}
     with one_line_errors():

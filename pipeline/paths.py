@@ -20,6 +20,7 @@ TEACHER_LOGITS = TEACHER / "test_logits.npy"
 """Logits of the teacher for the test images, float32."""
 LABELS = ARTIFACTS / "labels"
 MODELS = ARTIFACTS / "models"
+TIMINGS = ARTIFACTS / "timings"
 ONNX = ARTIFACTS / "onnx"
 METRICS = ARTIFACTS / "metrics"
 COMPARISON = ARTIFACTS / "comparison.json"
@@ -56,6 +57,11 @@ def home() -> Path:
 def model(variant: str) -> Path:
     """Folder of a variant's ``weights.safetensors``, ``card.json`` and ``history.jsonl``."""
     return MODELS / variant
+
+
+def timings(name: str) -> Path:
+    """Seconds of each epoch of the training of a variant or of ``teacher``."""
+    return TIMINGS / f"{name}.jsonl"
 
 
 def onnx(variant: str) -> Path:

@@ -1,9 +1,9 @@
 import pytest
 
 from pipeline.measurement import energy
-from pipeline.measurement.energy import Assumptions
+from pipeline.measurement.settings import EnergySettings
 
-ASSUMED = Assumptions(watts_per_core=10.0, watts_per_gigabyte=0.5, pue=1.5, gram_co2_per_kwh=400.0)
+ASSUMED = EnergySettings(watts_per_core=10.0, watts_per_gigabyte=0.5, pue=1.5, gram_co2_per_kwh=400.0)
 
 
 def test_power_counts_cores_memory_and_the_building() -> None:

@@ -46,7 +46,7 @@ SMALL = [
     "probe.corrupted=2",
     "probe.attacked=2",
     "probe.steps=2",
-    "probe.outsiders=4",
+    "probe.out_of_distribution_images=4",
     "sensitivity.images=6",
 ]
 

@@ -20,7 +20,7 @@ from pipeline.models.storage import Model
 from pipeline.pruning import surgery, widths
 from pipeline.pruning.masks import Loss, apply_masks, channel_masks, remove_masked
 from pipeline.quantization.simulator import simulate
-from pipeline.training import loop
+from pipeline.training import norms
 from teachers.contract import InputContract
 from tests.test_onnx_export import quantized, student
 
@@ -216,7 +216,7 @@ def test_a_layer_of_which_half_does_nothing_loses_half_for_nothing():
             parent.get_parameter(f"blocks.7.depthwise.{name}")[idle] = 0.0
     images = torch.rand(2, 8, 3, SIZE, SIZE)
     settled = copy.deepcopy(parent)
-    loop.reestimate_norms(settled, iter(images))
+    norms.reestimate(settled, images)
     answers = settled(images[0])
 
     @torch.no_grad()

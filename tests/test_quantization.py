@@ -68,8 +68,6 @@ def student(activation: str = "relu") -> Model:
         data_sha256="",
         license="CC0-1.0",
         settings={},
-        git_commit="",
-        versions={},
     )
     return Model(module.eval(), card)
 

@@ -16,7 +16,7 @@ PICTURE = Image.fromarray(RANDOM.integers(0, 256, (40, 60, 3), dtype=np.uint8))
 def test_a_view_is_a_pure_function_of_seed_image_and_number() -> None:
     view = views.draw(SPACE, 123, 4, 60, 40)
     assert view == views.draw(SPACE, 123, 4, 60, 40)
-    other_seed = ViewSpace(8, SPACE.crop_scale, SPACE.crop_ratio, SPACE.flip)
+    other_seed = SPACE.model_copy(update={"seed": 8})
     others = [views.draw(SPACE, 123, 5, 60, 40), views.draw(SPACE, 124, 4, 60, 40)]
     assert view not in [*others, views.draw(other_seed, 123, 4, 60, 40)]
 
@@ -36,7 +36,7 @@ def test_about_half_of_the_views_are_flipped() -> None:
 
 
 def test_an_impossible_crop_takes_the_whole_image() -> None:
-    wide = ViewSpace(0, (1.0, 1.0), (4.0, 4.0), 0.0)
+    wide = ViewSpace(seed=0, crop_scale=(1.0, 1.0), crop_ratio=(4.0, 4.0), flip=0.0)
     assert views.draw(wide, 1, 1, 10, 10).box == (0, 0, 10, 10)
 
 

@@ -14,7 +14,7 @@ from pipeline.models.storage import Model, Quantization
 from pipeline.pruning import surgery, widths
 from pipeline.quantization import post_training, simulator
 from pipeline.tasks import SINGLE_LABEL, Task
-from pipeline.training import loop
+from pipeline.training import norms
 
 CRITERION = "l1"
 """Which channels go first; what a layer can bear depends on the layer more than on that."""
@@ -101,7 +101,7 @@ def measure(
     """
     # As those of every narrowed network: at another size, and on other images, statistics are others.
     settled = replace(model, module=copy.deepcopy(model.module))
-    loop.reestimate_norms(settled.module, iter(settling))
+    norms.reestimate(settled.module, settling)
     exam = exam.against(settled.module)
     found: dict[str, Any] = {"score": exam.score(settled.module).to_dict()["score"]}
     if channels:

@@ -5,8 +5,9 @@ time x (cores x watts of a core + gigabytes x watts of a gigabyte) x what the bu
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from pipeline.measurement.settings import EnergySettings
 
 JOULES_PER_KWH = 3.6e6
 
@@ -23,22 +24,7 @@ METHOD = {
 }
 
 
-@dataclass(frozen=True)
-class Assumptions:
-    """What is taken for granted."""
-
-    watts_per_core: float
-    watts_per_gigabyte: float
-    pue: float
-    """Watts that the building takes for each of the machine's."""
-    gram_co2_per_kwh: float
-
-    def watts(self, cores: int, gigabytes: float) -> float:
-        """Of a machine at work."""
-        return (cores * self.watts_per_core + gigabytes * self.watts_per_gigabyte) * self.pue
-
-
-def spent(seconds: float, watts: float, assumed: Assumptions) -> dict[str, float]:
+def spent(seconds: float, watts: float, assumed: EnergySettings) -> dict[str, float]:
     """``seconds``, ``kwh`` and ``gram_co2``."""
     kwh = seconds * watts / JOULES_PER_KWH
     return {"seconds": seconds, "kwh": kwh, "gram_co2": kwh * assumed.gram_co2_per_kwh}
@@ -50,7 +36,7 @@ def training(
     *,
     cores: int,
     gigabytes: float,
-    assumed: Assumptions,
+    assumed: EnergySettings,
 ) -> dict[str, Any]:
     """What each step took by itself (``own``) and with all that it stands on (``total``).
 
@@ -75,7 +61,7 @@ def training(
 
 
 def inference(
-    milliseconds: Mapping[str, float], *, cores: int, gigabytes: Mapping[str, float], assumed: Assumptions
+    milliseconds: Mapping[str, float], *, cores: int, gigabytes: Mapping[str, float], assumed: EnergySettings
 ) -> dict[str, Any]:
     """Of 1,000 images, one by one; memory is what the variant's own process held at its peak."""
     result = {}

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from teachers.contract import InputContract
 
 WEIGHTS = "weights.safetensors"
 CARD = "card.json"
-HISTORY = "history.jsonl"
 SCALE_SUFFIX = ".weight_scale"
 
 
@@ -67,8 +65,6 @@ class Card:
     """License of the training images."""
     settings: dict[str, Any]
     """The operation's settings as they were applied."""
-    git_commit: str
-    versions: dict[str, str]
     start: str = "random weights"
     """What the first student was trained from, in words."""
     task: str = "single_label"
@@ -138,14 +134,3 @@ def fingerprint(module: nn.Module) -> str:
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def write_history(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
-    """Write ``history.jsonl``: one line per epoch."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / HISTORY).write_text("".join(json.dumps(line) + "\n" for line in history))
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``history.jsonl``; none for a variant that was made without training."""
-    return [json.loads(line) for line in (folder / HISTORY).read_text().splitlines()]

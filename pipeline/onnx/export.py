@@ -47,8 +47,13 @@ def _folded(model: Model) -> nn.Module:
     return module.cpu().float()
 
 
-def metadata_for(card: Card, quantization: Quantization | None) -> dict[str, str]:
-    """What a shipped file says of itself; every value is a string, lists and objects as JSON."""
+def metadata_for(
+    card: Card, quantization: Quantization | None, git_commit: str = "unknown"
+) -> dict[str, str]:
+    """The metadata of a shipped file: all values are strings, lists and objects are JSON.
+
+    ``git_commit`` is the checkout that writes the file.
+    """
     contract = card.input
     how = {
         "size": contract.size,
@@ -68,7 +73,7 @@ def metadata_for(card: Card, quantization: Quantization | None) -> dict[str, str
         "teacher": card.teacher,
         "data_sha256": card.data_sha256,
         "calibration_sha256": card.calibration_sha256 or "",
-        "git_commit": card.git_commit,
+        "git_commit": git_commit,
         "task": TASKS[card.task].onnx,
         "license": card.license,
         "float_layers": json.dumps(quantization.float_layers if quantization else ()),

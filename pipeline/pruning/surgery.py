@@ -12,7 +12,7 @@ import students
 from pipeline.errors import DistilleryError
 from pipeline.pruning import widths
 from pipeline.pruning.masks import Criterion, Loss, apply_masks, channel_masks, remove_masked
-from pipeline.training import loop
+from pipeline.training import norms
 
 TOLERANCE = 1e-4
 """Greatest difference of a masked and a shrunk network's logits, as a share of the logits' spread."""
@@ -142,7 +142,7 @@ def sensitivity(
             narrow = students.build(architecture, {**arguments, "channels": channels})
             masks = channel_masks(module, _convolutions(narrow), criterion, GRAPH_SIZE, losses)
             masked = apply_masks(module, masks)
-            loop.reestimate_norms(masked, iter(images))
+            norms.reestimate(masked, images)
             scores[path][ratio] = score(masked)
     return scores
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,18 +19,10 @@ from pipeline.quantization import simulator
 from pipeline.quantization.calibrators import entropy_clip, percentile_clip
 from pipeline.quantization.equalisation import equalise
 from pipeline.quantization.rounding import round_adaptively
+from pipeline.quantization.settings import Step
 from pipeline.quantization.simulator import Batches, Clip, Histogram, least_squares_clip
 from pipeline.tasks import Task
 
-Step = Literal[
-    "entropy_ranges",
-    "percentile_ranges",
-    "greatest_weights",
-    "equalisation",
-    "adaptive_rounding",
-    "bias_correction",
-]
-"""What may be done beyond least-squares ranges, least-squares steps of weights and nearest rounding."""
 STEPS: tuple[Step, ...] = get_args(Step)
 
 CLIPS: dict[Step, Clip] = {"entropy_ranges": entropy_clip, "percentile_ranges": percentile_clip}

@@ -4,8 +4,7 @@ import json
 
 from pipeline import parameters, paths
 from pipeline.measurement import energy
-from pipeline.measurement.energy import Assumptions
-from pipeline.models import storage
+from pipeline.models import histories
 from pipeline.process import stage
 
 
@@ -13,19 +12,18 @@ def main() -> None:
     """Write `artifacts/costs.json`."""
     p = parameters.load()
     benchmark = json.loads(paths.BENCHMARK.read_text())
-    parents = {name: variant.parent for name, variant in p.variants.items()}
-    folders = {"teacher": paths.TEACHER} | {name: paths.model(name) for name in parents}
+    parents = p.parents()
     seconds = {
-        name: sum((line["seconds"] for line in storage.read_history(folder)), 0.0)
-        for name, folder in folders.items()
+        name: sum((line["seconds"] for line in histories.read_timings(paths.timings(name))), 0.0)
+        for name in ("teacher", *parents)
     }
-    assumed = Assumptions(**p.energy.model_dump())
+    assumed = p.energy
     cores = p.compute.threads or benchmark["machine"]["cores_usable"]
     gigabytes = benchmark["machine"]["memory_bytes"] / 1e9
     training = energy.training(seconds, parents, cores=cores, gigabytes=gigabytes, assumed=assumed)
     footprint, condition = benchmark["footprint"], benchmark["conditions"][0]
     result = {
-        "method": {**energy.METHOD, **vars(assumed), "cores": cores, "memory_gigabytes": gigabytes},
+        "method": {**energy.METHOD, **assumed.model_dump(), "cores": cores, "memory_gigabytes": gigabytes},
         "training": training,
         "everything": energy.spent(sum(seconds.values()), assumed.watts(cores, gigabytes), assumed),
         "inference": energy.inference(

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import torch
 
-from pipeline import parameters, paths
+from pipeline import parameters, paths, provenance
 from pipeline.data import batches, store
 from pipeline.data.batches import ViewSet
 from pipeline.models import storage
@@ -23,7 +23,7 @@ def main(variant: str) -> None:
     file = whole.with_suffix(".unverified")
     whole.unlink(missing_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    export.export(model, file, export.metadata_for(model.card, model.quantization))
+    export.export(model, file, export.metadata_for(model.card, model.quantization, provenance.git_commit()))
     val_set = ViewSet(store.read(paths.DATA, "val"), None, model.card.input)
     shown = np.linspace(0, len(val_set) - 1, num=min(VERIFIED_IMAGES, len(val_set)), dtype=int)
     images = val_set[batches.Request(shown.tolist(), None, model.card.input.size)].images

@@ -8,7 +8,7 @@ import torch
 
 from pipeline import parameters, paths
 from pipeline.data import store
-from pipeline.models import storage
+from pipeline.models import histories, storage
 from pipeline.process import stage
 from pipeline.report import evidence, pictures, plots, tables
 from pipeline.report.card import card
@@ -22,7 +22,9 @@ def main() -> None:
     benchmark = json.loads(paths.BENCHMARK.read_text())
     teacher = json.loads((paths.TEACHER / storage.CARD).read_text())
     declared = {name: (variant.parent, variant.op) for name, variant in p.variants.items()}
-    entries = tables.gather(declared, metrics=paths.metrics, folder=paths.model, benchmark=benchmark)
+    entries = tables.gather(
+        declared, metrics=paths.metrics, folder=paths.model, timings=paths.timings, benchmark=benchmark
+    )
     table = tables.rows(
         entries,
         teacher=store.read(paths.DATA, "test").task.predictions(
@@ -31,7 +33,7 @@ def main() -> None:
         labels=store.read(paths.DATA, "test").labels,
         max_drop=p.gate.max_drop,
     )
-    teacher_history = storage.read_history(paths.TEACHER)
+    teacher_history = histories.read(paths.TEACHER, paths.timings("teacher"))
     plots.write_metrics(paths.FIGURES, table)
     plots.write_points(paths.PLOTS, table, entries, teacher_history)
     tables.write_csv(paths.VARIANTS, table)
