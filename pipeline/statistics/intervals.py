@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
-from scipy.optimize import brentq
+from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 """Confidence level of all intervals that do not name another one."""
@@ -113,7 +112,10 @@ def paired_interval(gained: int, lost: int, images: int) -> tuple[float, float]:
         return excess / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, excess)
 
     def root(offset: float, low: float, high: float) -> float:
-        return float(brentq(lambda delta: distance(delta) + offset, low, high, xtol=ROOT_TOLERANCE))
+        solution = optimize.root_scalar(
+            lambda delta: distance(delta) + offset, method="brentq", bracket=(low, high), xtol=ROOT_TOLERANCE
+        )
+        return float(solution.root)
 
     return (
         root(-Z95, -1.0, estimate) if lost < images else -1.0,
