@@ -1,11 +1,11 @@
 """The results page: `docs/results.md` and the table in README.md, generated from `docs/results/*.json`.
 
     python -m benchmarks.results_page                        # write both pages from the data files
-    python -m benchmarks.results_page record --minutes 31    # first measure of `make repro` into default-run.json
+    python -m benchmarks.results_page record --minutes 31    # write default-run.json first
 
-`record` reads the artifacts of a finished run of the default pipeline. The other data files are edited by hand
-after a benchmark: each measurement names its date, machine, images, interval, versions and command. The test
-`tests/test_docs.py` fails when a page is not what the data files say.
+`record` reads the artifacts of a finished run of the default pipeline; the minutes are those of `make repro`.
+The other data files are edited by hand after a benchmark: each measurement names its date, machine, images,
+interval, versions and command. `tests/test_docs.py` fails when a page is not what the data files say.
 """
 
 import argparse
@@ -135,9 +135,11 @@ def page() -> str:
             "[dated records](results/README.md) hold every measurement in full, earlier ones too."
         ),
         "",
-        " | ".join(
-            f"[{title}](#{_anchor(title)})"
-            for title in ("The default run", *(section["title"] for section in sections), "Machines")
+        _prose(
+            " · ".join(
+                f"[{title}](#{_anchor(title)})"
+                for title in ("The default run", *(section["title"] for section in sections), "Machines")
+            )
         ),
         "",
         *_default_run(run),
@@ -188,10 +190,11 @@ def _default_run(run: Data) -> list[str]:
 def _about(run: Data) -> str:
     teacher, machine = run["teacher"], run["machine"]
     return (
-        f"{run['data']}, {run['images']['train']:,} training images. The teacher, {teacher['description']}, has "
-        f"{teacher['test']:.2f} % on the test split. Every file is scored on all {run['images']['test']:,} test "
-        f"images in ONNX Runtime. `{run['command']}` took {run['minutes']} minutes on {machine['cores']} cores "
-        f"({_machine(machine)}); latency is that of one image on one thread."
+        f"{run['data']}, {run['images']['train']:,} training images. The teacher, "
+        f"{teacher['description']}, has {teacher['test']:.2f} % on the test split. Every file is scored on "
+        f"all {run['images']['test']:,} test images in ONNX Runtime. `{run['command']}` took "
+        f"{run['minutes']} minutes on {machine['cores']} cores ({_machine(machine)}); latency is that of one "
+        "image on one thread."
     )
 
 
@@ -239,6 +242,7 @@ def _section(section: Data) -> list[str]:
             for row in measurement["rows"]
         ]
         note = [_prose(measurement["note"]), ""] if "note" in measurement else []
+        record = Path(measurement["record"])
         lines += [
             f"### {measurement['title']}",
             "",
@@ -254,7 +258,7 @@ def _section(section: Data) -> list[str]:
                     "seeds": measurement["seeds"],
                     "versions": _versions(measurement["versions"]),
                     "command": f"`{measurement['command']}`",
-                    "record": f"[{Path(measurement['record']).stem}]({Path('results', measurement['record'])})",
+                    "record": f"[{record.stem}]({'results' / record})",
                 }
             ),
             "",
