@@ -16,9 +16,9 @@ install: .venv/installed ## The environment: all packages of requirements.lock i
 
 # A killed installation goes on where it stopped: pip skips what is there and writes a package's INSTALLER last.
 .venv/installed: requirements.lock
-	@"$(PYTHON)" -c "$(SUPPORTED)" 2>/dev/null || { \
-		echo "error: Python 3.11, 3.12 or 3.13 with its venv module is needed (PYTHON=$(PYTHON)); to name one: make $(MAKECMDGOALS) PYTHON=/path/to/python"; exit 1; }
-	@$(BIN)/python -c "import pip; $(SUPPORTED)" 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
+	@$(BIN)/python -c "import pip; $(SUPPORTED)" 2>/dev/null \
+		|| { "$(PYTHON)" -c "$(SUPPORTED)" 2>/dev/null && "$(PYTHON)" -m venv --clear .venv; } \
+		|| { echo "error: PYTHON (=$(or $(PYTHON),none found)) must be Python 3.11, 3.12 or 3.13 with its venv module; name one with: make install PYTHON=/path/to/python"; exit 1; }
 	@for package in .venv/lib/python*/site-packages/*.dist-info; do \
 		test -e "$$package/INSTALLER" || rm -rf "$$package"; done
 	@echo "Installing the packages of requirements.lock into .venv, with $$($(BIN)/python --version). This takes a few minutes and 6 GB of disk."
@@ -32,14 +32,13 @@ repro: install ## The whole pipeline: default data, then everything that is out 
 	$(BIN)/dvc repro
 
 # Its own DVC and MLflow, in a folder that links to this checkout's code: the default run's state stays as it is.
-tiny: export MLFLOW_TRACKING_URI =
 tiny: install ## A first look: the whole pipeline with few and small images, in some three minutes
 	@mkdir -p artifacts/raw $(TINY)/.dvc $(TINY)/artifacts
 	@ln -sfn ../../artifacts/raw $(TINY)/artifacts/raw
 	@ln -sfn ../../.dvc/plots $(TINY)/.dvc/plots
-	@for name in .dvcignore configs dvc.yaml pipeline students teachers; do ln -sfn "../$$name" "$(TINY)/$$name"; done
+	@for name in .dvcignore configs dvc.yaml pipeline requirements.lock students teachers; do ln -sfn "../$$name" "$(TINY)/$$name"; done
 	@printf '[core]\n    no_scm = true\n    analytics = false\n' > $(TINY)/.dvc/config
-	@cd $(TINY) && python -m pipeline params tiny && python -m pipeline fetch && dvc repro
+	@unset MLFLOW_TRACKING_URI; cd $(TINY) && python -m pipeline params tiny && python -m pipeline fetch && dvc repro
 	@echo "The tiny pipeline is complete. Its accuracies mean nothing: 600 images of 64 pixels and seconds of training."
 	@echo "  $(TINY)/artifacts/report/report.html     open it in a browser"
 	@echo "  $(TINY)/artifacts/onnx/                  the files that would ship"
