@@ -26,7 +26,12 @@ def main() -> None:
     }
     memory = {name: row["memory_peak_bytes"] / 1e9 for name, row in benchmark["footprint"].items()}
     result = {
-        "method": {**energy.METHOD, **assumptions.model_dump(), "cores": cores, "memory_gigabytes": gigabytes},
+        "method": {
+            **energy.METHOD,
+            **assumptions.model_dump(),
+            "cores": cores,
+            "memory_gigabytes": gigabytes,
+        },
         "training": energy.training(
             seconds, parents, cores=cores, gigabytes=gigabytes, assumptions=assumptions
         ),
