@@ -24,7 +24,8 @@ from torch.fx import symbolic_trace
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils import _pytree
 
-from pipeline.quantization.simulator import CLIPPING
+from pipeline.models.layers import CLIPPING
+from pipeline.quantization.grid import LEAST_STEP_RATIO
 
 PYTREE_REGISTRIES: tuple[dict[Any, Any], ...] = (
     _pytree.SUPPORTED_NODES,
@@ -197,8 +198,6 @@ LEARNED = "_log_step"
 """Ending of the parameter that holds a learned step."""
 RANGE_SHARE = 0.01
 """Weight of a new batch in the moving average of an activation's greatest value, as in NNI."""
-LEAST_STEP_RATIO = 2.0**-12
-"""Least step of a weight channel relative to its layer's greatest: below, a bias would not fit 32 bits."""
 
 
 class _RoundToGrid(torch.autograd.Function):

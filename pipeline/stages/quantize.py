@@ -13,9 +13,10 @@ from pipeline.data.batches import Request, ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import learning
 from pipeline.measurement import kernels
-from pipeline.models import storage
+from pipeline.models import layers, storage
 from pipeline.models.storage import Model
 from pipeline.onnx import graph
+from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Parameters, Quantize
 from pipeline.process import beside, stage
 from pipeline.quantization import aware_training, post_training, simulator
@@ -38,11 +39,12 @@ def main(variant: str) -> None:
     lesson = learning.open_lesson(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
     weight_limit = 63 if settings.saturation_safe else 127
 
+    network = layers.trace(parent.module)
     if settings.float_layers == "auto":
         costs = kernels.open_costs(paths.KERNELS)
-        found = kernels.fastest_float_layers(costs, parent.module, contract)
-        settings = settings.model_copy(update={"float_layers": found})
-    graph.check_float_layers(parent.module, contract, settings.float_layers)
+        fastest = kernels.fastest_float_layers(costs, network, contract)
+        settings = settings.model_copy(update={"float_layers": fastest})
+    graph.check_float_layers(network, contract, settings.float_layers)
 
     chosen = sampling.choose(lesson.train_set.images, settings.calibration, p.seed)
 
@@ -57,14 +59,14 @@ def main(variant: str) -> None:
         )
         if settings.ptq == "auto":
             judge = _on_val(parent, lesson.val_set, p)
-            module, quantized, candidates = post_training.choose(bench, judge)
-            print(post_training.table(candidates))
+            network, quantization, trials = post_training.choose(bench, judge)
+            print(post_training.table(trials))
             told |= {
-                "ptq": post_training.applied(candidates),
-                "candidates": [c.to_dict() for c in candidates],
+                "ptq": post_training.applied(trials),
+                "candidates": [trial.to_dict() for trial in trials],
             }
         else:
-            module, quantized = bench.make(settings.ptq)
+            network, quantization = bench.make(settings.ptq)
         arguments = {**parent.card.arguments, "norm": False}
     else:
         prepared = aware_training.prepare(
@@ -95,10 +97,10 @@ def main(variant: str) -> None:
             on_epoch=freeze_norms,
         )
         prepared.module.load_state_dict(kept.state_dict())  # which are the averaged weights, where asked
-        module, arguments, quantized = aware_training.finish(
+        network, arguments, quantization = aware_training.finish(
             prepared, parent.card.architecture, parent.card.arguments
         )
-    simulated = simulator.simulate(module, quantized)
+    simulated = simulator.simulate(network, quantization)
     # On the CPU, whose sums are exact.
     host = compute.start(accelerator="cpu", threads=p.compute.threads, precision="32-true")
     val = loop.evaluate(host, simulated, lesson.val_set, contract.size, p.compute.workers)
@@ -114,7 +116,7 @@ def main(variant: str) -> None:
         val=val.to_dict(),
         calibration_sha256=sampling.fingerprint(lesson.train_set.images, chosen),
     )
-    storage.save(paths.model(variant), Model(module, card, quantized))
+    storage.save(paths.model(variant), Model(network.module, card, quantization))
     storage.write_history(paths.model(variant), history)
     checkpoints.clear(paths.checkpoints(variant))
     print(f"{variant}: val {val} as the runtime computes")
@@ -124,7 +126,7 @@ def _on_val(parent: Model, val_set: ViewSet, p: Parameters) -> post_training.Jud
     """A judge that sees a seeded part of val, by the shipped files' own arithmetic."""
     size = parent.card.input.size
     shown = sampling.choose(val_set.images, JUDGED_IMAGES, p.seed)
-    return post_training.judge_files(
+    return judge_files(
         parent,
         val_set[Request(shown, None, size)].images.split(CALIBRATION_BATCH),
         val_set.images.labels[shown],
