@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pipeline.models.layers import CLIPPING
 from pipeline.nni_edge import QATQuantizer, QuantizationSetting, apply_method, fuse_modules, quiet
-from pipeline.quantization.simulator import CLIPPING
+from pipeline.quantization.grid import LEAST_STEP_RATIO
 
 # Quantisation-aware training. What follows until `QuantizationAware` runs inside NNI's wrappers.
 
@@ -26,8 +27,6 @@ LEARNED = "_log_step"
 """Ending of the parameter that holds a learned step."""
 RANGE_SHARE = 0.01
 """Weight of a new batch in the moving average of an activation's greatest value, as in NNI."""
-LEAST_STEP_RATIO = 2.0**-12
-"""Least step of a weight channel relative to its layer's greatest: below, a bias would not fit 32 bits."""
 
 
 class _RoundToGrid(torch.autograd.Function):

@@ -10,6 +10,7 @@ from pipeline.data import batches, store
 from pipeline.data.batches import ViewSet
 from pipeline.models import storage
 from pipeline.onnx import export
+from pipeline.parity import verification
 from pipeline.process import stage
 
 VERIFIED_IMAGES = 32
@@ -28,7 +29,7 @@ def main(variant: str) -> None:
     shown = np.linspace(0, len(val_set) - 1, num=min(VERIFIED_IMAGES, len(val_set)), dtype=int)
     images = val_set[batches.Request(shown.tolist(), None, model.card.input.size)].images
     torch.set_num_threads(1)
-    figures = export.verify(file, model, images)
+    figures = verification.verify(file, model, images)
     file.replace(whole)
     print(
         f"{whole}: {whole.stat().st_size / 1e6:.2f} MB; "
