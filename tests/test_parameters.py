@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pipeline import parameters, paths
-from pipeline.parameters import Distill, ParameterError, Prune, Quantize
+from pipeline.parameters import Distill, ParameterError, Prune, Quantize, reference
 
 ROOT = Path(__file__).parents[1]
 
@@ -170,3 +170,20 @@ def test_a_missing_file_and_broken_yaml_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [1,")
     with pytest.raises(ParameterError, match=r"broken\.yaml is not valid YAML"):
         parameters.load(tmp_path / "broken.yaml")
+
+
+def test_the_reference_agrees_with_the_settings_and_the_defaults() -> None:
+    values = yaml.safe_load((ROOT / paths.PARAMETERS).read_text())
+    assert (ROOT / reference.FILE).read_text() == reference.render(values), (
+        "run `python -m pipeline.parameters.reference`"
+    )
+
+
+def test_every_key_of_the_default_run_is_in_the_reference_with_a_description() -> None:
+    lines = (ROOT / reference.FILE).read_text().splitlines()
+    described = {line.split("`")[1]: line.split("|")[-2].strip() for line in lines if line.startswith("| `")}
+    assert all(described.values())
+    shared = {"head", "full", "objective"}
+    for section, values in composed().items():
+        for key in values if isinstance(values, dict) and section != "variants" else ():
+            assert f"{section}.{key}" in described or key in described or key in shared

@@ -170,7 +170,8 @@ def test_the_pipeline_from_a_kill_to_the_last_prediction(checkout: Path, photogr
         check=False,
     )
     assert refused.returncode == 1
-    assert "answers.npy is not what was written there; `dvc repro label` makes it anew" in refused.stderr
+    assert "answers.npy" in refused.stderr
+    assert "`dvc repro label`" in refused.stderr
     assert stages_run(repro(checkout).stdout) in ([], ["label"])  # DVC may have it in its cache
     assert store.read_bytes() == stored
 

@@ -25,8 +25,8 @@ class DataSettings(Settings):
     test: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=0.5)] = 0.2
     """Test images, as a number (1 or more) or as a share (below 0.5); used only if the source has no test
     split."""
-    splits: Literal["kept", "anew"] = "kept"
-    """What happens to splits that the source has: `kept` uses them, `anew` draws all three splits from all
+    splits: Literal["original", "new"] = "original"
+    """What happens to splits that the source has: `original` uses them, `new` draws all three splits from all
     images."""
     train_side: Annotated[int, Field(ge=32)] | None = None
     """Length of the shorter side, in pixels, to which larger training images are reduced once, so that no
