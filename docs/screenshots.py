@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[1]
-WIDTH, HEIGHT = 1200, 900
+WIDTH, HEIGHT = 1200, 1230
 """Size of the picture in CSS pixels."""
 COLOURS = 128
 """Colours of the picture, to keep the file small."""
