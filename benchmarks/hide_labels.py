@@ -2,8 +2,8 @@
 
     python -m benchmarks.hide_labels SOURCE TARGET --share 0.5
 
-The splits are those of `data=clothing_anew` with seed 0. TARGET gets train, validation and test folders, and
-`unlabelled` with the images that lost theirs, a share of each class; `--drop` leaves these out instead.
+The splits are those of `data=clothing_resplit` with seed 0. TARGET gets train, validation and test folders,
+and `unlabelled` with the images that lost theirs, a share of each class; `--drop` leaves these out instead.
 """
 
 import argparse

@@ -58,6 +58,9 @@ def main() -> None:
     command = commands.add_parser("fetch", help="bring the default data set to this machine")
     command.set_defaults(run=fetch)
     command = commands.add_parser("params", help="compose params.yaml from configs/")
+    command.add_argument(
+        "config", nargs="?", default="config", help="a file of configs/, without .yaml (default: %(default)s)"
+    )
     command.set_defaults(run=compose)
 
     arguments = parser.parse_args()
@@ -82,8 +85,9 @@ def choose(arguments: Namespace) -> None:
     """Print the variant that the budget picks, and why; the options go before `budget` in params.yaml."""
     from pipeline import parameters
     from pipeline.selection import budget
+    from pipeline.selection.settings import BudgetSettings
 
-    given = {name: getattr(arguments, name) for name in parameters.Budget.model_fields}
+    given = {name: getattr(arguments, name) for name in BudgetSettings.model_fields}
     changes = {"budget": {name: limit for name, limit in given.items() if limit is not None}}
     told: dict[str, Any] = {}
     with one_line_errors():
@@ -209,11 +213,11 @@ def fetch(_: Namespace) -> None:
             fetch_fashion_mnist(data.path)
 
 
-def compose(_: Namespace) -> None:
-    """Write the composed default of `configs/` to `params.yaml`, as DVC's Hydra integration does."""
+def compose(arguments: Namespace) -> None:
+    """Write the composition of a file of `configs/` to `params.yaml`, as DVC's Hydra integration does."""
     from dvc.utils.hydra import compose_and_dump
 
-    compose_and_dump(str(paths.PARAMETERS), str(paths.CONFIGS.resolve()), None, "config", "", [])
+    compose_and_dump(str(paths.PARAMETERS), str(paths.CONFIGS.resolve()), None, arguments.config, "", [])
 
 
 def _model(name: str) -> Path:

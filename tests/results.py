@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
+from pipeline.evaluation.gate import compare
 from pipeline.measurement import machine
 from pipeline.report.evidence import Evidence
 from pipeline.report.tables import Entry, Row
-from pipeline.statistics.intervals import compare, wilson
+from pipeline.statistics.intervals import wilson
 
 CLASSES = ("red", "green", "blue")
 TEACHER: dict[str, Any] = {

@@ -10,7 +10,7 @@ import students
 from pipeline.models.costs import count_macs
 from pipeline.pruning import candidates, widths
 from pipeline.pruning.candidates import Evidence
-from pipeline.quantization.wrappers import Loss
+from pipeline.pruning.masks import Loss
 from pipeline.tasks import SINGLE_LABEL
 from tests.test_pruning import CHANNELS, SIZE, lively
 

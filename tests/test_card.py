@@ -11,11 +11,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from pipeline import parameters
 from pipeline.report import tables
 from pipeline.report.card import card
 from pipeline.report.evidence import Evidence
 from pipeline.report.figures import figure
+from pipeline.report.settings import CardSettings
 from pipeline.report.tables import Entry, Row
 from pipeline.selection import budget
 from pipeline.tasks import METRICS
@@ -79,7 +79,7 @@ SETTINGS = {
     "student": {"architecture": "mobilenet_v1", "width": 0.75, "size": 192},
     "views": {"per_image": 2, "crop_scale": [0.8, 1.0], "crop_ratio": [0.9, 1.1], "flip": 0.5},
     "budget": {"max_drop": 0.01, "max_size_bytes": 8_000_000},
-    "card": parameters.Card().model_dump(),
+    "card": CardSettings().model_dump(),
 }
 MEASURED = pytest.mark.parametrize("everything", [True, False], ids=["everything measured", "only scores"])
 
@@ -277,7 +277,7 @@ def test_what_nobody_configured_is_said_with_its_reason_and_its_key(tmp_path: Pa
     ) in text
     said = {
         key: f"The {key} that was said."
-        for key in parameters.Card.model_fields
+        for key in CardSettings.model_fields
         if key not in ("license", "language")
     }
     text = written(tmp_path, everything=False, said=said).read_text()

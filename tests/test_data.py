@@ -134,9 +134,9 @@ def test_a_folder_of_unlabelled_images_joins_what_the_student_learns_from(
     assert train.labelled
     assert not lesson.labelled
     assert sampling.choose(lesson, 10**6, seed=0).max() < len(train)
-    batch = ViewSet(lesson, ViewSpace(0, (0.5, 1.0), (1.0, 1.0), 0.5), InputContract(32))[
-        Request([0, len(train)], 0, 32)
-    ]
+    batch = ViewSet(
+        lesson, ViewSpace(seed=0, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)), InputContract(32)
+    )[Request([0, len(train)], 0, 32)]
     assert batch.labels.tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     logits = torch.randn(2, 3)
     torch.testing.assert_close(

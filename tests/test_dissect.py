@@ -39,8 +39,6 @@ def root(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> 
         data_sha256="0",
         license="MIT",
         settings={},
-        git_commit="unknown",
-        versions={},
     )
     storage.save(paths.model("fp32"), Model(students.build("mobilenet_v1", ARGUMENTS).eval(), card))
     return tmp_path

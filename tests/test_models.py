@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import students
-from pipeline.models import storage
+from pipeline.models import histories, storage
 from pipeline.models.storage import Affine, Card, Model, Quantization
 from teachers.contract import InputContract
 
@@ -27,8 +27,6 @@ def small_model() -> Model:
         data_sha256="0",
         license="MIT",
         settings={"epochs": 1},
-        git_commit="unknown",
-        versions={},
     )
     scales = {"classifier": torch.tensor([0.1, 0.2, 0.3])}
     quantization = Quantization(scales, 63, {"pool": Affine(0.02, 0)}, ("stem",))
@@ -65,6 +63,6 @@ def test_weights_that_do_not_fit_their_card_are_refused(tmp_path: Path) -> None:
 
 def test_history_is_one_json_line_per_epoch(tmp_path: Path) -> None:
     lines = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
-    storage.write_history(tmp_path, lines)
-    assert [json.loads(line) for line in (tmp_path / storage.HISTORY).read_text().splitlines()] == lines
-    assert storage.read_history(tmp_path) == lines
+    histories.write(tmp_path, lines)
+    assert [json.loads(line) for line in (tmp_path / histories.HISTORY).read_text().splitlines()] == lines
+    assert histories.read(tmp_path) == lines

@@ -73,8 +73,6 @@ def student(
         data_sha256="00ff",
         license="CC0-1.0",
         settings={},
-        git_commit="abc",
-        versions={},
     )
     return Model(module.eval(), card)
 
@@ -96,7 +94,7 @@ def int8_student(limit: int = 63, float_layers: tuple[str, ...] = (), activation
 
 def shipped(model: Model, folder: Path) -> Path:
     path = folder / f"{model.card.variant}.onnx"
-    export(model, path, metadata_for(model.card, model.quantization))
+    export(model, path, metadata_for(model.card, model.quantization, "abc"))
     return path
 
 

@@ -99,8 +99,6 @@ def parent() -> Model:
         data_sha256="",
         license="",
         settings={},
-        git_commit="",
-        versions={},
     )
     return Model(module.eval(), card)
 

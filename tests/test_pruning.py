@@ -18,10 +18,9 @@ from pipeline.models import storage
 from pipeline.models.costs import count_macs
 from pipeline.models.storage import Model
 from pipeline.pruning import surgery, widths
-from pipeline.quantization import wrappers
+from pipeline.pruning.masks import Loss, apply_masks, channel_masks, remove_masked
 from pipeline.quantization.simulator import simulate
-from pipeline.quantization.wrappers import Loss
-from pipeline.training import loop
+from pipeline.training import norms
 from teachers.contract import InputContract
 from tests.test_onnx_export import quantized, student
 
@@ -98,14 +97,14 @@ def test_pruned_logits_are_those_of_the_masked_parent(criterion, activation):
     parent, asked = lively(arguments), losses()
     uneven = [8, 16, 24, 16, 8, 32, 24, 40, 16, 8, 40, 24, 16, 48]
     pruned, kept = surgery.cut(parent, arguments, uneven, size=SIZE, criterion=criterion, losses=asked)
-    masks = wrappers.channel_masks(
+    masks = channel_masks(
         parent,
         {n: m.out_channels for n, m in pruned.named_modules() if isinstance(m, nn.Conv2d)},
         criterion,
         SIZE,
         asked,
     )
-    masked = wrappers.apply_masks(parent, masks)
+    masked = apply_masks(parent, masks)
     assert surgery.check_same_logits(masked, pruned, SIZE) <= surgery.TOLERANCE
     images = torch.rand(4, 3, SIZE, SIZE)
     assert not torch.allclose(parent(images), pruned(images), rtol=0.1)
@@ -144,9 +143,7 @@ def test_stem_and_its_depthwise_partner_lose_the_same_channels():
     arguments = {"classes": 5, "channels": CHANNELS}
     parent = lively(arguments)
     wanted = {n: m.out_channels for n, m in parent.named_modules() if isinstance(m, nn.Conv2d)}
-    masks = wrappers.channel_masks(
-        parent, {**wanted, "stem.conv": 8, "blocks.0.depthwise.conv": 8}, "l1", SIZE
-    )
+    masks = channel_masks(parent, {**wanted, "stem.conv": 8, "blocks.0.depthwise.conv": 8}, "l1", SIZE)
     stem, partner = (masks[n]["weight"].flatten(1).amax(1) for n in ("stem.conv", "blocks.0.depthwise.conv"))
     assert torch.equal(stem, partner)
     assert stem.sum() == 8
@@ -184,7 +181,7 @@ def test_channels_that_go_are_those_that_the_criterion_is_about(criterion, made)
     with torch.no_grad():
         made(parent)
     before = {name: value.clone() for name, value in parent.state_dict().items()}
-    masks = wrappers.channel_masks(parent, {f"{LAST}.conv": 40}, criterion, SIZE, losses())
+    masks = channel_masks(parent, {f"{LAST}.conv": 40}, criterion, SIZE, losses())
     gone = (masks[f"{LAST}.conv"]["weight"].flatten(1).amax(1) == 0).nonzero().flatten().tolist()
     assert gone == UNIMPORTANT
     assert all(torch.equal(value, before[name]) for name, value in parent.state_dict().items())
@@ -196,17 +193,17 @@ def test_surgery_leaves_the_masks_that_it_is_given_as_they_were():
     parent = lively(arguments)
     narrow = students.build("mobilenet_v1", {**arguments, "channels": [n - 8 for n in CHANNELS]})
     wanted = {n: m.out_channels for n, m in narrow.named_modules() if isinstance(m, nn.Conv2d)}
-    masks = wrappers.channel_masks(parent, wanted, "l1", SIZE)
+    masks = channel_masks(parent, wanted, "l1", SIZE)
     before = copy.deepcopy(masks)
-    wrappers.remove_masked(parent, masks, SIZE)
+    remove_masked(parent, masks, SIZE)
     assert masks.keys() == before.keys()
     for path, targets in masks.items():
         assert all(torch.equal(mask, before[path][name]) for name, mask in targets.items())
 
 
 def test_taylor_without_a_loss_is_refused():
-    with pytest.raises(ValueError, match="taylor needs losses"):
-        wrappers.channel_masks(lively({"classes": 5, "channels": CHANNELS}), {"stem.conv": 8}, "taylor", SIZE)
+    with pytest.raises(ValueError, match="taylor"):
+        channel_masks(lively({"classes": 5, "channels": CHANNELS}), {"stem.conv": 8}, "taylor", SIZE)
 
 
 def test_a_layer_of_which_half_does_nothing_loses_half_for_nothing():
@@ -219,7 +216,7 @@ def test_a_layer_of_which_half_does_nothing_loses_half_for_nothing():
             parent.get_parameter(f"blocks.7.depthwise.{name}")[idle] = 0.0
     images = torch.rand(2, 8, 3, SIZE, SIZE)
     settled = copy.deepcopy(parent)
-    loop.reestimate_norms(settled, iter(images))
+    norms.reestimate(settled, images)
     answers = settled(images[0])
 
     @torch.no_grad()

@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -272,10 +271,6 @@ def test_a_layer_left_float_takes_its_scales_along() -> None:
     assert isinstance(part, Quantization)
     assert set(found.weight_scales) - set(part.weight_scales) == {"stem", "blocks.0.depthwise"}
     assert set(found.activations) - set(part.activations) == {"images", "stem"}
-
-
-def test_the_parameters_know_the_steps() -> None:
-    assert get_args(parameters.PtqStep) == post_training.STEPS
 
 
 def test_two_choices_of_ranges_are_refused_in_one_line() -> None:

@@ -222,8 +222,6 @@ def test_a_student_of_an_earlier_run_goes_on_as_it_was(tmp_path: Path) -> None:
         data_sha256="00ff",
         license="CC0-1.0",
         settings={},
-        git_commit="abc",
-        versions={},
     )
     storage.save(tmp_path, Model(before, card))
     start = initialisation.SOURCES["run"](str(tmp_path))

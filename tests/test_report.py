@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import ViewportSize, sync_playwright
 
 from pipeline.evaluation import comparison, slices
-from pipeline.evaluation.comparison import Answers
+from pipeline.evaluation.comparison import ClassifierOutput
 from pipeline.report import pictures, tables
 from pipeline.report.evidence import read as read_evidence
 from pipeline.report.figures import figure, span
@@ -398,8 +398,13 @@ def test_odd_data_are_shown_as_the_stages_write_them(tmp_path: Path) -> None:
             "variants": {
                 e.variant: {
                     "parent": e.parent,
-                    **comparison.against_parent(
-                        Answers(answers[e.variant]), Answers(answers[e.parent]), labels, names, 0.02
+                    **comparison.compare_with_parent(
+                        ClassifierOutput(answers[e.variant]),
+                        ClassifierOutput(answers[e.parent]),
+                        labels,
+                        names,
+                        parent_name=e.parent,
+                        max_drop=0.02,
                     ),
                 }
                 for e in entries

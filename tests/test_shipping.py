@@ -7,7 +7,6 @@ Node comes with the development tools (pyright needs it). What also needs npm's 
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys

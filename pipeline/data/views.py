@@ -6,11 +6,12 @@ matching"; Shen and Xing 2022, FKD).
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from pipeline.data.settings import Augmentation
 from teachers.contract import Box, InputContract
 
 ATTEMPTS = 10
@@ -19,23 +20,11 @@ ATTEMPTS = 10
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
-@dataclass(frozen=True)
-class ViewSpace:
-    """The distribution that views are drawn from."""
+class ViewSpace(Augmentation):
+    """The distribution that views are drawn from, with its seed."""
 
     seed: int
-    crop_scale: tuple[float, float]
-    """Least and greatest area of the crop, as a share of the image's."""
-    crop_ratio: tuple[float, float]
-    """Least and greatest aspect ratio of the crop: width over height."""
-    flip: float
-    """Probability of a horizontal flip."""
-    colour: float = 0.0
-    """Greatest change of brightness, contrast and saturation, as a share of their own."""
-    mixup: float = 0.0
-    """Probability that another image shines through."""
-    cutmix: float = 0.0
-    """Probability that a rectangle of another image covers a part."""
+    """Seed of all views, below 2**32."""
 
     @property
     def mixes(self) -> bool:
@@ -43,8 +32,13 @@ class ViewSpace:
         return self.mixup + self.cutmix > 0
 
     def plain(self) -> "ViewSpace":
-        """Its crops and flips alone."""
-        return replace(self, colour=0.0, mixup=0.0, cutmix=0.0)
+        """The same crops and flips, without colours and mixtures."""
+        return self.model_copy(update={"colour": 0.0, "mixup": 0.0, "cutmix": 0.0})
+
+
+def space(settings: Augmentation, seed: int) -> ViewSpace:
+    """The views that the settings describe, drawn with ``seed``."""
+    return ViewSpace(seed=seed, **{name: getattr(settings, name) for name in Augmentation.model_fields})
 
 
 @dataclass(frozen=True)

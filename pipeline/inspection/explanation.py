@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.evaluation.confidence import Confidence
-from pipeline.evaluation.scoring import confused
+from pipeline.evaluation.scoring import list_confusions
 from pipeline.models.storage import Model
 from teachers.contract import InputContract
 
@@ -157,7 +157,7 @@ def confusions(album: Album, own: Confidence) -> list[dict[str, Any]]:
     matrix = np.zeros((len(album.names), len(album.names)), dtype=np.int64)
     np.add.at(matrix, (album.labels, own.predictions), 1)
     shown = []
-    for pair in confused(matrix, album.names, PAIRS):
+    for pair in list_confusions(matrix, album.names, PAIRS):
         truth, answer = album.names.index(pair["truth"]), album.names.index(pair["answer"])
         indices = _surest(own, (album.labels == truth) & (own.predictions == answer))[:EXAMPLES].tolist()
         examples = [{**album.show(i), "confidence": float(own.confidence[i])} for i in indices]

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from scipy.special import softmax
 
 from pipeline.inspection import attacks, corruptions
 from pipeline.models.storage import Model
-from pipeline.onnx.inference import Classifier, run, softmax
-from pipeline.statistics.intervals import Z95, mean_by_bootstrap, wilson
+from pipeline.onnx.inference import Classifier, run
+from pipeline.statistics.bootstrap import mean_with_interval
+from pipeline.statistics.intervals import Z95, wilson
 
 SURE = 0.9
 """A probability from which on an answer counts as sure."""
@@ -84,7 +86,7 @@ def _corrupted(
 ) -> dict[str, Any]:
     clean, each = right[0], right[1:].reshape(len(corruptions.KINDS), len(corruptions.SEVERITIES), -1)
     share = each.mean(axis=(0, 1))
-    mean, lo, hi = mean_by_bootstrap(share)
+    mean, lo, hi = mean_with_interval(share)
     result = {
         **_accuracy("clean", clean),
         "mean": mean,
@@ -94,7 +96,7 @@ def _corrupted(
         "delta_lo": None,
         "delta_hi": None,
         "kinds": {
-            kind: dict(zip(("accuracy", "lo", "hi"), mean_by_bootstrap(of.mean(axis=0)), strict=True))
+            kind: dict(zip(("accuracy", "lo", "hi"), mean_with_interval(of.mean(axis=0)), strict=True))
             for kind, of in zip(corruptions.KINDS, each, strict=True)
         },
         "table": {
@@ -107,7 +109,7 @@ def _corrupted(
         },
     }
     if parents is not None:
-        delta, lo, hi = mean_by_bootstrap(share - parents[1:].mean(axis=0))
+        delta, lo, hi = mean_with_interval(share - parents[1:].mean(axis=0))
         result |= {"delta": delta, "delta_lo": lo, "delta_hi": hi}
     return result
 
@@ -220,7 +222,8 @@ def outside(
             kind: {
                 "n": len(sets[kind]),
                 "variants": {
-                    name: _outside(softmax(logits).max(axis=1), known[name]) for name, logits in found.items()
+                    name: _outside(softmax(logits, axis=1).max(axis=1), known[name])
+                    for name, logits in found.items()
                 },
             }
             for kind, found in told.items()
@@ -229,7 +232,7 @@ def outside(
 
 
 def _outside(confident: Float[np.ndarray, " images"], known: Float[np.ndarray, " test"]) -> dict[str, float]:
-    mean, lo, hi = mean_by_bootstrap(confident.astype(np.float64))
+    mean, lo, hi = mean_with_interval(confident.astype(np.float64))
     area, area_lo, area_hi = auroc(known, confident)
     return {
         "confidence": mean,

@@ -1,7 +1,7 @@
 """What each layer of a student can bear: fewer channels, and eight bits, one layer at a time."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.models.storage import Model, Quantization
+from pipeline.models.layers import trace
+from pipeline.models.storage import Model
 from pipeline.pruning import surgery, widths
-from pipeline.quantization import post_training, simulator
+from pipeline.quantization.sensitivity import int8_sensitivity, together
 from pipeline.tasks import SINGLE_LABEL, Task
-from pipeline.training import loop
+from pipeline.training import norms
 
 CRITERION = "l1"
 """Which channels go first; what a layer can bear depends on the layer more than on that."""
@@ -76,7 +77,7 @@ class Exam:
 def scorings(model: Model, ratios: Sequence[float], *, channels: bool, int8: bool) -> int:
     """How many networks ``measure`` scores at most: a stem that reads no plain bytes stays float."""
     narrowed = len(ratios) * len(widths.free_layers(model.module))
-    quantised = 1 + 2 * len(simulator.layers(model.module))
+    quantised = 1 + 2 * len(trace(model.module).layers)
     return 1 + channels * narrowed + int8 * quantised
 
 
@@ -97,11 +98,11 @@ def measure(
         settling: normalised training images of that size, for batch norm's statistics and activation ranges.
         ratios: shares of a layer's channels that are kept.
         channels: whether layers are narrowed (``pruning.sensitivity``).
-        int8: whether they are quantised (``ptq.sensitivity``).
+        int8: whether they are quantised (``quantization.sensitivity``).
     """
     # As those of every narrowed network: at another size, and on other images, statistics are others.
     settled = replace(model, module=copy.deepcopy(model.module))
-    loop.reestimate_norms(settled.module, iter(settling))
+    norms.reestimate(settled.module, settling)
     exam = exam.against(settled.module)
     found: dict[str, Any] = {"score": exam.score(settled.module).to_dict()["score"]}
     if channels:
@@ -119,11 +120,10 @@ def measure(
             for layer, scores in narrowed.items()
         }
     if int8:
-        layers = post_training.sensitivity(
-            settled, lambda: settling, weight_limit=WEIGHT_LIMIT, score=exam.score
-        )
+        layers = int8_sensitivity(settled, lambda: settling, weight_limit=WEIGHT_LIMIT, score=exam.score)
+        whole = together(settled, lambda: settling, weight_limit=WEIGHT_LIMIT)
         found["int8"] = {
-            "together": _plain(exam.score(_quantised(settled, settling, layers))),
+            "together": _plain(exam.score(whole)),
             "layers": {
                 layer: {"alone": _plain(scores.alone), "spared": _plain(scores.spared)}
                 for layer, scores in layers.items()
@@ -135,16 +135,3 @@ def measure(
 def _plain(score: float) -> dict[str, float]:
     assert isinstance(score, Score)
     return score.to_dict()
-
-
-def _quantised(model: Model, images: Sequence[Tensor], layers: Mapping[str, object]) -> nn.Module:
-    """The simulator with these layers in int8 together, by the same plain means as one at a time."""
-    folded, _ = simulator.fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
-    kept_float = tuple(name for name in simulator.layers(folded) if name not in layers)
-    whole = Quantization(
-        simulator.weight_scales(folded, WEIGHT_LIMIT, kept_float),
-        WEIGHT_LIMIT,
-        simulator.activation_ranges(folded, lambda: images, kept_float),
-        kept_float,
-    )
-    return simulator.simulate(folded, whole)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,32 +16,25 @@ from teachers.contract import InputContract
 
 WEIGHTS = "weights.safetensors"
 CARD = "card.json"
-HISTORY = "history.jsonl"
 SCALE_SUFFIX = ".weight_scale"
-
-
-@dataclass(frozen=True)
-class Affine:
-    """Uint8 quantisation of a tensor: ``real = scale * (integer - zero_point)``."""
-
-    scale: float
-    zero_point: int
 
 
 @dataclass(frozen=True)
 class Quantization:
     """Everything that turns a float student with folded batch norms into its int8 twin.
 
-    A layer is the module path of a convolution's unit (``stem``, ``blocks.3.pointwise``) or of the
-    classifier. The logits stay float.
+    Layers are named as in ``layers.Network``. Weights are int8 and symmetric, with one step per output
+    channel; activations are uint8 with one scale per tensor and zero point 0, since each follows a ReLU.
+    The logits stay float.
     """
 
     weight_scales: dict[str, Float[Tensor, " channels"]]
-    """Layer to the symmetric step of each output channel; the weights lie on this grid already."""
+    """Layer to the step of each output channel; the weights lie on this grid already."""
     weight_limit: int
     """Greatest magnitude of an integer weight: 127, or 63 where 16-bit sums must not saturate."""
-    activations: dict[str, Affine]
-    """Layer to its output after the activation; ``pool`` is the classifier's input."""
+    activation_scales: dict[str, float]
+    """Activation to its scale: ``real = scale * integer``. An activation is named after the layer or the
+    pooling that writes it; ``images`` is the network's input."""
     float_layers: tuple[str, ...] = ()
     """Layers that stay in float."""
 
@@ -67,8 +59,6 @@ class Card:
     """License of the training images."""
     settings: dict[str, Any]
     """The operation's settings as they were applied."""
-    git_commit: str
-    versions: dict[str, str]
     start: str = "random weights"
     """What the first student was trained from, in words."""
     task: str = "single_label"
@@ -117,7 +107,7 @@ def load(folder: Path) -> Model:
         quantization = Quantization(
             weight_scales={n.removesuffix(SCALE_SUFFIX): scale for n, scale in scales.items()},
             weight_limit=stored["weight_limit"],
-            activations={n: Affine(**affine) for n, affine in stored["activations"].items()},
+            activation_scales=stored["activation_scales"],
             float_layers=tuple(stored["float_layers"]),
         )
     values["input"] = InputContract.from_dict(values["input"])
@@ -138,14 +128,3 @@ def fingerprint(module: nn.Module) -> str:
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def write_history(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
-    """Write ``history.jsonl``: one line per epoch."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / HISTORY).write_text("".join(json.dumps(line) + "\n" for line in history))
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``history.jsonl``; none for a variant that was made without training."""
-    return [json.loads(line) for line in (folder / HISTORY).read_text().splitlines()]

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 import students
 from pipeline.data import batches, sampling
 from pipeline.data.batches import Batch
-from pipeline.distillation import learning
-from pipeline.distillation.learning import Lesson
+from pipeline.distillation.objective import loss_terms
+from pipeline.distillation.settings import Objective
+from pipeline.distillation.training_data import TrainingData
 from pipeline.models.costs import count_macs
 from pipeline.pruning import surgery, widths
+from pipeline.pruning.masks import Criterion, Loss
 from pipeline.pruning.widths import BudgetError, Cost
-from pipeline.quantization.wrappers import Criterion, Loss
 from pipeline.tasks import Task
-from pipeline.training import loop
+from pipeline.training import loop, norms
 
 ShapeName = Literal["uniform", "sensitivity"]
 
@@ -89,29 +90,26 @@ class Evidence:
 
 
 def gather(
-    fabric: Fabric, lesson: Lesson, goal: dict[str, float], *, taylor: bool, seed: int, workers: int
+    fabric: Fabric, data: TrainingData, objective: Objective, *, taylor: bool, seed: int, workers: int
 ) -> Evidence:
-    """Render all images once; ``goal`` as in ``distillation.objective``, its losses only for ``taylor``."""
-    contract, task = lesson.train_set.contract, lesson.train_set.images.task
-    objective = learning.objective(contract, goal, task, lesson.live)
-    weights = learning.weights(goal)
+    """Render all images once; the losses of ``objective`` only for ``taylor``."""
+    contract, task = data.train_set.contract, data.train_set.images.task
+    terms, weights = loss_terms(objective, contract, task, data.live), objective.weights()
 
     def loss(module: nn.Module, batch: Batch) -> Tensor:
-        return loop.total(objective(module, batch), weights)
+        return loop.total(terms(module, batch), weights)
 
-    chosen = batches.shuffled(len(lesson.train_set), epoch=0, seed=seed)[: TAYLOR_IMAGES * taylor]
-    asked = batches.load(
-        fabric, lesson.train_set, batches.sequential(chosen, 0, contract.size, BATCH), workers
-    )
-    scored = sampling.choose(lesson.val_set.images, VAL_IMAGES, seed)
+    chosen = batches.shuffled(len(data.train_set), epoch=0, seed=seed)[: TAYLOR_IMAGES * taylor]
+    asked = batches.load(fabric, data.train_set, batches.sequential(chosen, 0, contract.size, BATCH), workers)
+    scored = sampling.choose(data.val_set.images, VAL_IMAGES, seed)
     shown = batches.load(
-        fabric, lesson.val_set, batches.sequential(scored, None, contract.size, BATCH), workers
+        fabric, data.val_set, batches.sequential(scored, None, contract.size, BATCH), workers
     )
     return Evidence(
-        settling=tuple(loop.plain_images(fabric, lesson.train_set, SETTLING_IMAGES, BATCH, workers)),
+        settling=tuple(norms.plain_images(fabric, data.train_set, SETTLING_IMAGES, BATCH, workers)),
         losses=tuple(partial(loss, batch=batch) for batch in asked),
         val=tuple(contract.normalise(batch.images) for batch in shown),
-        labels=torch.from_numpy(lesson.val_set.images.labels[scored]),
+        labels=torch.from_numpy(data.val_set.images.labels[scored]),
         task=task,
     )
 
@@ -200,7 +198,7 @@ def rank(
             losses=evidence.losses,
             architecture=architecture,
         )
-        loop.reestimate_norms(narrow, iter(evidence.settling))
+        norms.reestimate(narrow, evidence.settling)
         logits = evidence.logits(narrow)
         found.append(
             Candidate(

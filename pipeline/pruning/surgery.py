@@ -11,9 +11,8 @@ from torch import Tensor, nn
 import students
 from pipeline.errors import DistilleryError
 from pipeline.pruning import widths
-from pipeline.quantization import wrappers
-from pipeline.quantization.wrappers import Criterion, Loss
-from pipeline.training import loop
+from pipeline.pruning.masks import Criterion, Loss, apply_masks, channel_masks, remove_masked
+from pipeline.training import norms
 
 TOLERANCE = 1e-4
 """Greatest difference of a masked and a shrunk network's logits, as a share of the logits' spread."""
@@ -95,12 +94,12 @@ def cut(
     kept_arguments = {**arguments, "channels": list(channels)}
     pruned = students.build(architecture, kept_arguments)
     plain = copy.deepcopy(module).eval()
-    masks = wrappers.channel_masks(plain, _convolutions(pruned), criterion, GRAPH_SIZE, losses)
+    masks = channel_masks(plain, _convolutions(pruned), criterion, GRAPH_SIZE, losses)
     plain = plain.cpu()
     masks = {path: {name: mask.cpu() for name, mask in targets.items()} for path, targets in masks.items()}
-    pruned.load_state_dict(wrappers.remove_masked(plain, masks, GRAPH_SIZE))
+    pruned.load_state_dict(remove_masked(plain, masks, GRAPH_SIZE))
     pruned.eval()
-    check_same_logits(wrappers.apply_masks(plain, masks), pruned, size)
+    check_same_logits(apply_masks(plain, masks), pruned, size)
     return pruned.to(next(module.parameters()).device), kept_arguments
 
 
@@ -141,9 +140,9 @@ def sensitivity(
         for ratio in ratios:
             channels = widths.narrowed(parent_channels, layer, ratio)
             narrow = students.build(architecture, {**arguments, "channels": channels})
-            masks = wrappers.channel_masks(module, _convolutions(narrow), criterion, GRAPH_SIZE, losses)
-            masked = wrappers.apply_masks(module, masks)
-            loop.reestimate_norms(masked, iter(images))
+            masks = channel_masks(module, _convolutions(narrow), criterion, GRAPH_SIZE, losses)
+            masked = apply_masks(module, masks)
+            norms.reestimate(masked, images)
             scores[path][ratio] = score(masked)
     return scores
 

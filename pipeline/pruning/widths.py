@@ -11,6 +11,7 @@ from torch import nn
 import students
 from pipeline.errors import DistilleryError
 from pipeline.models.costs import count_macs
+from pipeline.models.layers import trace
 
 Cost = Callable[[nn.Module], float]
 """What a network costs as a share of what it may cost: at most 1 is allowed."""
@@ -35,11 +36,7 @@ def output_channels(module: nn.Module) -> tuple[int, ...]:
 
 def free_layers(module: nn.Module) -> tuple[str, ...]:
     """Module paths of the same layers' units: ``stem``, ``blocks.0.pointwise``."""
-    return tuple(
-        path.removesuffix(".conv")
-        for path, part in module.named_modules()
-        if isinstance(part, nn.Conv2d) and part.groups == 1
-    )
+    return tuple(name for name, layer in trace(module).layers.items() if layer.kind == "dense")
 
 
 def macs_within(share: float, parent: nn.Module, size: int) -> Cost:

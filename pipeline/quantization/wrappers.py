@@ -1,192 +1,22 @@
-"""NNI, and everything that has to be known about it: channel pruning and quantisation-aware wrapping.
+"""Quantisation-aware wrapping of a network by NNI, which owns the wrappers, targets and scales.
 
-No other file imports ``nni``. NNI 3.0 decides which channels go and removes them, and owns the wrappers,
-targets and scales of quantisation-aware training. Inside those wrappers it runs functions of this file,
-through its own registries, because its own cost a second convolution per layer, a dozen passes over every
-activation, and scales that lag behind the weights.
+Inside those wrappers NNI runs functions of this file, through its own registries, because its own cost a
+second convolution per layer, a dozen passes over every activation, and scales that lag behind the weights.
 """
 
-import contextlib
 import copy
-import io
-import logging
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.fx import symbolic_trace
-from torch.fx.passes.shape_prop import ShapeProp
-from torch.utils import _pytree
 
-from pipeline.quantization.simulator import CLIPPING
-
-PYTREE_REGISTRIES: tuple[dict[Any, Any], ...] = (
-    _pytree.SUPPORTED_NODES,
-    _pytree.SUPPORTED_SERIALIZED_TYPES,
-    _pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE,
-)
-
-
-@contextlib.contextmanager
-def _as_before_nni() -> Iterator[None]:
-    """Undo what importing NNI does to others: it registers torch.fx's containers anew, and worse."""
-    registries = [dict(registry) for registry in PYTREE_REGISTRIES]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    for registry, entries in zip(PYTREE_REGISTRIES, registries, strict=True):
-        registry.clear()
-        registry.update(entries)
-
-
-with _as_before_nni():
-    import nni
-    from nni.compression.base import apply_method, fuse_modules, wrapper
-    from nni.compression.base.setting import QuantizationSetting
-    from nni.compression.pruning import FPGMPruner, L1NormPruner, L2NormPruner, TaylorPruner
-    from nni.compression.quantization import QATQuantizer
-    from nni.compression.speedup import ModelSpeedup
-    from nni.compression.speedup.dependency import auto_set_denpendency_group_ids
-    from nni.compression.utils import TorchEvaluator
-
-nni.silence_stdout()
-LOGGER = logging.getLogger("nni")
-LOGGER.setLevel(logging.ERROR)  # its warnings are of what always happens in a chain of convolutions
-
-Criterion = Literal["l1", "l2", "fpgm", "taylor"]
-Loss = Callable[[nn.Module], Tensor]
-"""From a network to its mean loss on some batch."""
-Pruner = Callable[[nn.Module, list[dict[str, Any]], Sequence[Loss]], Any]
-
-
-def _by_taylor(module: nn.Module, entries: list[dict[str, Any]], losses: Sequence[Loss]) -> Any:
-    """NNI collects within a training loop; this one goes nowhere, its rate being zero."""
-    if not losses:
-        raise ValueError("taylor needs losses to take gradients of; there are none")
-
-    def collect(module: nn.Module, optimizer: Any, *_: Any) -> None:
-        for loss in losses:
-            loss(module).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    optimizer = nni.trace(torch.optim.SGD)(module.parameters(), lr=0.0)
-    evaluator = TorchEvaluator(collect, optimizer, training_step=_leave)
-    return TaylorPruner(module, entries, evaluator, training_steps=len(losses))
-
-
-PRUNERS: dict[Criterion, Pruner] = {
-    "l1": lambda module, entries, _: L1NormPruner(module, entries),
-    "l2": lambda module, entries, _: L2NormPruner(module, entries),
-    "fpgm": lambda module, entries, _: FPGMPruner(module, entries),
-    "taylor": _by_taylor,
-}
-"""Importance of a channel: L1 norm (Li et al. 2016, https://arxiv.org/abs/1608.08710), L2 norm, distance from
-the geometric median (He et al. 2019, https://arxiv.org/abs/1811.00250), or what a loss would change by
-(Taylor expansion of first order in its weights, Molchanov et al. 2019, https://arxiv.org/abs/1906.10771)."""
-
-Masks = dict[str, dict[str, Tensor]]
-"""Module path to parameter name to ones and zeros of the parameter's shape."""
-
-
-def channel_masks(
-    module: nn.Module,
-    channels: Mapping[str, int],
-    criterion: Criterion,
-    size: int,
-    losses: Sequence[Loss] = (),
-) -> Masks:
-    """Masks over convolution weights and their batch norms that leave the wanted number of channels.
-
-    Convolutions whose channels belong together, such as a depthwise one and the one before it, get the same
-    mask, from the mean of their importance. ``channels`` gives the output channels to keep by
-    module path and must agree within such a group; ``size`` is the side of the image in pixels. ``taylor``
-    needs ``losses``.
-    """
-    subject = copy.deepcopy(module).eval()
-    graph = symbolic_trace(subject)
-    ShapeProp(graph).propagate(_images(subject, 1, size))
-    pruned = {}
-    for path, kept in channels.items():
-        total = subject.get_parameter(f"{path}.weight").shape[0]
-        if kept < total:
-            # NNI truncates ratio times total; the half keeps the product away from the wrong side.
-            pruned[path] = (total - kept + 0.5) / total
-    if not pruned:
-        return {}
-    entries = [
-        {"op_names": [path], "target_names": ["weight"], "sparse_ratio": ratio}
-        for path, ratio in pruned.items()
-    ]
-    aligned = [
-        {
-            "op_names": [norm],
-            "target_names": ["weight", "bias"],
-            "target_settings": {
-                name: {"align": {"module_name": path, "target_name": "weight", "dims": [0]}}
-                for name in ("weight", "bias")
-            },
-        }
-        for path, norm in _norms_after(graph).items()
-        if path in pruned
-    ]
-    with _quiet():
-        grouped = auto_set_denpendency_group_ids(graph, entries)
-        _, masks = PRUNERS[criterion](subject, grouped + aligned, losses).compress()
-    return {path: dict(targets) for path, targets in masks.items()}
-
-
-def apply_masks(module: nn.Module, masks: Masks) -> nn.Module:
-    """A copy in evaluation mode whose masked parameters are zero."""
-    masked = copy.deepcopy(module).eval()
-    with torch.no_grad():
-        for path, targets in masks.items():
-            for name, mask in targets.items():
-                masked.get_submodule(path).get_parameter(name).mul_(mask)
-    return masked
-
-
-def remove_masked(module: nn.Module, masks: Masks, size: int) -> dict[str, Tensor]:
-    """The tensors of the network that is left when the masked channels are gone, by state dict key."""
-    # NNI writes into what it is given.
-    subject, masks = copy.deepcopy((module, masks))
-    subject.eval()
-    images = _images(subject, 1, size)
-    # NNI infers from random inputs which values are constant; the random state of others stays as it is.
-    with _quiet(), torch.random.fork_rng():
-        speedup = ModelSpeedup(subject, images, masks, graph_module=symbolic_trace(subject), logger=LOGGER)
-        shrunk = speedup.speedup_model()
-    return {name: value.detach() for name, value in shrunk.state_dict().items()}
-
-
-def _norms_after(graph: torch.fx.GraphModule) -> dict[str, str]:
-    """Convolution to the batch norm that reads it, as module paths."""
-    norms = {}
-    for node in graph.graph.nodes:
-        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.BatchNorm2d):
-            norms[node.args[0].target] = node.target
-    return norms
-
-
-def _images(module: nn.Module, batch: int, size: int) -> Float[Tensor, "batch 3 size size"]:
-    parameter = next(module.parameters())
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(batch, 3, size, size, generator=generator).to(parameter)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """NNI prints bare words and warns of its own past."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
+from pipeline.models.layers import CLIPPING
+from pipeline.nni_edge import QATQuantizer, QuantizationSetting, apply_method, fuse_modules, quiet
+from pipeline.quantization.grid import LEAST_STEP_RATIO
 
 # Quantisation-aware training. What follows until `QuantizationAware` runs inside NNI's wrappers.
 
@@ -197,8 +27,6 @@ LEARNED = "_log_step"
 """Ending of the parameter that holds a learned step."""
 RANGE_SHARE = 0.01
 """Weight of a new batch in the moving average of an activation's greatest value, as in NNI."""
-LEAST_STEP_RATIO = 2.0**-12
-"""Least step of a weight channel relative to its layer's greatest: below, a bias would not fit 32 bits."""
 
 
 class _RoundToGrid(torch.autograd.Function):
@@ -319,10 +147,6 @@ def _leave(values: Tensor) -> Tensor:
 apply_method.quant_apply_methods[ROUND] = _round
 fuse_modules._DEFAULT_OP_LIST_TO_FUSER_METHOD[(nn.Conv2d, nn.BatchNorm2d)] = _fold
 QuantizationSetting.register("AdaptiveAvgPool2d", QuantizationSetting.activation_setting)
-# Every forward of every wrapper ends in torch.cuda.empty_cache(), which stalls the device.
-wrapper.torch = SimpleNamespace(
-    **{**vars(torch), "cuda": SimpleNamespace(**{**vars(torch.cuda), "empty_cache": lambda: None})}
-)
 
 
 @dataclass(frozen=True)
@@ -400,7 +224,7 @@ def wrap(
         {"op_names": [path], **weight, **({} if norm is None else {"fuse_names": [(path, norm)]})}
         for path, norm in norms.items()
     ]
-    with _quiet():
+    with quiet():
         # NNI types a training loop as required; it is used by NNI's own compress() alone.
         quantizer = QATQuantizer(subject, [*entries, output], cast(Any, None))
     wrappers: dict[str, Any] = dict(quantizer._module_wrappers)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.models import storage
+from pipeline.evaluation.gate import Verdict, compare, compare_map, verdict
+from pipeline.models import histories, storage
 from pipeline.selection.budget import TEACHER
-from pipeline.statistics.intervals import Verdict, compare, compare_map, verdict
 from pipeline.tasks import SINGLE_LABEL, Metric
 
 DECIMALS = 6
@@ -81,6 +81,7 @@ def gather(
     *,
     metrics: Callable[[str], Path],
     folder: Callable[[str], Path],
+    timings: Callable[[str], Path],
     benchmark: Mapping[str, Any],
 ) -> list[Entry]:
     """Read what the earlier stages wrote of each variant.
@@ -89,6 +90,7 @@ def gather(
         declared: variant to its parent and operation.
         metrics: where a variant's scores are.
         folder: where a variant's model and history are.
+        timings: file of the timings of a variant's training.
         benchmark: as ``latency.measure`` returns it.
     """
     entries = []
@@ -105,7 +107,7 @@ def gather(
                 macs=scores["macs"],
                 val=card["val"][scores["metric"]],
                 latency=benchmark["variants"][variant],
-                history=storage.read_history(folder(variant)),
+                history=histories.read(folder(variant), timings(variant)),
             )
         )
     return entries
@@ -177,7 +179,7 @@ def _row(entry: Entry, answers: Mapping[str, np.ndarray], labels: np.ndarray, ma
         delta_lo=difference.lo,
         delta_hi=difference.hi,
         mcnemar_p=difference.mcnemar_p,
-        verdict=verdict(difference.lo, max_drop),
+        verdict=verdict(difference, max_drop),
         size_bytes=scores["size_bytes"],
         parameters=entry.parameters,
         macs=entry.macs,

@@ -119,7 +119,9 @@ def table(found: Sequence[Experiment]) -> list[Candidate]:
             times.setdefault(one.reference, []).append(one.figures["fp32"]["latency_ms_p50"])
     candidates = [row for one in found for row in _rows(one, times)]
     if not candidates:
-        raise ExperimentError("no experiment of this commit is finished; docs/howto.md shows how to start some")
+        raise ExperimentError(
+            "no experiment of this commit is finished; docs/howto.md shows how to start some"
+        )
     return candidates
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import torch
 
 from pipeline import parameters, paths
@@ -26,10 +27,8 @@ def main() -> None:
     loaded = {name: storage.load(paths.model(name)) for name in p.variants}
     contract = next(iter(loaded.values())).card.input
     views = ViewSet(test, None, contract)
-    answers = {
-        name: kept
-        for name in ("teacher", *p.variants)
-        if (kept := confidence.load(paths.confidence(name))) is not None
+    answers = {"teacher": confidence.from_logits(np.load(paths.TEACHER_LOGITS), test.labels)} | {
+        name: kept for name in p.variants if (kept := confidence.load(paths.confidence(name))) is not None
     }
     album = explanation.Album(
         paths.EXPLANATIONS,

@@ -16,7 +16,7 @@ def main() -> None:
         val=p.data.val,
         test=p.data.test,
         seed=p.seed,
-        anew=p.data.splits == "anew",
+        anew=p.data.splits == "new",
     )
     facts = {"source": p.data.source, "path": str(p.data.path), "license": p.data.license}
     report = store.write(paths.DATA, listing, assigned, facts, train_side=p.data.train_side)

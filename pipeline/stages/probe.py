@@ -32,13 +32,15 @@ def main() -> None:
     classifiers = {
         name: open_classifier(paths.onnx(name), threads=cores, spinning=False) for name in p.variants
     }
-    given, folder = {}, p.probe.outside
+    given, folder = {}, p.probe.out_of_distribution
     if folder is not None:
         first, random = next(iter(classifiers.values())), np.random.default_rng(seed)
-        given[folder.name] = out_of_distribution.folder(folder, first, p.probe.outsiders, random)
+        given[folder.name] = out_of_distribution.folder(
+            folder, first, p.probe.out_of_distribution_images, random
+        )
         if not len(given[folder.name]):
             raise ParameterError(
-                f"params.yaml: probe.outside = '{folder}': no images; allowed: a folder of some"
+                f"params.yaml: probe.out_of_distribution = '{folder}': no images; allowed: a folder of some"
             )
     parents = {name: variant.parent for name, variant in p.variants.items()}
     result = {"seed": seed, "corruptions": None, "adversarial": None}
@@ -75,7 +77,7 @@ def main() -> None:
         for found in result["adversarial"]["results"]:
             print("{attack} {radius}/255 on {module}, shown to {variant}: {accuracy:.1%}".format(**found))
 
-    random, (_, images) = np.random.default_rng(seed), draw(p.probe.outsiders)
+    random, (_, images) = np.random.default_rng(seed), draw(p.probe.out_of_distribution_images)
     sets = {name: make(images, random) for name, make in out_of_distribution.KINDS.items()} | given
     known = {name: confidence.load(paths.confidence(name)) for name in p.variants}
     result["outside"] = robustness.outside(

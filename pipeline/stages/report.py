@@ -4,10 +4,11 @@ import json
 from dataclasses import asdict
 
 import numpy as np
+import torch
 
 from pipeline import parameters, paths
 from pipeline.data import store
-from pipeline.models import storage
+from pipeline.models import histories, storage
 from pipeline.process import stage
 from pipeline.report import evidence, pictures, plots, tables
 from pipeline.report.card import card
@@ -21,14 +22,18 @@ def main() -> None:
     benchmark = json.loads(paths.BENCHMARK.read_text())
     teacher = json.loads((paths.TEACHER / storage.CARD).read_text())
     declared = {name: (variant.parent, variant.op) for name, variant in p.variants.items()}
-    entries = tables.gather(declared, metrics=paths.metrics, folder=paths.model, benchmark=benchmark)
+    entries = tables.gather(
+        declared, metrics=paths.metrics, folder=paths.model, timings=paths.timings, benchmark=benchmark
+    )
     table = tables.rows(
         entries,
-        teacher=np.load(paths.TEACHER_PREDICTIONS),
+        teacher=store.read(paths.DATA, "test").task.predictions(
+            torch.from_numpy(np.load(paths.TEACHER_LOGITS))
+        ),
         labels=store.read(paths.DATA, "test").labels,
         max_drop=p.gate.max_drop,
     )
-    teacher_history = storage.read_history(paths.TEACHER)
+    teacher_history = histories.read(paths.TEACHER, paths.timings("teacher"))
     plots.write_metrics(paths.FIGURES, table)
     plots.write_points(paths.PLOTS, table, entries, teacher_history)
     tables.write_csv(paths.VARIANTS, table)

@@ -12,6 +12,7 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from pipeline import provenance
 from pipeline.report.evidence import Evidence, Part
 from pipeline.report.figures import figure, span
 from pipeline.report.page.page import SNIPPET, data_name
@@ -105,6 +106,8 @@ def render(
         table=table,
         student=student,
         built=built[0],
+        git_commit=provenance.git_commit(),
+        versions=provenance.versions(),
         views=views,
         teacher=teacher,
         data=data,
