@@ -103,8 +103,8 @@ def record(artifacts: Path, *, minutes: int, today: date) -> Data:
                 "score": [_percent(row[f"{metric}{end}"]) for end in ("", "_lo", "_hi")],
                 "delta": [_percent(row[name]) for name in (f"{metric}_delta", "delta_lo", "delta_hi")],
                 "verdict": row["verdict"],
-                "megabytes": round(int(row["size_bytes"]) / 1e6, 3),
-                "macs_million": round(int(row["macs"]) / 1e6, 1),
+                "megabytes": int(row["size_bytes"]) / 1e6,
+                "macs_million": int(row["macs"]) / 1e6,
                 "latency_ms": round(float(row["latency_ms_p50"]), 3),
                 "speed": [
                     round(benchmark["variants"][row["variant"]][f"ratio{end}"], 3)
