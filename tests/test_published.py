@@ -17,11 +17,12 @@ from transformers import MobileNetV1Config, MobileNetV1ForImageClassification
 import students
 from pipeline.models import initialisation, storage
 from pipeline.models.initialisation import Start
-from pipeline.models.storage import Affine, Card, Model, Quantization
+from pipeline.models.storage import Model, Quantization
 from students import published
 from students.mobilenet_v1 import STRIDES, scaled_channels
 from teachers.contract import InputContract
 from teachers.errors import WeightsError
+from tests import tiny_students
 
 
 def perturbed(module: nn.Module) -> nn.Module:
@@ -210,18 +211,9 @@ def test_a_student_of_an_earlier_run_goes_on_as_it_was(tmp_path: Path) -> None:
     labels = ("a", "b", "c")
     arguments = {"classes": 3, "channels": [24] * 10 + [40] * 4, "activation": "relu6", "padding": "same"}
     before = perturbed(students.build("mobilenet_v1", arguments))
-    card = Card(
-        variant="pruned-50",
-        parent="fp32",
-        op="prune",
-        architecture="mobilenet_v1",
-        arguments=arguments,
-        input=InputContract(64, mean=(0.5, 0.5, 0.5)),
-        labels=labels,
-        teacher="none",
-        data_sha256="00ff",
-        license="CC0-1.0",
-        settings={},
+    contract = InputContract(64, mean=(0.5, 0.5, 0.5))
+    card = tiny_students.card(
+        arguments, contract, variant="pruned-50", parent="fp32", op="prune", labels=labels
     )
     storage.save(tmp_path, Model(before, card))
     start = initialisation.SOURCES["run"](str(tmp_path))
@@ -232,7 +224,7 @@ def test_a_student_of_an_earlier_run_goes_on_as_it_was(tmp_path: Path) -> None:
     assert (start.mean, start.labels) == ((0.5, 0.5, 0.5), labels)
     other = initialisation.network("mobilenet_v1", {**start.arguments, "classes": 3}, ("a", "c", "b"), start)
     assert not torch.equal(other.state_dict()["classifier.weight"], start.tensors["classifier.weight"])
-    small = Quantization({}, 63, {"images": Affine(1 / 255, 0)})
+    small = Quantization({}, 63, {"images": 1 / 255})
     storage.save(tmp_path, Model(before, card, small))
     with pytest.raises(WeightsError, match="a float student is expected; variant pruned-50 is quantised"):
         initialisation.SOURCES["run"](str(tmp_path))

@@ -27,8 +27,10 @@ SIZE = 64
 """Side of the images in pixels, unless a test asks for another."""
 FLOAT_LAYERS = ("stem", "blocks.0.depthwise")
 """Layers that may stay in float in an int8 file."""
+NARROW = (8, 8, 16, 24, 40, 56, 64, 88, 96, 104, 104, 120, 200, 248)
+"""Channels that pruning may leave of ``student``."""
 UNEVEN = (8, 24, 32, 40, 40, 48, 48, 48, 56, 48, 48, 48, 64, 72)
-"""Channels that are not multiples of 16, as pruning leaves them."""
+"""Channels that are not multiples of 16."""
 
 
 def photographs(count: int, size: int = SIZE) -> UInt8[Tensor, "count size size 3"]:
@@ -51,8 +53,6 @@ def card(arguments: dict[str, Any], contract: InputContract, **changes: Any) -> 
         "data_sha256": "00ff",
         "license": "CC0-1.0",
         "settings": {},
-        "git_commit": "abc",
-        "versions": {},
     }
     return Card(**{**values, **changes})
 
@@ -124,14 +124,16 @@ def quantized(
     )
 
 
-def int8_student(limit: int = 63, float_layers: tuple[str, ...] = (), activation: str = "relu") -> Model:
+def int8_student(
+    limit: int = 63, float_layers: tuple[str, ...] = (), activation: str = "relu", size: int = SIZE
+) -> Model:
     """The small student after post-training quantisation."""
-    return copy.deepcopy(_int8_student(limit, float_layers, activation))
+    return copy.deepcopy(_int8_student(limit, float_layers, activation, size))
 
 
 @functools.cache
-def _int8_student(limit: int, float_layers: tuple[str, ...], activation: str) -> Model:
-    return quantized(student(activation=activation), limit, float_layers)
+def _int8_student(limit: int, float_layers: tuple[str, ...], activation: str, size: int) -> Model:
+    return quantized(student(InputContract(size), activation), limit, float_layers)
 
 
 def uneven_student(
