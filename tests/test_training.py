@@ -683,7 +683,7 @@ def test_settled_statistics_are_those_of_mixed_classes(data: Path, monkeypatch: 
 def test_a_stage_ends_when_the_program_that_started_it_is_killed(tmp_path: Path) -> None:
     starter = tmp_path / "starter"
     child = (
-        "import time; from pipeline import process; process.end_with('starter'); "
+        "import time; from pipeline import process; process.exit_with('starter'); "
         "print('up', flush=True); time.sleep(60)"
     )
     starter.write_text(

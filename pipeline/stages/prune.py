@@ -10,7 +10,7 @@ from pipeline.measurement import kernels
 from pipeline.models import storage
 from pipeline.models.storage import Model
 from pipeline.parameters import Prune
-from pipeline.process import beside, stage
+from pipeline.process import run_alongside, stage
 from pipeline.pruning import candidates, surgery, widths
 from pipeline.training import compute, norms, results, scoring
 
@@ -111,6 +111,6 @@ def main(variant: str) -> None:
 if __name__ == "__main__":
     with (
         stage(),
-        beside("pipeline.stages.follow", sys.argv[1]),
+        run_alongside("pipeline.stages.follow", sys.argv[1]),
     ):
         main(sys.argv[1])
