@@ -60,8 +60,9 @@ format: install ## Format the code, and repair what ruff can repair
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-params: install ## Compose params.yaml from configs/
+params: install ## Compose params.yaml from configs/, and describe it in docs/parameters.md
 	$(BIN)/python -m pipeline params
+	$(BIN)/python -m pipeline.parameters.reference
 
 ui: install ## MLflow's pages on http://127.0.0.1:5000
 	@echo "variants: http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"

@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.report import tables
-from pipeline.selection import budget
+from pipeline.selection import budget, table
 from pipeline.selection.budget import Line, TableError, choose
-from tests.results import results
+from tests import results
 
 
 def line(
@@ -115,9 +114,9 @@ def test_without_an_accepted_variant_the_gate_is_named() -> None:
 
 
 def test_the_table_that_report_writes_reads_back_and_chooses_alike(tmp_path: Path) -> None:
-    entries, teacher, labels = results()
-    rows = tables.rows(entries, teacher=teacher, labels=labels, max_drop=0.02)
-    tables.write_csv(tmp_path / "variants.csv", rows)
+    entries, teacher, _ = results.results()
+    rows = results.table(entries, teacher)
+    table.write(tmp_path / "variants.csv", rows)
     lines = budget.read(tmp_path / "variants.csv")
     assert [read.variant for read in lines] == [row.variant for row in rows]
     assert choose(lines, max_drop=0.1) == choose(rows, max_drop=0.1)

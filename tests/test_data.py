@@ -128,7 +128,7 @@ def test_a_folder_of_unlabelled_images_joins_what_the_student_learns_from(
     }
     report = store.write(tmp_path / "data", listing, made, FACTS)
     assert report["images"]["unlabelled"] == 3
-    train, lesson = store.read(tmp_path / "data", "train"), store.read_lesson(tmp_path / "data")
+    train, lesson = store.read(tmp_path / "data", "train"), store.read_training_images(tmp_path / "data")
     assert len(lesson) == len(train) + 3
     assert lesson.known.tolist() == [True] * len(train) + [False] * 3
     assert train.labelled

@@ -261,3 +261,16 @@ def test_saturation_is_possible_on_x86_without_vnni(
     monkeypatch.setattr(export_module.platform, "machine", lambda: machine)
     monkeypatch.setattr(Path, "read_text", lambda _self: flags)
     assert export_module.sums_may_saturate() is may
+
+
+def test_a_file_of_another_commit_is_the_same_file_and_one_of_other_weights_is_not(tmp_path: Path) -> None:
+    def exported(seed: int, commit: str) -> bytes:
+        model = student(InputContract(SIZE), seed=seed)
+        path = tmp_path / "model.onnx"
+        export(model, path, metadata_for(model.card, None, commit))
+        return path.read_bytes()
+
+    first = exported(0, "a")
+    assert differ_in_commit_alone(first, exported(0, "b"))
+    assert not differ_in_commit_alone(first, exported(1, "a"))
+    assert not differ_in_commit_alone(b"", first)

@@ -143,8 +143,9 @@ def read(folder: Path, split: str) -> ImageSet:
     return ImageSet(table, tuple(report["classes"]), TASKS[report["task"]])
 
 
-def read_lesson(folder: Path) -> ImageSet:
-    """What a student learns from: train and, after it, the unlabelled images where there are some."""
+def read_training_images(folder: Path) -> ImageSet:
+    """The images that a student is trained on: the training split, then the unlabelled images if there are
+    any."""
     train = read(folder, "train")
     if UNLABELLED not in read_report(folder)["images"]:
         return train

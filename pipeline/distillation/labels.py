@@ -56,7 +56,7 @@ class Key:
 class Answers:
     """Outputs of a teacher: all logits, or the most probable classes with the sum of all others."""
 
-    values: Float16[np.ndarray, "images views kept"]
+    values: Float16[np.ndarray, "images views stored"]
     """All logits; or the logarithms of the probabilities of the most probable classes and of all others
     together."""
     top_classes: UInt16[np.ndarray, "images views top"] | None
@@ -125,7 +125,7 @@ def compact(views: Iterable[Float16[np.ndarray, "images classes"]], top: int | N
 
 def _most_probable(
     logits: Float16[np.ndarray, "images classes"], top: int
-) -> tuple[Float16[np.ndarray, "images kept"], UInt16[np.ndarray, "images top"]]:
+) -> tuple[Float16[np.ndarray, "images stored"], UInt16[np.ndarray, "images top"]]:
     """The logarithms of the ``top`` greatest probabilities and of the sum of all others, and the top
     classes."""
     logarithms = torch.from_numpy(logits).float().log_softmax(-1)
@@ -136,7 +136,7 @@ def _most_probable(
 
 
 def _expand(
-    values: Float16[np.ndarray, "batch kept"], top_classes: UInt16[np.ndarray, "batch top"], classes: int
+    values: Float16[np.ndarray, "batch stored"], top_classes: UInt16[np.ndarray, "batch top"], classes: int
 ) -> Float16[np.ndarray, "batch classes"]:
     each = values[:, -1:] - np.float16(np.log(classes - top_classes.shape[1]))
     logits = np.repeat(each, classes, axis=1)

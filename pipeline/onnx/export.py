@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
 from onnx import helper
 
 from pipeline.models.folding import fold_batch_norm
@@ -65,3 +66,16 @@ def metadata_for(
         "license": card.license,
         "float_layers": json.dumps(quantization.float_layers if quantization else ()),
     }
+
+
+def differ_in_commit_alone(previous: bytes, current: bytes) -> bool:
+    """Whether two serialised files are equal except for the ``git_commit`` in their metadata."""
+    return bool(previous) and _without_commit(previous) == _without_commit(current)
+
+
+def _without_commit(file: bytes) -> bytes:
+    model = onnx.load_model_from_string(file)
+    kept = [entry for entry in model.metadata_props if entry.key != "git_commit"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    return model.SerializeToString(deterministic=True)

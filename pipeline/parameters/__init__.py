@@ -2,7 +2,7 @@
 
 from pipeline.parameters.checks import ParameterError, check, load
 from pipeline.parameters.sections import Parameters
-from pipeline.parameters.variants import Distill, Prune, Quantize, Variant, merge
+from pipeline.parameters.variants import Distill, Prune, Quantize, merge
 
 __all__ = [
     "Distill",
@@ -10,7 +10,6 @@ __all__ = [
     "Parameters",
     "Prune",
     "Quantize",
-    "Variant",
     "check",
     "load",
     "merge",

@@ -52,10 +52,9 @@ def _folders(p: Parameters, name: str) -> list[Path]:
     """Folders of the checkpoints of each part of a training, in order."""
     if name != "teacher":
         return [paths.checkpoints(name)]
-    members = [p.teacher, *p.teacher.ensemble]
     return [
         paths.checkpoints(f"teacher-{number if p.teacher.ensemble else ''}{part}")
-        for number, member in enumerate(members)
+        for number, member in enumerate(p.teacher.members)
         for part, training in member.parts().items()
         if training is not None
     ]

@@ -17,7 +17,7 @@ def main() -> None:
     p = parameters.load()
     fabric = compute.start(p.compute, trials=paths.PRECISION_TRIALS)
     card = teacher_store.read_card(paths.TEACHER)
-    images = store.read_lesson(paths.DATA)
+    images = store.read_training_images(paths.DATA)
     space = views.space(p.views, p.seed)
     logits, partials = [], []
     for folder in (paths.TEACHER / member for member in card["members"]):
