@@ -8,10 +8,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from piperow.onnx.inference import Classifier
-from piperow.provenance import sha256
-from piperow.selection.table import Row
-from piperow.shipping.folder import HERE, ShippingError, described, make_empty
+from pipeline.onnx.inference import Classifier
+from pipeline.provenance import sha256
+from pipeline.selection.table import Row
+from pipeline.shipping.folder import HERE, ShippingError, described, make_empty
 
 PAGE = ("index.html", "page.css", "page.mjs", "worker.mjs")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
