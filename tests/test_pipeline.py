@@ -166,7 +166,7 @@ def test_the_pipeline_from_a_kill_to_the_last_prediction(checkout: Path, photogr
         for stage in ("build", "export", "evaluate")
         for v in ("pruned-50", "pruned-50-int8", "pruned-70")
     }
-    compared = {"benchmark", "compare", "cost", "probe", "explain", "dissect", "report", "track"}
+    compared = {"benchmark", "compare", "cost", "probe", "explain", "sensitivity", "report", "track"}
     assert set(stages_run(changed.stdout)) == {"check", *cone, *compared}
 
     # A misspelt key ends the run before any work.

@@ -65,7 +65,7 @@ def open_lesson(
         teacher_sha256=json.loads((teacher / storage.CARD).read_text())["identity"],
         space=space,
     )
-    train = store.read_lesson(data)
+    train = store.read_training_images(data)
     return Lesson(
         ViewSet(train, space, contract, answered.answers.at),
         ViewSet(store.read(data, "val"), None, contract),

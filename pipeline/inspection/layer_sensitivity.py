@@ -1,8 +1,8 @@
-"""What each layer of a student can bear: fewer channels, and eight bits, one layer at a time."""
+"""How well a student does with one layer changed at a time: with fewer channels, or with eight bits."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,60 +11,58 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.models.storage import Model, Quantization
-from pipeline.pruning import surgery, widths
+from pipeline.pruning import channel_sensitivity, widths
 from pipeline.quantization import post_training, simulator
 from pipeline.tasks import SINGLE_LABEL, Task
 from pipeline.training import loop
 
 CRITERION = "l1"
-"""Which channels go first; what a layer can bear depends on the layer more than on that."""
+"""Criterion by which channels are removed; the sensitivity of a layer depends little on it."""
 WEIGHT_LIMIT = 63
-"""As in files that are safe on every CPU."""
-
-
-class Score(float):
-    """The task's score, which also knows how far the answers have moved.
-
-    A few hundred images cannot show in right and wrong answers what eight bits do to one layer; the
-    probabilities do. The libraries that take one layer at a time pass scores on as they are.
-    """
-
-    moved: float = 0.0
-    """Probability that went to other classes, mean over images; of attributes, the mean change."""
-
-    def to_dict(self) -> dict[str, float]:
-        """Plain values."""
-        return {"score": float(self), "moved": self.moved}
+"""Greatest magnitude of an integer weight, as in files that are safe on every CPU."""
 
 
 @dataclass(frozen=True)
-class Exam:
-    """Images with their labels, and the whole network's answers to them."""
+class LayerScore:
+    """How well a network does, and how far its answers are from those of the unchanged one.
+
+    A few hundred images cannot show in correct and wrong answers what eight bits do to one layer; the
+    probabilities do.
+    """
+
+    score: float
+    """The task's metric, a fraction of 1."""
+    moved: float
+    """Share of probability that went to other classes, mean over images; for attributes the mean change."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores networks on labelled images, in comparison with one network's answers."""
 
     images: Sequence[Float[Tensor, "batch 3 height width"]]
-    """Normalised."""
+    """Batches of normalised images."""
     labels: np.ndarray
     task: Task
-    marked: Callable[[], object]
-    """Called after every network."""
-    answers: Float[Tensor, "images classes"] | None = None
-    """Of the network that others are compared with."""
+    report_progress: Callable[[], object]
+    """Called after every scored network."""
+    reference: Float[Tensor, "images classes"] | None = None
+    """Logits of the network that others are compared with; without them no answer has moved."""
 
     @torch.inference_mode()
-    def score(self, module: nn.Module) -> Score:
-        """Of a network in evaluation mode, on the CPU."""
-        logits = self._logits(module)
-        score = Score(self.task.score(self.task.predictions(logits), self.labels))
-        if self.answers is not None:
-            change = (self._probabilities(logits) - self._probabilities(self.answers)).abs()
-            score.moved = float(change.sum(1).mean() / 2 if self.task is SINGLE_LABEL else change.mean())
-        self.marked()
-        return score
+    def score(self, module: nn.Module) -> LayerScore:
+        """Score a network in evaluation mode, on the CPU."""
+        logits, moved = self._logits(module), 0.0
+        if self.reference is not None:
+            change = (self._probabilities(logits) - self._probabilities(self.reference)).abs()
+            moved = float(change.sum(1).mean() / 2 if self.task is SINGLE_LABEL else change.mean())
+        self.report_progress()
+        return LayerScore(self.task.score(self.task.predictions(logits), self.labels), moved)
 
     @torch.inference_mode()
-    def against(self, module: nn.Module) -> "Exam":
-        """The same exam, with this network's answers to compare with."""
-        return replace(self, answers=self._logits(module))
+    def compared_with(self, module: nn.Module) -> "Scorer":
+        """Return the same scorer with this network's answers as the reference."""
+        return replace(self, reference=self._logits(module))
 
     def _logits(self, module: nn.Module) -> Float[Tensor, "images classes"]:
         return torch.cat([module(images) for images in self.images])
@@ -73,8 +71,8 @@ class Exam:
         return logits.softmax(1) if self.task is SINGLE_LABEL else logits.sigmoid()
 
 
-def scorings(model: Model, ratios: Sequence[float], *, channels: bool, int8: bool) -> int:
-    """How many networks ``measure`` scores at most: a stem that reads no plain bytes stays float."""
+def count_networks(model: Model, ratios: Sequence[float], *, channels: bool, int8: bool) -> int:
+    """Return how many networks ``measure`` scores at most; a stem that reads no plain bytes stays float."""
     narrowed = len(ratios) * len(widths.free_layers(model.module))
     quantised = 1 + 2 * len(simulator.layers(model.module))
     return 1 + channels * narrowed + int8 * quantised
@@ -82,69 +80,68 @@ def scorings(model: Model, ratios: Sequence[float], *, channels: bool, int8: boo
 
 def measure(
     model: Model,
-    exam: Exam,
+    scorer: Scorer,
     settling: Sequence[Float[Tensor, "batch 3 height width"]],
     ratios: Sequence[float],
     *,
     channels: bool,
     int8: bool,
 ) -> dict[str, Any]:
-    """Score a float student whole and with one layer changed at a time, as plain values.
+    """Score a float student whole and with one layer changed at a time.
 
     Args:
         model: the student; left as it is.
-        exam: on which networks are scored; images of any size that the student takes.
+        scorer: scores the networks; its images have any size that the student takes.
         settling: normalised training images of that size, for batch norm's statistics and activation ranges.
         ratios: shares of a layer's channels that are kept.
-        channels: whether layers are narrowed (``pruning.sensitivity``).
-        int8: whether they are quantised (``ptq.sensitivity``).
+        channels: whether layers are narrowed (``pruning.channel_sensitivity``).
+        int8: whether layers are quantised (``quantization.post_training.sensitivity``).
+
+    Returns:
+        Plain values for JSON.
     """
-    # As those of every narrowed network: at another size, and on other images, statistics are others.
+    # Narrowed networks get new statistics. So does the whole one, since statistics of another image size or
+    # of other images would make a difference of their own.
     settled = replace(model, module=copy.deepcopy(model.module))
     loop.reestimate_norms(settled.module, iter(settling))
-    exam = exam.against(settled.module)
-    found: dict[str, Any] = {"score": exam.score(settled.module).to_dict()["score"]}
+    scorer = scorer.compared_with(settled.module)
+    result: dict[str, Any] = {"score": scorer.score(settled.module).score}
     if channels:
-        narrowed = surgery.sensitivity(
+        narrowed = channel_sensitivity.measure(
             model.module,
             model.card.arguments,
             ratios=ratios,
             images=settling,
-            score=exam.score,
+            score=scorer.score,
             criterion=CRITERION,
             architecture=model.card.architecture,
         )
-        found["channels"] = {
-            layer: {f"{ratio:g}": _plain(score) for ratio, score in scores.items()}
+        result["channels"] = {
+            layer: {f"{ratio:g}": asdict(score) for ratio, score in scores.items()}
             for layer, scores in narrowed.items()
         }
     if int8:
         layers = post_training.sensitivity(
-            settled, lambda: settling, weight_limit=WEIGHT_LIMIT, score=exam.score
+            settled, lambda: settling, weight_limit=WEIGHT_LIMIT, score=scorer.score
         )
-        found["int8"] = {
-            "together": _plain(exam.score(_quantised(settled, settling, layers))),
+        result["int8"] = {
+            "together": asdict(scorer.score(_quantise_together(settled, settling, layers))),
             "layers": {
-                layer: {"alone": _plain(scores.alone), "spared": _plain(scores.spared)}
+                layer: {"alone": asdict(scores.alone), "spared": asdict(scores.spared)}
                 for layer, scores in layers.items()
             },
         }
-    return found
+    return result
 
 
-def _plain(score: float) -> dict[str, float]:
-    assert isinstance(score, Score)
-    return score.to_dict()
-
-
-def _quantised(model: Model, images: Sequence[Tensor], layers: Mapping[str, object]) -> nn.Module:
-    """The simulator with these layers in int8 together, by the same plain means as one at a time."""
+def _quantise_together(model: Model, images: Sequence[Tensor], layers: Mapping[str, object]) -> nn.Module:
+    """Build the simulator with these layers in int8, by the same means as one at a time."""
     folded, _ = simulator.fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
-    kept_float = tuple(name for name in simulator.layers(folded) if name not in layers)
-    whole = Quantization(
-        simulator.weight_scales(folded, WEIGHT_LIMIT, kept_float),
+    float_layers = tuple(name for name in simulator.layers(folded) if name not in layers)
+    quantization = Quantization(
+        simulator.weight_scales(folded, WEIGHT_LIMIT, float_layers),
         WEIGHT_LIMIT,
-        simulator.activation_ranges(folded, lambda: images, kept_float),
-        kept_float,
+        simulator.activation_ranges(folded, lambda: images, float_layers),
+        float_layers,
     )
-    return simulator.simulate(folded, whole)
+    return simulator.simulate(folded, quantization)

@@ -1,7 +1,7 @@
-"""Which way to prune: candidates are ranked on val before any of them is trained.
+"""The choice among pruning plans, ranked on val before any of them is trained.
 
-After channels are removed, batch norm's statistics are those of another network. Taken anew over some
-training images, they make the score before fine-tuning tell which candidate will be the best after it (Li et
+A network without some of its channels still has batch norm statistics from before. With statistics estimated
+again on some training images, its score before fine-tuning tells which plan will be the best after it (Li et
 al. 2020, "EagleEye", https://arxiv.org/abs/2007.02491).
 """
 
@@ -22,76 +22,92 @@ from pipeline.data.batches import Batch
 from pipeline.distillation import learning
 from pipeline.distillation.learning import Lesson
 from pipeline.models.costs import count_macs
-from pipeline.pruning import surgery, widths
+from pipeline.pruning import channel_sensitivity, surgery, widths
 from pipeline.pruning.masks import Criterion, Loss
 from pipeline.pruning.widths import BudgetError, Cost
 from pipeline.tasks import Task
 from pipeline.training import loop
 
 ShapeName = Literal["uniform", "sensitivity"]
+"""How much each layer loses: the same share, or more where it does little damage for what it saves."""
 
 SETTLING_IMAGES = 128
-"""Training images for batch norm's statistics."""
+"""Number of training images on which batch norm's statistics are estimated."""
 TAYLOR_IMAGES = 128
-"""Training images whose loss has its gradients taken."""
+"""Number of training images of whose losses the criterion ``taylor`` takes gradients."""
 VAL_IMAGES = 384
-"""On which candidates are ranked."""
+"""Number of validation images on which plans are ranked."""
 DAMAGE_IMAGES = 128
-"""Of val, where one layer at a time is pruned."""
+"""Number of validation images on which the damage of pruning one layer at a time is measured."""
 DAMAGE_SHARE = 0.5
-"""Of its channels that the layer keeps."""
+"""Share of its channels that a layer keeps when its damage is measured."""
 BATCH = 32
+"""Number of images per forward pass."""
 SAME_SPEED = 0.03
-"""Relative difference of a measured speedup from what was asked that is let be."""
+"""Relative difference between the measured and the requested speedup that is accepted."""
 CORRECTIONS = 3
-"""Of the predicted milliseconds; layers one by one add up to some per cent beside the whole."""
+"""Most corrections of the predicted milliseconds by a measurement of the whole network; the sum of the layers
+differs from the whole by some per cent."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A way to prune, and what it gives before fine-tuning."""
+class PruningPlan:
+    """A criterion and channel counts, with the score of the pruned network before fine-tuning."""
 
     criterion: Criterion
     shape: ShapeName
     channels: tuple[int, ...]
+    """Number of channels per layer of ``widths.output_channels``."""
     score: float
-    """The task's metric, a fraction of 1, on ``images`` of val with batch norm's statistics taken anew."""
+    """The task's metric as a fraction of 1 on ``images`` validation images."""
     cross_entropy: float
-    """With the labels of the same images, mean."""
+    """Mean cross entropy with the labels of the same images."""
     images: int
+    """Number of validation images."""
     macs: int
+    """Multiply-accumulates per image."""
     milliseconds: float
-    """Predicted for the float file, from measured layers."""
+    """Latency of the float file, predicted from measured layers."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a card."""
+        """Return plain values for a card."""
         return {**asdict(self), "channels": list(self.channels)}
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What candidates are made from and judged by, at the size of the student."""
+class TrialData:
+    """Images by which plans are made and judged, at the size of the student."""
 
     settling: tuple[Float[Tensor, "_ 3 _ _"], ...]
-    """Normalised training images."""
+    """Batches of normalised training images for batch norm's statistics."""
     losses: tuple[Loss, ...]
-    """Of distillation, on batches of training images with the teacher's stored answers."""
+    """Distillation losses, each on a batch of training images with the teacher's stored answers."""
     val: tuple[Float[Tensor, "_ 3 _ _"], ...]
+    """Batches of normalised validation images."""
     labels: Tensor
-    """Of val's images."""
+    """Labels of the validation images."""
     task: Task
 
     def logits(self, module: nn.Module, images: int | None = None) -> Float[Tensor, "images classes"]:
-        """Answers on val, or its first images."""
-        shown = self.val[: images and images // BATCH]
+        """Compute the logits for the validation images, or for the first ``images`` of them."""
+        selection = self.val[: images and images // BATCH]
         with torch.no_grad():
-            return torch.cat([module(batch).float().cpu() for batch in shown])
+            return torch.cat([module(batch).float().cpu() for batch in selection])
 
 
-def gather(
+def gather_trial_data(
     fabric: Fabric, lesson: Lesson, goal: dict[str, float], *, taylor: bool, seed: int, workers: int
-) -> Evidence:
-    """Render all images once; ``goal`` as in ``distillation.objective``, its losses only for ``taylor``."""
+) -> TrialData:
+    """Render the images of all trials once.
+
+    Args:
+        fabric: puts the images on its device.
+        lesson: images with the teacher's answers.
+        goal: weights and options of the loss terms, as in ``distillation.learning.objective``.
+        taylor: whether losses are needed.
+        seed: seed of the choice of images.
+        workers: number of rendering processes.
+    """
     contract, task = lesson.train_set.contract, lesson.train_set.images.task
     objective = learning.objective(contract, goal, task, lesson.live)
     weights = learning.weights(goal)
@@ -99,19 +115,19 @@ def gather(
     def loss(module: nn.Module, batch: Batch) -> Tensor:
         return loop.total(objective(module, batch), weights)
 
-    chosen = batches.shuffled(len(lesson.train_set), epoch=0, seed=seed)[: TAYLOR_IMAGES * taylor]
-    asked = batches.load(
-        fabric, lesson.train_set, batches.sequential(chosen, 0, contract.size, BATCH), workers
+    taylor_indices = batches.shuffled(len(lesson.train_set), epoch=0, seed=seed)[: TAYLOR_IMAGES * taylor]
+    taylor_batches = batches.load(
+        fabric, lesson.train_set, batches.sequential(taylor_indices, 0, contract.size, BATCH), workers
     )
-    scored = sampling.choose(lesson.val_set.images, VAL_IMAGES, seed)
-    shown = batches.load(
-        fabric, lesson.val_set, batches.sequential(scored, None, contract.size, BATCH), workers
+    val_indices = sampling.choose(lesson.val_set.images, VAL_IMAGES, seed)
+    val_batches = batches.load(
+        fabric, lesson.val_set, batches.sequential(val_indices, None, contract.size, BATCH), workers
     )
-    return Evidence(
+    return TrialData(
         settling=tuple(loop.plain_images(fabric, lesson.train_set, SETTLING_IMAGES, BATCH, workers)),
-        losses=tuple(partial(loss, batch=batch) for batch in asked),
-        val=tuple(contract.normalise(batch.images) for batch in shown),
-        labels=torch.from_numpy(lesson.val_set.images.labels[scored]),
+        losses=tuple(partial(loss, batch=batch) for batch in taylor_batches),
+        val=tuple(contract.normalise(batch.images) for batch in val_batches),
+        labels=torch.from_numpy(lesson.val_set.images.labels[val_indices]),
         task=task,
     )
 
@@ -119,7 +135,7 @@ def gather(
 def rank(
     module: nn.Module,
     arguments: dict[str, Any],
-    evidence: Evidence,
+    data: TrialData,
     *,
     architecture: str,
     size: int,
@@ -130,118 +146,117 @@ def rank(
     multiple: int,
     milliseconds: Callable[[nn.Module], float],
     speed: Callable[[nn.Module, nn.Module], float],
-) -> list[Candidate]:
-    """All candidates, the best first: by score, then by cross entropy.
+) -> list[PruningPlan]:
+    """Try every shape with every criterion; return the plans by score and then cross entropy, the best first.
 
-    They cost alike. For a speedup all shapes get the same predicted milliseconds, so many that the uniform
-    network, measured whole, is as fast as was asked. A share of the multiply-accumulates would leave some
-    shapes slower than others; there no shape may take longer than the uniform one of that share, so that
-    scores are compared at equal work and equal latency.
+    All plans cost the same, so that scores are compared at equal cost. With ``speedup``, every shape gets the
+    same predicted milliseconds: as many as make the uniform network, measured whole, as fast as requested.
+    With ``macs``, every shape gets the same multiply-accumulates, and since some shapes are slower than
+    others at equal work, none may take longer than the uniform one either.
 
     Args:
         module: the parent; left as it is.
         arguments: keyword arguments of ``students.build`` that rebuild the parent.
-        evidence: what to judge by.
+        data: images by which plans are made and judged.
         architecture: key of ``students.ARCHITECTURES``.
         size: side of the image in pixels.
         criteria: importances of a channel to try.
-        shapes: shapes to try with each.
-        macs: share of the parent's multiply-accumulates that may remain; None where ``speedup`` is given.
-        speedup: the parent's latency over that of the pruned network.
-        multiple: channel counts are multiples of this.
-        milliseconds: predicts the latency of a network's float file.
-        speed: measures how many times as fast the second network is as the first, both without batch norms.
+        shapes: shapes to try with each criterion.
+        macs: share of the parent's multiply-accumulates that may remain; None if ``speedup`` is given.
+        speedup: the parent's latency divided by that of the pruned network; None if ``macs`` is given.
+        multiple: number of channels that counts are multiples of.
+        milliseconds: function that predicts the latency of a network's float file.
+        speed: function that measures how many times as fast the second network is as the first, both without
+            batch norms.
 
     Raises:
         BudgetError: the target cannot be reached.
         PruningError: a network without its masked channels computes something else.
     """
     channels = widths.output_channels(module)
-    within = partial(widths.channels_within, architecture, arguments, channels, multiple=multiple)
+    largest_within = partial(widths.largest_within, architecture, arguments, channels, multiple=multiple)
 
-    def plain(counts: Sequence[int]) -> nn.Module:
+    def without_norms(counts: Sequence[int]) -> nn.Module:
         return students.build(architecture, {**arguments, "channels": counts, "norm": False})
 
     try:
         if speedup is not None:
             allowed = milliseconds(module) / speedup
-            cost = widths.time_within(milliseconds, allowed)
-            even = within(cost=cost)
+            cost = widths.latency_cost(milliseconds, allowed)
+            uniform = largest_within(cost=cost)
             for _ in range(CORRECTIONS):
-                reached = speed(plain(channels), plain(even))
-                if abs(reached / speedup - 1) <= SAME_SPEED:
+                measured = speed(without_norms(channels), without_norms(uniform))
+                if abs(measured / speedup - 1) <= SAME_SPEED:
                     break
-                allowed *= reached / speedup
-                cost = widths.time_within(milliseconds, allowed)
-                even = within(cost=cost)
+                allowed *= measured / speedup
+                cost = widths.latency_cost(milliseconds, allowed)
+                uniform = largest_within(cost=cost)
         else:
             assert macs is not None
-            work = widths.macs_within(macs, module, size)
-            even = within(cost=work)
-            reference = students.build(architecture, {**arguments, "channels": even})
-            cost = widths.both(work, widths.time_within(milliseconds, milliseconds(reference)))
-        shaped = {"uniform": even}
+            work = widths.macs_cost(macs, module, size)
+            uniform = largest_within(cost=work)
+            reference = students.build(architecture, {**arguments, "channels": uniform})
+            cost = widths.greater_cost(work, widths.latency_cost(milliseconds, milliseconds(reference)))
+        counts = {"uniform": uniform}
         if "sensitivity" in shapes:
-            shaped["sensitivity"] = within(
-                cost=cost, shape=_by_worth(module, arguments, evidence, cost, architecture)
-            )
+            shape = _sensitivity_shape(module, arguments, data, cost, architecture)
+            counts["sensitivity"] = largest_within(cost=cost, shape=shape)
     except BudgetError as error:
-        raise BudgetError(
-            f"{f'macs = {macs}' if speedup is None else f'speedup = {speedup}'}: {error}"
-        ) from None
-    found = []
-    for shape, criterion in itertools.product(shapes, criteria):
-        narrow, _ = surgery.cut(
+        key = f"`macs` (={macs})" if speedup is None else f"`speedup` (={speedup})"
+        raise BudgetError(f"{key}: {error}") from None
+    plans = []
+    for shape_name, criterion in itertools.product(shapes, criteria):
+        pruned, _ = surgery.remove_channels(
             module,
             arguments,
-            shaped[shape],
+            counts[shape_name],
             size=size,
             criterion=criterion,
-            losses=evidence.losses,
+            losses=data.losses,
             architecture=architecture,
         )
-        loop.reestimate_norms(narrow, iter(evidence.settling))
-        logits = evidence.logits(narrow)
-        found.append(
-            Candidate(
+        loop.reestimate_norms(pruned, iter(data.settling))
+        logits = data.logits(pruned)
+        plans.append(
+            PruningPlan(
                 criterion=criterion,
-                shape=shape,
-                channels=shaped[shape],
-                score=evidence.task.score(evidence.task.predictions(logits), evidence.labels.numpy()),
-                cross_entropy=float(evidence.task.cross_entropy(logits, evidence.labels)),
+                shape=shape_name,
+                channels=counts[shape_name],
+                score=data.task.score(data.task.predictions(logits), data.labels.numpy()),
+                cross_entropy=float(data.task.cross_entropy(logits, data.labels)),
                 images=len(logits),
-                macs=count_macs(narrow, size),
-                milliseconds=milliseconds(narrow),
+                macs=count_macs(pruned, size),
+                milliseconds=milliseconds(pruned),
             )
         )
-    return sorted(found, key=lambda candidate: (-candidate.score, candidate.cross_entropy))
+    return sorted(plans, key=lambda plan: (-plan.score, plan.cross_entropy))
 
 
-def table(ranked: Sequence[Candidate]) -> str:
-    """The candidates, a line each."""
+def format_table(plans: Sequence[PruningPlan]) -> str:
+    """Format the plans as text, one line per plan."""
     lines = [f"{'criterion':9}  {'shape':11}  {'val, %':>6}  {'loss':>6}  {'M MACs':>6}  {'ms':>5}  channels"]
     lines += [
-        f"{c.criterion:9}  {c.shape:11}  {c.score:6.1%}  {c.cross_entropy:6.3f}  {c.macs / 1e6:6.1f}  "
-        f"{c.milliseconds:5.2f}  {' '.join(map(str, c.channels))}"
-        for c in ranked
+        f"{plan.criterion:9}  {plan.shape:11}  {plan.score:6.1%}  {plan.cross_entropy:6.3f}  "
+        f"{plan.macs / 1e6:6.1f}  {plan.milliseconds:5.2f}  {' '.join(map(str, plan.channels))}"
+        for plan in plans
     ]
     return "\n".join(lines)
 
 
-def _by_worth(
-    module: nn.Module, arguments: dict[str, Any], evidence: Evidence, cost: Cost, architecture: str
+def _sensitivity_shape(
+    module: nn.Module, arguments: dict[str, Any], data: TrialData, cost: Cost, architecture: str
 ) -> widths.Shape:
-    """A shape from the KL divergence of each layer's damage, on some of the images."""
-    answers = evidence.logits(module, DAMAGE_IMAGES)
-    damage = surgery.sensitivity(
+    """Build the shape from each layer's damage: the KL divergence of the logits from the parent's."""
+    parent_logits = data.logits(module, DAMAGE_IMAGES)
+    damages = channel_sensitivity.measure(
         module,
         arguments,
         ratios=(DAMAGE_SHARE,),
-        images=evidence.settling,
-        score=lambda masked: float(evidence.task.kl(evidence.logits(masked, DAMAGE_IMAGES), answers, 1.0)),
+        images=data.settling,
+        score=lambda masked: float(data.task.kl(data.logits(masked, DAMAGE_IMAGES), parent_logits, 1.0)),
         architecture=architecture,
     )
-    saved = widths.savings(
+    savings = widths.layer_savings(
         architecture, arguments, widths.output_channels(module), cost=cost, share=DAMAGE_SHARE
     )
-    return widths.by_worth([scores[DAMAGE_SHARE] for scores in damage.values()], saved)
+    return widths.worth_shape([scores[DAMAGE_SHARE] for scores in damages.values()], savings)

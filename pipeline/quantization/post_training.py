@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -260,19 +260,22 @@ def _beyond_a_tie(gains: Float[np.ndarray, " images"]) -> bool:
     return bool(gains.mean() > TIE * gains.std() / len(gains) ** 0.5)
 
 
+Score = TypeVar("Score")
+
+
 @dataclass(frozen=True)
-class LayerScores:
+class LayerScores(Generic[Score]):
     """What quantising one layer costs, seen from both sides."""
 
-    alone: float
+    alone: Score
     """Score with this layer in int8 and all others in float."""
-    spared: float
+    spared: Score
     """Score with this layer in float and all others in int8."""
 
 
 def sensitivity(
-    model: Model, batches: Batches, *, weight_limit: int, score: Callable[[nn.Module], float]
-) -> dict[str, LayerScores]:
+    model: Model, batches: Batches, *, weight_limit: int, score: Callable[[nn.Module], Score]
+) -> dict[str, LayerScores[Score]]:
     """Score a student with one layer quantised at a time, and with all but one.
 
     Weights and ranges are by least squares, nothing else is done; a layer brings the activations that it
@@ -299,7 +302,7 @@ def sensitivity(
         tuple(fixed),
     )
 
-    def without(float_layers: list[str]) -> float:
+    def without(float_layers: list[str]) -> Score:
         part = simulator.leave_float(folded, whole, float_layers)
         return score(simulator.simulate(folded, part))
 

@@ -18,7 +18,7 @@ def main() -> None:
     p = parameters.load()
     fabric = compute.start(**p.compute.model_dump(exclude={"workers"}), trials=paths.PRECISION_TRIALS)
     card = teacher_store.read_card(paths.TEACHER)
-    images = store.read_lesson(paths.DATA)
+    images = store.read_training_images(paths.DATA)
     space = ViewSpace(p.seed, **p.views.space())
     answers, partials = [], []
     for folder in (paths.TEACHER / member for member in card["members"]):
@@ -50,7 +50,7 @@ def main() -> None:
     for partial in partials:
         checkpoints.clear(partial)
     print(f"{len(images)} images, {p.views.per_image} views each")
-    if images.labelled and not space.mixes:
+    if images.fully_labelled and not space.mixes:
         first = torch.from_numpy(stored.at(np.arange(len(images)), 0)).float()
         print(f"the teacher on the first views: {loop.score(first, images)}")
 

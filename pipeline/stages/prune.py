@@ -7,11 +7,11 @@ from pipeline import parameters, paths, provenance
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import learning
 from pipeline.measurement import kernels
-from pipeline.models import storage
+from pipeline.models import histories, storage
 from pipeline.models.storage import Model
 from pipeline.parameters import Prune
 from pipeline.process import beside, stage
-from pipeline.pruning import candidates, surgery, widths
+from pipeline.pruning import plans, surgery, widths
 from pipeline.training import checkpoints, compute, loop
 
 
@@ -27,14 +27,14 @@ def main(variant: str) -> None:
     told = {"parent": storage.fingerprint(parent.module), "settings": settings.model_dump(mode="json")}
 
     module, arguments = fabric.to_device(parent.module), parent.card.arguments
-    evidence = candidates.gather(
+    data = plans.gather_trial_data(
         fabric, lesson, goal, taylor="taylor" in settings.criteria(), seed=p.seed, workers=p.compute.workers
     )
     costs = kernels.open_costs(paths.KERNELS)
-    ranked = candidates.rank(
+    ranked = plans.rank(
         module,
         arguments,
-        evidence,
+        data,
         architecture=parent.card.architecture,
         size=contract.size,
         criteria=settings.criteria(),
@@ -46,24 +46,24 @@ def main(variant: str) -> None:
         speed=lambda before, after: costs.speedup(before, after, contract),
     )
     best = ranked[0]
-    print(candidates.table(ranked))
+    print(plans.format_table(ranked))
 
     history = []
-    way = widths.on_the_way(
+    channel_steps = widths.interpolate(
         widths.output_channels(module), best.channels, steps=settings.steps, multiple=settings.multiple
     )
-    for number, channels in enumerate(way, 1):
-        last = number == len(way)
-        module, arguments = surgery.cut(
+    for number, channels in enumerate(channel_steps, 1):
+        last = number == len(channel_steps)
+        module, arguments = surgery.remove_channels(
             module,
             arguments,
             channels,
             size=contract.size,
             criterion=best.criterion,
-            losses=evidence.losses,
+            losses=data.losses,
             architecture=parent.card.architecture,
         )
-        loop.reestimate_norms(module, iter(evidence.settling))
+        loop.reestimate_norms(module, iter(data.settling))
         part = 1.0 if settings.steps == 1 else 0.5 if last else 0.5 / (settings.steps - 1)
         module, lines = learning.learn(
             fabric,
@@ -90,14 +90,14 @@ def main(variant: str) -> None:
             **told["settings"],
             "criterion": best.criterion,
             "shape": best.shape,
-            "candidates": [candidate.to_dict() for candidate in ranked],
+            "candidates": [plan.to_dict() for plan in ranked],
         },
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
         val=val.to_dict(),
     )
     storage.save(paths.model(variant), Model(module.cpu(), card))
-    storage.write_history(paths.model(variant), history)
+    histories.write_history(paths.model(variant), history)
     checkpoints.clear(paths.checkpoints(variant))
     print(f"{variant}: val {val} at {contract.size} px")
 

@@ -1,4 +1,4 @@
-"""Measure what each layer can bear: fewer channels, and eight bits, one layer at a time."""
+"""Measure each layer's sensitivity: the score with fewer channels or eight bits in one layer at a time."""
 
 import json
 from dataclasses import replace
@@ -11,60 +11,64 @@ from tqdm import tqdm
 from pipeline import parameters, paths
 from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
-from pipeline.inspection import sensitivity
-from pipeline.inspection.sensitivity import Exam
+from pipeline.inspection import layer_sensitivity
+from pipeline.inspection.layer_sensitivity import Scorer
 from pipeline.models import storage
 from pipeline.process import stage
 from pipeline.training import compute
 
 BATCH = 32
-"""Images of one pass; their activations fit a processor's cache at small sizes."""
+"""Number of images per forward pass; at small sizes their activations fit a processor's cache."""
 
 
 def main() -> None:
-    """Write `artifacts/sensitivity.json`: of the students of the teacher that others are made from."""
+    """Write `artifacts/sensitivity.json`: every student of the teacher that has pruned or quantised
+    variants."""
     p = parameters.load()
-    asked = p.sensitivity
+    settings = p.sensitivity
     parents = {op: [v.parent for v in p.variants.values() if v.op == op] for op in ("prune", "quantize")}
-    roots = [name for name, variant in p.variants.items() if variant.op == "distill"]
-    wanted = {
-        name: {"channels": name in parents["prune"], "int8": name in parents["quantize"]} for name in roots
+    students = [name for name, variant in p.variants.items() if variant.op == "distill"]
+    changes = {
+        name: {"channels": name in parents["prune"], "int8": name in parents["quantize"]} for name in students
     }
-    loaded = {name: storage.load(paths.model(name)) for name, parts in wanted.items() if any(parts.values())}
-    if not asked.images or not loaded:
+    models = {name: storage.load(paths.model(name)) for name, parts in changes.items() if any(parts.values())}
+    if not settings.images or not models:
         paths.SENSITIVITY.write_text(json.dumps({"note": "not measured"}) + "\n")
         return
     torch.set_num_threads(p.compute.threads or compute.usable_cores())
-    own = next(iter(loaded.values())).card.input
-    contract = replace(own, size=min(asked.size or own.size, own.size))
+    student_input = next(iter(models.values())).card.input
+    contract = replace(student_input, size=min(settings.size or student_input.size, student_input.size))
     train, val = (store.read(paths.DATA, split) for split in ("train", "val"))
 
     def normalised(images: store.ImageSet, count: int) -> list[Float[Tensor, "batch 3 height width"]]:
-        chosen = sampling.choose(images, count, p.seed)
-        shown = ViewSet(images, None, contract)[batches.Request(chosen, None, contract.size)]
-        return [contract.normalise(part) for part in shown.images.split(BATCH)]
+        indices = sampling.choose(images, count, p.seed)
+        views = ViewSet(images, None, contract)[batches.Request(indices, None, contract.size)]
+        return [contract.normalise(part) for part in views.images.split(BATCH)]
 
-    # Statistics and ranges are of training images, scores of val: no choice may rest on test.
-    settling = normalised(train, asked.settling)
-    labels = val.labels[sampling.choose(val, asked.images, p.seed)]
-    networks = sum(sensitivity.scorings(model, asked.ratios, **wanted[n]) for n, model in loaded.items())
-    with tqdm(desc="dissect", total=networks, unit=" networks", mininterval=5) as bar:
-        exam = Exam(normalised(val, asked.images), labels, val.task, bar.update)
-        found = {
-            name: sensitivity.measure(model, exam, settling, asked.ratios, **wanted[name])
-            for name, model in loaded.items()
+    # Statistics and ranges come from training images and scores from val, since no choice may rest on test.
+    settling = normalised(train, settings.settling)
+    labels = val.labels[sampling.choose(val, settings.images, p.seed)]
+    networks = sum(
+        layer_sensitivity.count_networks(model, settings.ratios, **changes[name])
+        for name, model in models.items()
+    )
+    with tqdm(desc="sensitivity", total=networks, unit=" networks", mininterval=5) as bar:
+        scorer = Scorer(normalised(val, settings.images), labels, val.task, bar.update)
+        variants = {
+            name: layer_sensitivity.measure(model, scorer, settling, settings.ratios, **changes[name])
+            for name, model in models.items()
         }
     result = {
         "n": len(labels),
         "metric": val.task.metric,
         "size": contract.size,
         "settling": sum(map(len, settling)),
-        "criterion": sensitivity.CRITERION,
-        "variants": found,
+        "criterion": layer_sensitivity.CRITERION,
+        "variants": variants,
     }
     paths.SENSITIVITY.write_text(json.dumps(result, indent=2) + "\n")
-    for name, of in found.items():
-        print(f"{name}: {of['score']:.1%} of {len(labels)} val images at {contract.size} px, layer by layer")
+    for name, scores in variants.items():
+        print(f"{name}: {scores['score']:.1%} on {len(labels)} validation images at {contract.size} px")
 
 
 if __name__ == "__main__":
