@@ -58,7 +58,7 @@ def load(data: Path, teacher: Path, answers: Path, space: ViewSpace, contract: I
         teacher_sha256=json.loads((teacher / storage.CARD).read_text())["identity"],
         space=space,
     )
-    train = store.read_lesson(data)
+    train = store.read_training_images(data)
     return TrainingData(
         ViewSet(train, space, contract, stored.answers.at),
         ViewSet(store.read(data, "val"), None, contract),

@@ -17,7 +17,7 @@ def main() -> None:
     p = parameters.load()
     fabric = compute.start(p.compute, trials=paths.PRECISION_TRIALS)
     card = teacher_store.read_card(paths.TEACHER)
-    images = store.read_lesson(paths.DATA)
+    images = store.read_training_images(paths.DATA)
     space = views.space(p.views, p.seed)
     logits, partials = [], []
     for folder in (paths.TEACHER / member for member in card["members"]):
@@ -49,7 +49,7 @@ def main() -> None:
     for partial in partials:
         checkpoints.clear(partial)
     print(f"{len(images)} images, {p.views.per_image} views each")
-    if images.labelled and not space.mixes:
+    if images.fully_labelled and not space.mixes:
         first = torch.from_numpy(answers.at(np.arange(len(images)), 0)).float()
         print(f"the teacher on the first views: {scoring.score(first, images)}")
 

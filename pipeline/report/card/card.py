@@ -124,7 +124,7 @@ def render(
         groups=[part for part in (evidence.comparison or {}).get("slices", ()) if part["groups"]],
         corruptions=(evidence.robustness or {}).get("corruptions"),
         adversarial=(evidence.robustness or {}).get("adversarial"),
-        outside=(evidence.robustness or {}).get("outside"),
+        outside=(evidence.robustness or {}).get("out_of_distribution"),
         explanations=evidence.explanations,
         costs=evidence.costs,
         calibration=told.scores.get("calibration"),
@@ -356,7 +356,7 @@ def _attack_table(robustness: Part | None) -> str:
 
 
 def _outside_table(robustness: Part | None) -> str:
-    found = (robustness or {}).get("outside")
+    found = (robustness or {}).get("out_of_distribution")
     if not found or not found["sets"]:
         return ""
     rows = [

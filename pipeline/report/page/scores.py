@@ -319,7 +319,7 @@ def adversarial(robustness: Part | None) -> Grid | None:
 
 def outside(robustness: Part | None) -> Grid | None:
     """How sure the variants are of images that belong to no class."""
-    found = (robustness or {}).get("outside")
+    found = (robustness or {}).get("out_of_distribution")
     if not found or not found["sets"]:
         return None
     variants = list(found["test"])

@@ -29,7 +29,7 @@ def pictures(part: Part | None) -> list[Picture]:
     """Of every variant that was measured; none where nothing was.
 
     Args:
-        part: as the stage `dissect` writes it.
+        part: as the stage `sensitivity` writes it.
     """
     if not part or "variants" not in part:
         return []
