@@ -24,7 +24,7 @@ def main(variant: str) -> None:
     contract, goal = parent.card.input, settings.objective.model_dump()
     space = ViewSpace(p.seed, **p.views.space())
     lesson = learning.open_lesson(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
-    told = {"parent": storage.fingerprint(parent.module), "settings": settings.model_dump(mode="json")}
+    identity = {"parent": storage.fingerprint(parent.module), "settings": settings.model_dump(mode="json")}
 
     module, arguments = fabric.to_device(parent.module), parent.card.arguments
     data = plans.gather_trial_data(
@@ -72,7 +72,7 @@ def main(variant: str) -> None:
             name=variant,
             goal=goal,
             training={**settings.training(), "epochs": settings.epochs * part},
-            start=provenance.identity(**told, arguments=arguments, criterion=best.criterion, step=number),
+            start=provenance.identity(**identity, arguments=arguments, criterion=best.criterion, step=number),
             seed=p.seed,
             workers=p.compute.workers,
             folder=paths.checkpoints(variant) / ("" if last else f"step-{number}"),
@@ -87,7 +87,7 @@ def main(variant: str) -> None:
         op="prune",
         arguments=arguments,
         settings={
-            **told["settings"],
+            **identity["settings"],
             "criterion": best.criterion,
             "shape": best.shape,
             "candidates": [plan.to_dict() for plan in ranked],
