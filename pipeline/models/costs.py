@@ -1,4 +1,4 @@
-"""The costs of a network on paper: multiply-accumulates, parameters and bytes."""
+"""What a network costs on paper: multiply-accumulates, parameters and bytes."""
 
 import gzip
 import math
@@ -11,10 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_macs(module: nn.Module, size: int) -> int:
-    """Count the multiply-accumulates of convolutions and matrix products for one ``size`` by ``size`` RGB
-    image.
+    """Multiply-accumulates of one ``size`` by ``size`` RGB image: convolutions and matrix products.
 
-    PyTorch's counter gives operations, which are two for each multiply-accumulate.
+    Counted by PyTorch's own counter, which gives two operations for each.
     """
     parameter = next(module.parameters())
     image = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
@@ -27,7 +26,7 @@ def count_macs(module: nn.Module, size: int) -> int:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Count the trainable values: weights, biases, scale and shift of batch norms."""
+    """Trainable values: weights, biases, batch norm's scale and shift."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from teachers.contract import InputContract
 
 WEIGHTS = "weights.safetensors"
 CARD = "card.json"
+HISTORY = "history.jsonl"
 SCALE_SUFFIX = ".weight_scale"
 
 
@@ -36,11 +38,11 @@ class Quantization:
     """
 
     weight_scales: dict[str, Float[Tensor, " channels"]]
-    """Symmetric step of each output channel, by layer; the weights are multiples of their steps already."""
+    """Layer to the symmetric step of each output channel; the weights lie on this grid already."""
     weight_limit: int
-    """Greatest magnitude of an integer weight: 127, or 63 if 16-bit sums must not saturate."""
+    """Greatest magnitude of an integer weight: 127, or 63 where 16-bit sums must not saturate."""
     activations: dict[str, Affine]
-    """Quantisation of each layer's output after the activation; ``pool`` is the classifier's input."""
+    """Layer to its output after the activation; ``pool`` is the classifier's input."""
     float_layers: tuple[str, ...] = ()
     """Layers that stay in float."""
 
@@ -137,3 +139,14 @@ def fingerprint(module: nn.Module) -> str:
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def write_history(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``history.jsonl``: one line per epoch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / HISTORY).write_text("".join(json.dumps(line) + "\n" for line in history))
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The lines of ``history.jsonl``; none for a variant that was made without training."""
+    return [json.loads(line) for line in (folder / HISTORY).read_text().splitlines()]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.models import histories, storage
+from pipeline.models import storage
 from pipeline.selection.budget import TEACHER
 from pipeline.statistics.intervals import Verdict, compare, compare_map, verdict
 from pipeline.tasks import SINGLE_LABEL, Metric
@@ -105,7 +105,7 @@ def gather(
                 macs=scores["macs"],
                 val=card["val"][scores["metric"]],
                 latency=benchmark["variants"][variant],
-                history=histories.read_history(folder(variant)),
+                history=storage.read_history(folder(variant)),
             )
         )
     return entries

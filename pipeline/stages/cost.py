@@ -5,7 +5,7 @@ import json
 from pipeline import parameters, paths
 from pipeline.measurement import energy
 from pipeline.measurement.energy import Assumptions
-from pipeline.models import histories
+from pipeline.models import storage
 from pipeline.process import stage
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     parents = {name: variant.parent for name, variant in p.variants.items()}
     folders = {"teacher": paths.TEACHER} | {name: paths.model(name) for name in parents}
     seconds = {
-        name: sum((line["seconds"] for line in histories.read_history(folder)), 0.0)
+        name: sum((line["seconds"] for line in storage.read_history(folder)), 0.0)
         for name, folder in folders.items()
     }
     assumed = Assumptions(**p.energy.model_dump())

@@ -5,7 +5,7 @@ import sys
 from pipeline import parameters, paths, provenance
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import learning, teacher_store
-from pipeline.models import histories, initialisation, storage
+from pipeline.models import initialisation, storage
 from pipeline.models.storage import Card, Model
 from pipeline.parameters import Distill
 from pipeline.process import beside, stage
@@ -73,7 +73,7 @@ def main(variant: str) -> None:
         val=val.to_dict(),
     )
     storage.save(paths.model(variant), Model(module.cpu(), card))
-    histories.write_history(paths.model(variant), history)
+    storage.write_history(paths.model(variant), history)
     checkpoints.clear(paths.checkpoints(variant))
     print(f"{variant}: val {val} at {contract.size} px")
 

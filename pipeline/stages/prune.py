@@ -7,7 +7,7 @@ from pipeline import parameters, paths, provenance
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import learning
 from pipeline.measurement import kernels
-from pipeline.models import histories, storage
+from pipeline.models import storage
 from pipeline.models.storage import Model
 from pipeline.parameters import Prune
 from pipeline.process import beside, stage
@@ -97,7 +97,7 @@ def main(variant: str) -> None:
         val=val.to_dict(),
     )
     storage.save(paths.model(variant), Model(module.cpu(), card))
-    histories.write_history(paths.model(variant), history)
+    storage.write_history(paths.model(variant), history)
     checkpoints.clear(paths.checkpoints(variant))
     print(f"{variant}: val {val} at {contract.size} px")
 

@@ -13,7 +13,7 @@ from pipeline.data.batches import Request, ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import learning
 from pipeline.measurement import kernels
-from pipeline.models import histories, storage
+from pipeline.models import storage
 from pipeline.models.storage import Model
 from pipeline.onnx import graph
 from pipeline.parameters import Parameters, Quantize
@@ -115,7 +115,7 @@ def main(variant: str) -> None:
         calibration_sha256=sampling.fingerprint(lesson.train_set.images, chosen),
     )
     storage.save(paths.model(variant), Model(module, card, quantized))
-    histories.write_history(paths.model(variant), history)
+    storage.write_history(paths.model(variant), history)
     checkpoints.clear(paths.checkpoints(variant))
     print(f"{variant}: val {val} as the runtime computes")
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline import parameters, paths
 from pipeline.data import store
-from pipeline.models import histories, storage
+from pipeline.models import storage
 from pipeline.process import stage
 from pipeline.report import evidence, pictures, plots, tables
 from pipeline.report.card import card
@@ -28,7 +28,7 @@ def main() -> None:
         labels=store.read(paths.DATA, "test").labels,
         max_drop=p.gate.max_drop,
     )
-    teacher_history = histories.read_history(paths.TEACHER)
+    teacher_history = storage.read_history(paths.TEACHER)
     plots.write_metrics(paths.FIGURES, table)
     plots.write_points(paths.PLOTS, table, entries, teacher_history)
     tables.write_csv(paths.VARIANTS, table)

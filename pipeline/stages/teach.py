@@ -13,7 +13,7 @@ from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import adaptation, teacher_store
 from pipeline.evaluation import confidence
-from pipeline.models import histories
+from pipeline.models import storage
 from pipeline.parameters import Member, Parameters
 from pipeline.process import beside, stage
 from pipeline.tasks import SINGLE_LABEL, TASKS
@@ -53,7 +53,7 @@ def main() -> None:
     np.save(paths.TEACHER_PREDICTIONS, test.predictions)
     kept = confidence.of(answers["test"].numpy(), images["test"].labels) if task is SINGLE_LABEL else None
     confidence.save(paths.confidence("teacher"), kept)
-    histories.write_history(paths.TEACHER, [line for member in taught for line in member.history])
+    storage.write_history(paths.TEACHER, [line for member in taught for line in member.history])
     for run in (run for member in taught for run in member.runs.values()):
         checkpoints.clear(run.folder)
     print(f"teacher: val {val}, test {test}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import parameters, paths, provenance
 from pipeline.data import store
-from pipeline.models import histories, storage
+from pipeline.models import storage
 from pipeline.parameters import Parameters
 from pipeline.process import stage
 from pipeline.tasks import METRICS
@@ -66,7 +66,7 @@ def main() -> None:
         Training("teacher", p.recipe("teacher"), source),
         artifact=outputs["teach"][str(paths.TEACHER)],
         figures={metric: teacher["test"][metric], f"val_{metric}": teacher["val"][metric]},
-        history=histories.read_history(paths.TEACHER),
+        history=storage.read_history(paths.TEACHER),
         tags={"origin": teacher["origin"]},
         files=[("teacher", paths.TEACHER / storage.CARD)],
     )
@@ -107,7 +107,7 @@ def _shipped(p: Parameters, row: Mapping[str, str], metric: str, source: Mapping
         Training(name, p.recipe(name), source),
         artifact=row["sha256"],
         figures=figures,
-        history=histories.read_history(paths.model(name)),
+        history=storage.read_history(paths.model(name)),
         tags={
             "parent_variant": row["parent"],
             "op": row["op"],
@@ -116,7 +116,7 @@ def _shipped(p: Parameters, row: Mapping[str, str], metric: str, source: Mapping
         },
         files=[
             ("build", paths.model(name) / storage.CARD),
-            ("build", paths.model(name) / histories.HISTORY),
+            ("build", paths.model(name) / storage.HISTORY),
             ("scores", paths.metrics(name)),
         ],
         file=paths.onnx(name),
