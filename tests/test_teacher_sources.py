@@ -204,7 +204,7 @@ def test_wrong_onnx_files_are_one_line(tmp_path: Path) -> None:
     )
     for name, message in (
         ("parts.onnx", "keeps weights in other files"),
-        ("cut.onnx", "is no intact ONNX file"),
+        ("cut.onnx", "not an intact ONNX file"),
         ("absent.onnx", "no such file"),
         ("eight.onnx", "a batch of any size or of 1 is expected; found 8"),
     ):

@@ -68,16 +68,16 @@ def assign(
         pool = _without(pool, testing)
     validation, repeated_val = _drop_repeats(by_split["val"], rejected)
     before = len(pool) + len(validation)
-    validation = _drop_known(validation, testing, "test", rejected)
-    pool = _drop_known(_drop_known(pool, testing, "test", rejected), validation, "val", rejected)
+    validation = _drop_content_of(validation, testing, "test", rejected)
+    pool = _drop_content_of(_drop_content_of(pool, testing, "test", rejected), validation, "val", rejected)
     leaked = before - len(pool) - len(validation)
     if not validation:
         validation = stratified(pool, _count(val, pool), seed)
         pool = _without(pool, validation)
     training = pool if train is None else stratified(pool, train, seed)
     extra, repeated_extra = _drop_repeats(unlabelled, rejected)
-    for name, known in (("test", testing), ("val", validation), ("train", training)):
-        extra = _drop_known(extra, known, name, rejected)
+    for name, others in (("test", testing), ("val", validation), ("train", training)):
+        extra = _drop_content_of(extra, others, name, rejected)
     repeats = repeated + repeated_val + repeated_extra
     splits = Splits(training, validation, testing, extra, rejected, leaked, repeats)
     for name, images in splits.items():
@@ -99,18 +99,18 @@ def _drop_repeats(images: Sequence[SourceFile], rejected: list[Rejected]) -> tup
     first: dict[str, SourceFile] = {}
     for image in images:
         if image.sha256 in first:
-            known = first[image.sha256]
-            suffix = ", which has another label" if image.label != known.label else ""
-            rejected.append(Rejected(image.source, f"same content as {known.source}{suffix}"))
+            earlier = first[image.sha256]
+            suffix = ", which has another label" if image.label != earlier.label else ""
+            rejected.append(Rejected(image.source, f"same content as {earlier.source}{suffix}"))
         else:
             first[image.sha256] = image
     return list(first.values()), len(images) - len(first)
 
 
-def _drop_known(
-    images: Sequence[SourceFile], known: Sequence[SourceFile], split: str, rejected: list[Rejected]
+def _drop_content_of(
+    images: Sequence[SourceFile], others: Sequence[SourceFile], split: str, rejected: list[Rejected]
 ) -> list[SourceFile]:
-    sources = {image.sha256: image.source for image in known}
+    sources = {image.sha256: image.source for image in others}
     rejected += [
         Rejected(image.source, f"same content as {sources[image.sha256]} of {split}")
         for image in images

@@ -144,7 +144,7 @@ def read(folder: Path, split: str) -> ImageSet:
 
 
 def read_training_images(folder: Path) -> ImageSet:
-    """Read the images that students are trained on: train, followed by the unlabelled images if there are
+    """The images that a student is trained on: the training split, then the unlabelled images if there are
     any."""
     train = read(folder, "train")
     if UNLABELLED not in read_report(folder)["images"]:

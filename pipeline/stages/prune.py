@@ -24,7 +24,7 @@ def main(variant: str) -> None:
     contract = parent.card.input
     space = views.space(p.views, p.seed)
     data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
-    origin = {"parent": storage.fingerprint(parent.module), "settings": settings.model_dump(mode="json")}
+    identity = {"parent": storage.fingerprint(parent.module), "settings": settings.model_dump(mode="json")}
 
     module, arguments = fabric.to_device(parent.module), parent.card.arguments
     trial_data = plans.gather_trial_data(
@@ -76,7 +76,7 @@ def main(variant: str) -> None:
             data,
             settings.model_copy(update={"epochs": settings.epochs * part}),
             name=variant,
-            start=provenance.identity(**origin, arguments=arguments, criterion=best.criterion, step=number),
+            start=provenance.identity(**identity, arguments=arguments, criterion=best.criterion, step=number),
             seed=p.seed,
             workers=p.compute.workers,
             folder=paths.checkpoints(variant) / ("" if last else f"step-{number}"),
