@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -6,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import students
-from pipeline.models import histories, storage
+from pipeline.models import storage
 from pipeline.models.storage import Model, Quantization
 from teachers.contract import InputContract
 from tests import tiny_students
@@ -42,17 +41,10 @@ def test_a_model_comes_back_whole_without_pickle(tmp_path: Path) -> None:
     assert storage.fingerprint(again.module) == storage.fingerprint(model.module)
 
 
-def test_weights_that_do_not_fit_their_card_are_refused(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_their_card_are_rejected(tmp_path: Path) -> None:
     storage.save(tmp_path, small_model())
     tensors = load_file(tmp_path / storage.WEIGHTS)
     tensors.pop("classifier.bias")
     save_file(tensors, tmp_path / storage.WEIGHTS)
     with pytest.raises(ValueError, match=r"(?s)weights\.safetensors does not fit .*classifier\.bias"):
         storage.load(tmp_path)
-
-
-def test_history_is_one_json_line_per_epoch(tmp_path: Path) -> None:
-    lines = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
-    histories.write(tmp_path, lines)
-    assert [json.loads(line) for line in (tmp_path / histories.HISTORY).read_text().splitlines()] == lines
-    assert histories.read(tmp_path) == lines

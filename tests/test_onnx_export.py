@@ -67,7 +67,9 @@ def test_tensorflows_padding_is_part_of_the_convolutions(tmp_path: Path, size: i
     path = ship(small, tmp_path)
     assert verify(path, small, images)["exact"] < 1e-3
     assert {node.op_type for node in onnx.load(path).graph.node}.isdisjoint({"Pad"})
-    shrunk, arguments = surgery.cut(model.module, model.card.arguments, NARROW, size=size, criterion="l1")
+    shrunk, arguments = surgery.remove_channels(
+        model.module, model.card.arguments, NARROW, size=size, criterion="l1"
+    )
     pruned = Model(shrunk, replace(model.card, arguments=arguments))
     assert verify(ship(pruned, tmp_path), pruned, images)["logits"] < 1e-4
 

@@ -53,7 +53,9 @@ def trained(model: Model) -> Model:
 
 def test_quantised_variants_give_the_same_logits_in_a_new_process(tmp_path: Path) -> None:
     model = student()
-    shrunk, arguments = surgery.cut(model.module, model.card.arguments, NARROW, size=SIZE, criterion="l1")
+    shrunk, arguments = surgery.remove_channels(
+        model.module, model.card.arguments, NARROW, size=SIZE, criterion="l1"
+    )
     pruned = Model(shrunk, replace(model.card, arguments=arguments))
     variants = {
         "int8-ptq": quantized(model, 63, FLOAT_LAYERS),

@@ -14,7 +14,6 @@ from pipeline.quantization.observation import Batches
 from pipeline.quantization.simulator import leave_float, simulate
 
 Score = TypeVar("Score")
-"""What is measured of a network, such as its accuracy."""
 
 
 @dataclass(frozen=True)
