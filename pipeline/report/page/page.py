@@ -175,7 +175,8 @@ def _title(results: RunResults) -> str:
     if best is None:
         return "No variant to ship yet."
     score = f"{figure(best.score, '%', 1)} {results.task.words}"
-    return f"Ship {best.variant}: {score}, {figure(best.size_bytes, 'MB')}, {_speed(best)}."
+    size = figure(best.size_bytes, "MB").replace(" ", "\N{NO-BREAK SPACE}")
+    return f"Ship {best.variant}: {score}, {size}, {_speed(best)}."
 
 
 def _speed(row: Row) -> str:
