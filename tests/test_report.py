@@ -88,7 +88,7 @@ def test_only_the_front_borders_the_shaded_area() -> None:
 
 
 def test_figures_are_scaled_rounded_and_signed_in_one_way() -> None:
-    assert figure(0.89204, "%") == "89.20%"
+    assert figure(0.89204, "%") == "89.20 %"
     assert figure(-0.00004, "points") == "+0.00 points"
     assert figure(-0.0231, "points") == "\N{MINUS SIGN}2.31 points"
     assert figure(1_993_000, "MB") == "1.99 MB"

@@ -81,11 +81,11 @@ def verdict(change: Part, max_drop: float) -> str:
     delta, lo, hi, parent = (change[key] for key in ("delta", "lo", "hi", "parent"))
     allowed = figure(max_drop, "gap")
     if delta < 0:
-        result = f"{figure(-delta, 'gap', 2)} below {parent} (95% CI {span(-hi, -lo, 'gap', 2)})"
+        result = f"{figure(-delta, 'gap', 2)} below {parent} (95 % CI {span(-hi, -lo, 'gap', 2)})"
     elif delta > 0:
-        result = f"{figure(delta, 'gap', 2)} above {parent} (95% CI {span(lo, hi, 'gap', 2)})"
+        result = f"{figure(delta, 'gap', 2)} above {parent} (95 % CI {span(lo, hi, 'gap', 2)})"
     else:
-        result = f"as accurate as {parent} (95% CI of the difference {span(lo, hi, 'points')} points)"
+        result = f"as accurate as {parent} (95 % CI of the difference {span(lo, hi, 'points')} points)"
     if change["verdict"] == "accept":
         return f"Accepted: {result}; a loss of up to {allowed} is allowed."
     if hi < -max_drop:

@@ -158,7 +158,7 @@ def out_of_distribution(results: RunResults) -> str:
         for name, images in part["sets"].items()
         for variant, of in images["variants"].items()
     ]
-    return _table(["images", "variant", "mean confidence", "90% or more", "AUROC vs test images"], rows)
+    return _table(["images", "variant", "mean confidence", "90 % or more", "AUROC vs test images"], rows)
 
 
 def groups(results: RunResults) -> list[str]:

@@ -176,8 +176,8 @@ def calibration(bins: Sequence[tuple[int | float, int | float, int]], *, title: 
     for confidence, accuracy, count in bins:
         radius = 1.5 + 6 * math.sqrt(count / most)
         parts.append(
-            f'<g class="accept"><title>{count:,} answers: confidence {confidence:.1%}, '
-            f"accuracy {accuracy:.1%}</title>"
+            f'<g class="accept"><title>{count:,} answers: confidence {100 * confidence:.1f} %, '
+            f"accuracy {100 * accuracy:.1f} %</title>"
             f'<circle cx="{x(confidence):.1f}" cy="{y(accuracy):.1f}" r="{radius:.1f}"/></g>'
         )
     parts.append(_text(left + side / 2, height - 4, "confidence, %", "middle"))
@@ -255,7 +255,7 @@ def dots(
     for number, (name, scores) in enumerate(rows):
         at = top + row * (number + 0.5)
         ends = x(100 * min(scores)), x(100 * max(scores))
-        note = ", ".join(f"{of} {score:.2%}" for of, score in zip(series, scores, strict=True))
+        note = ", ".join(f"{of} {100 * score:.2f} %" for of, score in zip(series, scores, strict=True))
         marks = "".join(
             f'<circle cx="{x(100 * score):.1f}" cy="{at:.1f}" r="5" fill-opacity="{shade}"/>'
             for score, shade in zip(scores, shades, strict=True)
@@ -290,7 +290,9 @@ def standalone(charts: Sequence[Markup], size: tuple[float, float], title: str) 
     whole = 2 * margin + len(charts) * (width + gap) - gap, 2 * margin + height
     places = [margin + number * (width + gap) for number in range(len(charts))]
     inside = "".join(
-        str(chart).replace("<svg ", f'<svg x="{x:g}" y="{margin:g}" width="{width:g}" height="{height:g}" ', 1)
+        str(chart).replace(
+            "<svg ", f'<svg x="{x:g}" y="{margin:g}" width="{width:g}" height="{height:g}" ', 1
+        )
         for x, chart in zip(places, charts, strict=True)
     )
     style = files("pipeline.report.page").joinpath("charts.css").read_text()

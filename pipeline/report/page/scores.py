@@ -75,7 +75,7 @@ def classes(results: RunResults) -> Grid:
             small=figure(change["delta"], "points", 1, bare=True),
             shade=round(DARKEST * abs(change["delta"]) / greatest),
             tone="heat" if change["delta"] < 0 else "accept",
-            title=f"95% CI {span(change['lo'], change['hi'], 'points', 1)} points",
+            title=f"95 % CI {span(change['lo'], change['hi'], 'points', 1)} points",
             strong=bool(change.get("worse") or change.get("better")),
         )
 

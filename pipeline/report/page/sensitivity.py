@@ -37,14 +37,14 @@ def note(part: Part | None) -> str:
     return (
         f"Measured on {figure(part['n'])} validation images at {figure(part['size'])} pixels, where one "
         f"image is {figure(1 / part['n'], 'gap')}. Batch norm statistics come from "
-        f"{figure(part['settling'])} training images at that size; nothing was trained. Compare layers with each other, not with the "
-        "scores of the variants."
+        f"{figure(part['settling'])} training images at that size; nothing was trained. Compare layers with "
+        "each other, not with the scores of the variants."
     )
 
 
 def _channels(variant: str, whole: float, layers: Mapping[str, Scores], task: Task) -> Figure:
     ratios = sorted(next(iter(layers.values())), key=float, reverse=True)
-    shares = [f"{float(ratio):.0%} kept" for ratio in ratios]
+    shares = [f"{figure(float(ratio), '%', 0)} kept" for ratio in ratios]
     rows = {name: [of[ratio]["score"] for ratio in ratios] for name, of in layers.items()}
     worst = {name: min(scores) - whole for name, scores in rows.items()}
     least, most = min(worst, key=lambda name: worst[name]), max(worst, key=lambda name: worst[name])
