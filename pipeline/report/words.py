@@ -104,8 +104,20 @@ def flips(change: Part) -> str:
     )
 
 
-def group(column: str, name: str, names: Sequence[str]) -> str:
-    """The name of a group of test images, in words where the column is one that the pipeline measures."""
+def third(column: str, name: str, names: Sequence[str]) -> str:
+    """The name of a group of test images, in words if the pipeline itself divided the images into thirds.
+
+    Args:
+        column: the property of the images.
+        name: the group, such as ``0.1 to 0.4``.
+        names: all groups of the column, in order.
+    """
     if column in THIRDS and len(names) == len(THIRDS[column]):
-        return f"{THIRDS[column][list(names).index(name)]} ({name})"
+        return THIRDS[column][list(names).index(name)]
     return name
+
+
+def group(column: str, name: str, names: Sequence[str]) -> str:
+    """The same, followed by the range of values: ``darkest third (0.1 to 0.4)``."""
+    text = third(column, name, names)
+    return text if text == name else f"{text} ({name})"

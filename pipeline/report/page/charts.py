@@ -16,6 +16,8 @@ from pipeline.report.placement import Box, settle
 
 LETTER, LINE = 8.4, 17.0
 """Width of a letter and height of a line at the largest text size, by which labels are kept apart."""
+NEAR = 18.0
+"""Distance of a label from its point up to which no line has to connect them."""
 TRADEOFF_SIZE = 460.0, 360.0
 """Width and height of a trade-off chart."""
 
@@ -329,9 +331,17 @@ def _mark(mark: Mark, x: float, y: float, lo: float, hi: float, box: Box) -> str
         f'<g class="mark {mark.kind}" data-variant="{escape(mark.name)}" '
         f'data-front="{str(mark.front).lower()}" tabindex="0">'
         f"<title>{escape(mark.note)}</title>"
-        f'<path class="interval" d="M{x:.1f} {lo:.1f}V{hi:.1f}"/>{shape}'
+        f'<path class="interval" d="M{x:.1f} {lo:.1f}V{hi:.1f}"/>{_leader(x, y, box)}{shape}'
         f"{_text(at, box.y1 - 4, mark.name, anchor, 'name')}</g>"
     )
+
+
+def _leader(x: float, y: float, box: Box) -> str:
+    """A thin line from a point to its label, if the label is far away."""
+    end_x, end_y = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
+    if math.hypot(end_x - x, end_y - y) < NEAR:
+        return ""
+    return f'<path class="leader" d="M{x:.1f} {y:.1f}L{end_x:.1f} {end_y:.1f}"/>'
 
 
 def _text(x: int | float, y: int | float, text: str, anchor: str = "start", kind: str = "muted") -> str:

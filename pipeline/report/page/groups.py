@@ -54,10 +54,10 @@ def gaps(results: RunResults) -> Grid | None:
             [
                 Cell(
                     figure(of["gap"], "gap", bare=True),
-                    small=f"worst: {words.group(part['column'], of['worst'], names)}",
+                    small=f"worst: {words.third(part['column'], of['worst'], names)}",
                     shade=round(min(DARKEST, 200 * of["gap"])) if of["distinguishable"] else 0,
                     title=f"95 % CI {span(of['gap_lo'], of['gap_hi'], 'gap')} points, "
-                    f"best: {words.group(part['column'], of['best'], names)}",
+                    f"best: {words.third(part['column'], of['best'], names)}",
                 )
                 for of in (part["variants"][v] for v in variants)
                 for names in ([group["group"] for group in of["groups"]],)

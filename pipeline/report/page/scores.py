@@ -134,8 +134,8 @@ def export_check(results: RunResults) -> Grid | None:
         if any(name in rungs for rungs in ladders)
     ]
     note = (
-        f"{results.task.words} in per cent on {figure(checked[0].scores['parity']['n'])} validation images, "
-        "and the share of answers that are identical to those of the shipped file. Steps that must compute "
+        f"Score ({results.task.words}) in per cent on {figure(checked[0].scores['parity']['n'])} validation "
+        "images, and the share of answers that are identical to those of the shipped file. Steps that must compute "
         "the same are compared on every image, and layer by layer where an answer differs."
     )
     return Grid("computed as", [one.variant for one in checked], rows, note)
