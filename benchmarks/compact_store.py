@@ -20,25 +20,20 @@ from pipeline.data import sources, splits, store
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import labels, learning
-from pipeline.distillation.learning import Lesson
+from pipeline.distillation.settings import Objective, StudentTraining
+from pipeline.distillation.training_data import TrainingData
 from pipeline.tasks import softmax_kl
-from pipeline.training import compute, loop
+from pipeline.training import compute, norms, scoring
+from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract
 from teachers.sources import SOURCES
 
-SPACE = ViewSpace(0, (0.5, 1.0), (0.8, 1.25), 0.5)
+SPACE = ViewSpace(seed=0, crop_scale=(0.5, 1.0), crop_ratio=(0.8, 1.25))
 CONTRACT = InputContract(64)
 VIEWS = 4
-TRAINING = {
-    "phases": (),
-    "batch_size": 32,
-    "optimizer": "adamw",
-    "learning_rate": 0.003,
-    "warmup": 0.05,
-    "weight_decay": 0.02,
-    "clip": 1.0,
-    "ema": 0.99,
-}
+TRAINING = StudentTraining(
+    epochs=1.0, batch_size=32, learning_rate=0.003, weight_decay=0.02, ema=0.99, objective=Objective(kl=1.0)
+)
 
 
 def main() -> None:
@@ -51,28 +46,30 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     arguments = parser.parse_args()
-    fabric = compute.start(accelerator="auto", threads=arguments.threads, precision="32-true")
+    fabric = compute.start(ComputeSettings(threads=arguments.threads))
     teacher = SOURCES["efficientnet_lite"]("efficientnet_lite0", "default")
     assert teacher.input is not None
     contract = InputContract(128, teacher.input.mean, teacher.input.std, teacher.input.interpolation)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         listing = sources.read("folder", arguments.folder)
-        made = splits.assign(listing.candidates, train=None, val=480, test=1000, seed=0, anew=True)
+        made = splits.assign(listing.labelled, train=None, val=480, test=1000, seed=0, anew=True)
         store.write(folder / "data", listing, made, {"license": "unknown"})
         train, val = (store.read(folder / "data", split) for split in ("train", "val"))
         seen = ViewSet(train, SPACE, contract)
-        whole = labels.answer(fabric, teacher.module, seen, VIEWS, partial=folder / "views", workers=1)
-        wanted = loop.predict(fabric, teacher.module, ViewSet(val, None, contract), contract.size, workers=1)
+        whole = labels.compute(fabric, teacher.module, seen, VIEWS, partial=folder / "views", workers=1)
+        wanted = scoring.predict(
+            fabric, teacher.module, ViewSet(val, None, contract), contract.size, workers=1
+        )
         print("| kept | bytes a view | mass kept, % | KL on val | same top-1, % |")
         print("|---|---|---|---|---|")
         for top in (None, 50, 10, 1):
             answers = labels.compact(whole, top)
             kept = np.exp(answers.values[..., :-1].astype(np.float32)).sum(-1).mean() if top else 1.0
-            size = sum(part.nbytes for part in (answers.values, answers.chosen) if part is not None)
+            size = sum(part.nbytes for part in (answers.values, answers.top_classes) if part is not None)
             found = []
             for seed in range(arguments.seeds):
-                lesson = Lesson(
+                training_data = TrainingData(
                     ViewSet(train, SPACE, CONTRACT, answers.at),
                     ViewSet(val, None, CONTRACT),
                     views=VIEWS,
@@ -86,17 +83,16 @@ def main() -> None:
                 module, _ = learning.learn(
                     fabric,
                     students.build("mobilenet_v1", {"classes": 1000}),
-                    lesson,
+                    training_data,
+                    TRAINING.model_copy(update={"epochs": arguments.epochs}),
                     name=f"top {top}, seed {seed}",
-                    goal={"kl": 1.0},
-                    training={**TRAINING, "epochs": arguments.epochs},
                     start=f"{seed}",
                     seed=seed,
                     workers=0 if arguments.threads == 1 else 2,
                     folder=folder / f"{top}-{seed}",
                 )
-                loop.settle_norms(fabric, module, lesson.train_set, workers=1)
-                logits = loop.predict(fabric, module, lesson.val_set, CONTRACT.size, workers=1)
+                norms.settle(fabric, module, training_data.train_set, workers=1)
+                logits = scoring.predict(fabric, module, training_data.val_set, CONTRACT.size, workers=1)
                 same = functional.one_hot(wanted.argmax(1), 1000)[range(len(val)), logits.argmax(1)]
                 found.append((softmax_kl(logits, wanted, 1.0).item(), 100 * same.float().mean().item()))
             size //= len(train) * VIEWS

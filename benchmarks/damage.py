@@ -17,7 +17,7 @@ from pipeline import parameters, paths
 from pipeline.data import batches, store
 from pipeline.data.batches import ViewSet
 from pipeline.evaluation import comparison, scoring
-from pipeline.evaluation.comparison import Answers
+from pipeline.evaluation.comparison import ClassifierOutput
 from pipeline.models import storage
 from pipeline.onnx import export
 
@@ -30,11 +30,11 @@ def main(variant: str = "fp32", share: float = 0.05) -> None:
     views = ViewSet(test, None, model.card.input)
     requests = batches.sequential(range(len(test)), None, model.card.input.size, 32)
 
-    def answers(file: Path) -> Answers:
+    def answers(file: Path) -> ClassifierOutput:
         scores, kept = scoring.score(
             file, (views[request].images.numpy() for request in requests), test.labels, threads=0
         )
-        return Answers(np.asarray(scores["predictions"]), kept)
+        return ClassifierOutput(np.asarray(scores["predictions"]), kept)
 
     own = answers(paths.onnx(variant))
     with tempfile.TemporaryDirectory() as folder:
@@ -43,9 +43,11 @@ def main(variant: str = "fp32", share: float = 0.05) -> None:
         export.export(model, file, export.metadata_for(model.card, model.quantization))
         damaged = answers(file)
     for name, given in (("itself", answers(paths.onnx(variant))), (f"{share:.0%} zeroed", damaged)):
-        found = comparison.against_parent(given, own, test.labels, test.classes, p.gate.max_drop)
+        found = comparison.compare_with_parent(
+            given, own, test.labels, test.classes, parent_name=variant, max_drop=p.gate.max_drop
+        )
         known = "distinguishable" if found["distinguishable"] else "not distinguishable"
-        print(f"{variant}, {name}: {known}, {found['verdict']}: {found['reason']}")
+        print(f"{variant}, {name}: {known}, {found['reason']}")
         print(f"  flips {found['flips']}; worse: {', '.join(found['classes_worse']) or 'no class'}")
 
 

@@ -45,15 +45,18 @@ from pipeline import paths
 from pipeline.data import sources, splits, store
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
-from pipeline.distillation import labels, learning
+from pipeline.distillation import labels, learning, training_data
 from pipeline.distillation.labels import Answers, Key, Store
+from pipeline.distillation.settings import StudentTraining
+from pipeline.distillation.training_data import TrainingData
 from pipeline.training import compute
+from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract
 
 BATCH = 32
 WORKERS = 2
 TEACHER, STUDENT = InputContract(224), InputContract(192)
-SPACE = ViewSpace(0, (0.8, 1.0), (0.9, 1.1), 0.5)
+SPACE = ViewSpace(seed=0, crop_scale=(0.8, 1.0), crop_ratio=(0.9, 1.1))
 VIEWS = 2
 """Stored for every image, as the default has it."""
 EPOCHS = 10
@@ -156,7 +159,7 @@ def _result(rounds: dict[str, list[float]], arguments: argparse.Namespace) -> di
 def _write_lesson(folder: Path, images: Path, count: int) -> None:
     """Some photographs with a store of random answers."""
     listing = sources.read("folder", images)
-    made = splits.assign(listing.candidates, train=count, val=HELD_OUT, test=HELD_OUT, seed=0, anew=True)
+    made = splits.assign(listing.labelled, train=count, val=HELD_OUT, test=HELD_OUT, seed=0, anew=True)
     report = store.write(folder / "data", listing, made, {"license": "unknown"})
     key = Key(report["data_sha256"], "random", SPACE, VIEWS, None)
     classes = len(listing.classes)
@@ -190,33 +193,41 @@ def _student(classes: int) -> nn.Module:
 def _ours(_arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     """This pipeline's labelling and loop, at all sizes of the recipe."""
     logging.disable(logging.INFO)
-    fabric = compute.start(accelerator="auto", threads=0, precision="32-true")
-    auto = compute.start(accelerator="auto", threads=0, precision="auto")
+    fabric = compute.start(ComputeSettings())
+    auto = compute.start(ComputeSettings(precision="auto"))
     recipe = yaml.safe_load(paths.PARAMETERS.read_text())["distill"]
-    lesson = learning.open_lesson(folder / "data", folder, folder / "labels", SPACE, STUDENT)
+    data = training_data.load(folder / "data", folder, folder / "labels", SPACE, STUDENT)
     rates = {
-        "labelling": _labelling(fabric, _teacher(len(lesson.classes)), lesson.train_set, folder),
-        "store_192_auto": _store(auto, lesson, STUDENT.size, recipe, folder),
+        "labelling": _labelling(fabric, _teacher(len(data.classes)), data.train_set, folder),
+        "store_192_auto": _store(auto, data, STUDENT.size, recipe, folder),
     }
     for size in sorted({STUDENT.size, *(phase["size"] or STUDENT.size for phase in recipe["phases"])}):
-        rates[f"store_{size}"] = _store(fabric, lesson, size, recipe, folder)
+        rates[f"store_{size}"] = _store(fabric, data, size, recipe, folder)
     return rates
 
 
-def _store(fabric: Fabric, lesson: learning.Lesson, size: int, recipe: dict[str, Any], folder: Path) -> float:
+def _store(fabric: Fabric, data: TrainingData, size: int, recipe: dict[str, Any], folder: Path) -> float:
     """The second of three epochs: not the loader's start, and no end that was rendered ahead."""
     training = {
         name: recipe[name] for name in ("learning_rate", "warmup", "weight_decay", "ema", "optimizer", "clip")
     }
-    training |= {"epochs": 3.0, "batch_size": BATCH, "phases": [{"share": 1.0, "size": size, "rate": 1.0}]}
+    phase = {"share": 1.0, "size": size, "rate": 1.0}
+    settings = StudentTraining.model_validate(
+        {
+            **training,
+            "epochs": 3.0,
+            "batch_size": BATCH,
+            "phases": [phase],
+            "objective": recipe["objective"],
+        }
+    )
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         _, history = learning.learn(
             fabric,
-            _student(len(lesson.classes)),
-            lesson,
+            _student(len(data.classes)),
+            data,
+            settings,
             name=f"{size} px",
-            goal=recipe["objective"],
-            training=training,
             start="scratch",
             seed=0,
             workers=WORKERS,
@@ -229,7 +240,7 @@ def _labelling(fabric: Fabric, teacher: nn.Module, seen: ViewSet, folder: Path) 
     view_set = ViewSet(seen.images, SPACE, TEACHER)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         began = time.perf_counter()
-        labels.answer(fabric, teacher, view_set, 1, partial=Path(scratch), workers=WORKERS)
+        labels.compute(fabric, teacher, view_set, 1, partial=Path(scratch), workers=WORKERS)
         return len(view_set) / (time.perf_counter() - began)
 
 

@@ -51,7 +51,7 @@ def main() -> None:
     test = store.read(data, "test")
     if test.task is not SINGLE_LABEL:
         raise ValueError(f"{data} is of {test.task.name} images; single_label is what this compares")
-    images = store.read_lesson(data)
+    images = store.read_training_images(data)
     chosen = sampling.choose(images, arguments.calibration, arguments.seed)
     sha256 = sampling.fingerprint(images, chosen)
     pixels = ViewSet(images, None, contract)[Request(chosen.tolist(), None, contract.size)].images.numpy()

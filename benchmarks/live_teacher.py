@@ -21,16 +21,17 @@ import students
 from benchmarks.compact_store import CONTRACT, SPACE, TRAINING
 from pipeline.data import sources, splits, store
 from pipeline.data.batches import Batch, ViewSet
-from pipeline.distillation import labels, learning
-from pipeline.distillation.labels import Live
+from pipeline.distillation import labels
+from pipeline.distillation.labels import LiveTeacher
+from pipeline.distillation.objective import loss_terms
 from pipeline.tasks import SINGLE_LABEL
 from pipeline.training import compute, loop
 from pipeline.training.loop import Run
+from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract
 from teachers.sources import SOURCES
 
 VIEWS = 2
-GOAL = {"kl": 1.0}
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     arguments = parser.parse_args()
     workers = 0 if arguments.threads == 1 else 2
-    fabric = compute.start(accelerator="auto", threads=arguments.threads, precision="32-true")
+    fabric = compute.start(ComputeSettings(threads=arguments.threads))
     teacher = SOURCES["efficientnet_lite"]("efficientnet_lite0", "default")
     assert teacher.input is not None
     contract = InputContract(96, teacher.input.mean, teacher.input.std, teacher.input.interpolation)
@@ -53,8 +54,8 @@ def main() -> None:
     def ask(images: Sequence[Tensor]) -> Tensor:
         return teacher.module(contract.normalise(images[0]))
 
-    from_store = learning.objective(CONTRACT, GOAL, SINGLE_LABEL)
-    from_teacher = learning.objective(CONTRACT, GOAL, SINGLE_LABEL, Live((contract,), ask))
+    from_store = loss_terms(TRAINING.objective, CONTRACT, SINGLE_LABEL)
+    from_teacher = loss_terms(TRAINING.objective, CONTRACT, SINGLE_LABEL, LiveTeacher((contract,), ask))
     losses: list[float] = []
     apart: list[tuple[float, float]] = []
 
@@ -69,11 +70,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         listing = sources.read("folder", arguments.folder)
-        made = splits.assign(listing.candidates, train=arguments.images, val=100, test=100, seed=0, anew=True)
+        made = splits.assign(listing.labelled, train=arguments.images, val=100, test=100, seed=0, anew=True)
         store.write(folder / "data", listing, made, {"license": "unknown"})
         train, val = (store.read(folder / "data", split) for split in ("train", "val"))
         seen = ViewSet(train, SPACE, contract)
-        answers = labels.answer(
+        answers = labels.compute(
             fabric, teacher.module, seen, VIEWS, partial=folder / "views", workers=workers
         )
         torch.manual_seed(0)
@@ -81,15 +82,16 @@ def main() -> None:
             fabric,
             students.build("mobilenet_v1", {"classes": 1000}),
             compared,
-            GOAL,
-            loop.recipe(size=CONTRACT.size, seed=0, **TRAINING, epochs=arguments.epochs),
+            TRAINING.objective.weights(),
+            TRAINING.model_copy(update={"epochs": arguments.epochs}),
             train_set=ViewSet(train, SPACE, CONTRACT, labels.compact(answers, None).at, (contract,)),
             val_set=ViewSet(val, None, CONTRACT),
             views=VIEWS,
+            seed=0,
             workers=workers,
             run=Run("live teacher", folder / "run", ""),
         )
-    print(f"{len(apart)} steps of {TRAINING['batch_size']}, loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    print(f"{len(apart)} steps of {TRAINING.batch_size}, loss {losses[0]:.3f} to {losses[-1]:.3f}")
     print("| store against teacher, relative | median | 95th percentile | largest |")
     print("|---|---|---|---|")
     for name, found in zip(("loss", "gradient"), np.array(apart).T, strict=True):

@@ -1,6 +1,6 @@
 """Compare what students are trained towards: `variants=objectives`, three seeds each, on one test split.
 
-    dvc exp run -S data=clothing_anew -S variants=objectives ...
+    dvc exp run -S data=clothing_resplit -S variants=objectives ...
     python -m benchmarks.objectives hard
 
 The argument is the objective that the others are compared with. A difference is the mean over seeds; its

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import provenance
 from pipeline.data import store
 from pipeline.data.batches import ViewSet
 from pipeline.models import storage
 from pipeline.models.initialisation import HEAD, TENSORFLOW_EPSILON
 from pipeline.models.storage import Card, Model
-from pipeline.training import compute, loop
+from pipeline.training import compute, norms
+from pipeline.training.settings import ComputeSettings
 from students.mobilenet_v1 import MobileNetV1
 from students.published import LAYOUTS, translate, units
 from teachers.contract import InputContract
@@ -50,9 +50,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random part (default: %(default)s)")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
-    fabric = compute.start(accelerator="cpu", threads=0, precision="32-true")
+    fabric = compute.start(ComputeSettings(accelerator="cpu"))
     train = store.read(arguments.data, "train")
-    images = loop.plain_images(fabric, ViewSet(train, None, CONTRACT), arguments.images, 64, workers=0)
+    images = norms.plain_images(fabric, ViewSet(train, None, CONTRACT), arguments.images, 64, workers=0)
     module = with_norms(folded(read(arguments.package), len(train.classes)), list(images))
     card = Card(
         variant=FILE,
@@ -66,8 +66,6 @@ def main() -> None:
         data_sha256="",
         license="unknown",
         settings={},
-        git_commit=provenance.git_commit(),
-        versions=provenance.versions(),
         start="PoseNet's MobileNetV1 0.75",
     )
     storage.save(arguments.folder, Model(module.eval(), card))

@@ -12,7 +12,6 @@ Runtime. To try: `--epochs 0.02 --images 200 --sessions 3`, which is unfair to t
 import argparse
 import contextlib
 import copy
-import dataclasses
 import json
 import sys
 import tempfile
@@ -30,20 +29,19 @@ from torch.fx.passes.shape_prop import ShapeProp
 import students
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Row
-from pipeline import parameters, paths
-from pipeline.data import store
+from pipeline import nni_edge, parameters, paths
+from pipeline.data import store, views
 from pipeline.data.batches import ViewSet
-from pipeline.data.views import ViewSpace
-from pipeline.distillation import learning
-from pipeline.distillation.learning import Lesson
+from pipeline.distillation import learning, training_data
+from pipeline.distillation.settings import StudentTraining
+from pipeline.distillation.training_data import TrainingData
 from pipeline.models import costs, storage
 from pipeline.models.storage import Model
 from pipeline.onnx import export
 from pipeline.parameters import ParameterError
 from pipeline.process import one_line_errors
-from pipeline.pruning import surgery
-from pipeline.quantization import wrappers
-from pipeline.training import compute, loop
+from pipeline.pruning import masks, surgery
+from pipeline.training import compute, norms
 
 GRAPH_SIZE = 32
 """Pixels of the image with which tools follow the network; channels do not depend on it."""
@@ -88,18 +86,18 @@ def nni_l1_groups(module: nn.Module, ratio: float) -> nn.Module:
     graph = symbolic_trace(module)
     ShapeProp(graph).propagate(torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE))
     entries = [{"op_types": ["Conv2d"], "sparse_ratio": ratio}]
-    return _nni(module, wrappers.auto_set_denpendency_group_ids(graph, entries))
+    return _nni(module, nni_edge.group_dependent_channels(graph, entries))
 
 
 def _nni(module: nn.Module, entries: list[dict[str, Any]]) -> nn.Module:
     with contextlib.redirect_stdout(sys.stderr):  # it prints bare words
-        pruner = wrappers.L1NormPruner(module, entries)
+        pruner = nni_edge.L1NormPruner(module, entries)
         _, masks = pruner.compress()
         pruner.unwrap_model()
         images = torch.rand(2, 3, GRAPH_SIZE, GRAPH_SIZE)
         # Its own tracer does not run on this PyTorch; the graph of torch.fx is what it may be given instead.
-        graph, logger = symbolic_trace(module), wrappers.LOGGER
-        return wrappers.ModelSpeedup(module, images, masks, graph_module=graph, logger=logger).speedup_model()
+        graph, logger = symbolic_trace(module), nni_edge.LOGGER
+        return nni_edge.ModelSpeedup(module, images, masks, graph_module=graph, logger=logger).speedup_model()
 
 
 METHODS: dict[str, Cut] = {
@@ -117,9 +115,8 @@ class Setting:
 
     parent: Model
     fabric: Fabric
-    lesson: Lesson
-    goal: Mapping[str, float]
-    training: Mapping[str, Any]
+    data: TrainingData
+    training: StudentTraining
     seed: int
     workers: int
     folder: Path
@@ -139,22 +136,21 @@ def main() -> None:
         )
     contract = parent.card.input
     data = artifacts / paths.DATA.name
-    lesson = learning.open_lesson(
+    training_set = training_data.load(
         data,
         artifacts / paths.TEACHER.name,
         artifacts / paths.LABELS.name,
-        ViewSpace(p.seed, **p.views.space()),
+        views.space(p.views, p.seed),
         contract,
     )
-    lesson = replace(lesson, val_set=_part(lesson.val_set, arguments.images))
+    training_set = replace(training_set, val_set=_part(training_set.val_set, arguments.images))
     target = costs.count_macs(ours.module, contract.size)
     training = recipe(ours.card.settings, arguments.epochs)
     with tempfile.TemporaryDirectory() as scratch:
         setting = Setting(
             parent,
-            compute.start(**p.compute.model_dump(exclude={"workers"})),
-            lesson,
-            ours.card.settings["objective"],
+            compute.start(p.compute),
+            training_set,
             training,
             p.seed,
             p.compute.workers,
@@ -182,8 +178,8 @@ def main() -> None:
         about = _measure(rows, before, after, test, arguments)
     result = {
         "parent": arguments.parent,
-        "training": dict(training),
-        "same_training": training["epochs"] == ours.card.settings["epochs"],
+        "training": training.model_dump(mode="json"),
+        "same_training": training.epochs == ours.card.settings["epochs"],
         **about,
         "rows": rows,
     }
@@ -207,11 +203,10 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def recipe(settings: Mapping[str, Any], epochs: float | None) -> dict[str, Any]:
-    """What ``distillation.learn`` takes, from a pruned variant's settings."""
-    names = [field.name for field in dataclasses.fields(loop.Recipe) if field.name != "seed"]
-    training = {name: settings[name] for name in names}
-    return training if epochs is None else {**training, "epochs": epochs}
+def recipe(settings: Mapping[str, Any], epochs: float | None) -> StudentTraining:
+    """What ``learning.learn`` takes, from a pruned variant's settings."""
+    training = {name: settings[name] for name in StudentTraining.model_fields}
+    return StudentTraining.model_validate(training if epochs is None else {**training, "epochs": epochs})
 
 
 def at_macs(cut: Cut, parent: Model, target: int) -> tuple[nn.Module, float]:
@@ -254,32 +249,31 @@ def _start_of(ours: Model, setting: Setting) -> nn.Module | None:
         path: part.out_channels for path, part in ours.module.named_modules() if isinstance(part, nn.Conv2d)
     }
     module = setting.parent.module
-    masks = wrappers.channel_masks(module, convolutions, settings["criterion"], GRAPH_SIZE)
+    channel_masks = masks.channel_masks(module, convolutions, settings["criterion"], GRAPH_SIZE)
     start = students.build(ours.card.architecture, ours.card.arguments)
-    start.load_state_dict(wrappers.remove_masked(module, masks, GRAPH_SIZE))
-    loop.settle_norms(setting.fabric, start, setting.lesson.train_set, setting.workers)
+    start.load_state_dict(masks.remove_masked(module, channel_masks, GRAPH_SIZE))
+    norms.settle(setting.fabric, start, setting.data.train_set, setting.workers)
     return start
 
 
 def _tune(name: str, network: nn.Module, setting: Setting) -> tuple[Path, Path]:
     """The files before fine-tuning, with batch norm's statistics taken anew, and after it."""
-    fabric, train, workers = setting.fabric, setting.lesson.train_set, setting.workers
-    loop.settle_norms(fabric, network, train, workers)
+    fabric, train, workers = setting.fabric, setting.data.train_set, setting.workers
+    norms.settle(fabric, network, train, workers)
     before = _write(f"{name}-before", network, setting)
     with tempfile.TemporaryDirectory() as scratch:
         network, _ = learning.learn(
             fabric,
             network,
-            setting.lesson,
+            setting.data,
+            setting.training,
             name=name,
-            goal=setting.goal,
-            training=setting.training,
             start=name,
             seed=setting.seed,
             workers=workers,
             folder=Path(scratch),
         )
-    loop.settle_norms(fabric, network, train, workers)
+    norms.settle(fabric, network, train, workers)
     return before, _write(name, network, setting)
 
 

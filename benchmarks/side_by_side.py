@@ -16,6 +16,7 @@ from tqdm import tqdm
 from pipeline.data import batches
 from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet
+from pipeline.evaluation import gate
 from pipeline.measurement import latency
 from pipeline.onnx.inference import Classifier, ModelFileError, open_classifier, run
 from pipeline.statistics import intervals
@@ -91,7 +92,7 @@ def accuracy(answers: Answers, reference: Answers) -> Row:
     """Top-1 with its interval, the paired difference to the reference, and the share of equal answers."""
     n, correct = len(answers.right), int(answers.right.sum())
     lo, hi = intervals.wilson(correct, n)
-    difference = intervals.compare(answers.right, reference.right)
+    difference = gate.compare(answers.right, reference.right)
     return {
         "n": n,
         "top1": correct / n,
@@ -161,7 +162,7 @@ def verdicts(
         told: Row = {"ours": own, "peer": peer}
         mine, theirs = rows[own], rows[peer]
         if column == "top1":
-            difference = intervals.compare(answers[own].right, answers[peer].right)
+            difference = gate.compare(answers[own].right, answers[peer].right)
             told |= {"delta": difference.delta, "delta_lo": difference.lo, "delta_hi": difference.hi}
             tied, better = not difference.distinguishable, difference.delta > 0
         elif column == "size_bytes":

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+REFERENCE = "fp32"
+"""Name of the variant whose latency others are compared with, where there is one of that name."""
+
 
 def ancestors(parents: Mapping[str, str], name: str) -> list[str]:
     """The names of all ancestors of a variant, the nearest first.

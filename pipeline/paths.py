@@ -12,11 +12,15 @@ LOCK = Path("dvc.lock")
 ARTIFACTS = Path("artifacts")
 RAW_FASHION_MNIST = ARTIFACTS / "raw" / "fashion-mnist"
 CHECKED = ARTIFACTS / "checked.txt"
+CODE = ARTIFACTS / "code"
+"""Fingerprints of the code, one file per stage."""
 DATA = ARTIFACTS / "data"
 TEACHER = ARTIFACTS / "teacher"
-TEACHER_PREDICTIONS = TEACHER / "test_predictions.npy"
+TEACHER_LOGITS = TEACHER / "test_logits.npy"
+"""Logits of the teacher for the test images, float32."""
 LABELS = ARTIFACTS / "labels"
 MODELS = ARTIFACTS / "models"
+TIMINGS = ARTIFACTS / "timings"
 ONNX = ARTIFACTS / "onnx"
 METRICS = ARTIFACTS / "metrics"
 COMPARISON = ARTIFACTS / "comparison.json"
@@ -55,6 +59,11 @@ def model(variant: str) -> Path:
     return MODELS / variant
 
 
+def timings(name: str) -> Path:
+    """Seconds of each epoch of the training of a variant or of ``teacher``."""
+    return TIMINGS / f"{name}.jsonl"
+
+
 def onnx(variant: str) -> Path:
     """The file that the user ships."""
     return ONNX / f"{variant}.onnx"
@@ -66,7 +75,7 @@ def metrics(variant: str) -> Path:
 
 
 def confidence(variant: str) -> Path:
-    """What is kept of its probabilities on test, image by image; of the teacher's, too."""
+    """Summary of a variant's probabilities for the test images."""
     return METRICS / f"{variant}.npz"
 
 

@@ -1,6 +1,11 @@
 """The base of every group of settings. A library declares its own; `pipeline.parameters` composes them."""
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from pipeline import paths
 
 
 class Settings(BaseModel):
@@ -10,3 +15,13 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+"""A share of a whole, from 0 to 1."""
+ImageSize = Annotated[int, Field(ge=32, le=1024)]
+"""Height and width of a square image, in pixels."""
+OptionalPath = Annotated[
+    Path | None, BeforeValidator(lambda value: None if value == str(paths.NONE) else value)
+]
+"""A path, or ``configs/none`` where there is none: DVC, which depends on the path, takes no null."""

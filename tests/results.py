@@ -9,13 +9,15 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
+from pipeline.evaluation import gate
 from pipeline.measurement import machine
 from pipeline.report import tables
 from pipeline.report.evidence import Evidence
 from pipeline.report.results import RunResults, VariantResults
+from pipeline.report.settings import CardSettings
 from pipeline.selection import budget
 from pipeline.selection.table import Row
-from pipeline.statistics.intervals import compare, wilson
+from pipeline.statistics.intervals import wilson
 
 CLASSES = ("red", "green", "blue")
 TEACHER: dict[str, Any] = {
@@ -72,13 +74,7 @@ CHAIN = {
 }
 """Variant to parent, operation, accuracy, bytes and milliseconds."""
 
-STATEMENTS = dict.fromkeys(
-    (
-        *("name", "developers", "funded_by", "shared_by", "license", "language", "repository", "demo"),
-        *("contact", "direct_use", "downstream_use", "out_of_scope_use", "risks", "recommendations"),
-        *("cloud_provider", "citation"),
-    )
-)
+STATEMENTS: dict[str, str | None] = CardSettings().model_dump()
 """Section ``card`` of the parameters, where nothing is stated."""
 STUDENT = {"architecture": "mobilenet_v1", "width": 0.75, "size": 192}
 VIEWS = {"per_image": 2, "crop_scale": [0.8, 1.0], "crop_ratio": [0.9, 1.1], "flip": 0.5}
@@ -211,6 +207,8 @@ def run(
         views=VIEWS,
         statements=STATEMENTS,
         max_drop=max_drop,
+        git_commit="0123456789abcdef",
+        versions={"torch": "2.14.1", "onnxruntime": "1.32.0"},
         choice=budget.choose(rows, **(limits or {})),
         evidence=Evidence() if folder is None else evidence(entries, folder),
     )
@@ -231,8 +229,6 @@ def _model_card(entry: VariantResults) -> dict[str, Any]:
             "interpolation": "bilinear",
             "crop": 1.0,
         },
-        "git_commit": "c0ffee",
-        "versions": {"torch": "2.14.1"},
     }
 
 
@@ -325,9 +321,10 @@ def comparison(
     variants = {}
     for entry in entries:
         new, old = answers[entry.variant], answers[entry.parent]
-        found = compare(new == labels, old == labels)
+        found = gate.compare(new == labels, old == labels)
         of_classes = [
-            compare((new == labels)[labels == k], (old == labels)[labels == k]) for k in range(len(CLASSES))
+            gate.compare((new == labels)[labels == k], (old == labels)[labels == k])
+            for k in range(len(CLASSES))
         ]
         variants[entry.variant] = {
             "parent": entry.parent,
@@ -337,8 +334,8 @@ def comparison(
             "hi": found.hi,
             "mcnemar_p": found.mcnemar_p,
             "distinguishable": not found.lo <= 0 <= found.hi,
-            "verdict": "accept" if found.lo >= -max_drop else "reject",
-            "reason": f"the interval's lower end, {100 * found.lo:.2f} points, is compared with the limit",
+            "verdict": gate.verdict(found, max_drop),
+            "reason": gate.explain(found, max_drop, entry.parent),
             "flips": {
                 "gained": int(((new == labels) & (old != labels)).sum()),
                 "lost": int(((new != labels) & (old == labels)).sum()),
@@ -467,7 +464,7 @@ def _robustness(entries: Sequence[VariantResults]) -> dict[str, Any]:
             "results": attacked,
             "clean": {name: _interval("accuracy", 0.927) for name in names},
         },
-        "outside": {
+        "out_of_distribution": {
             "test_n": 512,
             "sets": {"noise": {"n": 512, "note": "", "variants": dict.fromkeys(names, foreign)}},
             "test": {name: {"confidence": 0.913, "over_90": 0.77} for name in names},

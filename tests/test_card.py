@@ -11,12 +11,12 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from pipeline import parameters
 from pipeline.report import words
 from pipeline.report.card import card
 from pipeline.report.card import tables as card_tables
 from pipeline.report.figures import figure
 from pipeline.report.results import RunResults
+from pipeline.report.settings import CardSettings
 from pipeline.selection import table
 from tests import card_numbers, results
 
@@ -71,7 +71,7 @@ MEASURED = pytest.mark.parametrize("everything", [True, False], ids=["everything
 def rendered(folder: Path | None = None, statements: Mapping[str, str] | None = None, **options: Any) -> str:
     """The card of a run; with a folder, of one that has measured everything."""
     run = results.run(folder, limits=LIMITS, **options)
-    return card.render(replace(run, statements=run.statements | dict(statements or {})))
+    return card.render(replace(run, statements={**run.statements, **(statements or {})}))
 
 
 def write(folder: Path, run: RunResults) -> None:
@@ -198,9 +198,7 @@ def test_a_field_that_nobody_configured_names_its_key() -> None:
     for label, key in (("Funded by", "funded_by"), ("Demo", "demo"), ("Cloud Provider", "cloud_provider")):
         assert f"`card.{key}`" in labelled(text, label)
     statements = {
-        key: f"The stated {key}."
-        for key in parameters.Card.model_fields
-        if key not in ("license", "language")
+        key: f"The stated {key}." for key in CardSettings.model_fields if key not in ("license", "language")
     }
     text = rendered(statements=statements)
     for statement in statements.values():

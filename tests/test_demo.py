@@ -4,7 +4,6 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ from pipeline.onnx.inference import Classifier
 from pipeline.provenance import sha256
 from pipeline.shipping import demo
 from pipeline.shipping.folder import ShippingError
-from tests import results, tiny_onnx
+from tests import tiny_onnx
+from tests.rows import row
 
 LABELS = ("red", "green", "blue")
 needs_npm = pytest.mark.skipif(
@@ -53,9 +53,8 @@ def photographs(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def address(tmp_path: Path, classifiers: list[Classifier]) -> Iterator[str]:
-    entries, teacher, _ = results.results(variants=["fp32"])
-    row = replace(results.table(entries, teacher)[0], variant="right", score=0.8842, verdict="reject")
-    demo.build(tmp_path / "page", classifiers, {sha256(classifiers[0].path): row})
+    rejected = row("right", score=0.8842, score_lo=0.876, score_hi=0.889, verdict="reject")
+    demo.build(tmp_path / "page", classifiers, {sha256(classifiers[0].path): rejected})
     with demo.server(tmp_path / "page", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

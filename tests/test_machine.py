@@ -15,7 +15,7 @@ def spin(seconds: float) -> None:
         pass
 
 
-def test_others_work_is_counted_and_own_work_is_not() -> None:
+def test_the_work_of_others_is_counted_and_own_work_is_not() -> None:
     cores = psutil.cpu_count() or 1
     seen, own, children, start = machine.watch(), time.process_time(), _children(), time.monotonic()
     process = multiprocessing.get_context("spawn").Process(target=spin, args=(2.0,))

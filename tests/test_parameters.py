@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pipeline import parameters, paths
-from pipeline.parameters import Distill, ParameterError, Prune, Quantize
+from pipeline.parameters import Distill, ParameterError, Prune, Quantize, reference
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,7 +39,7 @@ def test_committed_params_are_the_composed_default() -> None:
     ),
 )
 def test_every_group_option_composes_to_valid_parameters(option: str) -> None:
-    parameters.check(composed(option), option)
+    assert parameters.check(composed(option), option).variants
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_attributes_are_learnt_by_terms_that_they_have(photographs: Path) -> Non
     chosen = ("data=attributes", f"data.path={photographs}")
     objective = parameters.check(composed(*chosen), "override").settings("fp32", Distill).objective
     assert (objective.kl, objective.dist, objective.cross_entropy) == (1.0, 0.0, 0.0)
-    with pytest.raises(ParameterError, match=r"fp32\.objective\.dist: attributes have no such term"):
+    with pytest.raises(ParameterError, match=r"fp32\.objective\.dist: .*kl, cross_entropy"):
         parameters.check(composed(*chosen, "distill.objective.dist=1"), "override")
 
 
@@ -64,7 +64,7 @@ def test_a_teacher_that_knows_the_classes_needs_only_its_name(tmp_path: Path) ->
     black_box = ("teacher.source=onnx", f"teacher.name={file}")
     p = parameters.check(composed("teacher=as_it_is", *black_box), "override")
     assert (p.teacher.name, p.teacher.parts()) == (str(file), {"head": None, "full": None})
-    with pytest.raises(ParameterError, match=r"teacher\.head: an ONNX file is a black box"):
+    with pytest.raises(ParameterError, match=r"teacher\.head: .*ONNX"):
         parameters.check(composed(*black_box), "override")
 
 
@@ -84,7 +84,9 @@ def test_files_that_are_not_there_are_said_before_any_work(overrides: list[str],
 
 
 def test_names_of_a_hub_are_left_to_those_who_fetch_them() -> None:
-    parameters.check(composed("student=published_075_192"), "override")
+    p = parameters.check(composed("student=published_075_192"), "override")
+    assert p.student.init is not None
+    assert p.student.init.path == "google/mobilenet_v1_0.75_192"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_names_of_a_hub_are_left_to_those_who_fetch_them() -> None:
         ),
         (
             {"variants": {"twice": {"parent": "int8-ptq", "op": "quantize"}}},
-            "variants.twice.parent = 'int8-ptq': a quantised variant has no children",
+            "variants.twice.parent = 'int8-ptq': ",
         ),
         (
             {"variants": {"fp32": {"op": "prune", "macs": 0.5}}},
@@ -125,7 +127,7 @@ def test_names_of_a_hub_are_left_to_those_who_fetch_them() -> None:
         ),
         (
             {"data": {"train_side": 128}},
-            "data.train_side = 128: student or teacher takes 192 pixels; allowed: null, or 192 and more",
+            "data.train_side = 128: ",
         ),
         ({"views": {"crop_scale": [0.9, 0.5]}}, "views.crop_scale = [0.9, 0.5]: the first must not be above"),
         ({"distill": {"epochs": float("inf")}}, "distill.epochs = inf: must be a finite number"),
@@ -166,5 +168,22 @@ def test_a_missing_file_and_broken_yaml_are_named(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"absent\.yaml: no such file"):
         parameters.load(tmp_path / "absent.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1,")
-    with pytest.raises(ParameterError, match=r"broken\.yaml is no YAML"):
+    with pytest.raises(ParameterError, match=r"broken\.yaml is not valid YAML"):
         parameters.load(tmp_path / "broken.yaml")
+
+
+def test_the_reference_agrees_with_the_settings_and_the_defaults() -> None:
+    values = yaml.safe_load((ROOT / paths.PARAMETERS).read_text())
+    assert (ROOT / reference.FILE).read_text() == reference.render(values), (
+        "run `python -m pipeline.parameters.reference`"
+    )
+
+
+def test_every_key_of_the_default_run_is_in_the_reference_with_a_description() -> None:
+    lines = (ROOT / reference.FILE).read_text().splitlines()
+    described = {line.split("`")[1]: line.split("|")[-2].strip() for line in lines if line.startswith("| `")}
+    assert all(described.values())
+    shared = {"head", "full", "objective"}
+    for section, values in composed().items():
+        for key in values if isinstance(values, dict) and section != "variants" else ():
+            assert f"{section}.{key}" in described or key in described or key in shared

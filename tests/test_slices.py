@@ -27,7 +27,7 @@ def square(scale: float, size: int = 64) -> np.ndarray:
     return pixels
 
 
-def test_scale_is_the_share_that_is_unlike_a_plain_background() -> None:
+def test_scale_is_the_share_that_is_not_background() -> None:
     assert slices.object_scale(square(0.25)) == 0.25
     assert slices.object_scale(255 - square(0.25)) == 0.25
 
@@ -37,14 +37,14 @@ def test_without_a_plain_background_there_is_no_scale() -> None:
     assert math.isnan(slices.object_scale(noise))
 
 
-def test_built_in_columns_part_the_images_by_what_they_show(tmp_path: Path) -> None:
-    for label, (name, light) in enumerate({"dark": 40, "light": 200}.items()):
+def test_built_in_columns_divide_the_images_by_their_content(tmp_path: Path) -> None:
+    for label, (name, brightness) in enumerate({"dark": 40, "light": 200}.items()):
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(60):
-            pixels = np.full((40, 30 + number), light + number % 5 + label, np.uint8)
+            pixels = np.full((40, 30 + number), brightness + number % 5 + label, np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
     listing = sources.folder(tmp_path / "images")
-    assigned = splits.assign(listing.candidates, train=None, val=0.02, test=0.45, seed=0)
+    assigned = splits.assign(listing.labelled, train=None, val=0.02, test=0.45, seed=0)
     store.write(tmp_path / "data", listing, assigned, {"source": "folder", "path": "", "license": ""})
     # Most images are in train, and all splits are read alike.
     images = max((store.read(tmp_path / "data", name) for name in ("train", "test")), key=len)
@@ -58,7 +58,7 @@ def test_built_in_columns_part_the_images_by_what_they_show(tmp_path: Path) -> N
     assert "the same for all images: 0" in scale.note
 
 
-def test_a_table_gives_words_as_groups_and_many_numbers_as_tertiles(tmp_path: Path) -> None:
+def test_a_column_of_words_gives_groups_and_many_numbers_as_tertiles(tmp_path: Path) -> None:
     lines = [f"{name},{'outside' if n % 3 else 'inside'},{n}" for n, name in enumerate(SOURCES)]
     file = write(tmp_path / "m.csv", ["file_name,place,exposure", *lines, "unknown.jpg,moon,5"])
     place, exposure = slices.read_metadata(file, SOURCES)
@@ -76,17 +76,17 @@ def test_images_that_the_table_does_not_name_are_in_no_group_and_counted(tmp_pat
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (["name,place", "00.jpg,inside"], "file_name and another one are needed; found name, place"),
-        (["file_name", "00.jpg"], "found file_name"),
+        (["name,place", "00.jpg,inside"], "file_name and at least one other.*: name, place"),
+        (["file_name", "00.jpg"], "its columns are: file_name"),
         (["file_name,place", "other.jpg,inside"], "names none of the test images, such as '00.jpg'"),
     ],
 )
-def test_a_table_that_says_nothing_is_refused(tmp_path: Path, lines: list[str], reason: str) -> None:
+def test_a_table_without_information_is_refused(tmp_path: Path, lines: list[str], reason: str) -> None:
     with pytest.raises(MetadataError, match=reason):
         slices.read_metadata(write(tmp_path / "m.csv", lines), SOURCES)
 
 
-def measured(per_group: int, wrong: dict[str, int]) -> dict:
+def measure(per_group: int, wrong: dict[str, int]) -> dict:
     """A variant that is wrong on so many images of each group, and its parent that is always right."""
     names = np.repeat(list(wrong), per_group)
     truth = np.zeros(len(names), int)
@@ -99,20 +99,20 @@ def measured(per_group: int, wrong: dict[str, int]) -> dict:
 
 
 def test_the_group_that_lost_is_named_and_the_gap_has_an_interval() -> None:
-    found = measured(200, {"day": 4, "dusk": 6, "night": 60})
-    assert (found["int8"]["best"], found["int8"]["worst"]) == ("day", "night")
-    assert found["int8"]["gap"] == pytest.approx(0.28)
-    assert 0 < found["int8"]["gap_lo"] < 0.28 < found["int8"]["gap_hi"]
-    assert found["int8"]["distinguishable"]
-    assert [line["worse"] for line in found["int8"]["groups"]] == [False, False, True]
-    assert "delta" not in found["fp32"]["groups"][0]
+    result = measure(200, {"day": 4, "dusk": 6, "night": 60})
+    assert (result["int8"]["best"], result["int8"]["worst"]) == ("day", "night")
+    assert result["int8"]["gap"] == pytest.approx(0.28)
+    assert 0 < result["int8"]["gap_lo"] < 0.28 < result["int8"]["gap_hi"]
+    assert result["int8"]["distinguishable"]
+    assert [line["worse"] for line in result["int8"]["groups"]] == [False, False, True]
+    assert "delta" not in result["fp32"]["groups"][0]
 
 
 def test_a_gap_of_chance_is_not_distinguishable() -> None:
-    assert not measured(200, {"day": 10, "dusk": 12, "night": 15})["int8"]["distinguishable"]
+    assert not measure(200, {"day": 10, "dusk": 12, "night": 15})["int8"]["distinguishable"]
 
 
 def test_a_group_of_a_few_images_is_neither_best_nor_worst() -> None:
-    found = measured(10, {"day": 0, "night": 9})["int8"]
-    assert found["worst"] is None
-    assert found["groups"][1]["score"] == pytest.approx(0.1)
+    result = measure(10, {"day": 0, "night": 9})["int8"]
+    assert result["worst"] is None
+    assert result["groups"][1]["score"] == pytest.approx(0.1)

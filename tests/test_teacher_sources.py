@@ -19,7 +19,9 @@ from pipeline.data import sources, splits, store
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import adaptation, labels, teacher_store
+from pipeline.distillation.settings import TeacherInput
 from pipeline.training import compute
+from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract
 from teachers.errors import TeacherError, WeightsError
 from teachers.hugging_face_models import contract
@@ -144,14 +146,14 @@ def test_an_onnx_file_is_a_black_box(tmp_path: Path, images: torch.Tensor, batch
     teacher = SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
     torch.testing.assert_close(ask(teacher.module, images), images.mean((2, 3)) @ matrix, rtol=0, atol=1e-5)
     assert (teacher.outputs, teacher.input, teacher.head, teacher.labels) == (4, None, None, None)
-    given = {"mean": HALF, "std": QUARTER}
-    assert adaptation.contract(teacher, size=None, crop=0.9, given=given) == InputContract(
+    given = TeacherInput(mean=HALF, std=QUARTER)
+    assert adaptation.contract(teacher, size=None, crop=0.9, corrections=given) == InputContract(
         64, HALF, QUARTER, "bilinear", 0.9
     )
-    with pytest.raises(TeacherError, match=r"does not say how its input is made; set teacher\.input"):
-        adaptation.contract(teacher, size=None, crop=1.0, given={})
+    with pytest.raises(TeacherError, match=r"teacher\.input"):
+        adaptation.contract(teacher, size=None, crop=1.0, corrections=TeacherInput())
     with pytest.raises(TeacherError, match=r"takes images of 64 pixels; teacher\.size = 32"):
-        adaptation.contract(teacher, size=32, crop=1.0, given=given)
+        adaptation.contract(teacher, size=32, crop=1.0, corrections=given)
 
 
 @pytest.mark.parametrize("ending", ["Softmax", "Sigmoid"])
@@ -172,15 +174,15 @@ def test_an_onnx_file_labels_like_the_network_it_came_from(tmp_path: Path, photo
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4, bias=False))
     network[2].weight = nn.Parameter(matrix.T)
     listing = sources.folder(photographs)
-    made = splits.assign(listing.candidates, train=None, val=0.2, test=0.25, seed=0)
+    made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
     store.write(tmp_path / "data", listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
-    space = ViewSpace(0, (0.6, 1.0), (0.8, 1.25), 0.5)
+    space = ViewSpace(seed=0, crop_scale=(0.6, 1.0), crop_ratio=(0.8, 1.25))
     view_set = ViewSet(store.read(tmp_path / "data", "train"), space, InputContract(64, HALF, QUARTER))
-    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
     box = SOURCES["onnx"](str(tmp_path / "box.onnx"), "default").module
     found = [
         np.stack(
-            labels.answer(fabric, module, view_set, 2, partial=tmp_path / str(number), workers=0), axis=1
+            labels.compute(fabric, module, view_set, 2, partial=tmp_path / str(number), workers=0), axis=1
         )
         for number, module in enumerate((network, box))
     ]
@@ -202,7 +204,7 @@ def test_wrong_onnx_files_are_one_line(tmp_path: Path) -> None:
     )
     for name, message in (
         ("parts.onnx", "keeps weights in other files"),
-        ("cut.onnx", "is no intact ONNX file"),
+        ("cut.onnx", "not an intact ONNX file"),
         ("absent.onnx", "no such file"),
         ("eight.onnx", "a batch of any size or of 1 is expected; found 8"),
     ):
@@ -256,7 +258,7 @@ def test_an_ensemble_is_asked_live_at_the_size_of_each_member(tmp_path: Path) ->
         card = {"source": "onnx", "name": name, "adapted": False, "input": InputContract(size).to_dict()}
         teacher_store.save(tmp_path / name, teacher, list("abcd"), card)
     teacher_store.write_card(tmp_path, {"members": ["0", "1"]})
-    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
     live = teacher_store.live(fabric, tmp_path, tasks.SINGLE_LABEL)
     assert [contract.size for contract in live.inputs] == [64, 32]
     torch.manual_seed(0)

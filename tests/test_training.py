@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -19,36 +19,35 @@ from pipeline import process, tasks
 from pipeline.data import batches, sources, splits, store, views
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.views import ViewSpace
-from pipeline.distillation import labels, learning
-from pipeline.distillation.labels import Answers, Key, LabelError, Live, Store
-from pipeline.distillation.learning import objective
+from pipeline.distillation import labels, learning, losses, training_data
+from pipeline.distillation.labels import Answers, Key, LabelError, LiveTeacher, Store
+from pipeline.distillation.objective import loss_terms
+from pipeline.distillation.settings import Objective, StudentTraining
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
-from pipeline.training import checkpoints, compute, loop, optimisation, precision
+from pipeline.training import checkpoints, compute, norms, optimisation, precision, scoring
 from pipeline.training.compute import ComputeError
 from pipeline.training.loop import TrainingError
+from pipeline.training.settings import ComputeSettings, Phase
 from teachers.contract import InputContract
 
-SPACE = ViewSpace(0, (0.6, 1.0), (0.8, 1.25), 0.5)
+SPACE = ViewSpace(seed=0, crop_scale=(0.6, 1.0), crop_ratio=(0.8, 1.25))
 CONTRACT = InputContract(32)
-TRAINING = {
-    "epochs": 4.0,
-    "phases": ({"share": 0.5, "size": 32}, {"share": 0.5, "size": 64}),
-    "batch_size": 12,
-    "optimizer": "adamw",
-    "learning_rate": 0.01,
-    "warmup": 0.1,
-    "weight_decay": 0.05,
-    "clip": 1.0,
-    "ema": 0.9,
-}
-GOAL = {"kl": 0.5, "cross_entropy": 0.5, "temperature": 2.0}
+TRAINING = StudentTraining(
+    epochs=4.0,
+    phases=(Phase(share=0.5, size=32), Phase(share=0.5, size=64)),
+    batch_size=12,
+    learning_rate=0.01,
+    warmup=0.1,
+    ema=0.9,
+    objective=Objective(kl=0.5, cross_entropy=0.5, temperature=2.0),
+)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
     folder = tmp_path_factory.mktemp("prepared") / "data"
     listing = sources.folder(photographs)
-    made = splits.assign(listing.candidates, train=None, val=0.2, test=0.25, seed=0)
+    made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
     store.write(folder, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
     return folder
 
@@ -77,21 +76,29 @@ def student() -> nn.Module:
 
 
 def learn(
-    data: Path, answers: Path, folder: Path, oracle: Path, precision: str = "32-true", **changes: object
+    data: Path,
+    answers: Path,
+    folder: Path,
+    oracle: Path,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    **changes: object,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    fabric = compute.start(accelerator="cpu", threads=1, precision=precision)
-    lesson = learning.open_lesson(data, oracle, answers, SPACE, CONTRACT)
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, precision=precision))
+    views = training_data.load(data, oracle, answers, SPACE, CONTRACT)
     arguments = {
+        "settings": TRAINING,
         "name": "test",
-        "goal": GOAL,
-        "training": TRAINING,
         "start": "scratch",
         "seed": 0,
         "workers": 0,
         "folder": folder,
         **changes,
     }
-    return learning.learn(fabric, student(), lesson, **arguments)
+    return learning.learn(fabric, student(), views, **arguments)
+
+
+def changed(**changes: object) -> StudentTraining:
+    return TRAINING.model_copy(update=changes)
 
 
 def test_a_run_that_was_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(
@@ -180,16 +187,15 @@ def test_a_checkpoint_of_other_arithmetic_is_not_used(
 def test_a_device_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(compute.ACCELERATORS, "cuda", lambda: False)
     with pytest.raises(ComputeError, match=r"compute\.accelerator = 'cuda': .*allowed: auto, cpu$"):
-        compute.start(accelerator="cuda", threads=1, precision="32-true")
+        compute.start(ComputeSettings(accelerator="cuda", threads=1))
 
 
-def test_a_phase_without_a_size_has_the_models_own() -> None:
-    phases = [{"share": 0.5, "size": 64}, {"share": 0.5, "size": None}]
-    values = {key: value for key, value in TRAINING.items() if key != "phases"}
-    assert [phase.size for phase in loop.recipe(size=160, seed=0, phases=phases, **values).phases] == [
-        64,
-        160,
-    ]
+def test_a_phase_without_a_size_has_the_size_of_the_model(
+    data: Path, answers: Path, tmp_path: Path, oracle: Path
+) -> None:
+    settings = changed(epochs=2.0, phases=(Phase(share=0.5, size=64), Phase(share=0.5)))
+    _, history = learn(data, answers, tmp_path, oracle, settings=settings)
+    assert [line["size"] for line in history] == [64, 32]
 
 
 def test_a_damaged_checkpoint_starts_anew(data: Path, answers: Path, tmp_path: Path, oracle: Path) -> None:
@@ -204,8 +210,8 @@ def test_a_damaged_checkpoint_starts_anew(data: Path, answers: Path, tmp_path: P
 def test_a_student_learns_what_the_answers_say(
     data: Path, answers: Path, tmp_path: Path, oracle: Path
 ) -> None:
-    training = {**TRAINING, "epochs": 30.0, "phases": (), "ema": 0.0, "learning_rate": 0.02}
-    _, history = learn(data, answers, tmp_path, oracle, training=training)
+    settings = changed(epochs=30.0, phases=(), ema=0.0, learning_rate=0.02)
+    _, history = learn(data, answers, tmp_path, oracle, settings=settings)
     first, last = (np.mean([line["loss"] for line in part]) for part in (history[:5], history[-5:]))
     assert last < 0.85 * first
     assert history[-1]["val_top1"] >= 0.6  # chance is a third
@@ -220,10 +226,10 @@ def test_a_loss_that_explodes_and_too_few_images_are_said(
             answers,
             tmp_path / "a",
             oracle,
-            training={**TRAINING, "learning_rate": 1e30, "clip": 0.0, "warmup": 0.0},
+            settings=changed(learning_rate=1e30, clip=0.0, warmup=0.0),
         )
-    with pytest.raises(TrainingError, match="43 images make no batch of 64"):
-        learn(data, answers, tmp_path / "b", oracle, training={**TRAINING, "batch_size": 64})
+    with pytest.raises(TrainingError, match=r"43 images .* 64"):
+        learn(data, answers, tmp_path / "b", oracle, settings=changed(batch_size=64))
 
 
 def test_labels_made_for_other_data_views_or_teachers_are_refused(
@@ -238,18 +244,18 @@ def test_labels_made_for_other_data_views_or_teachers_are_refused(
     for wrong, word in (
         ({"data_sha256": "0"}, "data"),
         ({"teacher_sha256": "0"}, "teacher"),
-        ({"space": replace(SPACE, mixup=0.5)}, "space"),
+        ({"space": SPACE.model_copy(update={"mixup": 0.5})}, "space"),
     ):
         with pytest.raises(LabelError, match=f"was made for another {word}: .*`dvc repro label`"):
             labels.load(answers, **{**right, **wrong})
-    with pytest.raises(LabelError, match="no complete label store"):
+    with pytest.raises(LabelError, match="not a complete label store"):
         labels.load(tmp_path, **right)
     copy = tmp_path / "copy"
     shutil.copytree(answers, copy)
     content = bytearray((copy / labels.VALUES).read_bytes())
     content[-1] ^= 1
     (copy / labels.VALUES).write_bytes(content)
-    with pytest.raises(LabelError, match=r"answers\.npy is not what was written"):
+    with pytest.raises(LabelError, match=r"answers\.npy was changed"):
         labels.load(copy, **right)
 
 
@@ -260,7 +266,10 @@ def test_a_compact_store_keeps_the_top_and_spreads_the_rest(tmp_path: Path) -> N
     key = Key("data", "teacher", SPACE, 2, 20)
     labels.save(tmp_path, Store(key, "many classes", small))
     found = labels.load(tmp_path, data_sha256="data", teacher_sha256="teacher", space=SPACE).answers
-    assert small.values.nbytes + (small.chosen.nbytes if small.chosen is not None else 0) < logits.nbytes / 6
+    assert (
+        small.values.nbytes + (small.top_classes.nbytes if small.top_classes is not None else 0)
+        < logits.nbytes / 6
+    )
     images = np.array([4, 1])
     wanted = torch.from_numpy(logits[images, 1]).float().softmax(1)
     given = torch.from_numpy(found.at(images, 1)).float().softmax(1)
@@ -273,10 +282,10 @@ def test_a_compact_store_keeps_the_top_and_spreads_the_rest(tmp_path: Path) -> N
         given.gather(1, order[:, 20:]), rest.mean(1, keepdim=True).expand_as(rest), rtol=1e-2, atol=0
     )
     whole = labels.compact(logits.swapaxes(0, 1), 150)
-    assert whole.chosen is None
+    assert whole.top_classes is None
     np.testing.assert_array_equal(whole.at(images, 1), logits[images, 1])
-    assert labels.kept(SINGLE_LABEL, 20) == 20
-    assert labels.kept(MULTI_LABEL, 20) is None
+    assert labels.stored_classes(SINGLE_LABEL, 20) == 20
+    assert labels.stored_classes(MULTI_LABEL, 20) is None
 
 
 def test_terms_that_look_beyond_the_most_probable_classes_want_a_whole_store(
@@ -285,39 +294,41 @@ def test_terms_that_look_beyond_the_most_probable_classes_want_a_whole_store(
     key = Key(store.read_report(data)["data_sha256"], "oracle", SPACE, 2, 1)
     logits = np.random.default_rng(0).normal(size=(2, len(store.read(data, "train")), 3)).astype(np.float16)
     labels.save(tmp_path / "labels", Store(key, "many classes", labels.compact(logits, 1)))
-    one = {**TRAINING, "epochs": 0.25}
-    for goal, said in (
-        ({"standardised_kl": 1.0}, r"objective\.standardised_kl: the store keeps"),
-        ({"dkd": 1.0, "temperature": 2.0}, r"objective\.temperature = 2: the store keeps"),
-    ):
-        with pytest.raises(TrainingError, match=said):
-            learn(data, tmp_path / "labels", tmp_path / "run", oracle, goal=goal, training=one)
-    learn(data, tmp_path / "labels", tmp_path / "run", oracle, goal={"kl": 1.0}, training=one)
-    only = {"cross_entropy": 1.0, "temperature": 2.0}
-    learn(data, tmp_path / "labels", tmp_path / "run", oracle, goal=only, training=one)
+
+    def learn_by(**objective: float) -> None:
+        settings = changed(epochs=0.25, objective=Objective(**{"kl": 0.0, **objective}))
+        learn(data, tmp_path / "labels", tmp_path / "run", oracle, settings=settings)
+
+    with pytest.raises(TrainingError, match=r"objective\.standardised_kl = 1: .*views\.top"):
+        learn_by(standardised_kl=1.0)
+    with pytest.raises(TrainingError, match=r"objective\.temperature = 2: .*views\.top"):
+        learn_by(dkd=1.0, temperature=2.0)
+    learn_by(kl=1.0)
+    learn_by(cross_entropy=1.0, temperature=2.0)
 
 
 def test_answers_that_are_not_finite_are_refused(data: Path, tmp_path: Path) -> None:
-    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
     head = nn.Linear(3, 3)
     nn.init.constant_(head.bias, 1e5)
     teacher = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     view_set = ViewSet(store.read(data, "train"), SPACE, CONTRACT)
-    with pytest.raises(LabelError, match=r"answers to \d+ of \d+ images are not finite in float16"):
-        labels.answer(fabric, teacher, view_set, 1, partial=tmp_path, workers=0)
+    with pytest.raises(LabelError, match=r"\d+ of \d+ images are not finite"):
+        labels.compute(fabric, teacher, view_set, 1, partial=tmp_path, workers=0)
     assert not list(tmp_path.glob("*.npy"))
 
 
 def test_a_live_teacher_gives_the_losses_of_the_stored_one(data: Path, oracle: Path, tmp_path: Path) -> None:
-    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
     torch.manual_seed(1)
     teacher = students.build("mobilenet_v1", {"classes": 3, "channels": (8,) * 14}).eval()
     nn.init.normal_(teacher.get_parameter("classifier.weight"))
-    space, contract = replace(SPACE, colour=0.3, mixup=0.4, cutmix=0.4), replace(CONTRACT, size=64)
+    space = SPACE.model_copy(update={"colour": 0.3, "mixup": 0.4, "cutmix": 0.4})
+    contract = replace(CONTRACT, size=64)
     view_set = ViewSet(store.read(data, "train"), space, contract)
-    loop.settle_norms(fabric, teacher, view_set, workers=0)
+    norms.settle(fabric, teacher, view_set, workers=0)
     given = labels.compact(
-        labels.answer(fabric, teacher, view_set, 2, partial=tmp_path / "partial", workers=0), None
+        labels.compute(fabric, teacher, view_set, 2, partial=tmp_path / "partial", workers=0), None
     )
     assert given.values.std() > 0.1
     key = Key(store.read_report(data)["data_sha256"], "oracle", space, 2, None)
@@ -327,38 +338,37 @@ def test_a_live_teacher_gives_the_losses_of_the_stored_one(data: Path, oracle: P
     def ask(images: Sequence[torch.Tensor]) -> torch.Tensor:
         return teacher(contract.normalise(images[0]))
 
-    stored = learning.open_lesson(data, oracle, tmp_path / "labels", space, CONTRACT)
-    live = learning.ask_live(stored, Live((contract,), ask), endless=False)
-    endless = learning.ask_live(stored, Live((contract,), ask), endless=True)
+    stored = training_data.load(data, oracle, tmp_path / "labels", space, CONTRACT)
+    live = training_data.with_live_teacher(stored, LiveTeacher((contract,), ask), endless=False)
+    endless = training_data.with_live_teacher(stored, LiveTeacher((contract,), ask), endless=True)
     losses = [
         [
             line["loss"]
             for line in learning.learn(
                 fabric,
                 student(),
-                lesson,
+                source,
+                changed(learning_rate=1e-4, objective=Objective(kl=1.0)),
                 name="test",
-                goal={"kl": 1.0},
-                training={**TRAINING, "learning_rate": 1e-4},
                 start="scratch",
                 seed=0,
                 workers=0,
                 folder=tmp_path / str(number),
             )[1]
         ]
-        for number, lesson in enumerate((stored, live, endless))
+        for number, source in enumerate((stored, live, endless))
     ]
     # The gap grows with training, as any rounding does; at a small learning rate it stays float16's.
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
     np.testing.assert_allclose(losses[0][:2], losses[2][:2], rtol=1e-3)
-    assert abs(losses[0][3] - losses[2][3]) > 1e-4, "the endless lesson shows new views after the stored ones"
+    assert abs(losses[0][3] - losses[2][3]) > 1e-4, "endless views show new views after the stored ones"
 
 
 @pytest.mark.parametrize("hidden", [(), (3,), (30,), (3, 30)])
 def test_mixed_views_have_the_labels_of_both_images(data: Path, hidden: tuple[int, ...]) -> None:
     """Those without a label, the image itself or its partner, add nothing."""
     images = store.read(data, "train")
-    space = replace(SPACE, mixup=0.5, cutmix=0.5)
+    space = SPACE.model_copy(update={"mixup": 0.5, "cutmix": 0.5})
     for index in hidden:
         mixture = views.draw_mixture(space, int(images.keys[index]), 1, len(images))
         assert mixture is not None
@@ -380,12 +390,12 @@ def test_mixed_views_have_the_labels_of_both_images(data: Path, hidden: tuple[in
 def test_stored_answers_are_the_teachers_and_a_killed_labelling_goes_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
     teacher = student().eval()
     nn.init.normal_(teacher.get_parameter("classifier.weight"))
     view_set = ViewSet(store.read(data, "train"), SPACE, replace(CONTRACT, size=64))
-    loop.settle_norms(fabric, teacher, view_set, workers=0)
-    stored = np.stack(labels.answer(fabric, teacher, view_set, 3, partial=tmp_path, workers=0), axis=1)
+    norms.settle(fabric, teacher, view_set, workers=0)
+    stored = np.stack(labels.compute(fabric, teacher, view_set, 3, partial=tmp_path, workers=0), axis=1)
     assert stored.shape == (len(view_set), 3, 3)
     assert stored.std(axis=(0, 1)).min() > 0.1
     assert (stored[:, 0] != stored[:, 2]).any(1).mean() > 0.9, "each view has an answer of its own"
@@ -397,7 +407,7 @@ def test_stored_answers_are_the_teachers_and_a_killed_labelling_goes_on(
     shown: list[Request] = []
     render = ViewSet.__getitem__
     monkeypatch.setattr(ViewSet, "__getitem__", lambda s, r: shown.append(r) or render(s, r))
-    again = labels.answer(fabric, teacher, view_set, 3, partial=tmp_path, workers=0)
+    again = labels.compute(fabric, teacher, view_set, 3, partial=tmp_path, workers=0)
     np.testing.assert_array_equal(np.stack(again, axis=1), stored)
     assert [request.view for request in shown] == [1]
 
@@ -413,8 +423,8 @@ def test_views_that_are_scored_each_epoch_are_rendered_once_a_size_unless_they_a
         return load(*arguments)
 
     monkeypatch.setattr(batches, "load", counted)
-    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
-    val_set = learning.open_lesson(data, oracle, answers, SPACE, CONTRACT).val_set
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
+    val_set = training_data.load(data, oracle, answers, SPACE, CONTRACT).val_set
     views = batches.CentredViews(fabric, val_set, 0)
     shown = [[batch.images for batch in views.at(size)] for size in (32, 32, 64, 64, 32)]
     assert rendered == [32, 64, 32]
@@ -435,7 +445,9 @@ def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_r
         return 1.0 if not fast else {32: 0.95, 64: 0.5}[size]
 
     monkeypatch.setattr(precision, "_seconds", seconds)
-    fabric = compute.start(accelerator="cpu", threads=1, precision="auto", trials=tmp_path / "trials.json")
+    fabric = compute.start(
+        ComputeSettings(accelerator="cpu", threads=1, precision="auto"), trials=tmp_path / "trials.json"
+    )
     network = student()
     kinds: dict[int, set[torch.dtype]] = {32: set(), 64: set()}
     stem = network.get_submodule("stem.conv")
@@ -445,15 +457,14 @@ def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_r
             kinds[given[0].shape[-1]].add(found.dtype)
 
     stem.register_forward_hook(note)
-    lesson = learning.open_lesson(data, oracle, answers, SPACE, CONTRACT)
+    source = training_data.load(data, oracle, answers, SPACE, CONTRACT)
     for number in range(2):
         learning.learn(
             fabric,
             network,
-            lesson,
+            source,
+            TRAINING,
             name="test",
-            goal=GOAL,
-            training=TRAINING,
             start="scratch",
             seed=0,
             workers=0,
@@ -467,7 +478,7 @@ def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_r
 
 
 def test_a_trial_takes_time_and_leaves_the_network_as_it_was() -> None:
-    fabric = compute.start(accelerator="cpu", threads=1, precision="auto")
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, precision="auto"))
     network = student()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     gradients: list[str] = []
@@ -550,7 +561,7 @@ def test_dkd_is_kl_with_the_teachers_doubt_in_the_place_of_beta() -> None:
     for temperature in (1.0, 3.0):
         logits, teacher, label = torch.randn(1, 6), 3 * torch.randn(1, 6), torch.tensor([2])
         doubt = 1 - (teacher / temperature).softmax(1)[0, 2].item()
-        found = tasks.dkd(logits, teacher, label, temperature, beta=doubt)
+        found = losses.dkd(logits, teacher, label, temperature, beta=doubt)
         torch.testing.assert_close(found, tasks.softmax_kl(logits, teacher, temperature))
 
 
@@ -561,8 +572,8 @@ def test_dkd_takes_the_greater_share_or_the_teachers_choice_for_the_true_class()
     shares = torch.tensor([[0.3, 0.0, 0.7], [0.0, 0.1, 0.0], [0.9, 0.0, 0.0], [0.0, 0.0, 0.0]])
     true = torch.tensor([2, int(teacher[1].argmax()), 0, int(teacher[3].argmax())])
     torch.testing.assert_close(
-        tasks.dkd(logits, teacher, shares, 2.0, 0.5),
-        tasks.dkd(logits, teacher, true, 2.0, 0.5),
+        losses.dkd(logits, teacher, shares, 2.0, 0.5),
+        losses.dkd(logits, teacher, true, 2.0, 0.5),
         rtol=0,
         atol=0,
     )
@@ -570,7 +581,7 @@ def test_dkd_takes_the_greater_share_or_the_teachers_choice_for_the_true_class()
 
 def test_a_student_whose_logits_are_all_equal_has_a_slope() -> None:
     logits = torch.zeros(2, 3, requires_grad=True)
-    tasks.standardised_kl(logits, torch.randn(2, 3), 1.0).backward()
+    losses.standardised_kl(logits, torch.randn(2, 3), 1.0).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
 
@@ -591,16 +602,16 @@ def test_dist_is_pearsons_correlation_within_images_and_across_the_batch() -> No
     student, truth = logits.div(2).softmax(1).numpy(), teacher.div(2).softmax(1).numpy()
     within = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(student, truth, strict=True)])
     across = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(student.T, truth.T, strict=True)])
-    assert tasks.dist(logits, teacher, 2.0).item() == pytest.approx(4 * (2 - within - across), rel=1e-4)
+    assert losses.dist(logits, teacher, 2.0).item() == pytest.approx(4 * (2 - within - across), rel=1e-4)
 
 
 def test_standardised_logits_may_have_any_size() -> None:
     torch.manual_seed(0)
     logits, teacher = torch.randn(7, 4), torch.randn(7, 4)
-    loss = tasks.standardised_kl(logits, teacher, 1.0)
-    torch.testing.assert_close(tasks.standardised_kl(5 * logits + 2, teacher, 1.0), loss)
+    loss = losses.standardised_kl(logits, teacher, 1.0)
+    torch.testing.assert_close(losses.standardised_kl(5 * logits + 2, teacher, 1.0), loss)
     assert loss > 0.01
-    assert tasks.standardised_kl(3 * teacher - 1, teacher, 1.0).abs() < 1e-6
+    assert losses.standardised_kl(3 * teacher - 1, teacher, 1.0).abs() < 1e-6
 
 
 @pytest.mark.parametrize("term", ["kl", "standardised_kl", "dkd", "dist"])
@@ -609,7 +620,9 @@ def test_every_distance_leads_to_the_teachers_answers(term: str) -> None:
     teacher, labels_there = 4 * torch.randn(16, 5), torch.arange(16) % 5
     batch = Batch(torch.zeros(16, 32, 32, 3, dtype=torch.uint8), labels_there, teacher.half())
     logits = nn.Parameter(torch.randn(16, 5))
-    terms = objective(CONTRACT, {term: 1.0, "temperature": 2.0, "dkd_beta": 8.0}, SINGLE_LABEL)
+    terms = loss_terms(
+        Objective(**{"kl": 0.0, term: 1.0}, temperature=2.0, dkd_beta=8.0), CONTRACT, SINGLE_LABEL
+    )
     network = nn.Module()
     network.forward = lambda _images: logits
     optimizer = torch.optim.Adam([logits], 0.2)
@@ -622,16 +635,16 @@ def test_every_distance_leads_to_the_teachers_answers(term: str) -> None:
 
 
 def test_terms_that_mean_nothing_for_attributes_are_refused() -> None:
-    with pytest.raises(TrainingError, match=r"objective\.dkd: a multi_label data set has kl, cross_entropy"):
-        objective(CONTRACT, {"dkd": 1.0, "kl": 1.0}, MULTI_LABEL)
+    with pytest.raises(TrainingError, match=r"objective\.dkd: .* multi_label .*: kl, cross_entropy"):
+        loss_terms(Objective(dkd=1.0, kl=1.0), CONTRACT, MULTI_LABEL)
 
 
 def test_an_objective_names_the_terms_that_weigh_and_wants_answers_for_kl() -> None:
     batch = Batch(torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.tensor([0, 2]), None)
-    plain = objective(CONTRACT, {"kl": 0.0, "cross_entropy": 1.0}, SINGLE_LABEL)
+    plain = loss_terms(Objective(kl=0.0, cross_entropy=1.0), CONTRACT, SINGLE_LABEL)
     assert list(plain(student(), batch)) == ["cross_entropy"]
-    with pytest.raises(ValueError, match="needs a teacher's answers"):
-        objective(CONTRACT, {"kl": 1.0}, SINGLE_LABEL)(student(), batch)
+    with pytest.raises(ValueError, match="needs the outputs of a teacher"):
+        loss_terms(Objective(kl=1.0), CONTRACT, SINGLE_LABEL)(student(), batch)
 
 
 def test_every_image_is_shown_once_an_epoch_in_an_order_of_its_own() -> None:
@@ -643,7 +656,7 @@ def test_every_image_is_shown_once_an_epoch_in_an_order_of_its_own() -> None:
 def test_reestimated_statistics_are_the_means_over_the_images() -> None:
     network = student()
     images = [torch.rand(16, 3, 32, 32) for _ in range(3)]
-    loop.reestimate_norms(network, iter(images))
+    norms.reestimate(network, images)
     norm = network.get_submodule("stem.norm")
     with torch.no_grad():
         seen = torch.cat([network.get_submodule("stem.conv")(batch) for batch in images])
@@ -654,13 +667,13 @@ def test_reestimated_statistics_are_the_means_over_the_images() -> None:
 
 
 def test_settled_statistics_are_those_of_mixed_classes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
     view_set = ViewSet(store.read(data, "train"), SPACE, CONTRACT)
     labels_on_disk = view_set.images.labels
     assert (np.diff(labels_on_disk) >= 0).all(), "class by class, each of another colour"
-    monkeypatch.setattr(loop, "SETTLING_BATCH", 12)
+    monkeypatch.setattr(norms, "BATCH", 12)
     norm = nn.BatchNorm2d(3)
-    loop.settle_norms(fabric, nn.Sequential(norm), view_set, workers=0)
+    norms.settle(fabric, nn.Sequential(norm), view_set, workers=0)
     whole = view_set[Request(range(len(view_set)), 0, CONTRACT.size)]
     variance = CONTRACT.normalise(whole.images).var(dim=(0, 2, 3))
     assert norm.running_var is not None
@@ -670,7 +683,7 @@ def test_settled_statistics_are_those_of_mixed_classes(data: Path, monkeypatch: 
 def test_a_stage_ends_when_the_program_that_started_it_is_killed(tmp_path: Path) -> None:
     starter = tmp_path / "starter"
     child = (
-        "import time; from pipeline import process; process.end_with('starter'); "
+        "import time; from pipeline import process; process.exit_with('starter'); "
         "print('up', flush=True); time.sleep(60)"
     )
     starter.write_text(
@@ -697,10 +710,10 @@ def test_expected_errors_are_lines_and_a_status(capsys: pytest.CaptureFixture[st
 
 
 def test_a_score_counts(data: Path) -> None:
-    fabric = compute.start(accelerator="cpu", threads=1, precision="32-true")
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
     view_set = ViewSet(store.read(data, "test"), None, CONTRACT)
     network = student()
-    score = loop.evaluate(fabric, network, view_set, 32, workers=0)
+    score = scoring.evaluate(fabric, network, view_set, 32, workers=0)
     assert len(score.predictions) == score.images == len(view_set)
     assert score.value == np.mean(score.predictions == view_set.images.labels)
     assert score.to_dict() == {"n": score.images, "top1": score.value}

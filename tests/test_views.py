@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +14,7 @@ PICTURE = Image.fromarray(RANDOM.integers(0, 256, (40, 60, 3), dtype=np.uint8))
 def test_a_view_is_a_pure_function_of_seed_image_and_number() -> None:
     view = views.draw(SPACE, 123, 4, 60, 40)
     assert view == views.draw(SPACE, 123, 4, 60, 40)
-    other_seed = ViewSpace(8, SPACE.crop_scale, SPACE.crop_ratio, SPACE.flip)
+    other_seed = SPACE.model_copy(update={"seed": 8})
     others = [views.draw(SPACE, 123, 5, 60, 40), views.draw(SPACE, 124, 4, 60, 40)]
     assert view not in [*others, views.draw(other_seed, 123, 4, 60, 40)]
 
@@ -36,7 +34,7 @@ def test_about_half_of_the_views_are_flipped() -> None:
 
 
 def test_an_impossible_crop_takes_the_whole_image() -> None:
-    wide = ViewSpace(0, (1.0, 1.0), (4.0, 4.0), 0.0)
+    wide = ViewSpace(seed=0, crop_scale=(1.0, 1.0), crop_ratio=(4.0, 4.0), flip=0.0)
     assert views.draw(wide, 1, 1, 10, 10).box == (0, 0, 10, 10)
 
 
@@ -59,7 +57,7 @@ def test_a_flip_mirrors_the_pixels() -> None:
 
 
 def test_colours_lie_in_their_space_and_leave_the_crop_as_it_was() -> None:
-    coloured = replace(SPACE, colour=0.4)
+    coloured = SPACE.model_copy(update={"colour": 0.4})
     drawn = [views.draw(coloured, key, 2, 60, 40) for key in range(100)]
     factors = np.array([view.colour for view in drawn])
     assert 0.6 <= factors.min() < 0.65
@@ -73,7 +71,7 @@ def test_colours_lie_in_their_space_and_leave_the_crop_as_it_was() -> None:
 
 
 def test_a_mixture_is_a_pure_function_and_as_frequent_as_asked() -> None:
-    space = replace(SPACE, mixup=0.3, cutmix=0.5)
+    space = SPACE.model_copy(update={"mixup": 0.3, "cutmix": 0.5})
     drawn = [views.draw_mixture(space, key, 3, 50) for key in range(1000)]
     assert drawn == [views.draw_mixture(space, key, 3, 50) for key in range(1000)]
     assert drawn[:50] != [views.draw_mixture(space, key, 4, 50) for key in range(50)]
@@ -88,7 +86,7 @@ def test_a_mixture_is_a_pure_function_and_as_frequent_as_asked() -> None:
 
 def test_a_patch_covers_what_its_weight_leaves_and_a_blend_weighs_both() -> None:
     white, black = (Image.new("RGB", (100, 100), colour) for colour in ("white", "black"))
-    space = replace(SPACE, mixup=0.5, cutmix=0.5)
+    space = SPACE.model_copy(update={"mixup": 0.5, "cutmix": 0.5})
     seen = 0
     for key in range(60):
         mixture = views.draw_mixture(space, key, 0, 9)

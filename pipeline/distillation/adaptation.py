@@ -1,95 +1,103 @@
-"""Teachers made ready for a data set: their input, and training on its labels."""
+"""Adaptation of a teacher to a data set: its input, and training on the labels."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from lightning_fabric import Fabric
 
 from pipeline.data.batches import ViewSet
-from pipeline.distillation.learning import objective
-from pipeline.training import loop
+from pipeline.distillation.objective import loss_terms
+from pipeline.distillation.settings import Objective, TeacherInput
+from pipeline.training import loop, norms
 from pipeline.training.checkpoints import History
 from pipeline.training.loop import Run
+from pipeline.training.settings import TrainingSettings
 from teachers.contract import InputContract
 from teachers.errors import TeacherError
 from teachers.onnx_files import OnnxClassifier
 from teachers.teacher import Teacher, replace_head
 
-OBJECTIVE = {"cross_entropy": 1.0}
-Parts = Mapping[str, Mapping[str, Any] | None]
-"""``head`` and ``full`` to the fields of ``loop.Recipe``, or to None where a part is left out."""
+OBJECTIVE = Objective(kl=0.0, cross_entropy=1.0)
+"""A teacher is trained on the labels alone."""
 
 
-def contract(teacher: Teacher, *, size: int | None, crop: float, given: Mapping[str, Any]) -> InputContract:
-    """The input of a teacher in this pipeline: its own, the user's word above it, the pipeline's crop.
+def contract(teacher: Teacher, *, size: int | None, crop: float, corrections: TeacherInput) -> InputContract:
+    """The input contract of a teacher: what its weights declare, corrected, with the crop of the pipeline.
+
+    Args:
+        teacher: the teacher as it was loaded.
+        size: image size in pixels, which takes precedence; None keeps the declared one.
+        crop: see ``InputContract.crop``.
+        corrections: further fields that take precedence.
 
     Raises:
-        TeacherError: nobody says what it is.
+        TeacherError: the input is not known, or the teacher does not take images of the size.
     """
-    own = teacher.input
-    if own is None:
+    given = corrections.model_dump(exclude_none=True)
+    declared = teacher.input
+    if declared is None:
         if not given:
-            raise TeacherError(f"{teacher.origin} does not say how its input is made; set teacher.input")
-        own = InputContract(size or 0)
-    chosen = replace(own, **{**given, "crop": crop, "size": size or own.size})
+            raise TeacherError(f"{teacher.origin} does not declare how its input is made; set teacher.input")
+        declared = InputContract(size or 0)
+    result = replace(declared, **{**given, "crop": crop, "size": size or declared.size})
     fixed = teacher.module.size if isinstance(teacher.module, OnnxClassifier) else None
-    if fixed and chosen.size not in (fixed, 0):
-        raise TeacherError(f"{teacher.origin} takes images of {fixed} pixels; teacher.size = {chosen.size}")
-    if not (chosen.size or fixed):
+    if fixed and result.size not in (fixed, 0):
+        raise TeacherError(f"{teacher.origin} takes images of {fixed} pixels; teacher.size = {result.size}")
+    if not (result.size or fixed):
         raise TeacherError(f"{teacher.origin} takes images of any size; set teacher.size")
-    return replace(chosen, size=chosen.size or fixed or 0)
+    return replace(result, size=result.size or fixed or 0)
 
 
 def adapt(
     fabric: Fabric,
     teacher: Teacher,
     sets: Mapping[str, ViewSet],
-    parts: Parts,
+    parts: Mapping[str, TrainingSettings | None],
     *,
     seed: int,
     workers: int,
     runs: Mapping[str, Run],
 ) -> tuple[Teacher, History]:
-    """Train the head, then the whole network, on the labels; without either the teacher is left as it is.
+    """Train the head, then the whole network, on the labels. Without either, the teacher stays unchanged.
 
     Args:
         fabric: where to train.
-        teacher: trained in place.
-        sets: ``train`` and ``val``.
-        parts: what is trained, and how.
-        seed: of the order of the images.
-        workers: processes that render images.
-        runs: a part to its names and places.
+        teacher: the teacher, trained in place.
+        sets: the splits ``train`` and ``val``.
+        parts: settings of the parts ``head`` and ``full``; None skips a part.
+        seed: seed of the order of the images.
+        workers: number of processes that render images.
+        runs: name and checkpoints of each part.
 
     Raises:
-        TeacherError: it has no head that could be replaced.
+        TeacherError: the teacher has no head that can be replaced.
     """
     if not any(parts.values()):
         return teacher, []
-    classes, size = sets["train"].images.classes, sets["train"].contract.size
+    classes = sets["train"].images.classes
     replace_head(teacher, len(classes))
     assert teacher.head is not None
     teacher = replace(teacher, outputs=len(classes), labels=tuple(classes))
     history: History = []
-    for part, training in parts.items():
-        if training is None:
+    for part, settings in parts.items():
+        if settings is None:
             continue
         teacher.module.requires_grad_(part == "full")
         teacher.module.get_submodule(str(teacher.head)).requires_grad_(True)
         module, lines = loop.train(
             fabric,
             teacher.module,
-            objective(sets["train"].contract, OBJECTIVE, sets["train"].images.task),
-            OBJECTIVE,
-            loop.recipe(size=size, seed=seed, **training),
+            loss_terms(OBJECTIVE, sets["train"].contract, sets["train"].images.task),
+            OBJECTIVE.weights(),
+            settings,
             train_set=sets["train"],
             val_set=sets["val"],
             views=None,
+            seed=seed,
             workers=workers,
             run=runs[part],
         )
         teacher = replace(teacher, module=module)
         history += [{"part": part, **line} for line in lines]
-    loop.settle_norms(fabric, teacher.module, sets["train"], workers)
+    norms.settle(fabric, teacher.module, sets["train"], workers)
     return teacher, history

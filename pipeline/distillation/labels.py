@@ -1,8 +1,8 @@
-"""The teacher's answers on fixed views of every training image, stored once and read ever after."""
+"""Outputs of the teacher on fixed views of every training image, computed once and then only read."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,129 +23,139 @@ from teachers.contract import InputContract
 from teachers.runtime import in_runtime
 
 VALUES = "answers.npy"
-CHOSEN = "classes.npy"
+TOP_CLASSES = "classes.npy"
 CARD = "card.json"
 
 
 class LabelError(DistilleryError):
-    """The store does not hold the answers that were asked for."""
+    """The store does not contain the outputs that were requested."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """What the answers depend on: a store with another key is another store."""
+    """Everything that the stored outputs depend on."""
 
     data_sha256: str
     teacher_sha256: str
     space: ViewSpace
     views: int
-    """Views of every image."""
+    """Number of views per image."""
     top: int | None
-    """Classes that are kept of every answer; None keeps all."""
+    """Number of classes stored per output; None stores all."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON gives them back."""
-        return json.loads(json.dumps(asdict(self)))
+        """Plain values, equal to what JSON reads back."""
+        return {**vars(self), "space": self.space.model_dump(mode="json")}
 
     def sha256(self) -> str:
-        """Hash over all of it."""
-        return provenance.identity(**asdict(self))
+        """Hash over all fields."""
+        return provenance.identity(**self.to_dict())
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Logits of a teacher, whole, or the most probable classes with the mass of the rest."""
+    """Outputs of a teacher: all logits, or the most probable classes with the sum of all others."""
 
-    values: Float16[np.ndarray, "images views kept"]
-    """Logits; or logarithms of the probabilities of the chosen classes, and of all others together."""
-    chosen: UInt16[np.ndarray, "images views top"] | None
-    """The chosen classes, the most probable first; None where ``values`` are logits of all."""
+    values: Float16[np.ndarray, "images views stored"]
+    """All logits; or the logarithms of the probabilities of the most probable classes and of all others
+    together."""
+    top_classes: UInt16[np.ndarray, "images views top"] | None
+    """The most probable classes in descending order; None if ``values`` contains all logits."""
     classes: int
+    """Number of all classes."""
 
     def at(self, images: Int64[np.ndarray, " batch"], view: int) -> Float16[np.ndarray, "batch classes"]:
-        """Logits of some images' view; of a compact store up to a constant, the rest spread evenly."""
+        """Logits of one view of some images.
+
+        If only the most probable classes are stored, logits are right up to a constant per image, and all
+        other classes are equally probable.
+        """
         values = self.values[images, view]
-        return values if self.chosen is None else _expand(values, self.chosen[images, view], self.classes)
+        if self.top_classes is None:
+            return values
+        return _expand(values, self.top_classes[images, view], self.classes)
 
 
 @dataclass(frozen=True)
 class Store:
-    """A teacher's answers, memory-mapped, for the views of ``key``."""
+    """The outputs of a teacher for the views of ``key``, memory-mapped."""
 
     key: Key
     teacher: str
-    """The teacher in words."""
+    """Description of the teacher."""
     answers: Answers
 
 
 @dataclass(frozen=True)
-class Live:
-    """A teacher, or an ensemble, that is asked while the student trains."""
+class LiveTeacher:
+    """A teacher, or an ensemble, that runs while the student trains."""
 
     inputs: tuple[InputContract, ...]
-    """Of each member."""
+    """Input contract of each member."""
     ask: Callable[[Sequence[UInt8[Tensor, "batch _ _ 3"]]], Float[Tensor, "batch classes"]]
-    """From the same views at each member's size to logits."""
+    """Function from the same views, rendered for each member, to logits."""
 
 
-def kept(task: Task, top: int | None) -> int | None:
-    """``top`` of classes, or all of attributes, which are no shares of one whole."""
+def stored_classes(task: Task, top: int | None) -> int | None:
+    """``top`` for classes; None (all) for attributes, whose probabilities do not add up to 1."""
     return top if task is SINGLE_LABEL else None
 
 
 def compact(views: Iterable[Float16[np.ndarray, "images classes"]], top: int | None) -> Answers:
-    """Keep the ``top`` most probable classes and what they leave over (Shen and Xing 2022, FKD).
+    """Keep the ``top`` most probable classes and the sum of all others (Shen and Xing 2022, FKD).
 
-    As logarithms, since float16 holds a probability of 1e-12 so and not otherwise. Where ``top`` keeps no
-    less than half of the classes, all logits stay as they are.
+    Probabilities are stored as logarithms, since float16 cannot represent a probability of 1e-12 itself. If
+    ``top`` is at least half of the classes, all logits are stored unchanged.
 
     Args:
-        views: the logits of each view of all images; one of them at a time need lie in memory.
-        top: None keeps all.
+        views: the logits of all images per view; only one view at a time needs to be in memory.
+        top: number of classes to keep; None keeps all.
     """
-    values, chosen, classes = [], [], 0
+    values, top_classes, classes = [], [], 0
     for logits in views:
         classes = logits.shape[1]
         if top is None or top >= classes / 2:
             values.append(logits)
         else:
-            found, numbers = _most_probable(logits, top)
-            values.append(found)
-            chosen.append(numbers)
-    return Answers(np.stack(values, axis=1), np.stack(chosen, axis=1) if chosen else None, classes)
+            logarithms, numbers = _most_probable(logits, top)
+            values.append(logarithms)
+            top_classes.append(numbers)
+    return Answers(np.stack(values, axis=1), np.stack(top_classes, axis=1) if top_classes else None, classes)
 
 
 def _most_probable(
     logits: Float16[np.ndarray, "images classes"], top: int
-) -> tuple[Float16[np.ndarray, "images kept"], UInt16[np.ndarray, "images top"]]:
-    """The logarithms of ``top`` probabilities and of what is left, and the classes of the former."""
+) -> tuple[Float16[np.ndarray, "images stored"], UInt16[np.ndarray, "images top"]]:
+    """The logarithms of the ``top`` greatest probabilities and of the sum of all others, and the top
+    classes."""
     logarithms = torch.from_numpy(logits).float().log_softmax(-1)
-    kept, chosen = logarithms.topk(top, dim=-1)
-    rest = logarithms.scatter_(-1, chosen, -torch.inf).logsumexp(-1, keepdim=True)
-    values = torch.cat([kept, rest], dim=-1).to(torch.float16)
-    return values.numpy(), chosen.numpy().astype(np.uint16)
+    greatest, top_classes = logarithms.topk(top, dim=-1)
+    rest = logarithms.scatter_(-1, top_classes, -torch.inf).logsumexp(-1, keepdim=True)
+    values = torch.cat([greatest, rest], dim=-1).to(torch.float16)
+    return values.numpy(), top_classes.numpy().astype(np.uint16)
 
 
 def _expand(
-    values: Float16[np.ndarray, "batch kept"], chosen: UInt16[np.ndarray, "batch top"], classes: int
+    values: Float16[np.ndarray, "batch stored"], top_classes: UInt16[np.ndarray, "batch top"], classes: int
 ) -> Float16[np.ndarray, "batch classes"]:
-    spread = values[:, -1:] - np.float16(np.log(classes - chosen.shape[1]))
-    logits = np.repeat(spread, classes, axis=1)
-    np.put_along_axis(logits, chosen.astype(np.int64), values[:, :-1], axis=1)
+    each = values[:, -1:] - np.float16(np.log(classes - top_classes.shape[1]))
+    logits = np.repeat(each, classes, axis=1)
+    np.put_along_axis(logits, top_classes.astype(np.int64), values[:, :-1], axis=1)
     return logits
 
 
 @torch.no_grad()
-def answer(
+def compute(
     fabric: Fabric, teacher: nn.Module, view_set: ViewSet, views: int, *, partial: Path, workers: int
 ) -> list[Float16[np.ndarray, "images classes"]]:
-    """Ask the teacher about ``views`` views of every image, at the size of its own contract.
+    """Compute the logits of a teacher for each of ``views`` views of every image, at the size of its
+    contract.
 
-    Each finished view is kept in ``partial``, so that a run that was killed goes on with the next; what is
-    returned is mapped from there.
+    Every finished view is stored in ``partial``, so that an interrupted run continues with the next one. The
+    result is memory-mapped from there.
 
     Raises:
-        LabelError: an answer is not finite in float16.
+        LabelError: a logit is not finite in float16.
     """
     partial.mkdir(parents=True, exist_ok=True)
     contract = view_set.contract
@@ -162,9 +172,9 @@ def answer(
                 parts.append(logits.to(torch.float16).cpu().numpy())
                 bar.update(len(logits))
             logits = np.concatenate(parts)
-            if wrong := int((~np.isfinite(logits).all(1)).sum()):
+            if infinite := int((~np.isfinite(logits).all(1)).sum()):
                 raise LabelError(
-                    f"the teacher's answers to {wrong} of {len(logits)} images are not finite in float16; "
+                    f"the teacher's outputs for {infinite} of {len(logits)} images are not finite in fp16; "
                     "allowed: logits within 65504"
                 )
             fresh = partial / "new.npy"
@@ -177,19 +187,19 @@ def answer(
 
 
 def save(folder: Path, store: Store) -> None:
-    """Write the arrays, then ``card.json`` with their hashes: a half-written store has no card."""
+    """Write the arrays, then ``card.json`` with their hashes, so that an incomplete store has no card."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)
-    (folder / CHOSEN).unlink(missing_ok=True)
+    (folder / TOP_CLASSES).unlink(missing_ok=True)
     np.save(folder / VALUES, store.answers.values)
-    if store.answers.chosen is not None:
-        np.save(folder / CHOSEN, store.answers.chosen)
+    if store.answers.top_classes is not None:
+        np.save(folder / TOP_CLASSES, store.answers.top_classes)
     card = {
         "teacher": store.teacher,
         "key": store.key.to_dict(),
         "classes": store.answers.classes,
         "files": {
-            name: provenance.sha256(folder / name) for name in _files(store.answers.chosen is not None)
+            name: provenance.sha256(folder / name) for name in _files(store.answers.top_classes is not None)
         },
     }
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
@@ -201,7 +211,7 @@ def load(folder: Path, *, data_sha256: str, teacher_sha256: str, space: ViewSpac
     Raises:
         LabelError: it is incomplete or damaged, or was made for other data, another teacher or other views.
     """
-    again = "`dvc repro label` makes it anew"
+    again = "run `dvc repro label`"
     try:
         card = json.loads((folder / CARD).read_text())
         damaged = [
@@ -210,9 +220,9 @@ def load(folder: Path, *, data_sha256: str, teacher_sha256: str, space: ViewSpac
         arrays = [np.load(folder / name, mmap_mode="r") for name in card["files"] if name not in damaged]
         stored = card["key"]
     except (OSError, ValueError, KeyError) as error:
-        raise LabelError(f"{folder} is no complete label store ({error}); {again}") from error
+        raise LabelError(f"{folder} is not a complete label store ({error}); {again}") from error
     if damaged:
-        raise LabelError(f"{folder / damaged[0]} is not what was written there; {again}")
+        raise LabelError(f"{folder / damaged[0]} was changed after it was written; {again}")
     key = Key(data_sha256, teacher_sha256, space, stored.get("views"), stored.get("top"))
     for name, expected in key.to_dict().items():
         if stored.get(name) != expected:
@@ -220,9 +230,10 @@ def load(folder: Path, *, data_sha256: str, teacher_sha256: str, space: ViewSpac
             raise LabelError(
                 f"{folder} was made for another {what}: {stored.get(name)}, not {expected}; {again}"
             )
-    values, *chosen = arrays
-    return Store(key, card["teacher"], Answers(values, chosen[0] if chosen else None, card["classes"]))
+    values, *top_classes = arrays
+    answers = Answers(values, top_classes[0] if top_classes else None, card["classes"])
+    return Store(key, card["teacher"], answers)
 
 
 def _files(compacted: bool) -> list[str]:
-    return [VALUES, CHOSEN] if compacted else [VALUES]
+    return [VALUES, TOP_CLASSES] if compacted else [VALUES]

@@ -1,4 +1,4 @@
-"""Teachers on disk: networks as tensors, ONNX files as they are, everything else in readable JSON."""
+"""Teachers on disk: networks as tensors, ONNX files unchanged, everything else in readable JSON."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline import provenance
-from pipeline.distillation.labels import Live
+from pipeline.distillation.labels import LiveTeacher
 from pipeline.models import storage
 from pipeline.tasks import Task
 from teachers import state_dicts
@@ -27,14 +27,15 @@ ONNX = "model.onnx"
 
 
 def save(folder: Path, teacher: Teacher, classes: Sequence[str], card: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a teacher that answers for the classes of the data; returns its card.
+    """Write a teacher whose outputs are the classes of the data; returns its card.
 
-    A network's tensors go to ``weights.safetensors``, an ONNX file is copied, the rest is in ``card.json``.
+    The tensors of a network go to ``weights.safetensors``, an ONNX file is copied, the rest is in
+    ``card.json``.
 
     Raises:
-        TeacherError: it does not know these classes.
+        TeacherError: the teacher does not know these classes.
     """
-    chosen = columns(teacher, classes)
+    indices = columns(teacher, classes)
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(teacher.module, OnnxClassifier):
         shutil.copyfile(teacher.module.path, folder / ONNX)
@@ -45,15 +46,15 @@ def save(folder: Path, teacher: Teacher, classes: Sequence[str], card: Mapping[s
         }
         save_file(tensors, folder / storage.WEIGHTS)
         sha256 = provenance.sha256(folder / storage.WEIGHTS)
-    whole = {
+    card = {
         **card,
         "origin": teacher.origin,
         "outputs": teacher.outputs,
-        "columns": None if chosen == tuple(range(teacher.outputs)) else chosen,
+        "columns": None if indices == tuple(range(teacher.outputs)) else indices,
         "sha256": sha256,
     }
-    write_card(folder, whole)
-    return whole
+    write_card(folder, card)
+    return card
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
@@ -63,22 +64,23 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> None:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a teacher, or of an ensemble."""
+    """The card of a teacher or of an ensemble."""
     return json.loads((folder / storage.CARD).read_text())
 
 
 def identity(members: Sequence[Mapping[str, Any]]) -> str:
-    """Hash over all that the answers of a teacher, or of an ensemble, depend on, from its members' cards."""
+    """Hash over everything that the outputs of a teacher or an ensemble depend on, from the cards of its
+    members."""
     keys = ("source", "name", "sha256", "columns", "input")
     return provenance.identity(members=[{key: card[key] for key in keys} for card in members])
 
 
 def load(folder: Path) -> tuple[nn.Module, InputContract]:
-    """A teacher that was saved: from normalised images to logits of the data's classes.
+    """A saved teacher: a network from normalised images to logits of the classes of the data, and its input.
 
     Raises:
-        TeacherError: its architecture is not to be had any more.
-        WeightsError: the tensors are not those of the architecture.
+        TeacherError: its architecture is no longer available.
+        WeightsError: the tensors do not fit the architecture.
     """
     card = read_card(folder)
     if (folder / ONNX).exists():
@@ -89,16 +91,16 @@ def load(folder: Path) -> tuple[nn.Module, InputContract]:
             replace_head(teacher, card["outputs"])
         module = teacher.module
         state_dicts.fill(module, state_dicts.read(folder / storage.WEIGHTS), str(folder / storage.WEIGHTS))
-    chosen = Columns(module, card["columns"]) if card["columns"] else module
-    return chosen.eval(), InputContract.from_dict(card["input"])
+    network = Columns(module, card["columns"]) if card["columns"] else module
+    return network.eval(), InputContract.from_dict(card["input"])
 
 
-def live(fabric: Fabric, folder: Path, task: Task) -> Live:
-    """The teacher or ensemble of a folder, to be asked while a student trains.
+def live(fabric: Fabric, folder: Path, task: Task) -> LiveTeacher:
+    """The teacher or ensemble of a folder, ready to run while a student trains.
 
     Raises:
-        TeacherError: an architecture is not to be had any more.
-        WeightsError: tensors are not those of their architecture.
+        TeacherError: an architecture is no longer available.
+        WeightsError: the tensors do not fit the architecture.
     """
     members = [load(folder / member) for member in read_card(folder)["members"]]
     networks = [
@@ -109,7 +111,7 @@ def live(fabric: Fabric, folder: Path, task: Task) -> Live:
 
     @torch.no_grad()
     def ask(images: Sequence[UInt8[Tensor, "batch _ _ 3"]]) -> Float[Tensor, "batch classes"]:
-        asked = zip(networks, contracts, images, strict=True)
-        return task.mean([network(contract.normalise(seen)).float() for network, contract, seen in asked])
+        members = zip(networks, contracts, images, strict=True)
+        return task.mean([network(contract.normalise(views)).float() for network, contract, views in members])
 
-    return Live(contracts, ask)
+    return LiveTeacher(contracts, ask)

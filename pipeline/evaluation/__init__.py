@@ -1,1 +1,1 @@
-"""Accuracy of the shipped files, overall and per image group, and the gate that accepts a variant."""
+"""Scores of the ONNX files, comparison of each variant with its parent, and the gate."""

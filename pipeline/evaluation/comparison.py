@@ -1,4 +1,4 @@
-"""Every variant against its parent on the same images: what was lost, where, and whether it is tolerated."""
+"""Comparison of a variant with its parent on the same images: what was lost, where, and the verdict."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,171 +7,182 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from pipeline.evaluation import confidence
+from pipeline.evaluation import confidence, gate
 from pipeline.evaluation.confidence import Confidence
-from pipeline.statistics.average_precision import average_precisions
-from pipeline.statistics.intervals import (
-    RESAMPLES,
-    Difference,
-    bootstrap_interval,
-    compare,
-    compare_map,
-    holm,
-    interval,
-    reason,
-    resampled_precisions,
-    verdict,
-)
-from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
+from pipeline.statistics import bootstrap
+from pipeline.statistics.average_precision import PRESENT, average_precisions
+from pipeline.statistics.intervals import holm
 
-SIGNIFICANT = 0.05
-"""Level of p values after correction for their number."""
+SIGNIFICANCE = 0.05
+"""Level below which a p value counts as significant, after correction for the number of p values."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What one classifier said to every test image."""
+class ClassifierOutput:
+    """The output of one classifier for every test image."""
 
     predictions: np.ndarray
-    """Classes, or logits of attributes, as ``Task.predictions`` gives them."""
+    """Class of each image, or logits of its attributes, as ``Task.predictions`` returns them."""
     confidence: Confidence | None = None
-    """Unknown for attributes."""
+    """Probabilities of each image in short; None for attributes."""
 
 
-def against_parent(
-    own: Answers, parent: Answers, labels: np.ndarray, names: Sequence[str], max_drop: float
+def compare_with_parent(
+    variant: ClassifierOutput,
+    parent: ClassifierOutput,
+    labels: np.ndarray,
+    names: Sequence[str],
+    *,
+    parent_name: str,
+    max_drop: float,
 ) -> dict[str, Any]:
     """Compare a variant with its parent.
 
     Args:
-        own: the variant's answers.
-        parent: its parent's, to the same images in the same order.
-        labels: the true classes, or attributes.
-        names: of the classes or attributes.
-        max_drop: greatest loss that is tolerated, a fraction of 1.
+        variant: output of the variant.
+        parent: output of its parent for the same images in the same order.
+        labels: true class of each image, or its attributes.
+        names: names of the classes or attributes.
+        parent_name: name of the parent in sentences.
+        max_drop: greatest loss that the gate allows, as a fraction of 1.
 
     Returns:
-        The ``delta`` with its interval (Tango's; for attributes a paired bootstrap), the paired ``bootstrap``
-        and McNemar's exact p, whether it is ``distinguishable`` from none, the ``verdict`` and its
-        ``reason``, ``flips`` in both directions, every class with its own paired interval and a p value
-        corrected for their number (Holm), and the ``calibration`` drift.
+        ``delta`` with the ends ``lo`` and ``hi`` of its interval (Tango's for classes, the paired bootstrap's
+        for attributes), the paired ``bootstrap`` interval, McNemar's exact ``mcnemar_p``, whether the
+        difference is ``distinguishable`` from none, the ``verdict`` with its ``reason``, ``flips`` in both
+        directions, every one of ``classes`` with its own paired interval and a p value that is corrected for
+        their number (Holm), and the drift of ``calibration``.
 
     Raises:
-        ValueError: the answers are to different images.
+        ValueError: the outputs are for different numbers of images.
     """
-    if not len(own.predictions) == len(parent.predictions) == len(labels):
+    if not len(variant.predictions) == len(parent.predictions) == len(labels):
         raise ValueError(
-            f"answers to {len(own.predictions)} and to {len(parent.predictions)} images, and {len(labels)} "
-            "labels: paired statistics need the same images"
+            f"paired statistics need predictions for the same images; got {len(variant.predictions)}, "
+            f"{len(parent.predictions)} of the parent, and {len(labels)} labels"
         )
     if labels.ndim == 1:
-        right, before = own.predictions == labels, parent.predictions == labels
-        difference, words = compare(right, before), SINGLE_LABEL.words
-        gained, lost = int((right & ~before).sum()), int((before & ~right).sum())
-        lo, hi = bootstrap_interval(gained, lost, len(labels))
-        changed = int((own.predictions != parent.predictions).sum())
+        correct, parent_correct = variant.predictions == labels, parent.predictions == labels
+        difference = gate.compare(correct, parent_correct)
+        gained, lost = int((correct & ~parent_correct).sum()), int((parent_correct & ~correct).sum())
+        lo, hi = bootstrap.difference_interval(gained, lost, len(labels))
+        changed = int((variant.predictions != parent.predictions).sum())
         flips = {
             "gained": gained,
             "lost": lost,
             "changed": changed,
             "agreement": 1 - changed / len(labels),
         }
-        classes = _classes(own.predictions, parent.predictions, labels, names)
+        classes = _compare_classes(variant.predictions, parent.predictions, labels, names)
     else:
-        difference, words = compare_map(own.predictions, parent.predictions, labels), MULTI_LABEL.words
+        difference = gate.compare_map(variant.predictions, parent.predictions, labels)
         lo, hi, flips = difference.lo, difference.hi, None
-        classes = _attributes(own.predictions, parent.predictions, labels, names)
+        classes = _compare_attributes(variant.predictions, parent.predictions, labels, names)
     return {
         "n": difference.images,
         "delta": difference.delta,
         "lo": difference.lo,
         "hi": difference.hi,
-        "bootstrap": {"lo": lo, "hi": hi, "resamples": RESAMPLES if flips is None else 10 * RESAMPLES},
+        "bootstrap": {
+            "lo": lo,
+            "hi": hi,
+            "resamples": bootstrap.RESAMPLES if flips is None else 10 * bootstrap.RESAMPLES,
+        },
         "mcnemar_p": difference.mcnemar_p,
         "distinguishable": difference.distinguishable,
-        "verdict": verdict(difference.lo, max_drop),
-        "reason": reason(difference, max_drop, words),
+        "verdict": gate.verdict(difference, max_drop),
+        "reason": gate.explain(difference, max_drop, parent_name),
         "flips": flips,
         "classes": classes,
         "classes_worse": [c["label"] for c in classes if c["worse"]],
         "classes_better": [c["label"] for c in classes if c["better"]],
-        "calibration": confidence.drift(own.confidence, parent.confidence, labels)
-        if own.confidence and parent.confidence
+        "calibration": confidence.drift(variant.confidence, parent.confidence, labels)
+        if variant.confidence and parent.confidence
         else None,
     }
 
 
-def paired(
-    own: Int[np.ndarray, " images"],
+def compare_groups(
+    variant: Int[np.ndarray, " images"],
     parent: Int[np.ndarray, " images"],
     labels: Int[np.ndarray, " images"],
     groups: Mapping[str, np.ndarray],
 ) -> dict[str, dict[str, Any]]:
-    """Paired differences within groups of images; p values are corrected for the number of groups.
+    """Compare a variant with its parent within groups of images.
 
     Args:
-        own: classes that the variant answered.
-        parent: those of its parent.
-        labels: the true ones.
-        groups: name to the images that belong to it, as a mask.
+        variant: class of each image according to the variant.
+        parent: class of each image according to its parent.
+        labels: true class of each image.
+        groups: mask of the images of each group.
 
     Returns:
-        For each group that has images ``n``, ``gained``, ``lost``, ``delta`` with its interval, McNemar's
-        exact ``p``, ``p_holm``, and whether it is shown to be ``worse`` or ``better``.
+        For each group that has images: ``n``, ``gained``, ``lost``, ``delta`` with its interval, McNemar's
+        exact ``p``, ``p_holm``, which is corrected for the number of groups, and whether the group is shown
+        to be ``worse`` or ``better``.
     """
-    right, before = own == labels, parent == labels
-    found: dict[str, Difference] = {
-        name: compare(right[inside], before[inside]) for name, inside in groups.items() if inside.any()
+    correct, parent_correct = variant == labels, parent == labels
+    differences = {
+        name: gate.compare(correct[mask], parent_correct[mask]) for name, mask in groups.items() if mask.any()
     }
-    adjusted = dict(zip(found, holm([d.mcnemar_p or 0.0 for d in found.values()]), strict=True))
+    corrected = holm([difference.mcnemar_p or 0.0 for difference in differences.values()])
     return {
         name: {
             "n": difference.images,
-            "gained": int((right & ~before & groups[name]).sum()),
-            "lost": int((before & ~right & groups[name]).sum()),
+            "gained": int((correct & ~parent_correct & groups[name]).sum()),
+            "lost": int((parent_correct & ~correct & groups[name]).sum()),
             "delta": difference.delta,
             "lo": difference.lo,
             "hi": difference.hi,
             "p": difference.mcnemar_p,
-            "p_holm": adjusted[name],
-            "worse": adjusted[name] < SIGNIFICANT and difference.delta < 0,
-            "better": adjusted[name] < SIGNIFICANT and difference.delta > 0,
+            "p_holm": p_holm,
+            "worse": p_holm < SIGNIFICANCE and difference.delta < 0,
+            "better": p_holm < SIGNIFICANCE and difference.delta > 0,
         }
-        for name, difference in found.items()
+        for (name, difference), p_holm in zip(differences.items(), corrected, strict=True)
     }
 
 
-def _classes(
-    own: Int[np.ndarray, " images"],
+def _compare_classes(
+    variant: Int[np.ndarray, " images"],
     parent: Int[np.ndarray, " images"],
     labels: Int[np.ndarray, " images"],
     names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    found = paired(own, parent, labels, {str(index): labels == index for index in range(len(names))})
-    return [{"label": names[int(index)], **figures} for index, figures in found.items()]
+    masks = {str(index): labels == index for index in range(len(names))}
+    return [
+        {"label": names[int(index)], **figures}
+        for index, figures in compare_groups(variant, parent, labels, masks).items()
+    ]
 
 
-def _attributes(
-    own: Float[np.ndarray, "images attributes"],
+def _compare_attributes(
+    variant: Float[np.ndarray, "images attributes"],
     parent: Float[np.ndarray, "images attributes"],
     labels: Float[np.ndarray, "images attributes"],
     names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Differences of average precision; worse or better where the interval, widened for all, leaves 0 out."""
-    deltas = average_precisions(own, labels) - average_precisions(parent, labels)
-    resampled = resampled_precisions(own, labels) - resampled_precisions(parent, labels)
-    tail = SIGNIFICANT / 2 / len(names)
-    found = []
+    """Differences of average precision per attribute.
+
+    An attribute is worse or better where its interval, widened for the number of attributes (Bonferroni),
+    excludes 0.
+    """
+    deltas = average_precisions(variant, labels) - average_precisions(parent, labels)
+    resampled = bootstrap.resampled_precisions(variant, labels) - bootstrap.resampled_precisions(
+        parent, labels
+    )
+    tail = SIGNIFICANCE / 2 / len(names)
+    attributes = []
     for index, name in enumerate(names):
         samples = resampled[:, index][~np.isnan(resampled[:, index])]
         if np.isnan(deltas[index]) or not len(samples):
             continue
-        lo, hi = interval(samples)
+        lo, hi = bootstrap.percentile_interval(samples)
         least, greatest = np.quantile(samples, [tail, 1 - tail])
-        found.append(
+        attributes.append(
             {
                 "label": name,
-                "n": int((labels[:, index] >= 0.5).sum()),
+                "n": int((labels[:, index] >= PRESENT).sum()),
                 "delta": float(deltas[index]),
                 "lo": lo,
                 "hi": hi,
@@ -179,4 +190,4 @@ def _attributes(
                 "better": bool(least > 0),
             }
         )
-    return found
+    return attributes

@@ -1,4 +1,4 @@
-"""Scores of shipped files, measured in the runtime that ships."""
+"""Scores of the ONNX files, measured in the runtime that users run them in."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,20 +13,21 @@ from pipeline.evaluation import confidence
 from pipeline.evaluation.confidence import Confidence
 from pipeline.onnx.inference import open_classifier, run
 from pipeline.statistics.average_precision import PRESENT, average_precisions, mean_average_precision
-from pipeline.statistics.intervals import interval, resampled_map, wilson
+from pipeline.statistics.bootstrap import percentile_interval, resampled_map
+from pipeline.statistics.intervals import wilson
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
 
 DECIMALS = 6
-"""Of the logits that are kept."""
+"""Digits after the decimal point of logits in the file of scores."""
 
-CONFUSED = 10
-"""Most frequent confusions that are named."""
+CONFUSIONS = 10
+"""Number of the most frequent confusions that are listed."""
 
-NOTHING = {"accuracy": None, "accuracy_lo": None, "accuracy_hi": None}
-"""Of a class without images."""
+UNKNOWN = {"accuracy": None, "accuracy_lo": None, "accuracy_hi": None}
+"""Accuracy of a class without images."""
 
 TOP = 5
-"""Top-5 is scored where there are more classes than this."""
+"""Top-5 accuracy is measured where there are more classes than this."""
 
 
 def score(
@@ -39,30 +40,31 @@ def score(
     """Score an ONNX file on labelled images that were rendered by its own input contract.
 
     Args:
-        path: the file.
-        images: in the order of the labels.
-        labels: class indices; or, for attributes, targets from 0 to 1, which count as there from 0.5 on.
-        threads: of ONNX Runtime.
+        path: path of the file.
+        images: batches of the images, in the order of the labels.
+        labels: class indices; or, for attributes, targets from 0 to 1, where an image counts as having the
+            attribute from 0.5 on.
+        threads: number of threads of ONNX Runtime.
 
     Returns:
-        ``n``, ``metric``, the metric itself with its 95 % interval (``..._lo``, ``..._hi``) as fractions of
-        1, ``classes``, ``predictions`` in the order of the images, and the file's ``sha256`` and
-        ``size_bytes``. Beside it, for classes, what is kept of the probabilities.
+        ``n``, ``metric``, the metric itself with the ends of its 95 % interval (``..._lo``, ``..._hi``) as
+        fractions of 1, ``classes``, ``predictions`` in the order of the images, and the ``sha256`` and
+        ``size_bytes`` of the file. The second value is the confidence in each image; None for attributes.
 
-        For classes the metric is ``top1`` with its Wilson interval; there are also ``correct``, the same of
-        ``top5`` where there are more than 5 classes, ``confusion`` (rows: the truth, columns: the answer),
-        the most frequent confusions by name (``confused``), and ``calibration``; each of ``classes`` has
-        name, ``n``, ``correct``, and their share with its Wilson interval.
+        For classes, the metric is ``top1`` with its Wilson interval. There are also the number of ``correct``
+        images, ``top5`` where there are more than 5 classes, ``confusion`` (rows are true classes, columns
+        predicted ones), the most frequent confusions by name (``confused``), and ``calibration``. Each of
+        ``classes`` has a ``label``, ``n``, ``correct``, and ``accuracy`` with its Wilson interval.
 
-        For attributes it is ``map``, the mean average precision, with a bootstrap interval; each of
-        ``classes`` has name, ``n`` (images that have it) and ``average_precision``; predictions are
-        logits.
+        For attributes, the metric is ``map``, the mean average precision, with a bootstrap interval. Each of
+        ``classes`` has a ``label``, ``n`` (the number of images that have it) and ``average_precision``.
+        The predictions are logits.
 
     Raises:
-        ModelFileError: the file is not one of this pipeline.
-        ValueError: images and labels do not match.
+        ModelFileError: the file is not an ONNX file of this pipeline.
+        ValueError: the images and the labels do not match.
     """
-    # Whoever renders the images needs the cores as well.
+    # No spinning: the processes that render the images need the cores, too.
     classifier = open_classifier(path, threads=threads, spinning=False)
     names = classifier.labels
     parts: list[Float32[np.ndarray, "batch classes"]] = []
@@ -71,23 +73,23 @@ def score(
         parts.append(logits)
         seen += len(logits)
         if seen > len(labels):
-            raise ValueError(f"{path}: more images than the {len(labels)} labels")
+            raise ValueError(f"{path}: there are more images than labels ({len(labels)})")
     if seen < len(labels) or not parts:
-        raise ValueError(f"{path}: {len(labels)} labels, but only {seen} images")
+        raise ValueError(f"{path}: there are {len(labels)} labels, but only {seen} images")
     logits = np.concatenate(parts)
     if labels.ndim == 1:
-        measured, kept = _score_classes(path, names, logits, labels)
+        figures, probabilities = _score_classes(path, names, logits, labels)
     else:
-        measured, kept = _score_attributes(path, names, logits, labels), None
+        figures, probabilities = _score_attributes(path, names, logits, labels), None
     scores = {
         "n": len(labels),
-        **measured,
+        **figures,
         "sha256": provenance.sha256(path),
         "size_bytes": path.stat().st_size,
         "runtime": f"onnxruntime {ort.__version__}",
         "provider": classifier.session.get_providers()[0],
     }
-    return scores, kept
+    return scores, probabilities
 
 
 def _score_classes(
@@ -98,32 +100,32 @@ def _score_classes(
 ) -> tuple[dict[str, Any], Confidence]:
     if labels.min() < 0 or labels.max() >= len(names):
         raise ValueError(
-            f"{path} knows {len(names)} classes, so labels lie in 0..{len(names) - 1}; "
+            f"{path} has {len(names)} classes, so labels must lie in 0..{len(names) - 1}; "
             f"got {sorted(set(labels.tolist()))[:20]}"
         )
-    kept = confidence.of(logits, labels)
+    probabilities = confidence.from_logits(logits, labels)
     confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(confusion, (labels, kept.predictions), 1)
+    np.add.at(confusion, (labels, probabilities.predictions), 1)
     correct = int(confusion.trace())
     result = {"metric": SINGLE_LABEL.metric, "correct": correct, **_accuracy("top1", correct, len(labels))}
     if len(names) > TOP:
         result |= _accuracy("top5", int(np.sum(ranks(logits, labels) < TOP)), len(labels))
     result |= {
-        "calibration": confidence.measure(kept, labels),
+        "calibration": confidence.measure(probabilities, labels),
         "classes": [
             {
                 "label": name,
                 "n": int(row.sum()),
                 "correct": int(row[index]),
-                **(_accuracy("accuracy", int(row[index]), int(row.sum())) if row.any() else NOTHING),
+                **(_accuracy("accuracy", int(row[index]), int(row.sum())) if row.any() else UNKNOWN),
             }
             for index, (name, row) in enumerate(zip(names, confusion, strict=True))
         ],
-        "confused": confused(confusion, names, CONFUSED),
+        "confused": list_confusions(confusion, names, CONFUSIONS),
         "confusion": confusion.tolist(),
-        "predictions": kept.predictions.tolist(),
+        "predictions": probabilities.predictions.tolist(),
     }
-    return result, kept
+    return result, probabilities
 
 
 def _score_attributes(
@@ -134,12 +136,12 @@ def _score_attributes(
 ) -> dict[str, Any]:
     if targets.shape != logits.shape or not (targets >= PRESENT).any():
         raise ValueError(
-            f"{path} knows {len(names)} attributes, so targets are {logits.shape} with one that is there; "
-            f"got {targets.shape}"
+            f"{path} has {len(names)} attributes, so targets must have the shape {logits.shape} and one "
+            f"value of at least {PRESENT}; got {targets.shape}"
         )
-    # Scored as they are written, so that a reader finds the same. Probabilities would tie at 0 and 1.
+    # Rounded before scoring, so that the file reproduces its own scores. Probabilities would tie at 0 and 1.
     predictions = logits.astype(np.float64).round(DECIMALS)
-    lo, hi = interval(resampled_map(predictions, targets))
+    lo, hi = percentile_interval(resampled_map(predictions, targets))
     precisions = average_precisions(predictions, targets)
     metric = MULTI_LABEL.metric
     return {
@@ -159,13 +161,19 @@ def _score_attributes(
     }
 
 
-def confused(
-    confusion: Int[np.ndarray, "classes classes"], names: Sequence[str], most: int
+def list_confusions(
+    confusion: Int[np.ndarray, "classes classes"], names: Sequence[str], limit: int
 ) -> list[dict[str, Any]]:
-    """The most frequent confusions: how many images of ``truth`` got ``answer``, of how many."""
+    """The most frequent confusions: ``count`` of the ``of`` images of ``truth`` became ``answer``.
+
+    Args:
+        confusion: number of images by true class (rows) and predicted class (columns).
+        names: names of the classes.
+        limit: greatest number of confusions to list.
+    """
     wrong = np.array(confusion)
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
     pairs = [divmod(int(place), len(names)) for place in order if wrong.flat[place]]
     return [
         {
@@ -181,10 +189,10 @@ def confused(
 def ranks(
     logits: Float32[np.ndarray, "batch classes"], labels: Int[np.ndarray, " batch"]
 ) -> Int64[np.ndarray, " batch"]:
-    """How many classes stand before the true one; of equal logits the first class stands first."""
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
-    before = np.arange(logits.shape[1])[None] < labels[:, None]
-    return np.sum((logits > own) | ((logits == own) & before), axis=1)
+    """Number of classes ranked above the true one; of equal logits, the first class ranks highest."""
+    of_truth = np.take_along_axis(logits, labels[:, None], axis=1)
+    earlier = np.arange(logits.shape[1])[None] < labels[:, None]
+    return np.sum((logits > of_truth) | ((logits == of_truth) & earlier), axis=1)
 
 
 def _accuracy(name: str, correct: int, images: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Results by what an image is like: its light, shape, scale, or any column of a table."""
+"""Scores by image property: brightness, aspect ratio, scale of the object, or any column of a table."""
 
 import csv
 import itertools
@@ -9,76 +9,84 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Float64, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
-from pipeline.evaluation.comparison import paired
+from pipeline.evaluation.comparison import compare_groups
 from pipeline.statistics.intervals import gap_interval, wilson
 from teachers.contract import InputContract
 
 FILE_NAME = "file_name"
-"""Column of the table that names an image as the data set does (``source``)."""
+"""Column of the table with the name of the image, which is its ``source`` in the data set."""
 
-PARTS = 3
-"""Numbers are cut into tertiles."""
-CATEGORIES = 10
-"""A column of more distinct numbers than this is cut."""
-FEWEST = 20
-"""Images of a group that may be the best or the worst."""
+QUANTILES = 3
+"""Number of groups of equal size that numbers are divided into."""
+
+MOST_CATEGORIES = 10
+"""A column with more distinct numbers than this is divided into quantiles; else each number is a group."""
+
+LEAST_IMAGES = 20
+"""Number of images that a group needs to be called the best or the worst."""
 
 THUMBNAIL = 64
-"""Pixels at which light and scale are measured."""
+"""Side of the images in pixels at which brightness and scale are measured."""
+
 LUMA = (0.299, 0.587, 0.114)
-"""ITU-R BT.601."""
+"""Weights of red, green and blue in the luma (ITU-R BT.601)."""
+
 TOLERANCE = 16
-"""Of 255, on any channel, up to which a pixel is like the background."""
+"""Greatest difference from the background, of 255 on any channel, at which a pixel counts as background."""
+
 PLAIN = 0.8
-"""Share of the border that must be alike for a plain background."""
+"""Share of the border that must be background for the background to count as plain."""
 
 
 class MetadataError(DistilleryError):
-    """The table of image properties is not usable. The message names it and what is wrong."""
+    """The table of image properties cannot be used. The message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One way to part the images."""
+    """One property by which the images are divided into groups."""
 
     name: str
+    """Name of the property."""
     source: Literal["built-in", "metadata"]
+    """Whether the property is measured on the images or read from the table."""
     groups: Mapping[str, np.ndarray]
-    """Group to a mask of its images, in order; none where the column says nothing."""
+    """Mask of the images of each group; empty where the images cannot be divided by this property."""
     note: str
+    """What the property is, and why there are no groups if there are none."""
 
 
 def built_in(images: ImageSet, contract: InputContract) -> list[Column]:
-    """Brightness, aspect ratio, and the object's scale where the background is plain."""
-    light, shape, scale = [], [], []
+    """Divide the images by brightness, aspect ratio, and the scale of the object on a plain background."""
+    brightness, aspect_ratio, scale = [], [], []
     small = InputContract(THUMBNAIL, interpolation=contract.interpolation, crop=contract.crop)
     for index in range(len(images)):
         image = images.image(index)
         square = np.asarray(small.render(image, small.centre_box(*image.size)))
-        light.append(float(square.mean(axis=(0, 1)) @ LUMA) / 255)
-        shape.append(image.width / image.height)
+        brightness.append(float(square.mean(axis=(0, 1)) @ LUMA) / 255)
+        aspect_ratio.append(image.width / image.height)
         scale.append(object_scale(square))
     scales = np.array(scale)
     plain = int((~np.isnan(scales)).sum())
     return [
-        _cut("brightness", "built-in", np.array(light), "mean luma of the evaluated square, 0 to 1"),
-        _cut("aspect_ratio", "built-in", np.array(shape), "width over height of the whole image"),
-        _cut(
+        _divide("brightness", "built-in", np.array(brightness), "mean luma of the evaluated square, 0 to 1"),
+        _divide("aspect_ratio", "built-in", np.array(aspect_ratio), "width over height of the whole image"),
+        _divide(
             "object_scale",
             "built-in",
             scales,
-            f"share of the square unlike its background; known for the {plain} of {len(images)} images whose "
-            "border is plain",
+            f"share of the square that is not background; measured on the {plain} of {len(images)} images "
+            "with a plain border",
         ),
     ]
 
 
 def object_scale(square: UInt8[np.ndarray, "side side 3"]) -> float:
-    """Share of the pixels that are unlike a plain background; NaN where the border is not plain."""
+    """Share of the pixels that are not background; NaN where the border is not plain."""
     border = np.concatenate([square[0], square[-1], square[1:-1, 0], square[1:-1, -1]]).astype(int)
     background = np.median(border, axis=0)
     if (np.abs(border - background).max(axis=1) <= TOLERANCE).mean() < PLAIN:
@@ -87,10 +95,15 @@ def object_scale(square: UInt8[np.ndarray, "side side 3"]) -> float:
 
 
 def read_metadata(file: Path, sources: Sequence[str]) -> list[Column]:
-    """Every column of a CSV table, for the images that ``sources`` names.
+    """Divide the images by every column of a CSV table.
+
+    Args:
+        file: path of the table.
+        sources: names of the images, in order.
 
     Raises:
-        MetadataError: the file cannot be read, lacks ``file_name`` or another column, or names no image.
+        MetadataError: the file cannot be read, lacks ``file_name`` or any other column, or names none of the
+            images.
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
@@ -101,13 +114,12 @@ def read_metadata(file: Path, sources: Sequence[str]) -> list[Column]:
         raise MetadataError(f"evaluation.metadata = '{file}' cannot be read: {error}") from error
     if FILE_NAME not in header or len(header) < 2:
         raise MetadataError(
-            f"evaluation.metadata = '{file}': columns {FILE_NAME} and another one are needed; "
-            f"found {', '.join(header) or 'none'}"
+            f"evaluation.metadata = '{file}': must have the column {FILE_NAME} and at least one other; "
+            f"its columns are: {', '.join(header) or 'none'}"
         )
-    known = np.array([source in table for source in sources])
-    if not known.any():
+    if not any(source in table for source in sources):
         raise MetadataError(
-            f"evaluation.metadata = '{file}': {FILE_NAME} names none of the test images, "
+            f"evaluation.metadata = '{file}': the column {FILE_NAME} names none of the test images, "
             f"such as '{sources[0]}'"
         )
     return [
@@ -119,48 +131,47 @@ def read_metadata(file: Path, sources: Sequence[str]) -> list[Column]:
 
 def measure(
     column: Column,
-    answers: Mapping[str, Int[np.ndarray, " images"]],
+    predictions: Mapping[str, Int[np.ndarray, " images"]],
     parents: Mapping[str, str],
     labels: Int[np.ndarray, " images"],
 ) -> dict[str, Any]:
-    """Score every classifier on each group of images, and every variant against its parent.
+    """Score every classifier on each group of images, and compare every variant with its parent.
 
     Args:
-        column: how the images are parted.
-        answers: classifier to the classes that it answered; all parents are among them.
-        parents: variant to its parent; a classifier that is none's child is scored alone.
-        labels: the true classes.
+        column: the groups of images.
+        predictions: class of each image according to each classifier, all parents included.
+        parents: parent of each variant; a classifier without a parent is only scored.
+        labels: true class of each image.
     """
     return {
         "column": column.name,
         "source": column.source,
         "note": column.note,
-        "groups": [{"group": name, "n": int(inside.sum())} for name, inside in column.groups.items()],
+        "groups": [{"group": name, "n": int(mask.sum())} for name, mask in column.groups.items()],
         "variants": {
-            name: _variant(column, predictions, answers.get(parents.get(name, "")), labels)
-            for name, predictions in answers.items()
+            name: _measure_variant(column, classes, predictions.get(parents.get(name, "")), labels)
+            for name, classes in predictions.items()
             if column.groups
         },
     }
 
 
-def _variant(
+def _measure_variant(
     column: Column,
-    own: Int[np.ndarray, " images"],
+    variant: Int[np.ndarray, " images"],
     parent: Int[np.ndarray, " images"] | None,
     labels: Int[np.ndarray, " images"],
 ) -> dict[str, Any]:
     counts = {
-        name: (int((own == labels)[inside].sum()), int(inside.sum()))
-        for name, inside in column.groups.items()
+        name: (int((variant == labels)[mask].sum()), int(mask.sum())) for name, mask in column.groups.items()
     }
-    damage = {} if parent is None else paired(own, parent, labels, column.groups)
+    differences = {} if parent is None else compare_groups(variant, parent, labels, column.groups)
     groups = []
     for name, (correct, images) in counts.items():
         lo, hi = wilson(correct, images)
         line = {"group": name, "n": images, "score": correct / images, "lo": lo, "hi": hi}
-        if name in damage:
-            figures = damage[name]
+        if name in differences:
+            figures = differences[name]
             line |= {"delta": figures["delta"], "delta_lo": figures["lo"], "delta_hi": figures["hi"]}
             line |= {key: figures[key] for key in ("p_holm", "worse")}
         groups.append(line)
@@ -168,8 +179,8 @@ def _variant(
 
 
 def _gap(counts: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
-    """The best group against the worst."""
-    shares = {name: correct / images for name, (correct, images) in counts.items() if images >= FEWEST}
+    """The difference between the best and the worst group; all None where fewer than two are large enough."""
+    shares = {name: correct / images for name, (correct, images) in counts.items() if images >= LEAST_IMAGES}
     if len(shares) < 2:
         return dict.fromkeys(("best", "worst", "gap", "gap_lo", "gap_hi", "distinguishable"))
     best, worst = max(shares, key=lambda name: shares[name]), min(shares, key=lambda name: shares[name])
@@ -193,30 +204,26 @@ def _column(name: str, cells: Sequence[str]) -> Column:
         numbers = np.array([float(cell) if cell.strip() else math.nan for cell in cells])
     except ValueError:
         numbers = None
-    if numbers is not None and len(np.unique(numbers[~np.isnan(numbers)])) > CATEGORIES:
-        return _cut(name, "metadata", numbers, note)
+    if numbers is not None and len(np.unique(numbers[~np.isnan(numbers)])) > MOST_CATEGORIES:
+        return _divide(name, "metadata", numbers, note)
     stripped = np.array([cell.strip() for cell in cells])
     groups = {str(value): stripped == value for value in np.unique(stripped) if value}
     return Column(name, "metadata", groups, note)
 
 
-def _cut(
+def _divide(
     name: str, source: Literal["built-in", "metadata"], values: Float[np.ndarray, " images"], note: str
 ) -> Column:
-    """Tertiles of numbers; NaN belongs to none."""
-    known = values[~np.isnan(values)]
-    if len(known) < PARTS * FEWEST:
-        return Column(name, source, {}, f"{note}; too few to compare: {len(known)}")
-    if known.min() == known.max():
-        return Column(name, source, {}, f"{note}; the same for all images: {known[0]:.3g}")
-    edges = _edges(known)
+    """Divide the images into quantiles of a number; an image with NaN belongs to none."""
+    numbers = values[~np.isnan(values)]
+    if len(numbers) < QUANTILES * LEAST_IMAGES:
+        return Column(name, source, {}, f"{note}; too few images to compare: {len(numbers)}")
+    if numbers.min() == numbers.max():
+        return Column(name, source, {}, f"{note}; the same for all images: {numbers[0]:.3g}")
+    edges = np.unique(np.quantile(numbers, np.linspace(0, 1, QUANTILES + 1)))
     groups = {}
     for number, (low, high) in enumerate(itertools.pairwise(edges)):
-        inside = (values >= low if number == 0 else values > low) & (values <= high)
-        if inside.any():
-            groups[f"{low:.4g} to {high:.4g}"] = inside
+        mask = (values >= low if number == 0 else values > low) & (values <= high)
+        if mask.any():
+            groups[f"{low:.4g} to {high:.4g}"] = mask
     return Column(name, source, groups, note)
-
-
-def _edges(known: Float[np.ndarray, " images"]) -> Float64[np.ndarray, " edges"]:
-    return np.unique(np.quantile(known, np.linspace(0, 1, PARTS + 1)))

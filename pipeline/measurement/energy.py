@@ -1,47 +1,33 @@
-"""Energy and emissions: by the machine's counters where they can be read, else an estimate that is named so.
+"""Estimates of energy and emissions. Nothing here is measured by hardware counters.
 
-The estimate is that of Green Algorithms (Lannelongue et al. 2021, https://doi.org/10.1002/advs.202100707):
-time x (cores x watts of a core + gigabytes x watts of a gigabyte) x what the building takes on top.
+The method is that of Green Algorithms (Lannelongue et al. 2021, https://doi.org/10.1002/advs.202100707):
+energy = time x (cores x power per core + memory x power per gigabyte) x power usage effectiveness.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from pipeline import lineage
+from pipeline.measurement.settings import EnergySettings
 
 JOULES_PER_KWH = 3.6e6
 
 METHOD = {
-    "kind": "estimate",
-    "note": "time x (cores x watts_per_core + memory_gigabytes x watts_per_gigabyte) x pue; an assumed power "
-    "and not a measured one; time is that of training steps and scoring on val, without the labelling of "
-    "views, export and evaluation; accelerators are not counted",
+    "note": "time x (cores x watts_per_core + memory_gigabytes x watts_per_gigabyte) x pue; the power is "
+    "assumed, not measured; the time is that of training and of scoring on the validation split, without "
+    "labelling, export and evaluation; accelerators are not included",
     "sources": [
         "Lannelongue, Grealey and Inouye 2021, Green Algorithms, doi:10.1002/advs.202100707: the formula, "
-        "12 W a core of an unknown CPU, 0.3725 W a GB",
-        "International Energy Agency 2019: 475 g CO2e a kWh, the world's mean",
+        "12 W per core of an unknown CPU, 0.3725 W per GB",
+        "International Energy Agency 2019: 475 g CO2e per kWh, the world average",
     ],
 }
 
 
-@dataclass(frozen=True)
-class Assumptions:
-    """What is taken for granted."""
-
-    watts_per_core: float
-    watts_per_gigabyte: float
-    pue: float
-    """Watts that the building takes for each of the machine's."""
-    gram_co2_per_kwh: float
-
-    def watts(self, cores: int, gigabytes: float) -> float:
-        """Of a machine at work."""
-        return (cores * self.watts_per_core + gigabytes * self.watts_per_gigabyte) * self.pue
-
-
-def spent(seconds: float, watts: float, assumed: Assumptions) -> dict[str, float]:
-    """``seconds``, ``kwh`` and ``gram_co2``."""
+def estimate(seconds: float, watts: float, assumptions: EnergySettings) -> dict[str, float]:
+    """Estimate ``kwh`` and ``gram_co2`` for some ``seconds`` of work."""
     kwh = seconds * watts / JOULES_PER_KWH
-    return {"seconds": seconds, "kwh": kwh, "gram_co2": kwh * assumed.gram_co2_per_kwh}
+    return {"seconds": seconds, "kwh": kwh, "gram_co2": kwh * assumptions.gram_co2_per_kwh}
 
 
 def training(
@@ -50,41 +36,55 @@ def training(
     *,
     cores: int,
     gigabytes: float,
-    assumed: Assumptions,
+    assumptions: EnergySettings,
 ) -> dict[str, Any]:
-    """What each step took by itself (``own``) and with all that it stands on (``total``).
+    """Estimate the training of the teacher and of each variant, alone (``own``) and with all its ancestors.
 
     Args:
-        seconds: of the teacher and of each variant.
-        parents: variant to its parent.
-        cores: that training kept busy.
-        gigabytes: of memory that it held.
-        assumed: the estimate's assumptions.
+        seconds: training time of the teacher and of each variant.
+        parents: parent of each variant.
+        cores: number of cores that training kept busy.
+        gigabytes: memory of the machine.
+        assumptions: constants of the estimate.
+
+    Returns:
+        ``own`` and ``total`` of the teacher and of each variant, as ``estimate`` returns them.
     """
-    watts = assumed.watts(cores, gigabytes)
-    result = {}
-    for name in seconds:
-        chain = [name]
-        while chain[-1] in parents:
-            chain.append(parents[chain[-1]])
-        result[name] = {
-            "own": spent(seconds[name], watts, assumed),
-            "total": spent(sum(seconds[step] for step in chain), watts, assumed),
+    watts = assumptions.watts(cores, gigabytes)
+    return {
+        name: {
+            "own": estimate(own, watts, assumptions),
+            "total": estimate(
+                sum((seconds[ancestor] for ancestor in lineage.ancestors(parents, name)), own),
+                watts,
+                assumptions,
+            ),
         }
-    return result
+        for name, own in seconds.items()
+    }
 
 
 def inference(
-    milliseconds: Mapping[str, float], *, cores: int, gigabytes: Mapping[str, float], assumed: Assumptions
+    milliseconds: Mapping[str, float],
+    *,
+    cores: int,
+    gigabytes: Mapping[str, float],
+    assumptions: EnergySettings,
 ) -> dict[str, Any]:
-    """Of 1,000 images, one by one; memory is what the variant's own process held at its peak."""
+    """Estimate the classification of 1,000 images, one by one.
+
+    Args:
+        milliseconds: latency of each variant per image.
+        cores: number of cores that one call keeps busy.
+        gigabytes: peak memory of a process that runs the variant.
+        assumptions: constants of the estimate.
+    """
     result = {}
-    for name, each in milliseconds.items():
-        figures = spent(
-            each, assumed.watts(cores, gigabytes[name]), assumed
-        )  # milliseconds x 1,000 = seconds
+    for name, latency in milliseconds.items():
+        # 1,000 images take as many seconds as one image takes milliseconds.
+        figures = estimate(latency, assumptions.watts(cores, gigabytes[name]), assumptions)
         result[name] = {
-            "ms_per_image": each,
+            "ms_per_image": latency,
             "joule_per_image": figures["kwh"] * JOULES_PER_KWH / 1000,
             "kwh_per_1000": figures["kwh"],
             "gram_co2_per_1000": figures["gram_co2"],

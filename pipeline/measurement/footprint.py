@@ -1,6 +1,6 @@
-"""Load time and peak memory of one file, in a process that does nothing else.
+"""Load time and peak memory of one ONNX file, in a process that does nothing else.
 
-Run as a script, it imports ONNX Runtime and NumPy alone, as an application would.
+This module runs as a script. It imports only ONNX Runtime and NumPy, as an application would.
 """
 
 import json
@@ -15,8 +15,8 @@ STATUS = Path("/proc/self/status")
 
 
 def main(file: str) -> None:
-    """Open the file, run it once on a black image, and print what that took, as JSON."""
-    _forget_peak()
+    """Open the file, run it once on a black image, and print the time and memory as JSON."""
+    _reset_peak()
     before = _memory("VmRSS")
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -39,8 +39,8 @@ def main(file: str) -> None:
     )
 
 
-def _forget_peak() -> None:
-    """Importing may have taken more than what is left of it."""
+def _reset_peak() -> None:
+    """Reset the peak: the imports may have needed more memory for a moment than they keep."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

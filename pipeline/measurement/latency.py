@@ -1,12 +1,12 @@
-"""Latency of shipped files, measured so that variants can be compared and a measurement can be repeated.
+"""Latency of ONNX files, measured so that variants can be compared and measurements can be repeated.
 
-All files are timed in one process, one call of each in every round and the order drawn anew, so that
-a machine that slows down (heat, neighbours) slows all of them alike. A side effect is that each call
-finds the caches filled by others, as it does in an application: files take longer than alone in a loop.
+All files are timed in one process. Each round calls every file once, in a random order, so that a machine
+that slows down (because of heat or other work) slows all of them alike. As a side effect, each call finds the
+caches filled by the other files, as it does in an application: calls take longer than alone in a loop.
 
-Calls of one session are no independent repeats: where its weights happen to lie in memory stays. Files are
-therefore opened anew again and again, and intervals are those of the mean over sessions. Otherwise a second
-measurement would leave the first one's intervals.
+Calls within one session are not independent repeats, because the weights stay where they happen to lie in
+memory. Therefore every file is opened several times, and intervals are those of the mean over sessions. With
+intervals over calls, a second measurement would often lie outside the interval of the first one.
 """
 
 import gc
@@ -26,27 +26,32 @@ import numpy as np
 import onnxruntime as ort
 from jaxtyping import Float64, UInt8
 
+from pipeline.lineage import REFERENCE
 from pipeline.measurement import footprint, machine
 from pipeline.measurement.machine import Noise
 from pipeline.onnx.inference import INPUT, OUTPUT, open_classifier
 from pipeline.statistics.intervals import mean_interval
 
-REFERENCE = "fp32"
-
 WINDOW = 4
-"""Rounds that are compared with those before, to see whether a session is warm."""
-MOST_UNTIMED = 48
-"""Rounds after which a session counts as warm."""
+"""Number of rounds that are compared with the same number before, to see whether a session is warm."""
+
+MOST_WARMUP_ROUNDS = 48
+"""Number of rounds after which a session counts as warm in any case."""
+
 STABLE = 0.02
-"""Share by which a window may still be faster than the one before."""
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 50
-"""Timed in one session."""
+"""Greatest share by which a window of a warm session may be faster than the window before."""
+
+LEAST_ROUNDS, MOST_ROUNDS = 5, 50
+"""Least and greatest number of timed rounds per session."""
+
 SESSION_SECONDS = 0.5
-"""Timed in one session, within those rounds."""
-FEWEST_SESSIONS = 3
-"""However long they take; fewer have no interval worth the name."""
+"""Seconds of timed rounds per session, within those numbers."""
+
+LEAST_SESSIONS = 3
+"""Number of sessions that are timed however long they take; fewer give no useful interval."""
+
 MOST_SESSIONS = 3
-"""Times the wanted number, where the precision is not reached."""
+"""Greatest number of sessions as a multiple of the requested one, if the precision is not reached."""
 
 Progress = Callable[[], object]
 
@@ -67,36 +72,40 @@ def measure(
     """Time every file, interleaved, with every number of threads and every batch size.
 
     Args:
-        paths: variant names and their ONNX files.
-        threads: intra-op threads of ONNX Runtime, pinned to a core each; 0 takes all usable cores.
-        batch_sizes: images of one call.
-        sessions: times that each file is opened and timed.
-        precision: relative half width of all ratios' intervals that is enough; up to three times as many
-            sessions are made for it.
-        seconds: after which no further session begins under one condition, once there are three.
-        processes: fresh processes that tell each file's load time and memory.
-        seed: of the images and of the order in each round.
-        reference: the variant that ``ratio`` compares with; where it is missing, ratios are None.
+        paths: ONNX file of each variant.
+        threads: numbers of intra-op threads of ONNX Runtime, each pinned to a core; 0 takes all usable cores.
+        batch_sizes: numbers of images per call.
+        sessions: number of times that each file is opened and timed.
+        precision: relative half width of the intervals of all ratios that is sufficient; up to three times as
+            many sessions are added to reach it.
+        seconds: time after which no further session begins under one condition, once there are three.
+        processes: number of fresh processes in which the load time and memory of each file are measured.
+        seed: seed of the images and of the order in each round.
+        reference: the variant that ``ratio`` compares with; without it, ratios are None.
         progress: called after each session.
 
     Returns:
-        ``machine``, ``load_average`` before and after, ``noise``, ``footprint`` and ``conditions``: for each
-        combination what ``_condition`` returns. ``settings`` and ``variants`` are those of the first one.
+        ``machine``, ``load_average`` before and after, ``noise``, ``footprint`` of each variant, and
+        ``conditions``: for each number of threads and batch size what ``_time_condition`` returns.
+        ``settings`` and ``variants`` are those of the first condition.
 
     Raises:
-        ModelFileError: a file is not one of this pipeline.
+        ModelFileError: a file is not an ONNX file of this pipeline.
+        ValueError: there are no files, or less than 2 sessions.
     """
     if not paths or sessions < 2:
-        raise ValueError(f"{len(paths)} files and {sessions} sessions: at least 1 and 2 are needed")
+        raise ValueError(
+            f"`paths` has {len(paths)} files and `sessions` is {sessions}; at least 1 and 2 are needed"
+        )
     before = machine.load_average()
     random = np.random.default_rng(seed)
     cores = machine.usable_cores()
-    wanted = dict.fromkeys(
+    combinations = dict.fromkeys(
         (min(count or len(cores), len(cores)), batch) for batch in batch_sizes for count in threads
     )
     providers = ["cpu", *(["cuda"] if "CUDAExecutionProvider" in ort.get_available_providers() else [])]
     conditions = [
-        _condition(
+        _time_condition(
             paths,
             provider=provider,
             cores=cores[-count:],
@@ -109,7 +118,7 @@ def measure(
             progress=progress,
         )
         for provider in providers
-        for count, batch in wanted
+        for count, batch in combinations
         if provider == "cpu" or count == 1
     ]
     first = conditions[0]
@@ -132,7 +141,7 @@ def measure(
     }
 
 
-def _condition(
+def _time_condition(
     paths: Mapping[str, Path],
     *,
     provider: str,
@@ -145,29 +154,29 @@ def _condition(
     reference: str,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """One number of threads and one batch size: sessions until the ratios are precise, or time is up.
+    """Time sessions under one condition, until the ratios are precise or time is up.
 
     Returns:
-        What was asked and done, whether the ``precision`` was ``reached``, the widest interval's relative
-        ``ratio_half_width``, the ``noise``, and for each variant ``latency_ms_p50``, ``p90``, ``p99`` and
-        ``min`` in milliseconds a call, ``images_per_second``, and ``ratio``: the reference's time over this
-        one's (larger is faster), with intervals over sessions.
+        The settings, the numbers of ``sessions`` and ``rounds``, whether the ``precision`` was ``reached``,
+        the relative ``ratio_half_width`` of the widest interval, the ``noise``, and for each variant
+        ``latency_ms_p50``, ``p90``, ``p99`` and ``min`` in milliseconds per call, ``images_per_second``, and
+        ``ratio``: the reference's time divided by the variant's (larger is faster), with intervals.
     """
     deadline, noise = time.monotonic() + seconds, machine.watch()
-    timed: list[Float64[np.ndarray, "rounds files"]] = []
+    timed: list[Float64[np.ndarray, "_ files"]] = []
     warmup = []
     variants, widest = {}, math.inf
-    with _pinned(cores), _uncollected():
+    with _pinned(cores), _without_garbage_collection():
         while widest > precision and len(timed) < MOST_SESSIONS * sessions:
             order = random.permutation(len(paths))
             calls = _open(list(paths.values()), order, provider, cores, batch_size, random)
             untimed, length = _warm(calls, random)
-            rounds = int(np.clip(SESSION_SECONDS / length, FEWEST_ROUNDS, MOST_ROUNDS))
+            rounds = int(np.clip(SESSION_SECONDS / length, LEAST_ROUNDS, MOST_ROUNDS))
             timed.append(np.array([_round(calls, random) for _ in range(rounds)]))
             warmup.append(untimed)
             if progress is not None:
                 progress()
-            late = time.monotonic() > deadline and len(timed) >= FEWEST_SESSIONS
+            late = time.monotonic() > deadline and len(timed) >= LEAST_SESSIONS
             if late or len(timed) >= sessions:
                 variants = _summaries(timed, list(paths), reference, batch_size)
                 widest = max(_half_width(row) for row in variants.values())
@@ -200,7 +209,7 @@ def _open(
     batch_size: int,
     random: np.random.Generator,
 ) -> list[Callable[[], object]]:
-    """One call of each file, opened in the given order."""
+    """Open the files in the given order; return a function for each that calls it once."""
     calls: dict[int, Callable[[], object]] = {}
     for index in order:
         classifier = open_classifier(files[index], threads=len(cores), cores=cores, provider=provider)
@@ -218,9 +227,9 @@ def _open(
 def _bound(
     session: ort.InferenceSession, images: UInt8[np.ndarray, "batch height width 3"], device: str
 ) -> Callable[[], ort.IOBinding]:
-    """A call whose images and logits lie in the device's memory, and which ends when the device is done.
+    """A call with images and logits in the device's memory, which returns when the device has finished.
 
-    ONNX Runtime would copy both over the bus within each call otherwise.
+    Otherwise ONNX Runtime would copy both over the bus within each call.
     """
     binding = session.io_binding()
     binding.bind_ortvalue_input(INPUT, ort.OrtValue.ortvalue_from_numpy(images, device))
@@ -235,18 +244,18 @@ def _bound(
 
 
 def _warm(calls: list[Callable[[], object]], random: np.random.Generator) -> tuple[int, float]:
-    """Call until a window of rounds is no faster than the one before; rounds that took, seconds of one."""
+    """Call until a window of rounds is no faster than the one before; return rounds and seconds per round."""
     before, rounds = math.inf, 0
     while True:
         now = float(np.median([sum(_round(calls, random)) for _ in range(WINDOW)]))
         rounds += WINDOW
-        if now > (1 - STABLE) * before or rounds >= MOST_UNTIMED:
+        if now > (1 - STABLE) * before or rounds >= MOST_WARMUP_ROUNDS:
             return rounds, now
         before = now
 
 
 def _round(calls: list[Callable[[], object]], random: np.random.Generator) -> list[float]:
-    """Seconds of one call of each, in a random order."""
+    """Call each once, in a random order; return the seconds of each call."""
     seconds = [0.0] * len(calls)
     for index in random.permutation(len(calls)).tolist():
         start = time.perf_counter_ns()
@@ -256,7 +265,7 @@ def _round(calls: list[Callable[[], object]], random: np.random.Generator) -> li
 
 
 def _summaries(
-    timed: Sequence[Float64[np.ndarray, "rounds files"]],
+    timed: Sequence[Float64[np.ndarray, "_ files"]],
     names: Sequence[str],
     reference: str,
     batch_size: int,
@@ -273,11 +282,11 @@ def _summaries(
 
 
 def _summary(
-    sessions: Sequence[Float64[np.ndarray, " rounds"]],
-    base: Sequence[Float64[np.ndarray, " rounds"]] | None,
+    sessions: Sequence[Float64[np.ndarray, " _"]],
+    base: Sequence[Float64[np.ndarray, " _"]] | None,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Quantiles over all calls; what has an interval is the geometric mean of the sessions' medians."""
+    """Quantiles over all calls, and geometric means of the medians of the sessions, with intervals."""
     calls = np.concatenate(sessions)
     p90, p99 = np.percentile(calls * 1000, [90, 99]).tolist()
     middle, lo, hi = _geometric([float(np.median(session)) for session in sessions])
@@ -297,7 +306,7 @@ def _summary(
         "distinguishable": None,
     }
     if base is not None:
-        # Within a round both had the same machine.
+        # Within a round, both files found the machine in the same state.
         pairs = zip(base, sessions, strict=True)
         ratio, lo, hi = _geometric([float(np.median(old / new)) for old, new in pairs])
         result |= {"ratio": ratio, "ratio_lo": lo, "ratio_hi": hi, "distinguishable": not lo <= 1 <= hi}
@@ -305,20 +314,20 @@ def _summary(
 
 
 def _geometric(values: Sequence[float]) -> tuple[float, float, float]:
-    """Geometric mean of positive repeats, with its 95 % interval."""
+    """Geometric mean of positive repeats, and the ends of its 95 % interval."""
     logarithms = np.log(values)
     lo, hi = mean_interval(logarithms)
     return float(np.exp(logarithms.mean())), float(np.exp(lo)), float(np.exp(hi))
 
 
 def _half_width(row: Mapping[str, Any]) -> float:
-    """Of the ratio's interval, or the latency's where there is no ratio; relative."""
+    """Relative half width of the interval of the ratio, or of the latency where there is no ratio."""
     name = "latency_ms_p50" if row["ratio"] is None else "ratio"
     return (row[f"{name}_hi"] - row[f"{name}_lo"]) / (2 * row[name])
 
 
-def _spread(sessions: Sequence[Float64[np.ndarray, " rounds"]]) -> tuple[float, float]:
-    """How unsteady the calls of one file were: ``spread`` and ``drift`` of ``Noise``."""
+def _spread(sessions: Sequence[Float64[np.ndarray, " _"]]) -> tuple[float, float]:
+    """The ``spread`` and ``drift`` of the calls of one file, as ``Noise`` defines them."""
     middle, high = np.percentile(np.concatenate(sessions), [50, 90])
     medians = [float(np.median(session)) for session in sessions]
     half = len(medians) // 2
@@ -326,7 +335,7 @@ def _spread(sessions: Sequence[Float64[np.ndarray, " rounds"]]) -> tuple[float, 
 
 
 def _footprint(path: Path, processes: int) -> dict[str, Any]:
-    """Load time, first call and memory, from fresh processes."""
+    """Load time, first call and memory of one file, measured in fresh processes."""
     runs = [
         json.loads(
             subprocess.run(
@@ -351,7 +360,7 @@ def _footprint(path: Path, processes: int) -> dict[str, Any]:
 
 @contextmanager
 def _pinned(cores: Sequence[int]) -> Iterator[None]:
-    """Keep the calling thread on the first of the cores; ONNX Runtime pins its own to the others."""
+    """Pin the calling thread to the first of the cores; ONNX Runtime pins its own threads to the others."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -364,8 +373,8 @@ def _pinned(cores: Sequence[int]) -> Iterator[None]:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Python's collector would stop some calls and not others."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Keep Python's garbage collector from interrupting some of the calls."""
     collecting = gc.isenabled()
     gc.disable()
     try:

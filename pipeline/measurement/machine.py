@@ -1,4 +1,4 @@
-"""The machine that a measurement ran on, and whether it had the machine to itself."""
+"""The machine that a measurement ran on, and whether other work disturbed the measurement."""
 
 import os
 import platform
@@ -15,38 +15,38 @@ FLAGS = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimddp", "i8mm", "bf16", "sve"),
 )
-"""CPU features that decide how fast int8 and float run, as Linux names them (x86, then Arm)."""
+"""CPU features that the speed of int8 and float depends on, as Linux names them (x86, then Arm)."""
 
 FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What else than the measured code took time."""
+    """What disturbed a measurement."""
 
     others_cores: float
-    """Cores that other processes kept busy, on average."""
+    """Average number of cores that other processes kept busy."""
     steal: float
-    """Share of the time that the host gave to others (of virtual machines)."""
+    """Share of the time that the host of a virtual machine gave to other machines."""
     spread: float
-    """How much the 90th percentile of the reference's times lies above their median, as a share."""
+    """How far the 90th percentile of the reference's times lies above their median, as a share of it."""
     drift: float
-    """How much the reference's median changed from the first half of the sessions to the second, a share."""
+    """Relative change of the reference's median from the first half of the sessions to the second."""
 
 
 LIMITS = Noise(others_cores=0.15, steal=0.02, spread=0.25, drift=0.05)
-"""A measurement with more of any of these is called noisy."""
+"""A measurement that exceeds any of these is called noisy."""
 
-WORDS = {
-    "others_cores": "other processes kept {seen:.2f} cores busy",
-    "steal": "the host took {seen:.1%} of the time",
-    "spread": "the 90th percentile lies {seen:.0%} above the median",
-    "drift": "the median drifted by {seen:.1%}",
+REASONS = {
+    "others_cores": "other processes kept {:.2f} cores busy",
+    "steal": "the host took {:.1%} of the time",
+    "spread": "the 90th percentile lies {:.0%} above the median",
+    "drift": "the median drifted by {:.1%}",
 }
 
 
 def describe() -> dict[str, Any]:
-    """CPU model, the features that matter, core counts, clock, memory and versions; None where not told."""
+    """CPU model and features, numbers of cores, clock, memory and versions; None where unknown."""
     cpu = _cpuinfo()
     flags = cpu.get("flags", cpu.get("Features", "")).split()
     return {
@@ -69,41 +69,42 @@ def describe() -> dict[str, Any]:
 
 
 def usable_cores() -> list[int]:
-    """Numbers of the cores that this process may run on."""
+    """Indices of the cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def load_average() -> list[float] | None:
-    """Over 1, 5 and 15 minutes."""
+    """Load average over 1, 5 and 15 minutes; None where the system has none."""
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
 def watch() -> Callable[[], tuple[float, float]]:
-    """Start watching; the function returned tells ``others_cores`` and ``steal`` since then."""
-    everyone, own, process = psutil.cpu_times(), psutil.Process().cpu_times(), psutil.Process()
+    """Start watching; the returned function returns ``others_cores`` and ``steal`` since then."""
+    process = psutil.Process()
+    all_before, own_before = psutil.cpu_times(), process.cpu_times()
 
-    def seen() -> tuple[float, float]:
-        now, mine = psutil.cpu_times(), process.cpu_times()
-        passed = {name: getattr(now, name) - getattr(everyone, name) for name in now._fields}
-        # Linux counts guests in user time, too.
+    def noise() -> tuple[float, float]:
+        now, own = psutil.cpu_times(), process.cpu_times()
+        passed = {name: getattr(now, name) - getattr(all_before, name) for name in now._fields}
+        # Linux includes the time of guests in user time.
         total = sum(passed.values()) - passed.get("guest", 0) - passed.get("guest_nice", 0)
         idle = passed["idle"] + passed.get("iowait", 0) + passed.get("steal", 0)
-        used = mine.user + mine.system - own.user - own.system
+        used = own.user + own.system - own_before.user - own_before.system
         wall = total / (psutil.cpu_count() or 1)
         if not wall:
             return 0.0, 0.0
         return max(0.0, (total - idle - used) / wall), passed.get("steal", 0) / total
 
-    return seen
+    return noise
 
 
 def verdict(noise: Noise) -> dict[str, Any]:
-    """The figures, whether any is above its limit, and in words which."""
-    seen, limits = asdict(noise), asdict(LIMITS)
-    reasons = [WORDS[name].format(seen=seen[name]) for name in seen if seen[name] > limits[name]]
-    return {"noisy": bool(reasons), "reasons": reasons, **seen}
+    """The figures, whether any of them exceeds its limit (``noisy``), and the ``reasons`` in words."""
+    figures, limits = asdict(noise), asdict(LIMITS)
+    reasons = [REASONS[name].format(figures[name]) for name in figures if figures[name] > limits[name]]
+    return {"noisy": bool(reasons), "reasons": reasons, **figures}
 
 
 def _read(path: Path) -> str | None:
@@ -114,7 +115,7 @@ def _read(path: Path) -> str | None:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is none."""
+    """Fields of the first processor in /proc/cpuinfo; empty where there is no such file."""
     text = _read(Path("/proc/cpuinfo")) or ""
     lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
     return {key.strip(): value.strip() for key, _, value in lines}

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.models import storage
+from pipeline.models import histories, storage
 from pipeline.report.evidence import Evidence, Part
 from pipeline.selection.budget import Choice
 from pipeline.selection.table import Row
@@ -63,6 +63,10 @@ class RunResults:
     """Greatest loss against the parent that the gate allows, as a fraction of 1."""
     choice: Choice
     """The variant that fits the budget best, or the reason why none does."""
+    git_commit: str
+    """Commit of the checkout that wrote the report."""
+    versions: Mapping[str, str]
+    """Package to its installed version, for the packages that results depend on."""
     evidence: Evidence = field(default_factory=Evidence)
     """Optional measurements."""
 
@@ -105,6 +109,7 @@ def gather(
     *,
     metrics: Callable[[str], Path],
     folder: Callable[[str], Path],
+    timings: Callable[[str], Path],
     benchmark: Part,
 ) -> list[VariantResults]:
     """Read what the earlier stages wrote about each variant.
@@ -113,6 +118,7 @@ def gather(
         declared: variant to its parent and operation.
         metrics: path of a variant's scores.
         folder: path of the folder with a variant's model and history.
+        timings: path of the timings of a variant's training.
         benchmark: result of ``latency.measure``.
     """
     results = []
@@ -129,7 +135,7 @@ def gather(
                 macs=scores["macs"],
                 val=card["val"][scores["metric"]],
                 latency=benchmark["variants"][variant],
-                history=storage.read_history(folder(variant)),
+                history=histories.read(folder(variant), timings(variant)),
             )
         )
     return results

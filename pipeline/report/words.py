@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.report.evidence import Part
-from pipeline.report.figures import figure, span
+from pipeline.report.figures import figure
 from pipeline.tasks import SINGLE_LABEL, Task
 
 SNIPPET = """\
@@ -69,28 +69,6 @@ def sentence(text: str) -> str:
 def spaced(name: str) -> str:
     """The name of a column or a corruption without underscores."""
     return name.replace("_", " ")
-
-
-def verdict(change: Part, max_drop: float) -> str:
-    """The verdict of the gate with its reason, as one sentence.
-
-    Args:
-        change: comparison of a variant with its parent.
-        max_drop: greatest loss that the gate allows, as a fraction of 1.
-    """
-    delta, lo, hi, parent = (change[key] for key in ("delta", "lo", "hi", "parent"))
-    allowed = figure(max_drop, "gap")
-    if delta < 0:
-        result = f"{figure(-delta, 'gap', 2)} below {parent} (95 % CI {span(-hi, -lo, 'gap', 2)})"
-    elif delta > 0:
-        result = f"{figure(delta, 'gap', 2)} above {parent} (95 % CI {span(lo, hi, 'gap', 2)})"
-    else:
-        result = f"as accurate as {parent} (95 % CI of the difference {span(lo, hi, 'points')} points)"
-    if change["verdict"] == "accept":
-        return f"Accepted: {result}; a loss of up to {allowed} is allowed."
-    if hi < -max_drop:
-        return f"Rejected: {result}; a loss of more than {allowed} is not allowed."
-    return f"Rejected: {result}; the loss may exceed the {allowed} that are allowed."
 
 
 def flips(change: Part) -> str:

@@ -1,34 +1,44 @@
-"""Compare every variant with its parent on the same test images, in all and by what the images are like."""
+"""Compare every variant with its parent on the same test images, overall and per group of images."""
 
 import json
 
 import numpy as np
+import torch
 
 from pipeline import parameters, paths
 from pipeline.data import store
 from pipeline.evaluation import comparison, confidence, slices
-from pipeline.evaluation.comparison import Answers
+from pipeline.evaluation.comparison import ClassifierOutput
 from pipeline.process import stage
 from teachers.contract import InputContract
 
 
 def main() -> None:
-    """Write `artifacts/comparison.json`."""
+    """Write `artifacts/comparison.json`, which holds the verdict on every variant."""
     p = parameters.load()
     test = store.read(paths.DATA, "test")
-    teacher = Answers(np.load(paths.TEACHER_PREDICTIONS), confidence.load(paths.confidence("teacher")))
-    answers = {"teacher": teacher}
-    for variant in p.variants:
-        scores = json.loads(paths.metrics(variant).read_text())
-        answers[variant] = Answers(
-            np.asarray(scores["predictions"]), confidence.load(paths.confidence(variant))
+    logits = np.load(paths.TEACHER_LOGITS)
+    teacher = ClassifierOutput(
+        test.task.predictions(torch.from_numpy(logits)),
+        confidence.from_logits(logits, test.labels) if test.labels.ndim == 1 else None,
+    )
+    outputs = {"teacher": teacher}
+    for name in p.variants:
+        scores = json.loads(paths.metrics(name).read_text())
+        outputs[name] = ClassifierOutput(
+            np.asarray(scores["predictions"]), confidence.load(paths.confidence(name))
         )
-    parents = {name: variant.parent for name, variant in p.variants.items()}
+    parents = p.parents()
     variants = {
         name: {
             "parent": parent,
-            **comparison.against_parent(
-                answers[name], answers[parent], test.labels, test.classes, p.gate.max_drop
+            **comparison.compare_with_parent(
+                outputs[name],
+                outputs[parent],
+                test.labels,
+                test.classes,
+                parent_name="its teacher" if parent == "teacher" else parent,
+                max_drop=p.gate.max_drop,
             ),
         }
         for name, parent in parents.items()
@@ -39,7 +49,7 @@ def main() -> None:
         columns = slices.built_in(test, contract)
         if p.evaluation.metadata is not None:
             columns += slices.read_metadata(p.evaluation.metadata, list(test.table["source"]))
-    predictions = {name: given.predictions for name, given in answers.items()}
+    predictions = {name: output.predictions for name, output in outputs.items()}
     result = {
         "n": len(test),
         "metric": test.task.metric,
@@ -52,7 +62,7 @@ def main() -> None:
     }
     paths.COMPARISON.write_text(json.dumps(result, indent=2) + "\n")
     for name, figures in variants.items():
-        print(f"{name}: {figures['verdict']}: {figures['reason']}")
+        print(f"{name}: {figures['reason']}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Reckon the energy and the emissions of training and of use."""
+"""Estimate the energy and the emissions of training and of inference."""
 
 import json
 
 from pipeline import parameters, paths
 from pipeline.measurement import energy
-from pipeline.measurement.energy import Assumptions
-from pipeline.models import storage
+from pipeline.models import histories
 from pipeline.process import stage
 
 
@@ -13,35 +12,30 @@ def main() -> None:
     """Write `artifacts/costs.json`."""
     p = parameters.load()
     benchmark = json.loads(paths.BENCHMARK.read_text())
-    parents = {name: variant.parent for name, variant in p.variants.items()}
-    folders = {"teacher": paths.TEACHER} | {name: paths.model(name) for name in parents}
+    parents = p.parents()
     seconds = {
-        name: sum((line["seconds"] for line in storage.read_history(folder)), 0.0)
-        for name, folder in folders.items()
+        name: sum((epoch["seconds"] for epoch in histories.read_timings(paths.timings(name))), 0.0)
+        for name in ("teacher", *parents)
     }
-    assumed = Assumptions(**p.energy.model_dump())
     cores = p.compute.threads or benchmark["machine"]["cores_usable"]
     gigabytes = benchmark["machine"]["memory_bytes"] / 1e9
-    training = energy.training(seconds, parents, cores=cores, gigabytes=gigabytes, assumed=assumed)
-    footprint, condition = benchmark["footprint"], benchmark["conditions"][0]
+    condition = benchmark["conditions"][0]
+    latencies = {
+        name: row["latency_ms_p50"] / condition["batch_size"] for name, row in condition["variants"].items()
+    }
+    memory = {name: row["memory_peak_bytes"] / 1e9 for name, row in benchmark["footprint"].items()}
     result = {
-        "method": {**energy.METHOD, **vars(assumed), "cores": cores, "memory_gigabytes": gigabytes},
-        "training": training,
-        "everything": energy.spent(sum(seconds.values()), assumed.watts(cores, gigabytes), assumed),
+        "method": {**energy.METHOD, **p.energy.model_dump(), "cores": cores, "memory_gigabytes": gigabytes},
+        "training": energy.training(seconds, parents, cores=cores, gigabytes=gigabytes, assumptions=p.energy),
+        "everything": energy.estimate(sum(seconds.values()), p.energy.watts(cores, gigabytes), p.energy),
         "inference": energy.inference(
-            {
-                name: row["latency_ms_p50"] / condition["batch_size"]
-                for name, row in condition["variants"].items()
-            },
-            cores=condition["threads"],
-            gigabytes={name: row["memory_peak_bytes"] / 1e9 for name, row in footprint.items()},
-            assumed=assumed,
+            latencies, cores=condition["threads"], gigabytes=memory, assumptions=p.energy
         ),
     }
     paths.COSTS.write_text(json.dumps(result, indent=2) + "\n")
     print(
-        f"estimated: {result['everything']['kwh']:.3f} kWh and {result['everything']['gram_co2']:.0f} g CO2e "
-        "for all training"
+        f"all training: {result['everything']['kwh']:.3f} kWh and "
+        f"{result['everything']['gram_co2']:.0f} g CO2e (estimated)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Compare the shipped file of a variant with its module, and score it on the whole test split."""
+"""Compare the ONNX file of a variant with its module, and score it on the whole test split."""
 
 import json
 import sys
@@ -15,15 +15,17 @@ from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
 from pipeline.evaluation import confidence, scoring
 from pipeline.models import costs, storage
+from pipeline.onnx import weight
 from pipeline.parity import ladder
 from pipeline.process import stage
 from pipeline.training import compute
 
 BATCH = 32
+"""Number of images per batch."""
 
 
 def main(variant: str) -> None:
-    """Write `artifacts/metrics/<variant>.json`, and beside it what is kept of every image."""
+    """Write `artifacts/metrics/<variant>.json`, and `<variant>.npz` with the confidence in every image."""
     p = parameters.load()
     model = storage.load(paths.model(variant))
     size = model.card.input.size
@@ -32,24 +34,26 @@ def main(variant: str) -> None:
     test_set, val_set = (ViewSet(store.read(paths.DATA, s), None, model.card.input) for s in ("test", "val"))
 
     def images(
-        shown: ViewSet, chosen: Sequence[int], what: str
+        views: ViewSet, indices: Sequence[int], description: str
     ) -> Iterator[UInt8[Tensor, "batch height width 3"]]:
-        requests = batches.sequential(chosen, None, size, BATCH)
-        loader = batches.load(Fabric(accelerator="cpu"), shown, requests, p.compute.workers)
-        with tqdm(desc=f"{what} {variant}", total=len(chosen), unit=" images", mininterval=5) as bar:
+        requests = batches.sequential(indices, None, size, BATCH)
+        loader = batches.load(Fabric(accelerator="cpu"), views, requests, p.compute.workers)
+        with tqdm(desc=f"{description} {variant}", total=len(indices), unit=" images", mininterval=5) as bar:
             for batch in loader:
                 yield batch.images
                 bar.update(len(batch.images))
 
-    # Before the test split is looked at: a file that is not what was trained has no score.
+    # Before the test split is used: a file that differs from the trained module gets no score.
     count = len(val_set) if p.evaluation.parity is None else p.evaluation.parity
-    chosen = sampling.choose(val_set.images, count, p.seed)
-    climbed = None
+    parity = None
     if count:
-        shown = images(val_set, chosen.tolist(), "parity")
-        labels = val_set.images.labels[chosen]
-        climbed = {"split": "val", **ladder.climb(model, paths.onnx(variant), shown, labels, threads=threads)}
-    scores, kept = scoring.score(
+        sample = sampling.choose(val_set.images, count, p.seed)
+        labels = val_set.images.labels[sample]
+        rungs = ladder.climb(
+            model, paths.onnx(variant), images(val_set, sample.tolist(), "parity"), labels, threads=threads
+        )
+        parity = {"split": "val", **rungs}
+    scores, probabilities = scoring.score(
         paths.onnx(variant),
         (batch.numpy() for batch in images(test_set, range(len(test_set)), "evaluate")),
         test_set.images.labels,
@@ -59,12 +63,12 @@ def main(variant: str) -> None:
         **scores,
         "parameters": costs.count_parameters(model.module),
         "macs": costs.count_macs(model.module, size),
-        **costs.weigh(paths.onnx(variant)),
-        "parity": climbed,
+        **weight.weigh(paths.onnx(variant)),
+        "parity": parity,
     }
     paths.METRICS.mkdir(parents=True, exist_ok=True)
     paths.metrics(variant).write_text(json.dumps(metrics) + "\n")
-    confidence.save(paths.confidence(variant), kept)
+    confidence.save(paths.confidence(variant), probabilities)
     value, lo, hi = (scores[scores["metric"] + end] for end in ("", "_lo", "_hi"))
     print(f"{variant}: {test_set.images.task.words} {value:.2%} [{lo:.2%}, {hi:.2%}]")
 

@@ -1,6 +1,6 @@
-"""Show a training in MLflow while it goes on: a process beside the stage that trains.
+"""Show a training in MLflow while it goes on, in a process beside the stage that trains.
 
-It reads the checkpoints that the training leaves after each epoch, and ends when its standard input does.
+It reads the checkpoint that the training writes after each epoch, and ends when its standard input ends.
 """
 
 import json
@@ -12,64 +12,63 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline import parameters, paths, provenance
+from pipeline import parameters, paths, process
 from pipeline.parameters import Parameters
 
-# A server that does not answer is asked again soon, and no request waits for long.
+# Read by MLflow when it is imported. A server that does not answer is asked again soon enough.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
-from pipeline.tracking import runs
+from pipeline.tracking import live, records
 
 CHECKPOINT = "last.safetensors"
 
 
-def main(name: str) -> None:
-    """Follow the teacher or a variant until standard input ends; its last line is `done` if all went well."""
+def main(variant: str) -> None:
+    """Follow a variant or `teacher` until standard input ends; it ends with the line `done` on success."""
     os.nice(10)
     p = parameters.load()
-    if name in p.variants and p.declared()[name][2].get("method") == "ptq":
-        return  # Nothing is trained.
-    said: list[str] = []
-    over = threading.Event()
+    if variant in p.variants and p.declared()[variant][2].get("method") == "ptq":
+        return  # Post-training quantisation has no epochs.
+    lines: list[str] = []
+    ended = threading.Event()
 
     def listen() -> None:
-        said.extend(sys.stdin)
-        over.set()
+        lines.extend(sys.stdin)
+        ended.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    folders = _folders(p, name)
-    runs.follow(
-        runs.Training(name, p.recipe(name), provenance.source_tags()),
+    folders = _folders(p, variant)
+    live.follow(
+        records.RunRecord(variant, p.recipe(variant), records.source_tags()),
         lambda: _history(folders),
-        over,
-        runs.Book(p.tracking.uri, p.tracking.experiment, paths.home()),
-        finished=lambda: said == ["done\n"],
+        ended,
+        records.TrackingServer(p.tracking.uri, p.tracking.experiment, paths.home()),
+        finished=lambda: lines == ["done\n"],
     )
 
 
 def _folders(p: Parameters, name: str) -> list[Path]:
-    """Where the parts of a training leave their checkpoints, in order."""
+    """Folders of the checkpoints of each part of a training, in order."""
     if name != "teacher":
         return [paths.checkpoints(name)]
-    members = [p.teacher, *p.teacher.ensemble]
     return [
         paths.checkpoints(f"teacher-{number if p.teacher.ensemble else ''}{part}")
-        for number, member in enumerate(members)
+        for number, member in enumerate(p.teacher.members)
         for part, training in member.parts().items()
         if training is not None
     ]
 
 
 def _history(folders: list[Path]) -> list[dict[str, Any]]:
-    """The epochs so far, as the checkpoints' headers tell them, read without PyTorch."""
+    """The epochs so far, read from the headers of the checkpoints, which takes no PyTorch."""
     lines, newest = [], 0
     for folder in folders:
         file = folder / CHECKPOINT
         try:
             written = file.stat().st_mtime_ns
             if written < newest:
-                break  # An earlier training left it.
+                break  # It belongs to an earlier training.
             newest = written
             with safe_open(file, framework="numpy") as stored:
                 lines += json.loads(stored.metadata()["history"])
@@ -79,4 +78,5 @@ def _history(folders: list[Path]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    process.check_arguments()
     main(sys.argv[1])

@@ -1,36 +1,35 @@
-"""Ask the teacher about fixed views of every training image, once."""
+"""Compute the outputs of the teacher for fixed views of every training image, once."""
 
 import numpy as np
 import torch
 
 from pipeline import parameters, paths, provenance
-from pipeline.data import store
+from pipeline.data import store, views
 from pipeline.data.batches import ViewSet
-from pipeline.data.views import ViewSpace
 from pipeline.distillation import labels, teacher_store
 from pipeline.distillation.labels import Key, Store
 from pipeline.process import stage
-from pipeline.training import checkpoints, compute, loop
+from pipeline.training import checkpoints, compute, scoring
 
 
 def main() -> None:
     """Write `artifacts/labels/`."""
     p = parameters.load()
-    fabric = compute.start(**p.compute.model_dump(exclude={"workers"}), trials=paths.PRECISION_TRIALS)
+    fabric = compute.start(p.compute, trials=paths.PRECISION_TRIALS)
     card = teacher_store.read_card(paths.TEACHER)
-    images = store.read_lesson(paths.DATA)
-    space = ViewSpace(p.seed, **p.views.space())
-    answers, partials = [], []
+    images = store.read_training_images(paths.DATA)
+    space = views.space(p.views, p.seed)
+    logits, partials = [], []
     for folder in (paths.TEACHER / member for member in card["members"]):
         module, contract = teacher_store.load(folder)
         identity = provenance.identity(
             teacher=teacher_store.identity([teacher_store.read_card(folder)]),
             data=card["data_sha256"],
-            views=space,
+            views=space.model_dump(mode="json"),
         )
         partials.append(paths.checkpoints(f"labels-{identity[:16]}"))
-        answers.append(
-            labels.answer(
+        logits.append(
+            labels.compute(
                 fabric,
                 module,
                 ViewSet(images, space, contract),
@@ -41,18 +40,18 @@ def main() -> None:
         )
     means = (
         images.task.mean([torch.from_numpy(np.array(member)) for member in view]).to(torch.float16).numpy()
-        for view in zip(*answers, strict=True)
+        for view in zip(*logits, strict=True)
     )
-    top = labels.kept(images.task, p.views.top)
-    stored = labels.compact(means, top)
+    top = labels.stored_classes(images.task, p.views.top)
+    answers = labels.compact(means, top)
     key = Key(card["data_sha256"], card["identity"], space, p.views.per_image, top)
-    labels.save(paths.LABELS, Store(key, card["origin"], stored))
+    labels.save(paths.LABELS, Store(key, card["origin"], answers))
     for partial in partials:
         checkpoints.clear(partial)
     print(f"{len(images)} images, {p.views.per_image} views each")
-    if images.labelled and not space.mixes:
-        first = torch.from_numpy(stored.at(np.arange(len(images)), 0)).float()
-        print(f"the teacher on the first views: {loop.score(first, images)}")
+    if images.fully_labelled and not space.mixes:
+        first = torch.from_numpy(answers.at(np.arange(len(images)), 0)).float()
+        print(f"the teacher on the first views: {scoring.score(first, images)}")
 
 
 if __name__ == "__main__":

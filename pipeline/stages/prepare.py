@@ -10,13 +10,13 @@ def main() -> None:
     p = parameters.load()
     listing = sources.read(p.data.source, p.data.path)
     assigned = splits.assign(
-        listing.candidates,
+        listing.labelled,
         listing.unlabelled,
         train=p.data.train,
         val=p.data.val,
         test=p.data.test,
         seed=p.seed,
-        anew=p.data.splits == "anew",
+        anew=p.data.splits == "new",
     )
     facts = {"source": p.data.source, "path": str(p.data.path), "license": p.data.license}
     report = store.write(paths.DATA, listing, assigned, facts, train_side=p.data.train_side)

@@ -1,4 +1,4 @@
-"""Make the parent's int8 twin: after training (ptq), or with training (qat)."""
+"""Quantise the parent to eight-bit integers: after training (ptq), or with training (qat)."""
 
 import sys
 from collections.abc import Iterator
@@ -8,68 +8,69 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline import parameters, paths, provenance
-from pipeline.data import batches, sampling
+from pipeline.data import batches, sampling, views
 from pipeline.data.batches import Request, ViewSet
-from pipeline.data.views import ViewSpace
-from pipeline.distillation import learning
+from pipeline.distillation import learning, training_data
 from pipeline.measurement import kernels
-from pipeline.models import storage
+from pipeline.models import layers, storage
 from pipeline.models.storage import Model
 from pipeline.onnx import graph
+from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Parameters, Quantize
-from pipeline.process import beside, stage
+from pipeline.process import run_alongside, stage
 from pipeline.quantization import aware_training, post_training, simulator
-from pipeline.training import checkpoints, compute, loop
+from pipeline.training import compute, results, scoring
+from pipeline.training.settings import ComputeSettings
 
 CALIBRATION_BATCH = 32
 JUDGED_IMAGES = 1000
-"""Of val, on which the steps of post-training quantisation are chosen."""
+"""Number of validation images on which the steps of post-training quantisation are selected."""
 
 
 def main(variant: str) -> None:
-    """Write `artifacts/models/<variant>/`."""
+    """Write `artifacts/models/<variant>/` and `artifacts/timings/<variant>.jsonl`."""
     p = parameters.load()
     settings = p.settings(variant, Quantize)
-    # In 32 bits: in fewer, a value times its step is no longer on the grid that ships.
-    fabric = compute.start(**p.compute.model_dump(exclude={"workers", "precision"}), precision="32-true")
+    # In 32 bits: in fewer bits, an integer times its step is no longer on the grid of the shipped file.
+    fabric = compute.start(p.compute.model_copy(update={"precision": "32-true"}))
     parent = storage.load(paths.model(p.variants[variant].parent))
     contract = parent.card.input
-    space = ViewSpace(p.seed, **p.views.space())
-    lesson = learning.open_lesson(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
-    weight_limit = 63 if settings.saturation_safe else 127
+    space = views.space(p.views, p.seed)
+    data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
 
+    network = layers.trace(parent.module)
     if settings.float_layers == "auto":
         costs = kernels.open_costs(paths.KERNELS)
-        found = kernels.fastest_float_layers(costs, parent.module, contract)
-        settings = settings.model_copy(update={"float_layers": found})
-    graph.check_float_layers(parent.module, contract, settings.float_layers)
+        fastest = kernels.fastest_float_layers(costs, network, contract)
+        settings = settings.model_copy(update={"float_layers": fastest})
+    graph.check_float_layers(network, contract, settings.float_layers)
 
-    chosen = sampling.choose(lesson.train_set.images, settings.calibration, p.seed)
+    calibration = sampling.choose(data.train_set.images, settings.calibration, p.seed)
 
     def calibration_images() -> Iterator[Float[Tensor, "batch 3 height width"]]:
-        for request in batches.sequential(chosen, None, contract.size, CALIBRATION_BATCH):
-            yield contract.normalise(lesson.train_set[request].images)
+        for request in batches.sequential(calibration, None, contract.size, CALIBRATION_BATCH):
+            yield contract.normalise(data.train_set[request].images)
 
-    history, told = [], settings.model_dump(mode="json")
+    history, applied = [], settings.model_dump(mode="json")
     if settings.method == "ptq":
         bench = post_training.Workbench(
-            parent, calibration_images, weight_limit=weight_limit, float_layers=settings.float_layers
+            parent, calibration_images, weight_limit=settings.weight_limit, float_layers=settings.float_layers
         )
         if settings.ptq == "auto":
-            judge = _on_val(parent, lesson.val_set, p)
-            module, quantized, candidates = post_training.choose(bench, judge)
-            print(post_training.table(candidates))
-            told |= {
-                "ptq": post_training.applied(candidates),
-                "candidates": [c.to_dict() for c in candidates],
+            judge = _judge(parent, data.val_set, p)
+            network, quantization, trials = post_training.choose(bench, judge)
+            print(post_training.table(trials))
+            applied |= {
+                "ptq": post_training.applied(trials),
+                "candidates": [trial.to_dict() for trial in trials],
             }
         else:
-            module, quantized = bench.make(settings.ptq)
+            network, quantization = bench.make(settings.ptq)
         arguments = {**parent.card.arguments, "norm": False}
     else:
         prepared = aware_training.prepare(
             parent.module,
-            weight_limit=weight_limit,
+            weight_limit=settings.weight_limit,
             float_layers=settings.float_layers,
             batches=calibration_images,
             learn_ranges=settings.learn_ranges,
@@ -79,13 +80,12 @@ def main(variant: str) -> None:
             if share >= settings.freeze_norms:
                 aware_training.freeze_norm(module)
 
-        kept, history = learning.learn(
+        trained, history = learning.learn(
             fabric,
             prepared.module,
-            lesson,
+            data,
+            settings,
             name=variant,
-            goal=settings.objective.model_dump(),
-            training=settings.training(),
             start=provenance.identity(
                 parent=storage.fingerprint(parent.module), settings=settings.model_dump()
             ),
@@ -94,40 +94,42 @@ def main(variant: str) -> None:
             folder=paths.checkpoints(variant),
             on_epoch=freeze_norms,
         )
-        prepared.module.load_state_dict(kept.state_dict())  # which are the averaged weights, where asked
-        module, arguments, quantized = aware_training.finish(
+        prepared.module.load_state_dict(trained.state_dict())  # the averaged weights, with `ema`
+        network, arguments, quantization = aware_training.finish(
             prepared, parent.card.architecture, parent.card.arguments
         )
-    simulated = simulator.simulate(module, quantized)
-    # On the CPU, whose sums are exact.
-    host = compute.start(accelerator="cpu", threads=p.compute.threads, precision="32-true")
-    val = loop.evaluate(host, simulated, lesson.val_set, contract.size, p.compute.workers)
+    simulated = simulator.simulate(network, quantization)
+    # On the CPU, where the sums of the simulator are exact.
+    host = compute.start(ComputeSettings(accelerator="cpu", threads=p.compute.threads))
+    val = scoring.evaluate(host, simulated, data.val_set, contract.size, p.compute.workers)
     card = replace(
         parent.card,
         variant=variant,
         parent=parent.card.variant,
         op="quantize",
         arguments=arguments,
-        settings=told,
-        git_commit=provenance.git_commit(),
-        versions=provenance.versions(),
+        settings=applied,
         val=val.to_dict(),
-        calibration_sha256=sampling.fingerprint(lesson.train_set.images, chosen),
+        calibration_sha256=sampling.fingerprint(data.train_set.images, calibration),
     )
-    storage.save(paths.model(variant), Model(module, card, quantized))
-    storage.write_history(paths.model(variant), history)
-    checkpoints.clear(paths.checkpoints(variant))
+    results.save(
+        Model(network.module, card, quantization),
+        history,
+        folder=paths.model(variant),
+        timings=paths.timings(variant),
+        run=paths.checkpoints(variant),
+    )
     print(f"{variant}: val {val} as the runtime computes")
 
 
-def _on_val(parent: Model, val_set: ViewSet, p: Parameters) -> post_training.Judge:
-    """A judge that sees a seeded part of val, by the shipped files' own arithmetic."""
+def _judge(parent: Model, val_set: ViewSet, p: Parameters) -> post_training.Judge:
+    """A judge on a seeded part of the validation images, in the arithmetic of the shipped file."""
     size = parent.card.input.size
-    shown = sampling.choose(val_set.images, JUDGED_IMAGES, p.seed)
-    return post_training.judge_files(
+    indices = sampling.choose(val_set.images, JUDGED_IMAGES, p.seed)
+    return judge_files(
         parent,
-        val_set[Request(shown, None, size)].images.split(CALIBRATION_BATCH),
-        val_set.images.labels[shown],
+        val_set[Request(indices, None, size)].images.split(CALIBRATION_BATCH),
+        val_set.images.labels[indices],
         val_set.images.task,
         threads=p.compute.threads or compute.usable_cores(),
     )
@@ -136,6 +138,6 @@ def _on_val(parent: Model, val_set: ViewSet, p: Parameters) -> post_training.Jud
 if __name__ == "__main__":
     with (
         stage(),
-        beside("pipeline.stages.follow", sys.argv[1]),
+        run_alongside("pipeline.stages.follow", sys.argv[1]),
     ):
         main(sys.argv[1])

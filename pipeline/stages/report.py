@@ -3,9 +3,9 @@
 import json
 from dataclasses import asdict
 
-from pipeline import parameters, paths
+from pipeline import parameters, paths, provenance
 from pipeline.data import store
-from pipeline.models import storage
+from pipeline.models import histories, storage
 from pipeline.process import stage
 from pipeline.report import evidence, pictures, plots, results, tables
 from pipeline.report.card import card
@@ -20,7 +20,9 @@ def main() -> None:
     declared = {name: (variant.parent, variant.op) for name, variant in p.variants.items()}
     benchmark = json.loads(paths.BENCHMARK.read_text())
     comparison = json.loads(paths.COMPARISON.read_text())
-    variants = results.gather(declared, metrics=paths.metrics, folder=paths.model, benchmark=benchmark)
+    variants = results.gather(
+        declared, metrics=paths.metrics, folder=paths.model, timings=paths.timings, benchmark=benchmark
+    )
     rows = tables.rows(variants, comparison)
     limits = p.budget.model_dump()
     run = RunResults(
@@ -28,7 +30,7 @@ def main() -> None:
         variants=variants,
         comparison=comparison,
         teacher=json.loads((paths.TEACHER / storage.CARD).read_text()),
-        teacher_history=storage.read_history(paths.TEACHER),
+        teacher_history=histories.read(paths.TEACHER, paths.timings("teacher")),
         model_cards=[json.loads((paths.model(name) / storage.CARD).read_text()) for name in p.variants],
         data=store.read_report(paths.DATA),
         benchmark=benchmark,
@@ -36,7 +38,9 @@ def main() -> None:
         views=p.views.model_dump(mode="json"),
         statements=p.card.model_dump(),
         max_drop=p.gate.max_drop,
-        choice=budget.choose(rows, **limits),
+        git_commit=provenance.git_commit(),
+        versions=provenance.versions(),
+        choice=budget.choose(rows, **limits, gate_max_drop=p.gate.max_drop),
         evidence=evidence.read(
             costs=paths.COSTS,
             robustness=paths.ROBUSTNESS,

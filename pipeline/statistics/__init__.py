@@ -1,1 +1,1 @@
-"""Confidence intervals and tests."""
+"""Confidence intervals, significance tests, and average precision."""

@@ -1,1 +1,1 @@
-"""MLflow: runs, live training curves, the registry, and the served model."""
+"""Experiment tracking with MLflow: runs, live training curves, and the model registry."""

@@ -1,4 +1,4 @@
-"""Epoch checkpoints: one safetensors file with a JSON header, replaced in one step."""
+"""Epoch checkpoints: one safetensors file with a JSON header, replaced atomically."""
 
 import json
 import shutil
@@ -18,10 +18,12 @@ History = list[dict[str, float]]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an interrupted run had come."""
+    """The progress of an interrupted training."""
 
     step: int
+    """Number of finished optimiser steps."""
     history: History
+    """One line per finished epoch."""
 
 
 def save(
@@ -33,7 +35,7 @@ def save(
     averaged: nn.Module | None,
     optimizer: Optimizer,
 ) -> None:
-    """Replace the checkpoint; a kill at any moment leaves the old one or the new one."""
+    """Replace the checkpoint atomically: an interruption leaves either the old one or the new one."""
     tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
     if averaged is not None:
         tensors |= {f"averaged.{name}": value for name, value in averaged.state_dict().items()}
@@ -49,13 +51,14 @@ def save(
 def restore(
     folder: Path, identity: str, *, module: nn.Module, averaged: nn.Module | None, optimizer: Optimizer
 ) -> Progress | None:
-    """Bring a run back to its last checkpoint; None if there is none for this very run."""
+    """Restore the state of a training from its checkpoint; None if there is no checkpoint with this
+    identity."""
     try:
         with safe_open(folder / FILE, framework="pt") as stored:
             header = stored.metadata()
             if header["identity"] != identity:
                 return None
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
     except (FileNotFoundError, SafetensorError):
         return None
     module.load_state_dict(_below(tensors, "module."))
@@ -66,17 +69,20 @@ def restore(
         index, key = name.split(".", 1)
         states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-    _take_the_layout_of_parameters(optimizer)
+    _restore_layout(optimizer)
     return Progress(int(header["step"]), json.loads(header["history"]))
 
 
 def clear(folder: Path) -> None:
-    """Forget a run that is finished and saved."""
+    """Remove the checkpoints of a training whose result is saved."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _take_the_layout_of_parameters(optimizer: Optimizer) -> None:
-    """PyTorch's fused optimisers walk weight and state in memory order without looking at strides."""
+def _restore_layout(optimizer: Optimizer) -> None:
+    """Give the state the memory layout of the weights.
+
+    The fused optimisers of PyTorch traverse both in memory order and ignore strides.
+    """
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

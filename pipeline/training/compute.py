@@ -1,4 +1,4 @@
-"""Where training runs: device, threads, memory."""
+"""The device, the threads and the memory of training."""
 
 import ctypes
 import os
@@ -12,32 +12,37 @@ from lightning_fabric import Fabric
 
 from pipeline.errors import DistilleryError
 from pipeline.training.precision import TriedPrecision
+from pipeline.training.settings import ComputeSettings
 
 ACCELERATORS: dict[str, Callable[[], bool]] = {
     "cpu": lambda: True,
     "cuda": torch.cuda.is_available,
 }
-"""Device kind to whether this machine has it."""
+"""Kind of device to a function that says whether this machine has it."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Options of glibc's mallopt(3)."""
 
 
 class ComputeError(DistilleryError):
-    """This machine has no such device."""
+    """The requested device is not available."""
 
 
-def start(*, accelerator: str, threads: int, precision: str, trials: Path | None = None) -> Fabric:
+def start(settings: ComputeSettings, *, trials: Path | None = None) -> Fabric:
     """Lightning Fabric on one device.
 
-    With the precision ``auto``, the file ``trials`` keeps what was found on this machine; see `precision`.
+    Args:
+        settings: device, threads and precision.
+        trials: file in which the trials of the precision ``auto`` are stored; see
+            `pipeline.training.precision`.
 
     Raises:
         ComputeError: the machine has no such accelerator.
     """
+    accelerator, threads, precision = settings.accelerator, settings.threads, settings.precision
     if accelerator != "auto" and not ACCELERATORS[accelerator]():
-        there = ", ".join(name for name, is_there in ACCELERATORS.items() if is_there())
+        available = ", ".join(name for name, is_available in ACCELERATORS.items() if is_available())
         raise ComputeError(
-            f"compute.accelerator = {accelerator!r}: not on this machine; allowed: auto, {there}"
+            f"compute.accelerator = {accelerator!r}: not available here; allowed: auto, {available}"
         )
     if not torch.cuda.is_available():
         _keep_freed_memory()
@@ -46,18 +51,18 @@ def start(*, accelerator: str, threads: int, precision: str, trials: Path | None
     if precision == "auto":
         kind = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
         return Fabric(accelerator=accelerator, devices=1, plugins=[TriedPrecision(kind, trials)])
-    return Fabric(accelerator=accelerator, devices=1, precision=precision)  # pyright: ignore[reportArgumentType]
+    return Fabric(accelerator=accelerator, devices=1, precision=precision)
 
 
 def usable_cores() -> int:
-    """Physical cores that this process may use."""
+    """Number of physical cores that this process may use."""
     return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse large blocks instead of giving them back: a step at 192 px is a fifth faster.
+    """Make glibc reuse large blocks instead of returning them to the system: a step at 192 px is 20 % faster.
 
-    Each activation map would otherwise be mapped, page by page, anew in every step.
+    Otherwise every activation map is mapped again, page by page, in every step.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")

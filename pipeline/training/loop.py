@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop, which the teacher, distillation, fine-tuning and quantisation-aware training share."""
 
 import copy
 import itertools
@@ -6,12 +6,10 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from lightning_fabric import Fabric
@@ -21,144 +19,108 @@ from tqdm import tqdm
 from pipeline import provenance
 from pipeline.data import batches
 from pipeline.data.batches import Batch, CentredViews, Request, ViewSet
-from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
-from pipeline.tasks import Task
-from pipeline.training import checkpoints, optimisation, precision
+from pipeline.training import checkpoints, optimisation, precision, scoring
 from pipeline.training.checkpoints import History, Progress
 from pipeline.training.depthwise import FastDepthwise
+from pipeline.training.settings import Phase, TrainingSettings
 
-SETTLING_IMAGES = 2048
-SETTLING_BATCH = 64
-
-Objective = Callable[[nn.Module, Batch], dict[str, Tensor]]
-"""From a network and a batch to named, unweighted loss terms, each a mean over the batch."""
+LossTerms = Callable[[nn.Module, Batch], dict[str, Tensor]]
+"""Function from a network and a batch to named, unweighted loss terms, each a mean over the batch."""
 
 
 class TrainingError(DistilleryError):
-    """Training cannot go on."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A share of all steps at one image size in pixels."""
-
-    share: float
-    size: int
-    rate: float = 1.0
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; `pipeline.parameters.Training` documents each field."""
-
-    epochs: float
-    phases: tuple[Phase, ...]
-    batch_size: int
-    optimizer: str
-    learning_rate: float
-    warmup: float
-    weight_decay: float
-    clip: float
-    ema: float
-    seed: int
-
-
-def recipe(*, size: int, seed: int, phases: Sequence[Mapping[str, Any]], **values: Any) -> Recipe:
-    """A recipe from plain values; ``size`` is that of phases without one, and of all steps without phases."""
-    chosen = tuple(Phase(**{**phase, "size": phase.get("size") or size}) for phase in phases)
-    return Recipe(phases=chosen or (Phase(1.0, size),), seed=seed, **values)
-
-
-@dataclass(frozen=True)
-class Score:
-    """A network's answers on one split, and how good they are."""
-
-    task: Task
-    predictions: np.ndarray
-    """As ``task.predictions`` keeps them."""
-    images: int
-    value: float
-    """``task.metric``, a fraction of 1."""
-    cross_entropy: float
-    """Mean over images."""
-
-    def __str__(self) -> str:
-        return f"{self.task.words} {self.value:.2%} of {self.images}"
-
-    def to_dict(self) -> dict[str, int | float]:
-        """Number of images and the metric under its own name, for a card."""
-        return {"n": self.images, self.task.metric: self.value}
+    """A training cannot continue."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Names and places of one training run."""
+    """The name and the checkpoints of one training."""
 
     name: str
-    """Shown beside the progress bar."""
+    """Name shown next to the progress bar."""
     folder: Path
-    """Where its checkpoints lie."""
+    """Folder of the checkpoints."""
     identity: str
-    """Hash over all that determines the result but the arithmetic, which is added; a checkpoint of another
-    identity is not used."""
+    """Hash over everything that determines the result, except the arithmetic, which the loop adds. A
+    checkpoint with another identity is not used."""
 
 
 def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Float[Tensor, ""]:
-    """The loss of an objective's named terms; where weights meet."""
+    """The loss: the weighted sum of named terms."""
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
 def train(
     fabric: Fabric,
     module: nn.Module,
-    objective: Objective,
+    loss_terms: LossTerms,
     weights: Mapping[str, float],
-    recipe: Recipe,
+    settings: TrainingSettings,
     *,
     train_set: ViewSet,
     val_set: ViewSet,
     views: int | None,
+    seed: int,
     workers: int,
     run: Run,
     on_epoch: Callable[[nn.Module, float], None] | None = None,
 ) -> tuple[nn.Module, History]:
-    """Train in place and return the network to keep (averaged weights where asked) with its history.
+    """Train in place; returns the trained network (its averaged weights with ``settings.ema``) and its
+    history.
 
-    Epoch ``e`` shows view ``e`` of every image, or ``e`` modulo ``views`` where answers are stored.
-    A checkpoint is written after every epoch; a run that was killed goes on from there and ends with
-    the same weights. ``on_epoch`` is told the network and the share of training that lies behind it
-    before each epoch.
+    A checkpoint is written after every epoch. A training that was interrupted continues from there and ends
+    with the same weights.
+
+    Args:
+        fabric: where to train.
+        module: the network, trained in place.
+        loss_terms: see ``LossTerms``.
+        weights: the weight of each loss term.
+        settings: how to train.
+        train_set: training images, whose contract also gives the image size of phases without one.
+        val_set: images that are scored after every epoch.
+        views: number of views per image that are shown in turn: epoch ``e`` shows view ``e`` modulo ``views``
+            of every image. None shows view ``e``, always a new one.
+        seed: seed of the order of the images and of dropout.
+        workers: number of processes that render images.
+        run: name and checkpoints.
+        on_epoch: called before each epoch with the network and the finished share of the training.
 
     Raises:
         TrainingError: there are fewer images than one batch, or the loss is no longer finite.
     """
-    per_epoch = len(train_set) // recipe.batch_size
+    per_epoch = len(train_set) // settings.batch_size
     if per_epoch == 0:
-        raise TrainingError(f"{run.name}: {len(train_set)} images make no batch of {recipe.batch_size}")
-    steps = max(1, round(recipe.epochs * per_epoch))
-    averaged = copy.deepcopy(module).to(fabric.device) if recipe.ema else None
-    groups = optimisation.parameter_groups(module, recipe.weight_decay)
-    optimizer = optimisation.OPTIMIZERS[recipe.optimizer](groups, recipe.learning_rate)
+        raise TrainingError(
+            f"{run.name}: {len(train_set)} images are fewer than one batch of {settings.batch_size}"
+        )
+    phases = settings.phases or (Phase(share=1.0),)
+    own_size = train_set.contract.size
+    steps = max(1, round(settings.epochs * per_epoch))
+    averaged = copy.deepcopy(module).to(fabric.device) if settings.ema else None
+    groups = optimisation.parameter_groups(module, settings.weight_decay)
+    optimizer = optimisation.OPTIMIZERS[settings.optimizer](groups, settings.learning_rate)
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     # State and rates are set on the plain optimizer: Fabric's wrapper keeps a copy of its groups.
-    wrapped, stepper = fabric.setup(module, optimizer)
-    held = {"module": module, "averaged": averaged, "optimizer": optimizer}
-    sizes = sorted({phase.size for phase in recipe.phases})
-    in_bf16 = precision.choose(fabric, module, recipe.batch_size, sizes)
+    fabric_module, fabric_optimizer = fabric.setup(module, optimizer)
+    state = {"module": module, "averaged": averaged, "optimizer": optimizer}
+    sizes = sorted({phase.size or own_size for phase in phases})
+    in_bf16 = precision.choose(fabric, module, settings.batch_size, sizes)
     identity = provenance.identity(run=run.identity, precision=precision.name(fabric), bf16=sorted(in_bf16))
-    done = checkpoints.restore(run.folder, identity, **held) or Progress(0, [])
+    done = checkpoints.restore(run.folder, identity, **state) or Progress(0, [])
     if done.step:
-        print(f"{run.name}: goes on after step {done.step} of {steps}", file=sys.stderr)
+        print(f"{run.name}: continues after step {done.step} of {steps}", file=sys.stderr)
     history = list(done.history)
-    falls = [(phase.share, phase.rate) for phase in recipe.phases]
-    requests = _requests(recipe, len(train_set), per_epoch, steps, views)[done.step :]
+    falls = [(phase.share, phase.rate) for phase in phases]
+    step_sizes = [_size_at(number / steps, phases) or own_size for number in range(steps)]
+    requests = _requests(step_sizes, len(train_set), settings.batch_size, seed, views)[done.step :]
     stream = iter(batches.load(fabric, train_set, requests, workers))
     val_views = CentredViews(fabric, val_set, workers)
     bar = tqdm(
         desc=run.name,
-        total=steps * recipe.batch_size,
-        initial=done.step * recipe.batch_size,
+        total=steps * settings.batch_size,
+        initial=done.step * settings.batch_size,
         unit=" images",
         unit_scale=True,
         mininterval=0.5 if sys.stderr.isatty() else 20,
@@ -166,51 +128,53 @@ def train(
     step = done.step
     while step < steps:
         end = min(steps, (step // per_epoch + 1) * per_epoch)
-        torch.manual_seed(recipe.seed + step)
+        torch.manual_seed(seed + step)
         began = time.perf_counter()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=fabric.device))
-        wrapped.train()
+        fabric_module.train()
         if on_epoch is not None:
             on_epoch(module, step / steps)
         first, rate = step, 0.0
         for batch in itertools.islice(stream, end - first):
             rate = optimisation.learning_rate(
-                step, steps, peak=recipe.learning_rate, warmup=recipe.warmup, phases=falls
+                step, steps, peak=settings.learning_rate, warmup=settings.warmup, phases=falls
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
             precision.use(fabric, batch.images.shape[1] in in_bf16)
             with FastDepthwise():
-                terms = objective(wrapped, batch)
+                terms = loss_terms(fabric_module, batch)
             loss = total(terms, weights)
             fabric.backward(loss)
-            if recipe.clip:
-                # What is not finite shows in the loss; a look at it here would wait for the device.
-                fabric.clip_gradients(wrapped, stepper, max_norm=recipe.clip, error_if_nonfinite=False)
-            stepper.step()
-            stepper.zero_grad()
+            if settings.clip:
+                # A gradient that is not finite shows in the loss; checking it here would wait for the device.
+                fabric.clip_gradients(
+                    fabric_module, fabric_optimizer, max_norm=settings.clip, error_if_nonfinite=False
+                )
+            fabric_optimizer.step()
+            fabric_optimizer.zero_grad()
             for name, term in [("loss", loss), *terms.items()]:
                 sums[name] += term.detach()
             if averaged is not None:
-                _average(averaged, module, min(recipe.ema, (1 + step) / (10 + step)))
+                _average(averaged, module, min(settings.ema, (1 + step) / (10 + step)))
             step += 1
-            bar.update(recipe.batch_size)
+            bar.update(settings.batch_size)
         precision.use(fabric, False)
         seconds = time.perf_counter() - began
         means = {name: (total / (step - first)).item() for name, total in sums.items()}
         if not math.isfinite(means["loss"]):
             raise TrainingError(
                 f"{run.name}: the loss is {means['loss']} in epoch {len(history) + 1}; "
-                f"try a learning_rate below {recipe.learning_rate}"
+                f"try a learning_rate below {settings.learning_rate}"
             )
         size = requests[step - 1 - done.step].size
-        val = score(_logits(fabric, averaged or module, val_views, size), val_set.images)
+        val = scoring.score(scoring.logits(fabric, averaged or module, val_views, size), val_set.images)
         history.append(
             {
                 "epoch": step / per_epoch,
                 "step": step,
                 "seconds": round(seconds, 2),
-                "images_per_second": round((step - first) * recipe.batch_size / seconds, 1),
+                "images_per_second": round((step - first) * settings.batch_size / seconds, 1),
                 "size": size,
                 "learning_rate": rate,
                 **means,
@@ -219,111 +183,39 @@ def train(
             }
         )
         bar.set_postfix_str(f"{size} px, loss {means['loss']:.3f}, val {val.value:.2%}")
-        checkpoints.save(run.folder, identity, Progress(step, history), **held)
+        checkpoints.save(run.folder, identity, Progress(step, history), **state)
     bar.close()
     return (averaged or module).eval(), history
-
-
-def evaluate(fabric: Fabric, module: nn.Module, dataset: ViewSet, size: int, workers: int) -> Score:
-    """Score a network on the centred views of a split, at ``size`` pixels; leaves it in eval mode."""
-    return score(predict(fabric, module, dataset, size, workers), dataset.images)
-
-
-def predict(
-    fabric: Fabric, module: nn.Module, dataset: ViewSet, size: int, workers: int
-) -> Float[Tensor, "images classes"]:
-    """Logits of a split's centred views, at ``size`` pixels, on the CPU; leaves the network in eval mode."""
-    return _logits(fabric, module, CentredViews(fabric, dataset, workers), size)
-
-
-@torch.no_grad()
-def _logits(
-    fabric: Fabric, module: nn.Module, views: CentredViews, size: int
-) -> Float[Tensor, "images classes"]:
-    module.eval()
-    contract = views.dataset.contract
-    with fabric.autocast():
-        return torch.cat([module(contract.normalise(batch.images)).float().cpu() for batch in views.at(size)])
-
-
-def score(logits: Float[Tensor, "images classes"], images: ImageSet) -> Score:
-    """Score logits of a whole split."""
-    task = images.task
-    predictions = task.predictions(logits)
-    loss = task.cross_entropy(logits, torch.from_numpy(images.labels))
-    return Score(task, predictions, len(images), task.score(predictions, images.labels), float(loss))
-
-
-def settle_norms(fabric: Fabric, module: nn.Module, dataset: ViewSet, workers: int) -> None:
-    """Take batch norm's statistics anew over plain views of a split, at the size of its contract.
-
-    Running statistics remember some dozen batches at the sizes of training; on a teacher this alone won
-    0.7 points on val.
-    """
-    reestimate_norms(module, plain_images(fabric, dataset, SETTLING_IMAGES, SETTLING_BATCH, workers))
-
-
-def plain_images(
-    fabric: Fabric, dataset: ViewSet, images: int, batch_size: int, workers: int
-) -> Iterator[Float[Tensor, "batch 3 size size"]]:
-    """Batches of some normalised views of a split, at the size of its contract; the last may be left out.
-
-    Colours and mixtures are left out: the images that are classified have none.
-    """
-    contract = dataset.contract
-    dataset = replace(dataset, space=dataset.space and dataset.space.plain(), answers=None, teachers=())
-    # Shuffled: a split lies on disk class by class, and batches of one class are not what the network meets.
-    chosen = batches.shuffled(len(dataset), epoch=0, seed=0)[:images]
-    whole = max(1, len(chosen) // batch_size) * batch_size
-    requests = batches.sequential(chosen[:whole], 0, contract.size, batch_size)
-    for batch in batches.load(fabric, dataset, requests, workers):
-        yield contract.normalise(batch.images)
-
-
-@torch.no_grad()
-def reestimate_norms(module: nn.Module, images: Iterator[Tensor]) -> None:
-    """Take batch norm's statistics anew as plain means over the given batches of normalised images.
-
-    Needed where the weights were averaged or the image size changed late (Touvron et al. 2019, FixRes).
-    """
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    module.train()
-    for batch in images:
-        module(batch)
-    module.eval()
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 @torch.no_grad()
 def _average(averaged: nn.Module, module: nn.Module, decay: float) -> None:
     pairs = list(zip(averaged.state_dict().values(), module.state_dict().values(), strict=True))
     floating = [pair for pair in pairs if pair[0].is_floating_point()]
-    # One call for all tensors: a loop over some hundred small ones costs milliseconds a step.
-    torch._foreach_lerp_([kept for kept, _ in floating], [new for _, new in floating], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-    for kept, new in pairs:
-        if not kept.is_floating_point():
-            kept.copy_(new)
+    # One call for all tensors: a loop over some hundred small ones costs milliseconds per step.
+    torch._foreach_lerp_([mean for mean, _ in floating], [new for _, new in floating], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+    for mean, new in pairs:
+        if not mean.is_floating_point():
+            mean.copy_(new)
 
 
-def _requests(recipe: Recipe, images: int, per_epoch: int, steps: int, views: int | None) -> list[Request]:
-    """What each step shows: shuffled within epochs, sizes by phase."""
+def _requests(
+    sizes: Sequence[int], images: int, batch_size: int, seed: int, views: int | None
+) -> list[Request]:
+    """The images of each step, of which ``sizes`` has the image size: shuffled within epochs."""
+    per_epoch = images // batch_size
     requests = []
-    for epoch in range(math.ceil(steps / per_epoch)):
-        order = batches.shuffled(images, epoch, recipe.seed)
-        for position in range(min(per_epoch, steps - epoch * per_epoch)):
-            chosen = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
-            view = epoch if views is None else epoch % views
-            size = _size_at((epoch * per_epoch + position) / steps, recipe.phases)
-            requests.append(Request(chosen, view, size))
+    for epoch in range(math.ceil(len(sizes) / per_epoch)):
+        order = batches.shuffled(images, epoch, seed)
+        view = epoch if views is None else epoch % views
+        for position, size in enumerate(sizes[epoch * per_epoch : (epoch + 1) * per_epoch]):
+            selection = order[position * batch_size : (position + 1) * batch_size]
+            requests.append(Request(selection, view, size))
     return requests
 
 
-def _size_at(progress: float, phases: Sequence[Phase]) -> int:
+def _size_at(progress: float, phases: Sequence[Phase]) -> int | None:
+    """The image size of the phase in which a share ``progress`` of all steps is finished."""
     reached = 0.0
     for phase in phases:
         reached += phase.share

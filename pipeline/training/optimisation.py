@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 OPTIMIZERS: dict[str, Callable[[Iterable[dict[str, Any]], float], Optimizer]] = {
     "adamw": lambda groups, rate: torch.optim.AdamW(groups, lr=rate, fused=True),
-    # TF-slim's settings for the published weights, but for its epsilon, which stands under the root.
+    # The settings with which TF-slim trained the published weights; its epsilon lies under the root.
     "rmsprop": lambda groups, rate: torch.optim.RMSprop(
         groups, lr=rate, alpha=0.9, eps=1.0, momentum=0.9, foreach=True
     ),
@@ -19,14 +19,14 @@ OPTIMIZERS: dict[str, Callable[[Iterable[dict[str, Any]], float], Optimizer]] = 
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: decayed, and not.
+    """Trainable parameters in two groups: with and without weight decay.
 
-    Biases and batch norm are not decayed, nor are depthwise filters, which have few parameters
-    (Howard et al. 2017, section 3.2).
+    Biases, batch norm and depthwise filters, which have few parameters, do not decay (Howard et al. 2017,
+    section 3.2).
     """
     decayed, free = [], []
     for parameter in module.parameters():
-        # Told by shape, since under quantisation-aware training a wrapper holds the weights.
+        # Recognised by shape: in quantisation-aware training, the weights belong to a wrapper.
         depthwise = parameter.ndim == 4 and parameter.shape[1] == 1
         if parameter.requires_grad:
             (free if depthwise or parameter.ndim < 2 else decayed).append(parameter)
@@ -42,10 +42,15 @@ def learning_rate(
     warmup: float,
     phases: Sequence[tuple[float, float]] = ((1.0, 1.0),),
 ) -> float:
-    """Linear warm-up over the share ``warmup`` of all steps, and a cosine fall to zero at the last one.
+    """Learning rate of one step: a linear warm-up, then one cosine per phase, at last down to zero.
 
-    With several ``phases`` (share of the steps, rate at the start relative to the peak) each falls by a
-    cosine from its own rate to the next one's.
+    Args:
+        step: the step, from 0.
+        steps: number of all steps.
+        peak: the peak learning rate.
+        warmup: share of the steps during which the rate rises.
+        phases: share of the steps and rate at the start, relative to the peak, of each phase. Each falls to
+            the rate of the next one.
     """
     rising = min(1.0, (step + 1) / (round(warmup * steps) + 1))
     progress, start = step / steps, 0.0

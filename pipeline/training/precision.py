@@ -1,4 +1,4 @@
-"""Arithmetic in bf16 where a short trial on this machine shows that it is faster, and in fp32 elsewhere."""
+"""Arithmetic in bf16 at image sizes where a short trial on this machine is faster, and in fp32 otherwise."""
 
 import copy
 import json
@@ -17,20 +17,21 @@ from torch import nn
 from pipeline.training.depthwise import FastDepthwise
 
 GAIN = 1.1
-"""How many times faster bf16 must be: less is noise, and the fewer bits are not free."""
+"""Minimum speed of bf16 relative to fp32: smaller gains are noise, and fewer bits cost accuracy."""
 UNTIMED, TIMED = 2, 5
-"""Steps of a trial."""
+"""Numbers of steps of a trial: warm-up, and timed."""
 TRIAL = 2
-"""Counts what made one of the two faster in training; trials of an earlier number are made anew."""
+"""Version of the trial, raised when a change of the training made one of the two faster; trials of another
+    version are repeated."""
 
 
 class TriedPrecision(MixedPrecision):
-    """bf16 where ``fast`` is set, which the training loop does by image size; fp32 elsewhere."""
+    """bf16 while ``fast`` is set, which the training loop does by image size; fp32 otherwise."""
 
     def __init__(self, device: str, trials: Path | None) -> None:
         super().__init__("bf16-mixed", device)
         self.trials = trials
-        """JSON file of what earlier trials found, so that the same machine always decides alike."""
+        """JSON file with the results of earlier trials, so that a machine always decides the same way."""
         self.fast = False
 
     def forward_context(self) -> AbstractContextManager[Any]:
@@ -41,14 +42,14 @@ class TriedPrecision(MixedPrecision):
 
 
 def name(fabric: Fabric) -> str:
-    """The arithmetic, as Lightning Fabric names it; bf16 at some sizes is ``bf16-mixed`` too."""
+    """Name of the arithmetic in Lightning Fabric; ``bf16-mixed`` also if only some image sizes use it."""
     return str(fabric.strategy.precision.precision)
 
 
 def choose(fabric: Fabric, module: nn.Module, batch_size: int, sizes: Sequence[int]) -> frozenset[int]:
     """The image sizes that are trained in bf16; none unless the precision is ``auto``.
 
-    Each size is tried once on a machine, with random images, on a copy of the network.
+    Each size is tried once per machine, with random images and a copy of the network.
     """
     precision = fabric.strategy.precision
     if not isinstance(precision, TriedPrecision):
@@ -64,12 +65,12 @@ def choose(fabric: Fabric, module: nn.Module, batch_size: int, sizes: Sequence[i
                 file.parent.mkdir(parents=True, exist_ok=True)
                 fresh = file.with_suffix(".new")
                 fresh.write_text(json.dumps(gains, indent=2) + "\n")
-                fresh.replace(file)  # in one step, which no kill can halve
+                fresh.replace(file)  # atomic
     return frozenset(size for size, name in names.items() if gains[name] >= GAIN)
 
 
 def use(fabric: Fabric, fast: bool) -> None:
-    """From now on the network runs in bf16, or in fp32; without effect unless the precision is ``auto``."""
+    """Switch the network to bf16 or to fp32; without effect unless the precision is ``auto``."""
     if isinstance(fabric.strategy.precision, TriedPrecision):
         fabric.strategy.precision.fast = fast
 
@@ -87,7 +88,7 @@ def _name(fabric: Fabric, module: nn.Module, batch_size: int, size: int) -> str:
 
 
 def _seconds(fabric: Fabric, module: nn.Module, batch_size: int, size: int, fast: bool) -> float:
-    """Of a step, the fastest of some."""
+    """Seconds per training step: the fastest of ``TIMED``."""
     network = copy.deepcopy(module).train()
     images = torch.rand(batch_size, 3, size, size, device=fabric.device)
     images = images.to(memory_format=torch.channels_last)

@@ -94,9 +94,7 @@ def verdicts(results: RunResults) -> str:
     lines = []
     for row in results.table:
         change = results.change(row.variant)
-        line = (
-            f"- **{row.variant}**: {words.verdict(change, results.max_drop)} {words.flips(change)}".rstrip()
-        )
+        line = f"- **{row.variant}**: {change['reason']} {words.flips(change)}".rstrip()
         if change["classes_worse"]:
             line += f" Significantly worse: {', '.join(change['classes_worse'])}."
         lines.append(line)

@@ -105,7 +105,7 @@ def verdicts(results: RunResults) -> list[Verdict]:
             Verdict(
                 row.variant,
                 row.verdict,
-                words.verdict(change, results.max_drop),
+                change["reason"],
                 " ".join(part for part in details if part),
             )
         )
@@ -135,8 +135,8 @@ def export_check(results: RunResults) -> Grid | None:
     ]
     note = (
         f"Score ({results.task.words}) in per cent on {figure(checked[0].scores['parity']['n'])} validation "
-        "images, and the share of answers that are identical to those of the shipped file. Steps that must compute "
-        "the same are compared on every image, and layer by layer where an answer differs."
+        "images, and the share of answers that are identical to those of the shipped file. Steps that must "
+        "compute the same are compared on every image, and layer by layer where an answer differs."
     )
     return Grid("computed as", [one.variant for one in checked], rows, note)
 

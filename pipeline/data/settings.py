@@ -1,0 +1,69 @@
+"""Settings of the data and of the views that are drawn from each image."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.settings import Fraction, Settings
+
+
+class DataSettings(Settings):
+    """The images and how they are split."""
+
+    source: Literal["attributes", "fashion_mnist", "folder"]
+    """Format of the data. `fashion_mnist`: IDX files. `folder`: one folder per class, or such folders below
+    train, validation and test. `attributes`: images with any number of attributes, listed in `metadata.csv`
+    or in the way of CelebA."""
+    path: Path
+    """Folder that contains the files."""
+    train: Annotated[int, Field(ge=1)] | None = None
+    """Number of training images, drawn stratified by class; null takes all."""
+    val: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Validation images, as a number (1 or more) or as a share (below 0.5), taken from the training images if
+    the source has no validation split."""
+    test: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    """Test images, as a number (1 or more) or as a share (below 0.5); used only if the source has no test
+    split."""
+    splits: Literal["original", "new"] = "original"
+    """What happens to splits that the source has: `original` uses them, `new` draws all three splits from all
+    images."""
+    train_side: Annotated[int, Field(ge=32)] | None = None
+    """Length of the shorter side, in pixels, to which larger training images are reduced once, so that no
+    epoch decodes images of several megapixels. Validation and test images stay as they are. Small crops
+    (`views.crop_scale`) need a greater length. Null keeps the files."""
+    license: str = "unknown"
+    """License of the images, recorded in every shipped file."""
+
+
+class Augmentation(Settings):
+    """The distribution of the random views of an image: crops, flips, colours and mixtures."""
+
+    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
+    """Minimum and maximum area of the crop, as a share of the area of the image."""
+    crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    """Minimum and maximum aspect ratio of the crop: width divided by height."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    colour: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Maximum relative change of brightness, contrast and saturation."""
+    mixup: Fraction = 0.0
+    """Probability that the view is blended with a view of another image (mixup, Zhang et al. 2018)."""
+    cutmix: Fraction = 0.0
+    """Probability that a rectangle of another image covers a part of the view (CutMix, Yun et al. 2019).
+    `mixup` and `cutmix` add up to 1 at most."""
+
+
+class ViewSettings(Augmentation):
+    """The random views of the training images. Each is a function of the seed, the image and its number.
+
+    A teacher that is adapted to the data sees crops and flips only.
+    """
+
+    per_image: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Number of views per training image for which the outputs of the teacher are stored."""
+    top: Annotated[int, Field(ge=1, le=65535)] | None = 50
+    """Number of classes stored per teacher output, together with the probability of all others, if there are
+    more than twice as many classes; null stores all."""
+    eval_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Side of the centred square that evaluation and shipped files use, as a share of the shorter side."""

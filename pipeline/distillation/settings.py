@@ -1,0 +1,113 @@
+"""Settings of the teacher, of the loss, and of every training on the teacher's outputs."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.settings import ImageSize, Settings
+from pipeline.training.settings import TrainingSettings
+
+
+class TeacherInput(Settings):
+    """Corrections of the teacher's input; null keeps what the weights declare."""
+
+    mean: tuple[float, float, float] | None = None
+    """Mean of the red, green and blue channels in [0, 1], which is subtracted."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation of the red, green and blue channels, by which the difference is divided."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Interpolation with which images are resized, with antialiasing."""
+
+
+class TeacherMember(Settings):
+    """One teacher and how it is adapted to the data."""
+
+    source: Literal["efficientnet_lite", "hugging_face", "onnx", "timm", "torchvision"]
+    """Library that provides architecture and weights: a key of `teachers.sources.SOURCES`."""
+    name: str
+    """Name of the model in that library, folder or hub id (`hugging_face`), or file (`onnx`)."""
+    weights: str | None = "default"
+    """`default`, a name that the library knows, a local .safetensors or .pth file, or null for random
+    weights."""
+    size: ImageSize | None = None
+    """Height and width of the input in pixels; null takes the size that the weights declare."""
+    input: TeacherInput = TeacherInput()
+    """Corrections, which take precedence over what the weights declare."""
+    head: TrainingSettings | None = None
+    """First training: a new classifier, the rest of the network frozen; null skips it."""
+    full: TrainingSettings | None = None
+    """Second training: the whole network; null skips it. If both are null, the teacher must already know the
+    classes of the data."""
+
+    def parts(self) -> dict[str, TrainingSettings | None]:
+        """The trainings by name, in order."""
+        return {"head": self.head, "full": self.full}
+
+
+class TeacherSettings(TeacherMember):
+    """The teacher. With an ensemble, it is the first member."""
+
+    ensemble: tuple[TeacherMember, ...] = ()
+    """Further members. The outputs of the ensemble are the mean of the probabilities of all members."""
+
+    @property
+    def members(self) -> tuple[TeacherMember, ...]:
+        """All members of the ensemble, this teacher first."""
+        return (
+            TeacherMember(**{name: getattr(self, name) for name in TeacherMember.model_fields}),
+            *self.ensemble,
+        )
+
+
+class Objective(Settings):
+    """Weights and options of the loss terms. A term with weight 0 is omitted."""
+
+    kl: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the KL divergence from the outputs of the teacher (Hinton et al. 2015)."""
+    standardised_kl: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL divergence of standardised logits (Sun et al. 2024)."""
+    dkd: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of decoupled knowledge distillation (Zhao et al. 2022)."""
+    dist: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of DIST: correlation within images and across the batch (Huang et al. 2022)."""
+    cross_entropy: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the cross entropy with the labels."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Softmax temperature of all terms except cross entropy; each of them is multiplied by its square."""
+    dkd_beta: Annotated[float, Field(ge=0)] = 1.0
+    """Weight within `dkd` of the classes other than the true one, whose own weight is 1; the paper uses 0.5
+    to 8."""
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "Objective":
+        if not self.weights():
+            raise ValueError("at least one term must have a weight above 0")
+        return self
+
+    def weights(self) -> dict[str, float]:
+        """The weights of all terms that are not omitted."""
+        terms = ("kl", "standardised_kl", "dkd", "dist", "cross_entropy")
+        return {term: weight for term in terms if (weight := getattr(self, term))}
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether any term needs the outputs of the teacher."""
+        return set(self.weights()) != {"cross_entropy"}
+
+
+class StudentTraining(TrainingSettings):
+    """How a student is trained on the outputs of the teacher and on the labels."""
+
+    objective: Objective
+    """The loss."""
+
+
+class DistillationSettings(Settings):
+    """What distillation has besides a training on the outputs of the teacher."""
+
+    answers: Literal["stored", "live", "endless"] = "stored"
+    """Origin of the teacher's outputs. `stored`: they were computed once. `live`: the teacher runs in every
+    step, on the same views. `endless`: the teacher runs in every step, on new views in every epoch."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Seed of the initial weights and of the order of the images, but not of the data and the views; null
+    takes the global `seed`."""

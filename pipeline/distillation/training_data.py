@@ -1,0 +1,78 @@
+"""What a student is trained on: views of the training images with the outputs of the teacher."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.data import store
+from pipeline.data.batches import ViewSet
+from pipeline.data.views import ViewSpace
+from pipeline.distillation import labels
+from pipeline.distillation.labels import LiveTeacher
+from pipeline.models import storage
+from pipeline.tasks import Task
+from teachers.contract import InputContract
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Views of the training images with the outputs of the teacher, and the validation images."""
+
+    train_set: ViewSet
+    val_set: ViewSet
+    views: int | None
+    """Number of views per image that are shown in turn; None shows new ones in every epoch."""
+    data_sha256: str
+    """Hash over the prepared data."""
+    classes: tuple[str, ...]
+    """Names of the classes or attributes, in the order of the logits."""
+    license: str
+    """License of the images."""
+    teacher: str
+    """Description of the teacher."""
+    key: str
+    """Hash over data, teacher and views."""
+    compact: bool = False
+    """Whether the stored outputs contain only the most probable classes one by one."""
+    live: LiveTeacher | None = None
+    """Teacher that runs in every step, if its outputs are not stored."""
+
+    @property
+    def task(self) -> Task:
+        """The task of the data."""
+        return self.train_set.images.task
+
+
+def load(data: Path, teacher: Path, answers: Path, space: ViewSpace, contract: InputContract) -> TrainingData:
+    """The prepared data with the stored outputs of the teacher, for a student with an input contract.
+
+    Unlabelled images, if there are any, follow the training split.
+
+    Raises:
+        LabelError: the outputs are incomplete, or belong to other data, another teacher or other views.
+    """
+    report = store.read_report(data)
+    stored = labels.load(
+        answers,
+        data_sha256=report["data_sha256"],
+        teacher_sha256=json.loads((teacher / storage.CARD).read_text())["identity"],
+        space=space,
+    )
+    train = store.read_training_images(data)
+    return TrainingData(
+        ViewSet(train, space, contract, stored.answers.at),
+        ViewSet(store.read(data, "val"), None, contract),
+        views=stored.key.views,
+        data_sha256=report["data_sha256"],
+        classes=train.classes,
+        license=report["license"],
+        teacher=stored.teacher,
+        key=stored.key.sha256(),
+        compact=stored.answers.top_classes is not None,
+    )
+
+
+def with_live_teacher(data: TrainingData, teacher: LiveTeacher, *, endless: bool) -> TrainingData:
+    """The same data with a teacher that runs in every step, on the stored views or on endless new ones."""
+    train_set = replace(data.train_set, answers=None, teachers=teacher.inputs)
+    return replace(data, train_set=train_set, live=teacher, views=None if endless else data.views)

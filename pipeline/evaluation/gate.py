@@ -1,0 +1,104 @@
+"""The gate: whether the loss of a variant against its parent is shown to be within the limit."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from pipeline.statistics import bootstrap
+from pipeline.statistics.average_precision import mean_average_precision
+from pipeline.statistics.intervals import mcnemar, paired_interval
+
+Verdict = Literal["accept", "reject"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference between two classifiers on the same images."""
+
+    images: int
+    """Number of images that both were scored on."""
+    delta: float
+    """Score of the variant minus the score of its parent, as a fraction of 1."""
+    lo: float
+    """Lower end of the 95 % interval of ``delta``."""
+    hi: float
+    """Upper end of the 95 % interval of ``delta``."""
+    mcnemar_p: float | None
+    """Exact two-sided p value of no difference; None for attributes."""
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.lo > 0 or self.hi < 0
+
+
+def compare(variant: Bool[np.ndarray, " images"], parent: Bool[np.ndarray, " images"]) -> Difference:
+    """Compare two classifiers by which images each of them gets right.
+
+    Raises:
+        ValueError: the arrays are empty or differ in length.
+    """
+    if len(variant) != len(parent) or not len(variant):
+        raise ValueError(
+            f"paired statistics need predictions for the same images; got {len(variant)} and {len(parent)}"
+        )
+    gained, lost = int(np.sum(variant & ~parent)), int(np.sum(parent & ~variant))
+    lo, hi = paired_interval(gained, lost, len(variant))
+    return Difference(len(variant), (gained - lost) / len(variant), lo, hi, mcnemar(gained, lost))
+
+
+def compare_map(
+    variant: Float[np.ndarray, "images attributes"],
+    parent: Float[np.ndarray, "images attributes"],
+    targets: Float[np.ndarray, "images attributes"],
+) -> Difference:
+    """Compare two classifiers of attributes by mean average precision, on the same bootstrap samples.
+
+    Raises:
+        ValueError: the arrays differ in shape.
+    """
+    if not variant.shape == parent.shape == targets.shape:
+        raise ValueError(
+            f"paired statistics need scores of the same images and attributes; got {variant.shape}, "
+            f"{parent.shape} and targets {targets.shape}"
+        )
+    delta = mean_average_precision(variant, targets) - mean_average_precision(parent, targets)
+    lo, hi = bootstrap.percentile_interval(
+        bootstrap.resampled_map(variant, targets) - bootstrap.resampled_map(parent, targets)
+    )
+    return Difference(len(targets), delta, lo, hi, None)
+
+
+def verdict(difference: Difference, max_drop: float) -> Verdict:
+    """Accept a variant when its loss is shown to be at most ``max_drop``, a fraction of 1.
+
+    This is a non-inferiority test with a one-sided error of 2.5 %: the lower end of the 95 % interval of the
+    difference must not lie below ``-max_drop``. A point estimate within the limit is not enough, because on a
+    small test set it may be there by chance. The burden of proof lies with the variant: a rule that rejected
+    only proven losses would accept everything on a test set that is small enough.
+    """
+    return "accept" if difference.lo >= -max_drop else "reject"
+
+
+def explain(difference: Difference, max_drop: float, parent: str) -> str:
+    """One sentence that says what the verdict is, and why.
+
+    Args:
+        difference: the variant's difference from its parent.
+        max_drop: the greatest loss that is allowed, as a fraction of 1.
+        parent: name of the parent.
+    """
+    above = difference.delta > 0
+    ends = (difference.lo, difference.hi) if above else (-difference.hi, -difference.lo)
+    distance, least, greatest = (f"{100 * value:z.1f}" for value in (abs(difference.delta), *ends))
+    measured = f"{distance} points {'above' if above else 'below'} {parent} (95 % CI {least} to {greatest})"
+    allowed = (
+        f"a loss of up to {100 * max_drop:g} is allowed" if above else f"up to {100 * max_drop:g} are allowed"
+    )
+    if verdict(difference, max_drop) == "accept":
+        return f"Accepted: {measured}; {allowed}."
+    if difference.hi < -max_drop:
+        return f"Rejected: {measured}; {allowed}."
+    return f"Rejected: {measured}; {allowed}, and the interval does not exclude a greater loss."

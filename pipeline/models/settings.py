@@ -1,0 +1,43 @@
+"""Settings of the student's architecture and of its initial weights."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.settings import ImageSize, Settings
+
+
+class InitSettings(Settings):
+    """The weights that a student starts from."""
+
+    source: Literal["hugging_face", "timm", "slim", "run"]
+    """Format of the weights: a key of `pipeline.models.initialisation.SOURCES`. `run` is a student of an
+    earlier run."""
+    path: str
+    """Folder, file, checkpoint prefix, hub id or model name, depending on `source`."""
+
+
+class StudentSettings(Settings):
+    """The network that `distill` trains."""
+
+    architecture: Literal["mobilenet_v1"] = "mobilenet_v1"
+    """Architecture: a key of `students.ARCHITECTURES`."""
+    width: Annotated[float, Field(gt=0, le=2)] = 0.75
+    """Width multiplier. With `init.source: run` the widths of that student are used instead, including pruned
+    ones."""
+    size: ImageSize = 192
+    """Height and width of the input of the shipped model, in pixels."""
+    init: InitSettings | None = None
+    """Initial weights; null draws random ones."""
+    activation: Literal["relu", "relu6"] | None = None
+    """Activation function. Null takes that of the initial weights, or else ReLU, which has no fixed upper
+    bound and quantises better."""
+    padding: Literal["symmetric", "same"] | None = None
+    """Padding of convolutions; `same` is that of TensorFlow. Null takes that of the initial weights, or else
+    `symmetric`."""
+    norm_eps: Annotated[float, Field(gt=0)] | None = None
+    """Epsilon of batch norm. Null takes that of the initial weights, or else the published 0.001."""
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Weight of one batch in the running statistics of batch norm. The published weights used 0.0003."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout probability before the classifier. The published weights used 0.001."""

@@ -1,0 +1,175 @@
+"""Checks of the composed parameters, made before any work starts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline import lineage, paths
+from pipeline.distillation.settings import Objective, TeacherMember
+from pipeline.errors import DistilleryError
+from pipeline.parameters import messages
+from pipeline.parameters.sections import Parameters
+from pipeline.parameters.variants import OPERATIONS, Prune, merge
+from pipeline.training.settings import TrainingSettings
+
+
+class ParameterError(DistilleryError):
+    """A parameter is wrong. Each line of the message names the key, the value and what is allowed."""
+
+
+def load(file: Path = paths.PARAMETERS, changes: Mapping[str, Any] | None = None) -> Parameters:
+    """Read and check all parameters, with ``changes`` on top.
+
+    Raises:
+        ParameterError: one line per problem.
+    """
+    if not file.is_file():
+        raise ParameterError(f"{file}: no such file; run from the root of the repository")
+    try:
+        values = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    return check(merge(values, changes) if changes else values, str(file))
+
+
+def check(values: Any, origin: str) -> Parameters:
+    """Check composed values; ``origin`` starts each line of the error message.
+
+    Raises:
+        ParameterError: one line per problem.
+    """
+    try:
+        parameters = Parameters.model_validate(values)
+    except ValidationError as error:
+        raise ParameterError(messages.lines(error, origin, Parameters)) from None
+    checks = _variant_problems, _path_problems, _image_problems, _teacher_problems
+    problems = dict.fromkeys(problem for check in checks for problem in check(parameters))
+    if problems:
+        raise ParameterError("\n".join(f"{origin}: {problem}" for problem in problems))
+    return parameters
+
+
+def _variant_problems(parameters: Parameters) -> Iterator[str]:
+    if not parameters.variants:
+        yield "variants is empty; at least one is needed"
+    for name, variant in parameters.variants.items():
+        key = f"variants.{name}"
+        yield from _parent_problems(parameters, name)
+        try:
+            settings = parameters.settings(name, OPERATIONS[variant.op])
+        except ValidationError as error:
+            for detail in error.errors():
+                overridden = _contains(variant.model_extra or {}, detail["loc"])
+                yield messages.line(detail, "", OPERATIONS[variant.op], key if overridden else variant.op)
+        else:
+            yield from _phase_problems(settings, key)
+            if isinstance(settings, Prune) and (settings.macs is None) == (settings.speedup is None):
+                given = "both are" if settings.macs is not None else "neither is"
+                yield f"{key}.macs and speedup: {given} given; exactly one is allowed"
+            if parameters.data.source == "attributes":
+                yield from _single_label_problems(settings.objective, key)
+
+
+def _parent_problems(parameters: Parameters, name: str) -> Iterator[str]:
+    variants, variant, key = parameters.variants, parameters.variants[name], f"variants.{name}"
+    names = ["teacher", *variants]
+    if name == "teacher":
+        yield f"{key}: the name `teacher` is reserved; choose another"
+    if variant.parent not in names:
+        yield f"{key}.parent = {variant.parent!r}: no such variant; allowed: {', '.join(names)}"
+    elif (variant.parent == "teacher") != (variant.op == "distill"):
+        yield (
+            f"{key}.op = {variant.op!r} with parent {variant.parent!r}: "
+            "`distill` goes with parent `teacher`, `prune` and `quantize` with a variant"
+        )
+    elif variant.parent != "teacher" and variants[variant.parent].op == "quantize":
+        yield f"{key}.parent = {variant.parent!r}: a quantised variant cannot be a parent"
+    chain = [name, *lineage.ancestors(parameters.parents(), name)]
+    # Every member of a cycle lies on it; only the first by name reports it.
+    if len(chain) > 1 and chain[-1] == name == min(chain):
+        yield f"{key}.parent = {variant.parent!r}: a cycle ({' -> '.join(chain)})"
+
+
+def _single_label_problems(objective: Objective, key: str) -> Iterator[str]:
+    """Loss terms that compare classes, exactly one of which is true, used for attributes."""
+    for term in ("standardised_kl", "dkd", "dist"):
+        if getattr(objective, term):
+            yield f"{key}.objective.{term}: not defined for attributes; allowed: kl, cross_entropy"
+
+
+def _contains(values: Mapping[str, Any], location: Sequence[int | str]) -> bool:
+    inner: Any = values
+    for part in location:
+        if not isinstance(inner, Mapping) or part not in inner:
+            return False
+        inner = inner[part]
+    return True
+
+
+def _path_problems(parameters: Parameters) -> Iterator[str]:
+    data = parameters.data
+    if data.path != paths.RAW_FASHION_MNIST and not data.path.exists():
+        yield f"data.path = {str(data.path)!r}: no such folder; allowed: a folder of images by class"
+    for key, path in (
+        ("evaluation.metadata", parameters.evaluation.metadata),
+        ("probe.out_of_distribution", parameters.probe.out_of_distribution),
+    ):
+        if path is not None:
+            yield from _missing_file(key, str(path), local=True)
+    for name, member in _members(parameters):
+        yield from _missing_file(f"{name}.name", member.name, local=member.source == "onnx")
+        yield from _missing_file(f"{name}.weights", member.weights or "")
+    init = parameters.student.init
+    if init is not None:
+        # A checkpoint of TensorFlow is named by the common prefix of several files.
+        path = f"{init.path}.index" if init.source == "slim" else init.path
+        yield from _missing_file("student.init.path", path, local=init.source == "run")
+
+
+def _missing_file(key: str, path: str, local: bool = False) -> Iterator[str]:
+    """A file or folder that does not exist; what may be a name on a hub is checked when it is downloaded."""
+    if (local or path.startswith(("/", "./", "../"))) and not Path(path).exists():
+        yield f"{key} = {path!r}: no such file or folder"
+
+
+def _image_problems(parameters: Parameters) -> Iterator[str]:
+    data, views = parameters.data, parameters.views
+    largest = max(part.size or 0 for part in (parameters.student, *parameters.teacher.members))
+    if data.train_side is not None and data.train_side < largest:
+        yield (
+            f"data.train_side = {data.train_side}: the student or the teacher takes {largest} pixels; "
+            f"allowed: null, or {largest} and more"
+        )
+    for key, (low, high) in (("crop_scale", views.crop_scale), ("crop_ratio", views.crop_ratio)):
+        if low > high:
+            yield f"views.{key} = [{low}, {high}]: the first must not be above the second"
+    if views.mixup + views.cutmix > 1:
+        total = views.mixup + views.cutmix
+        yield f"views.mixup + views.cutmix = {total:g}: together they must not be above 1"
+
+
+def _teacher_problems(parameters: Parameters) -> Iterator[str]:
+    for name, member in _members(parameters):
+        for part, training in member.parts().items():
+            if training is None:
+                continue
+            yield from _phase_problems(training, f"{name}.{part}")
+            if member.source == "onnx":
+                yield f"{name}.{part}: an ONNX file is a black box and cannot be adapted; allowed: null"
+
+
+def _members(parameters: Parameters) -> Iterator[tuple[str, TeacherMember]]:
+    """The members of the teacher with the keys at which they lie."""
+    first, *others = parameters.teacher.members
+    yield "teacher", first
+    for index, member in enumerate(others):
+        yield f"teacher.ensemble.{index}", member
+
+
+def _phase_problems(training: TrainingSettings, key: str) -> Iterator[str]:
+    total = sum(phase.share for phase in training.phases)
+    if training.phases and abs(total - 1) > 1e-6:
+        yield f"{key}.phases: the shares add up to {total:g}; they must add up to 1"

@@ -1,0 +1,44 @@
+"""Validation errors as messages of one line each: file, key, value, and what is allowed."""
+
+import difflib
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.settings import Settings
+
+
+def lines(error: ValidationError, origin: str, root: type[Settings]) -> str:
+    """One line per problem that Pydantic reports about ``root``; ``origin`` starts each line."""
+    return "\n".join(line(detail, origin, root) for detail in error.errors())
+
+
+def line(detail: ErrorDetails, origin: str, root: type[Settings], prefix: str = "") -> str:
+    """One problem as one line; ``prefix`` is the key at which ``root`` lies."""
+    # Pydantic's location also names the branch of a union, which is not a key that a user wrote.
+    branches = ("constrained-", "function-", "literal[", "tuple[")
+    parts = [str(part) for part in detail["loc"] if not str(part).startswith(branches)]
+    key = ".".join([*([prefix] if prefix else []), *parts])
+    start = f"{origin}: {key}" if origin else key
+    if detail["type"] == "extra_forbidden":
+        allowed = _keys_at(root, parts[:-1])
+        near = difflib.get_close_matches(parts[-1], allowed, n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        return f"{start}: no such key{hint} (allowed: {', '.join(allowed)})"
+    if detail["type"] == "missing":
+        return f"{start}: this key is missing"
+    message = detail["msg"].replace("Input should be", "must be").removeprefix("Value error, ")
+    return f"{start} = {detail['input']!r}: {message}"
+
+
+def _keys_at(root: type[Settings], parts: list[str]) -> list[str]:
+    """The keys that are allowed at a location below ``root``."""
+    fields = root.model_fields
+    for part in parts:
+        annotation = fields[part].annotation if part in fields else None
+        options = getattr(annotation, "__args__", (annotation,))
+        section = next((o for o in options if isinstance(o, type) and issubclass(o, Settings)), None)
+        if section is None:
+            return []
+        fields = section.model_fields
+    return list(fields)

@@ -1,0 +1,82 @@
+"""The sections of `params.yaml`, each declared by the package that uses it."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pipeline.data.settings import DataSettings, ViewSettings
+from pipeline.distillation.settings import TeacherSettings
+from pipeline.evaluation.settings import EvaluationSettings, GateSettings
+from pipeline.inspection.settings import ExplainSettings, ProbeSettings, SensitivitySettings
+from pipeline.measurement.settings import BenchmarkSettings, EnergySettings
+from pipeline.models.settings import StudentSettings
+from pipeline.parameters.variants import OPERATIONS, Operation, Variant, VariantName, merge
+from pipeline.report.settings import CardSettings
+from pipeline.selection.settings import BudgetSettings
+from pipeline.settings import Settings
+from pipeline.tracking.settings import TrackingSettings
+from pipeline.training.settings import ComputeSettings
+
+
+class Parameters(Settings):
+    """The content of `params.yaml`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Seed of all random choices."""
+    compute: ComputeSettings
+    data: DataSettings
+    teacher: TeacherSettings
+    views: ViewSettings
+    student: StudentSettings
+    distill: Mapping[str, Any]
+    """Settings of all variants with the operation `distill`, unless a variant overrides them."""
+    prune: Mapping[str, Any]
+    """Settings of all variants with the operation `prune`, unless a variant overrides them."""
+    quantize: Mapping[str, Any]
+    """Settings of all variants with the operation `quantize`, unless a variant overrides them."""
+    variants: dict[VariantName, Variant]
+    """The variants by name."""
+    benchmark: BenchmarkSettings
+    evaluation: EvaluationSettings
+    probe: ProbeSettings
+    explain: ExplainSettings
+    sensitivity: SensitivitySettings
+    energy: EnergySettings
+    gate: GateSettings
+    budget: BudgetSettings
+    card: CardSettings = CardSettings()
+    tracking: TrackingSettings
+
+    def parents(self) -> dict[str, str]:
+        """The parent of every variant."""
+        return {name: variant.parent for name, variant in self.variants.items()}
+
+    def settings(self, variant: str, kind: type[Operation]) -> Operation:
+        """The settings of one variant: the section of its operation with the keys of the variant on top."""
+        declared = self.variants[variant]
+        merged = merge(getattr(self, declared.op), declared.model_extra or {})
+        return kind.model_validate(merged)
+
+    def declared(self) -> dict[str, tuple[str, str, dict[str, Any]]]:
+        """The parent, the operation and the settings of every variant, as plain values."""
+        return {
+            name: (v.parent, v.op, self.settings(name, OPERATIONS[v.op]).model_dump(mode="json"))
+            for name, v in self.variants.items()
+        }
+
+    def recipe(self, name: str) -> dict[str, Any]:
+        """All settings that determine the teacher or a variant, as plain values."""
+        shared = self.model_dump(mode="json", include={"data", "seed", "teacher", "views"})
+        if name == "teacher":
+            return shared
+        parent, op, settings = self.declared()[name]
+        identity = {
+            "variant": name,
+            "parent": parent,
+            "op": op,
+            "student": self.student.model_dump(mode="json"),
+        }
+        # A null setting takes the shared value.
+        overrides = {key: value for key, value in settings.items() if value is not None}
+        return {**shared, "teacher": {"name": self.teacher.name}, **identity, **overrides}

@@ -1,0 +1,38 @@
+"""Settings of channel pruning."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.settings import Settings
+
+
+class PruningSettings(Settings):
+    """Which channels are removed, and how many."""
+
+    criterion: Literal["auto", "l1", "l2", "fpgm", "taylor"] = "auto"
+    """Importance score of a channel, by NNI. `auto` tries l1, fpgm and taylor and takes the one with the best
+    validation score."""
+    shape: Literal["auto", "uniform", "sensitivity"] = "auto"
+    """Distribution of the removed channels over the layers. `uniform` removes the same share everywhere;
+    `sensitivity` removes more where it costs little accuracy for what it saves; `auto` takes the one with the
+    best validation score."""
+    macs: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the parent's multiply-accumulates that remains. Exactly one of `macs` and `speedup` is
+    given."""
+    speedup: Annotated[float, Field(gt=1, le=100)] | None = None
+    """How many times faster than its parent's the float file becomes in ONNX Runtime on this machine,
+    predicted from measured layers. Exactly one of `macs` and `speedup` is given."""
+    multiple: Annotated[int, Field(ge=1, le=64)] = 16
+    """Number that divides all channel counts; the kernels of the runtime prefer multiples of 16."""
+    steps: Annotated[int, Field(ge=1, le=20)] = 1
+    """Number of rounds in which channels are removed, in equal ratios. Half of the epochs are spent between
+    rounds."""
+
+    def criteria(self) -> tuple[Literal["l1", "l2", "fpgm", "taylor"], ...]:
+        """The criteria to try; l2 is left out of `auto`, since it nearly always agrees with l1."""
+        return ("l1", "fpgm", "taylor") if self.criterion == "auto" else (self.criterion,)
+
+    def shapes(self) -> tuple[Literal["uniform", "sensitivity"], ...]:
+        """The shapes to try."""
+        return ("uniform", "sensitivity") if self.shape == "auto" else (self.shape,)

@@ -1,0 +1,146 @@
+"""What is recorded in MLflow, as plain values."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import provenance
+from pipeline.errors import DistilleryError
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+"""Environment variable that takes precedence over the configured address."""
+
+NOTE = "mlflow.note.content"
+"""Tag that MLflow's pages show as the description of a run or an experiment, in Markdown."""
+
+PARENT_RUN = "mlflow.parentRunId"
+"""Tag of a nested run: the id of its parent run."""
+
+VARIANT = "variant"
+"""Tag of a run, model or version: the name of the variant, or ``teacher``."""
+
+STATE = "distillery.state"
+"""Tag of a parent run: the hash of all outputs in `dvc.lock`."""
+
+ARTIFACT = "distillery.artifact"
+"""Tag of a nested run: the hash of the file or folder that it made. It is set last, so that a run that has it
+is complete."""
+
+RUNS = "runs"
+"""Tag of a parent run: the run id of each of its variants, nested or linked, as JSON."""
+
+CHAMPION = "champion"
+"""Alias of the registered version that the budget selects, and tag of the parent run with its name."""
+
+
+class TrackingError(DistilleryError):
+    """The tracking server cannot be used."""
+
+
+@dataclass(frozen=True)
+class TrackingServer:
+    """Where MLflow writes."""
+
+    uri: str
+    """Address of a server or database; the variable ``MLFLOW_TRACKING_URI`` takes precedence over it."""
+    experiment: str
+    """Name of the experiment of the variants and of the registered model; created if it does not exist."""
+    home: Path
+    """Folder that the path of a SQLite database is relative to; its ``mlartifacts`` lie there, too."""
+
+    @property
+    def teacher_experiment(self) -> str:
+        """Name of the experiment of the teachers, whose metrics are not comparable with the variants'."""
+        return f"{self.experiment}-teachers"
+
+    def address(self) -> str:
+        """Address that is in effect, with an absolute path if it is a database."""
+        uri = os.environ.get(URI_VARIABLE) or self.uri
+        path = uri.removeprefix("sqlite:///")
+        relative = uri != path and not path.startswith("/")
+        return f"sqlite:///{(self.home / path).resolve()}" if relative else uri
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What identifies a run while its training goes on and when it has ended."""
+
+    name: str
+    """Name of the variant, or ``teacher``."""
+    params: Mapping[str, Any]
+    """Nested settings. Runs with equal settings are distinguished by their training histories."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A run and its results."""
+
+    run: RunRecord
+    artifact: str
+    """Hash of the result. If a run with the same hash exists, it is linked and not logged again."""
+    metrics: Mapping[str, float]
+    history: Sequence[Mapping[str, Any]]
+    """One line per epoch with ``step``, ``epoch`` and metrics. Each part of a training counts from 0."""
+    tags: Mapping[str, str]
+    files: Sequence[tuple[str, Path]] = ()
+    """Files or folders to log, each after the artifact folder that it belongs into."""
+
+
+@dataclass(frozen=True)
+class ExportedFile(TrainedModel):
+    """A variant with its ONNX file and its figures in the table of variants."""
+
+    file: Path = Path()
+    """Path of the ONNX file."""
+    verdict: str = "reject"
+    """Verdict of the gate: ``accept`` or ``reject``."""
+    summary: Mapping[str, str] = field(default_factory=dict)
+    """Heading and cell of each column of the table in the parent run's description."""
+
+
+@dataclass(frozen=True)
+class PipelineState:
+    """The results of one `dvc repro`."""
+
+    name: str
+    """Name of the parent run."""
+    sha256: str
+    """Hash of all outputs of the DVC stages."""
+    tags: Mapping[str, str]
+    """Git commit, hashes in `dvc.lock`, and whatever else distinguishes one state from another."""
+    parameters: Mapping[str, Any]
+    """Parameters that all variants share, nested."""
+    data: Mapping[str, Any]
+    """Report on the data set."""
+    metrics: Mapping[str, float]
+    """Metrics of the state as a whole, and the most important ones of each variant."""
+    files: Sequence[tuple[str, Path]]
+    """Files or folders to log on the parent run, each after the artifact folder that it belongs into."""
+    champion: str | None
+    """Name of the variant that the budget selects; None if no variant meets the limits."""
+    reason: str
+    """Sentence that says why."""
+    card: str | None = None
+    """Model card in Markdown."""
+
+
+def source_tags() -> dict[str, str]:
+    """Tags that MLflow's pages show as the source of a run."""
+    return {
+        "mlflow.source.name": "dvc repro",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": provenance.git_commit(),
+    }
+
+
+def dvc_outputs(lock: Path) -> dict[str, dict[str, str]]:
+    """Hash of each output path of each stage, as `dvc.lock` records them."""
+    stages = yaml.safe_load(lock.read_text())["stages"]
+    return {
+        name: {out["path"]: out["md5"] for out in stage.get("outs", ())} for name, stage in stages.items()
+    }

@@ -1,0 +1,69 @@
+"""Scores of a PyTorch network on a split."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from torch import nn
+
+from pipeline.data.batches import CentredViews, ViewSet
+from pipeline.data.store import ImageSet
+from pipeline.tasks import Task
+
+
+@dataclass(frozen=True)
+class Score:
+    """The predictions of a network on one split, and how good they are."""
+
+    task: Task
+    predictions: np.ndarray
+    """The predictions in the form of ``task.predictions``."""
+    images: int
+    """Number of images."""
+    value: float
+    """``task.metric``, a fraction of 1."""
+    cross_entropy: float
+    """Cross entropy in nats, mean over images."""
+
+    def __str__(self) -> str:
+        return f"{self.task.words} {self.value:.2%} of {self.images}"
+
+    def to_dict(self) -> dict[str, int | float]:
+        """Number of images and the metric under its name, for a card."""
+        return {"n": self.images, self.task.metric: self.value}
+
+
+def evaluate(fabric: Fabric, module: nn.Module, dataset: ViewSet, size: int, workers: int) -> Score:
+    """Score a network on the centred views of a split at ``size`` pixels; leaves it in evaluation mode."""
+    return score(predict(fabric, module, dataset, size, workers), dataset.images)
+
+
+def predict(
+    fabric: Fabric, module: nn.Module, dataset: ViewSet, size: int, workers: int
+) -> Float[torch.Tensor, "images classes"]:
+    """Logits of the centred views of a split at ``size`` pixels, on the CPU.
+
+    Leaves the network in evaluation mode.
+    """
+    return logits(fabric, module, CentredViews(fabric, dataset, workers), size)
+
+
+@torch.no_grad()
+def logits(
+    fabric: Fabric, module: nn.Module, views: CentredViews, size: int
+) -> Float[torch.Tensor, "images classes"]:
+    """As ``predict``, for views that may already be rendered."""
+    module.eval()
+    contract = views.dataset.contract
+    with fabric.autocast():
+        return torch.cat([module(contract.normalise(batch.images)).float().cpu() for batch in views.at(size)])
+
+
+def score(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> Score:
+    """The score of the logits of a whole split."""
+    task = images.task
+    predictions = task.predictions(logits)
+    loss = task.cross_entropy(logits, torch.from_numpy(images.labels))
+    return Score(task, predictions, len(images), task.score(predictions, images.labels), float(loss))

@@ -1,0 +1,61 @@
+"""Settings of the training loop and of the device that it runs on."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.settings import Fraction, ImageSize, Settings
+
+
+class ComputeSettings(Settings):
+    """The device on which networks are trained. Another device or thread count reruns no stage."""
+
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """Kind of device, as Lightning Fabric names it."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Number of CPU threads used for training; 0 takes one per physical core."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Number of processes that render images, at low priority."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "32-true"
+    """Arithmetic, as Lightning Fabric names it. `auto` trains in bf16 at those image sizes where a short
+    trial on this machine is faster. Quantisation-aware training always uses 32 bits. This is the only key of
+    `compute` that changes results."""
+
+
+class Phase(Settings):
+    """One part of a training at one image size."""
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Share of all optimiser steps. The shares of all phases add up to 1."""
+    size: ImageSize | None = None
+    """Image height and width in pixels; null takes the input size of the network."""
+    rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate at the start of the phase, relative to the peak. After a change of image size the network
+    needs some learning rate to adapt."""
+
+
+class TrainingSettings(Settings):
+    """How a network is trained: the same for the teacher, distillation and both kinds of fine-tuning."""
+
+    epochs: Annotated[float, Field(gt=0)]
+    """Number of passes over the training images. A fraction ends within an epoch."""
+    phases: tuple[Phase, ...] = ()
+    """Phases of progressive resolution, in order; an empty list trains at the input size of the network."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Number of images per optimiser step."""
+    optimizer: Literal["adamw", "rmsprop", "sgd"] = "adamw"
+    """Update rule from `torch.optim`. `sgd` uses Nesterov momentum 0.9; `rmsprop` uses the settings of
+    TF-slim."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak learning rate: a linear warm-up leads to it, and a cosine per phase leads down to zero."""
+    warmup: Fraction = 0.05
+    """Share of the steps during which the learning rate rises."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Weight decay, which never applies to biases, batch norm and depthwise filters. It is decoupled in
+    `adamw`; `sgd` and `rmsprop` add it to the gradient and need much smaller values (MobileNetV1 was
+    published with 0.00004)."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Maximum norm of the gradient; 0 disables clipping."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of the exponential moving average of the weights, which replaces the weights at the end;
+    0 keeps the last weights."""

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from pipeline.evaluation import gate
+from pipeline.evaluation.gate import Difference
+
+
+def test_compare_counts_the_images_that_only_one_gets_right() -> None:
+    variant = np.array([True, True, True, False, False])
+    parent = np.array([True, False, False, True, False])
+    difference = gate.compare(variant, parent)
+    assert difference.images == 5
+    assert difference.mcnemar_p == 1.0
+    assert difference.delta == pytest.approx(0.2)
+    assert difference.lo < difference.delta < difference.hi
+
+
+def test_compare_refuses_an_empty_test_set() -> None:
+    with pytest.raises(ValueError, match="same images; got 0 and 0"):
+        gate.compare(np.ones(0, dtype=bool), np.ones(0, dtype=bool))
+
+
+def test_false_alarms_between_equally_good_files_keep_the_nominal_level() -> None:
+    """1,000 repeats: each file is right on its own random 90 %, so every difference is chance."""
+    random = np.random.default_rng(0)
+    correct = random.random((1000, 2, 500)) < 0.9
+    differences = [gate.compare(variant, parent) for variant, parent in correct]
+    alarms = sum(difference.distinguishable for difference in differences)
+    assert 30 <= alarms <= 70  # 50 are expected, 99.6 % of all experiments lie between
+    assert sum((difference.mcnemar_p or 0) < 0.05 for difference in differences) <= alarms
+
+
+def test_mean_average_precisions_are_compared_on_the_same_samples() -> None:
+    random = np.random.default_rng(0)
+    targets = (random.random((500, 3)) < 0.3).astype(np.float32)
+    parent = targets + random.normal(0, 0.7, targets.shape)
+    difference = gate.compare_map(parent + random.normal(0, 0.1, targets.shape), parent, targets)
+    assert difference.lo < difference.delta < difference.hi
+    assert difference.mcnemar_p is None
+    same = gate.compare_map(parent, parent, targets)
+    assert (same.delta, same.lo, same.hi) == (0, 0, 0)
+
+
+def test_an_attribute_of_one_image_is_compared_on_the_samples_that_hold_it() -> None:
+    targets = np.zeros((40, 1))
+    targets[7] = 1
+    scores = np.linspace(0, 1, 40)[:, None]
+    difference = gate.compare_map(scores, 1 - scores, targets)
+    assert difference.lo <= difference.delta <= difference.hi
+
+
+def test_a_loss_within_the_limit_is_rejected_while_the_test_set_is_too_small_to_show_it() -> None:
+    verdicts = []
+    for images in (100, 10_000):
+        variant, parent = np.zeros(images, dtype=bool), np.zeros(images, dtype=bool)
+        parent[: images // 20] = True
+        variant[images // 100 : images // 20] = True
+        difference = gate.compare(variant, parent)
+        assert difference.delta == pytest.approx(-0.01)
+        verdicts.append(gate.verdict(difference, max_drop=0.02))
+    assert verdicts == ["reject", "accept"]
+
+
+@pytest.mark.parametrize(
+    ("delta", "lo", "hi", "sentence"),
+    [
+        (
+            -0.0053,
+            -0.0083,
+            -0.0024,
+            "Accepted: 0.5 points below fp32 (95 % CI 0.2 to 0.8); up to 4 are allowed.",
+        ),
+        (
+            -0.001,
+            -0.004,
+            0.002,
+            "Accepted: 0.1 points below fp32 (95 % CI -0.2 to 0.4); up to 4 are allowed.",
+        ),
+        (
+            0.003,
+            -0.0003,
+            0.0062,
+            "Accepted: 0.3 points above fp32 (95 % CI 0.0 to 0.6); a loss of up to 4 is allowed.",
+        ),
+        (-0.1, -0.12, -0.08, "Rejected: 10.0 points below fp32 (95 % CI 8.0 to 12.0); up to 4 are allowed."),
+        (
+            -0.03,
+            -0.05,
+            -0.01,
+            "Rejected: 3.0 points below fp32 (95 % CI 1.0 to 5.0); up to 4 are allowed, "
+            "and the interval does not exclude a greater loss.",
+        ),
+    ],
+)
+def test_the_explanation_holds_the_loss_its_interval_and_the_limit(
+    delta: float, lo: float, hi: float, sentence: str
+) -> None:
+    assert gate.explain(Difference(10_000, delta, lo, hi, None), 0.04, "fp32") == sentence
