@@ -18,7 +18,7 @@ NUMBER = re.compile(
 )
 NO_PROSE = (r"\A---\n.*?\n---\n", r"```.*?```", r"`[^`]*`", r"\]\([^)]*\)")
 """Front matter and code, which other tests read, and addresses."""
-NO_FIGURES = (r"95% intervals? ?", r"95% CI", r"90% or more", r"top-1")
+NO_FIGURES = (r"95 % intervals? ?", r"95 % CI", r"90 % or more", r"top-1")
 """Words that contain digits."""
 
 NOT_READ = {"predictions", "quantization"}

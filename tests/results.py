@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-from pipeline.evaluation.gate import compare
+from pipeline.evaluation import gate
 from pipeline.measurement import machine
 from pipeline.report import tables
 from pipeline.report.evidence import Evidence
@@ -321,9 +321,10 @@ def comparison(
     variants = {}
     for entry in entries:
         new, old = answers[entry.variant], answers[entry.parent]
-        found = compare(new == labels, old == labels)
+        found = gate.compare(new == labels, old == labels)
         of_classes = [
-            compare((new == labels)[labels == k], (old == labels)[labels == k]) for k in range(len(CLASSES))
+            gate.compare((new == labels)[labels == k], (old == labels)[labels == k])
+            for k in range(len(CLASSES))
         ]
         variants[entry.variant] = {
             "parent": entry.parent,
@@ -333,8 +334,8 @@ def comparison(
             "hi": found.hi,
             "mcnemar_p": found.mcnemar_p,
             "distinguishable": not found.lo <= 0 <= found.hi,
-            "verdict": "accept" if found.lo >= -max_drop else "reject",
-            "reason": f"the interval's lower end, {100 * found.lo:.2f} points, is compared with the limit",
+            "verdict": gate.verdict(found, max_drop),
+            "reason": gate.explain(found, max_drop, entry.parent),
             "flips": {
                 "gained": int(((new == labels) & (old != labels)).sum()),
                 "lost": int(((new != labels) & (old == labels)).sum()),

@@ -225,10 +225,10 @@ def test_the_card_shows_every_measurement(tmp_path: Path) -> None:
         assert cells[1].startswith(figure(row.score, "%"))
         assert cells[2].startswith(figure(row.score_delta, "points"))
         assert cells[3] == row.verdict
-    assert rows(found, "corruption")["fog"] == ["59.4%"] * 4
-    assert rows(found, "images | variant")["noise"] == ["pruned-int8", "48.6%", "5.8%", "0.957"]
-    assert rows(found, "variant | ECE")["teacher"][0] == "2.10% (1.70 to 2.50)"
-    assert rows(found, "brightness")["0.10 to 0.42"] == ["2,000", "91.4% (90.2 to 92.6)"]
+    assert rows(found, "corruption")["fog"] == ["59.4 %"] * 4
+    assert rows(found, "images | variant")["noise"] == ["pruned-int8", "48.6 %", "5.8 %", "0.957"]
+    assert rows(found, "variant | ECE")["teacher"][0] == "2.10 % (1.70 to 2.50)"
+    assert rows(found, "brightness")["0.10 to 0.42"] == ["2,000", "91.4 % (90.2 to 92.6)"]
     assert rows(found, "class")["red"][0] == "1,334"
 
 
@@ -251,9 +251,9 @@ def test_the_card_says_to_which_size_training_images_were_reduced() -> None:
 
 def test_a_card_of_attributes_shows_map_and_no_statistics_of_classes() -> None:
     text = rendered(attributes=True)
-    assert rows(text, "variant | made by | mAP")["int8.onnx"][1].startswith("93.00%")
+    assert rows(text, "variant | made by | mAP")["int8.onnx"][1].startswith("93.00 %")
     risks = section(text, "### Bias, Risks, and Limitations")
-    assert {"91.7%", "68.8%"} <= set(re.findall(r"[\d.]+%", risks))
+    assert {"91.7 %", "68.8 %"} <= set(re.findall(r"[\d.]+ %", risks))
     assert not re.search(r"top-1|McNemar|Wilson", text)
 
 

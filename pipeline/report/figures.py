@@ -19,7 +19,7 @@ class Unit:
 
 
 UNITS = {
-    "%": Unit(100, 2, "%"),
+    "%": Unit(100, 2, " %"),
     "points": Unit(100, 2, " points", signed=True),
     "gap": Unit(100, 1, " points"),
     "MB": Unit(1e-6, 2, " MB"),

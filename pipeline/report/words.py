@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.report.evidence import Part
-from pipeline.report.figures import figure, span
+from pipeline.report.figures import figure
 from pipeline.tasks import SINGLE_LABEL, Task
 
 SNIPPET = """\
@@ -71,28 +71,6 @@ def spaced(name: str) -> str:
     return name.replace("_", " ")
 
 
-def verdict(change: Part, max_drop: float) -> str:
-    """The verdict of the gate with its reason, as one sentence.
-
-    Args:
-        change: comparison of a variant with its parent.
-        max_drop: greatest loss that the gate allows, as a fraction of 1.
-    """
-    delta, lo, hi, parent = (change[key] for key in ("delta", "lo", "hi", "parent"))
-    allowed = figure(max_drop, "gap")
-    if delta < 0:
-        result = f"{figure(-delta, 'gap', 2)} below {parent} (95% CI {span(-hi, -lo, 'gap', 2)})"
-    elif delta > 0:
-        result = f"{figure(delta, 'gap', 2)} above {parent} (95% CI {span(lo, hi, 'gap', 2)})"
-    else:
-        result = f"as accurate as {parent} (95% CI of the difference {span(lo, hi, 'points')} points)"
-    if change["verdict"] == "accept":
-        return f"Accepted: {result}; a loss of up to {allowed} is allowed."
-    if hi < -max_drop:
-        return f"Rejected: {result}; a loss of more than {allowed} is not allowed."
-    return f"Rejected: {result}; the loss may exceed the {allowed} that are allowed."
-
-
 def flips(change: Part) -> str:
     """How many answers changed against the parent; empty for attributes."""
     counts = change.get("flips")
@@ -104,8 +82,20 @@ def flips(change: Part) -> str:
     )
 
 
-def group(column: str, name: str, names: Sequence[str]) -> str:
-    """The name of a group of test images, in words where the column is one that the pipeline measures."""
+def third(column: str, name: str, names: Sequence[str]) -> str:
+    """The name of a group of test images, in words if the pipeline itself divided the images into thirds.
+
+    Args:
+        column: the property of the images.
+        name: the group, such as ``0.1 to 0.4``.
+        names: all groups of the column, in order.
+    """
     if column in THIRDS and len(names) == len(THIRDS[column]):
-        return f"{THIRDS[column][list(names).index(name)]} ({name})"
+        return THIRDS[column][list(names).index(name)]
     return name
+
+
+def group(column: str, name: str, names: Sequence[str]) -> str:
+    """The same, followed by the range of values: ``darkest third (0.1 to 0.4)``."""
+    text = third(column, name, names)
+    return text if text == name else f"{text} ({name})"

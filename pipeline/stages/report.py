@@ -40,7 +40,7 @@ def main() -> None:
         max_drop=p.gate.max_drop,
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
-        choice=budget.choose(rows, **limits),
+        choice=budget.choose(rows, **limits, gate_max_drop=p.gate.max_drop),
         evidence=evidence.read(
             costs=paths.COSTS,
             robustness=paths.ROBUSTNESS,
@@ -57,7 +57,7 @@ def main() -> None:
     (paths.REPORT / "model_card.md").write_text(card.render(run))
     for row in rows:
         print(
-            f"{row.variant:20} {row.score:.2%}  {row.size_bytes / 1e6:5.2f} MB  {row.latency_ms_p50:5.2f} ms"
+            f"{row.variant:20} {100 * row.score:.2f} %  {row.size_bytes / 1e6:5.2f} MB  {row.latency_ms_p50:5.2f} ms"
         )
     print(run.choice.reason)
 

@@ -94,9 +94,7 @@ def verdicts(results: RunResults) -> str:
     lines = []
     for row in results.table:
         change = results.change(row.variant)
-        line = (
-            f"- **{row.variant}**: {words.verdict(change, results.max_drop)} {words.flips(change)}".rstrip()
-        )
+        line = f"- **{row.variant}**: {change['reason']} {words.flips(change)}".rstrip()
         if change["classes_worse"]:
             line += f" Significantly worse: {', '.join(change['classes_worse'])}."
         lines.append(line)
@@ -158,7 +156,7 @@ def out_of_distribution(results: RunResults) -> str:
         for name, images in part["sets"].items()
         for variant, of in images["variants"].items()
     ]
-    return _table(["images", "variant", "mean confidence", "90% or more", "AUROC vs test images"], rows)
+    return _table(["images", "variant", "mean confidence", "90 % or more", "AUROC vs test images"], rows)
 
 
 def groups(results: RunResults) -> list[str]:

@@ -16,6 +16,8 @@ from pipeline.report.placement import Box, settle
 
 LETTER, LINE = 8.4, 17.0
 """Width of a letter and height of a line at the largest text size, by which labels are kept apart."""
+NEAR = 18.0
+"""Distance of a label from its point up to which no line has to connect them."""
 TRADEOFF_SIZE = 460.0, 360.0
 """Width and height of a trade-off chart."""
 
@@ -176,8 +178,8 @@ def calibration(bins: Sequence[tuple[int | float, int | float, int]], *, title: 
     for confidence, accuracy, count in bins:
         radius = 1.5 + 6 * math.sqrt(count / most)
         parts.append(
-            f'<g class="accept"><title>{count:,} answers: confidence {confidence:.1%}, '
-            f"accuracy {accuracy:.1%}</title>"
+            f'<g class="accept"><title>{count:,} answers: confidence {100 * confidence:.1f} %, '
+            f"accuracy {100 * accuracy:.1f} %</title>"
             f'<circle cx="{x(confidence):.1f}" cy="{y(accuracy):.1f}" r="{radius:.1f}"/></g>'
         )
     parts.append(_text(left + side / 2, height - 4, "confidence, %", "middle"))
@@ -255,7 +257,7 @@ def dots(
     for number, (name, scores) in enumerate(rows):
         at = top + row * (number + 0.5)
         ends = x(100 * min(scores)), x(100 * max(scores))
-        note = ", ".join(f"{of} {score:.2%}" for of, score in zip(series, scores, strict=True))
+        note = ", ".join(f"{of} {100 * score:.2f} %" for of, score in zip(series, scores, strict=True))
         marks = "".join(
             f'<circle cx="{x(100 * score):.1f}" cy="{at:.1f}" r="5" fill-opacity="{shade}"/>'
             for score, shade in zip(scores, shades, strict=True)
@@ -329,9 +331,17 @@ def _mark(mark: Mark, x: float, y: float, lo: float, hi: float, box: Box) -> str
         f'<g class="mark {mark.kind}" data-variant="{escape(mark.name)}" '
         f'data-front="{str(mark.front).lower()}" tabindex="0">'
         f"<title>{escape(mark.note)}</title>"
-        f'<path class="interval" d="M{x:.1f} {lo:.1f}V{hi:.1f}"/>{shape}'
+        f'<path class="interval" d="M{x:.1f} {lo:.1f}V{hi:.1f}"/>{_leader(x, y, box)}{shape}'
         f"{_text(at, box.y1 - 4, mark.name, anchor, 'name')}</g>"
     )
+
+
+def _leader(x: float, y: float, box: Box) -> str:
+    """A thin line from a point to its label, if the label is far away."""
+    end_x, end_y = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
+    if math.hypot(end_x - x, end_y - y) < NEAR:
+        return ""
+    return f'<path class="leader" d="M{x:.1f} {y:.1f}L{end_x:.1f} {end_y:.1f}"/>'
 
 
 def _text(x: int | float, y: int | float, text: str, anchor: str = "start", kind: str = "muted") -> str:

@@ -89,7 +89,7 @@ def latency(benchmark: Part) -> Grid | None:
         ]
     note = (
         "Median milliseconds per call; below it, the speed relative to fp32 in the same setting with its "
-        f"95% CI. “{words.NO_DIFFERENCE.capitalize()}”: the interval contains 1."
+        f"95 % CI. “{words.NO_DIFFERENCE.capitalize()}”: the interval contains 1."
     )
     return Grid("setting", variants, rows, note)
 

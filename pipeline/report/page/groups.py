@@ -22,7 +22,7 @@ def groups(results: RunResults) -> list[Figure]:
                 value=100 * group["score"],
                 lo=100 * group["lo"],
                 hi=100 * group["hi"],
-                note=f"{figure(group['score'], '%')}, 95% CI {span(group['lo'], group['hi'], '%')}",
+                note=f"{figure(group['score'], '%')}, 95 % CI {span(group['lo'], group['hi'], '%')}",
             )
             for group in shown
         ]
@@ -36,7 +36,7 @@ def groups(results: RunResults) -> list[Figure]:
                 title=name.capitalize(),
                 text=_gap(own),
                 note=note.strip(),
-                chart=charts.bars(bars, title=f"Accuracy of {variant} by {name}", unit="%"),
+                chart=charts.bars(bars, title=f"Accuracy of {variant} by {name}", unit=" %"),
             )
         )
     return drawn
@@ -54,10 +54,10 @@ def gaps(results: RunResults) -> Grid | None:
             [
                 Cell(
                     figure(of["gap"], "gap", bare=True),
-                    small=f"worst: {words.group(part['column'], of['worst'], names)}",
+                    small=f"worst: {words.third(part['column'], of['worst'], names)}",
                     shade=round(min(DARKEST, 200 * of["gap"])) if of["distinguishable"] else 0,
-                    title=f"95% CI {span(of['gap_lo'], of['gap_hi'], 'gap')} points, "
-                    f"best: {words.group(part['column'], of['best'], names)}",
+                    title=f"95 % CI {span(of['gap_lo'], of['gap_hi'], 'gap')} points, "
+                    f"best: {words.third(part['column'], of['best'], names)}",
                 )
                 for of in (part["variants"][v] for v in variants)
                 for names in ([group["group"] for group in of["groups"]],)

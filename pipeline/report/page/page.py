@@ -1,5 +1,6 @@
 """The report as one self-contained page."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from pipeline.selection.table import TEACHER, Row
 from pipeline.tasks import METRICS
 
 Facts = Sequence[tuple[str, str]]
+
+BREAK = re.compile(r"(?<=\d) (?=(?:%|MB|KB|M|ms|s|px|Wh|mWh|g|mg|mJ|points?)(?![\w/]))")
+"""The space between a number and its unit, where no line may end."""
 
 SHOWN_REJECTED = 50
 """Greatest number of rejected files that are listed."""
@@ -117,7 +121,7 @@ def render(results: RunResults) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(page=_page(results))
+    return BREAK.sub("\N{NO-BREAK SPACE}", environment.get_template("page.html").render(page=_page(results)))
 
 
 def _page(results: RunResults) -> Page:
@@ -209,7 +213,7 @@ def _headlines(results: RunResults) -> Sequence[Headline]:
             "score",
             f"{task.words} of {best.variant}",
             figure(best.score, "%", 1),
-            f"95% CI {span(best.score_lo, best.score_hi, '%')}",
+            f"95 % CI {span(best.score_lo, best.score_hi, '%')}",
         ),
         Headline(
             "vs-teacher",

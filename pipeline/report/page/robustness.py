@@ -99,13 +99,13 @@ def out_of_distribution(evidence: Evidence) -> Grid | None:
                     figure(of["confidence"], "%", 1, bare=True),
                     small=f"AUROC {figure(of['auroc'], 'plain')}",
                     shade=round(DARKEST * of["over_90"]),
-                    title=f"{figure(of['over_90'], '%', 1)} of them with a confidence of 90% or more",
+                    title=f"{figure(of['over_90'], '%', 1)} of them with a confidence of 90 % or more",
                 )
             )
         rows.append((words.spaced(name), cells))
     note = (
         "Mean confidence in per cent; lower is better in all rows except the first. A stronger shade means "
-        "that more images get a confidence of 90% or more. AUROC: how well the confidence alone separates "
+        "that more images get a confidence of 90 % or more. AUROC: how well the confidence alone separates "
         "these images from test images (1 is perfect, 0.5 is chance)."
     )
     return Grid("images", variants, rows, note)

@@ -75,7 +75,7 @@ def classes(results: RunResults) -> Grid:
             small=figure(change["delta"], "points", 1, bare=True),
             shade=round(DARKEST * abs(change["delta"]) / greatest),
             tone="heat" if change["delta"] < 0 else "accept",
-            title=f"95% CI {span(change['lo'], change['hi'], 'points', 1)} points",
+            title=f"95 % CI {span(change['lo'], change['hi'], 'points', 1)} points",
             strong=bool(change.get("worse") or change.get("better")),
         )
 
@@ -105,7 +105,7 @@ def verdicts(results: RunResults) -> list[Verdict]:
             Verdict(
                 row.variant,
                 row.verdict,
-                words.verdict(change, results.max_drop),
+                change["reason"],
                 " ".join(part for part in details if part),
             )
         )
@@ -134,9 +134,9 @@ def export_check(results: RunResults) -> Grid | None:
         if any(name in rungs for rungs in ladders)
     ]
     note = (
-        f"{results.task.words} in per cent on {figure(checked[0].scores['parity']['n'])} validation images, "
-        "and the share of answers that are identical to those of the shipped file. Steps that must compute "
-        "the same are compared on every image, and layer by layer where an answer differs."
+        f"Score ({results.task.words}) in per cent on {figure(checked[0].scores['parity']['n'])} validation "
+        "images, and the share of answers that are identical to those of the shipped file. Steps that must "
+        "compute the same are compared on every image, and layer by layer where an answer differs."
     )
     return Grid("computed as", [one.variant for one in checked], rows, note)
 
