@@ -72,7 +72,7 @@ demo: install pipeline/shipping/node_modules ## All variants in the browser, on 
 	$(BIN)/python -m pipeline demo
 
 pipeline/shipping/node_modules: pipeline/shipping/package-lock.json
-	@command -v npm >/dev/null || { echo "error: npm is not there; it comes with Node, nodejs.org"; exit 1; }
+	@command -v npm >/dev/null || { echo "error: npm is needed; it comes with Node.js (nodejs.org)"; exit 1; }
 	npm ci --prefix pipeline/shipping
 	@touch $@
 

@@ -7,7 +7,8 @@ import argparse
 import json
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -22,46 +23,91 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Read the arguments and run one command."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description="Distil, compress and ship.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    command = commands.add_parser("choose", help="the variant that fits a budget best, and why")
-    command.add_argument(
-        "--max-drop", type=float, help="greatest loss of score against fp32, 0.01 is a point"
+    parser = ArgumentParser(
+        prog="python -m pipeline",
+        description="Choose, use and ship the image classifiers that `dvc repro` has made.",
+        epilog="`python -m pipeline COMMAND --help` describes a command and shows an example.",
     )
-    command.add_argument("--max-latency-ms", type=float, help="greatest median latency, as benchmarked")
-    command.add_argument("--max-size-bytes", type=int, help="greatest size of the ONNX file")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+
+    def add(name: str, run: Callable[[Namespace], None], summary: str, example: str) -> ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example:\n{example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    command = add(
+        "choose",
+        choose,
+        "print the variant that fits a budget best, and the reason",
+        "  python -m pipeline choose --max-latency-ms 2 --max-size-bytes 2000000",
+    )
     command.add_argument(
-        "--experiments", action="store_true", help="among the variants of all of DVC's finished experiments"
+        "--max-drop", type=float, help="greatest loss of score against fp32; 0.01 is one percentage point"
+    )
+    command.add_argument("--max-latency-ms", type=float, help="greatest median latency in milliseconds")
+    command.add_argument("--max-size-bytes", type=int, help="greatest size of the ONNX file in bytes")
+    command.add_argument(
+        "--experiments", action="store_true", help="choose among the variants of all finished DVC experiments"
     )
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run=choose)
 
-    command = commands.add_parser("predict", help="name what photographs show")
-    command.add_argument("model", help="a variant of this pipeline, or an ONNX file")
-    command.add_argument("images", nargs="+", help="image files, folders of them, or patterns")
-    command.add_argument("--top", type=_positive, default=3, help="classes to name (default: %(default)s)")
+    command = add(
+        "predict",
+        predict,
+        "classify images with a variant or an ONNX file",
+        "  python -m pipeline predict int8-qat photo.jpg photos/ --top 1",
+    )
+    command.add_argument("model", help="name of a variant, or path of an ONNX file")
+    command.add_argument("images", nargs="+", help="image files, folders of images, or patterns")
+    command.add_argument(
+        "--top", type=_positive, default=3, help="number of classes to print per image (default: %(default)s)"
+    )
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    command.set_defaults(run=predict)
 
-    command = commands.add_parser("ship", help="write a variant with all that its users need into a folder")
-    command.add_argument("model", metavar="variant", help="a variant of this pipeline, or an ONNX file")
-    command.add_argument("folder", type=Path, help="a new folder")
-    command.set_defaults(run=ship)
+    command = add(
+        "ship",
+        ship,
+        "write a folder with a variant and everything that its users need",
+        "  python -m pipeline ship int8-qat shipped/int8-qat",
+    )
+    command.add_argument("model", help="name of a variant, or path of an ONNX file")
+    command.add_argument("folder", type=Path, help="a folder that does not exist or is empty")
 
-    command = commands.add_parser("demo", help="a page that runs all variants in the browser")
-    command.add_argument("--port", type=int, default=8000, help="on 127.0.0.1 (default: %(default)s)")
-    command.add_argument("--folder", type=Path, default=paths.DEMO, help="where it is written (%(default)s)")
-    command.add_argument("--build", action="store_true", help="write it for another web server, and end")
-    command.set_defaults(run=demo)
+    command = add(
+        "demo",
+        demo,
+        "serve a web page that runs all variants in the browser",
+        "  python -m pipeline demo --port 8000",
+    )
+    command.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1 (default: %(default)s)")
+    command.add_argument(
+        "--folder", type=Path, default=paths.DEMO, help="folder of the page (default: %(default)s)"
+    )
+    command.add_argument(
+        "--build", action="store_true", help="only write the page, to be served by another web server"
+    )
 
-    command = commands.add_parser("fetch", help="bring the default data set to this machine")
-    command.set_defaults(run=fetch)
-    command = commands.add_parser("params", help="compose params.yaml from configs/")
+    add(
+        "fetch",
+        fetch,
+        "download the default data set",
+        "  python -m pipeline fetch",
+    )
+    command = add(
+        "params",
+        compose,
+        "write params.yaml, composed from configs/",
+        "  python -m pipeline params && dvc repro",
+    )
     command.add_argument(
         "config", nargs="?", default="config", help="a file of configs/, without .yaml (default: %(default)s)"
     )
-    command.set_defaults(run=compose)
 
     arguments = parser.parse_args()
     try:
@@ -70,36 +116,37 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read has enough, as `head` does. Python would flush once more at its end, and complain.
+        # The reader has closed the pipe, as `head` does. Python would flush again at exit and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 
 
-def _positive(word: str) -> int:
-    if not word.isdecimal() or not int(word):
-        raise argparse.ArgumentTypeError(f"{word}: must be 1 or more")
-    return int(word)
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
 
 
 def choose(arguments: Namespace) -> None:
-    """Print the variant that the budget picks, and why; the options go before `budget` in params.yaml."""
+    """Print the variant that fits the budget best; options take precedence over `budget` in params.yaml."""
     from pipeline import parameters
-    from pipeline.selection import budget
+    from pipeline.selection import budget, table
     from pipeline.selection.settings import BudgetSettings
 
-    given = {name: getattr(arguments, name) for name in BudgetSettings.model_fields}
-    changes = {"budget": {name: limit for name, limit in given.items() if limit is not None}}
-    told: dict[str, Any] = {}
+    options = {name: getattr(arguments, name) for name in BudgetSettings.model_fields}
+    changes = {"budget": {name: limit for name, limit in options.items() if limit is not None}}
+    details: dict[str, Any] = {}
     with one_line_errors():
-        limits = parameters.load(changes=changes).budget.model_dump()
+        p = parameters.load(changes=changes)
+        limits = p.budget.model_dump()
         if arguments.experiments:
-            choice, told = _among_experiments(limits)
+            choice, details = _choose_among_experiments(limits)
         else:
-            choice = budget.choose(budget.read(paths.VARIANTS), **limits)
+            choice = budget.choose(table.read(paths.VARIANTS), **limits, gate_max_drop=p.gate.max_drop)
     if arguments.json:
-        print(json.dumps({**asdict(choice), "budget": limits, **told}, indent=2))
+        print(json.dumps({**asdict(choice), "budget": limits, **details}, indent=2))
     elif choice.variant:
-        # The name alone is what `$(python -m pipeline choose)` takes up.
+        # Only the name goes to standard output, for `$(python -m pipeline choose)`.
         print(choice.reason, file=sys.stderr)
         print(choice.variant)
     else:
@@ -108,27 +155,27 @@ def choose(arguments: Namespace) -> None:
         raise SystemExit(1)
 
 
-def _among_experiments(limits: dict[str, Any]) -> "tuple[Choice, dict[str, Any]]":
-    """The choice among all experiments; says beside it what sets the chosen one apart."""
+def _choose_among_experiments(limits: dict[str, Any]) -> "tuple[Choice, dict[str, Any]]":
+    """Choose among all experiments; print and return the settings in which the chosen one differs."""
     from pipeline.selection import budget, experiments
 
-    found, unfinished = experiments.read()
-    table = experiments.table(found)
-    choice = budget.choose(table, **limits)
-    chosen = next(row for row in table if row.variant == choice.closest)
-    settings = experiments.differences(found)[chosen.experiment]
+    finished, unfinished = experiments.read()
+    results = experiments.collect(finished)
+    choice = budget.choose(results, **limits)
+    result = next(result for result in results if result.variant == choice.closest)
+    settings = experiments.differences(finished)[result.experiment]
+    options = [f"-S {key}={json.dumps(value)}".replace('"', "") for key, value in settings.items()]
     print(
-        f"{len(table)} variants of {len(found)} experiments ({unfinished} more are not finished); "
-        "scores are on val\n"
-        f"{chosen.variant}: {chosen.test:.2%} on test; "
-        + " ".join(f"-S {key}={json.dumps(value)}".replace('"', "") for key, value in settings.items()),
+        f"{len(results)} variants of {len(finished)} experiments, scored on the validation split "
+        f"({unfinished} experiments are not finished)\n"
+        f"{result.variant}: {result.test_score:.2%} on the test split; {' '.join(options)}",
         file=sys.stderr,
     )
-    return choice, {"experiment": chosen.experiment, "settings": settings, "test": chosen.test}
+    return choice, {"experiment": result.experiment, "settings": settings, "test": result.test_score}
 
 
 def predict(arguments: Namespace) -> None:
-    """Print the most probable classes of every image; those that cannot be read are named."""
+    """Print the most probable classes of every image; name the images that cannot be read."""
     from pipeline.data import images
     from pipeline.onnx import inference
 
@@ -153,57 +200,58 @@ def predict(arguments: Namespace) -> None:
     if arguments.json:
         print(json.dumps(rows, indent=2))
     if failed:
-        print(f"error: {failed} of {len(files)} could not be read", file=sys.stderr)
+        print(f"error: {failed} of {len(files)} images could not be read", file=sys.stderr)
         raise SystemExit(1)
 
 
 def ship(arguments: Namespace) -> None:
-    """Write the folder, and say what its user should know."""
+    """Write the folder, and print what its users should know."""
     from pipeline.onnx import inference
     from pipeline.provenance import sha256
-    from pipeline.selection import budget
+    from pipeline.selection import budget, table
     from pipeline.shipping import folder
 
     with one_line_errors():
         classifier = inference.open_classifier(_model(arguments.model), threads=1)
-        table = budget.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
+        rows = table.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
         written = folder.ship(classifier, arguments.folder, paths.REPORT / folder.CARD)
     for file in written:
         print(f"{file.stat().st_size:12,}  {file}")
     digest = sha256(classifier.path)
     if folder.CARD not in {file.name for file in written}:
         print(
-            f"note: {paths.REPORT / folder.CARD} does not exist, so there is no model card", file=sys.stderr
+            f"note: the folder has no model card, because {paths.REPORT / folder.CARD} does not exist",
+            file=sys.stderr,
         )
-    if digest not in {line.sha256 for line in table}:
-        print(f"note: {paths.VARIANTS} has no figures of this file", file=sys.stderr)
-    elif digest not in {line.sha256 for line in budget.accepted(table)}:
-        print("note: the gate does not accept this variant and all its ancestors", file=sys.stderr)
+    if digest not in {row.sha256 for row in rows}:
+        print(f"note: {paths.VARIANTS} has no results for this file", file=sys.stderr)
+    elif digest not in {row.sha256 for row in budget.accepted(rows)}:
+        print("note: the gate rejects this variant or one of its ancestors", file=sys.stderr)
 
 
 def demo(arguments: Namespace) -> None:
-    """Write the page, and serve it to this machine."""
+    """Write the page, and serve it to this machine only."""
     from pipeline import parameters
     from pipeline.onnx import inference
-    from pipeline.selection import budget
+    from pipeline.selection import table
     from pipeline.shipping import demo as page
 
     with one_line_errors():
         files = [paths.onnx(variant) for variant in parameters.load().variants]
-        table = budget.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
+        rows = table.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
         classifiers = [inference.open_classifier(file, threads=1) for file in files]
-        page.build(arguments.folder, classifiers, {line.sha256: line for line in table})
+        page.build(arguments.folder, classifiers, {row.sha256: row for row in rows})
         if arguments.build:
             print(arguments.folder)
             return
         server = page.server(arguments.folder, arguments.port)
-    print(f"http://{page.LOOPBACK}:{server.server_port}/  (Ctrl-C ends)", flush=True)
+    print(f"http://{page.LOOPBACK}:{server.server_port}/  (press Ctrl-C to stop)", flush=True)
     with server, suppress(KeyboardInterrupt):
         server.serve_forever()
 
 
 def fetch(_: Namespace) -> None:
-    """Bring Fashion-MNIST, if it is what the parameters ask for."""
+    """Download Fashion-MNIST if the parameters use it."""
     from pipeline import parameters
     from pipeline.data.fetch import fetch_fashion_mnist
 
@@ -221,14 +269,16 @@ def compose(arguments: Namespace) -> None:
 
 
 def _model(name: str) -> Path:
-    """The file of that name, or the ONNX file of a variant."""
+    """Path of an ONNX file that is given by its path or by the name of a variant."""
     from pipeline.onnx.inference import ModelFileError
 
     if name.endswith(".onnx"):
         return Path(name)
     if not paths.onnx(name).is_file():
-        there = ", ".join(sorted(file.stem for file in paths.ONNX.glob("*.onnx"))) or "none"
-        raise ModelFileError(f"{name} is no variant in {paths.ONNX} (there: {there}) and no .onnx file")
+        variants = (
+            ", ".join(sorted(file.stem for file in paths.ONNX.glob("*.onnx"))) or f"none in {paths.ONNX}"
+        )
+        raise ModelFileError(f"{name!r} is neither a variant ({variants}) nor an .onnx file")
     return paths.onnx(name)
 
 

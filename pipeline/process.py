@@ -1,13 +1,16 @@
-"""The process that a stage runs in: errors in one line, and no life after its parent's death."""
+"""The process that a stage runs in: its arguments, its errors, and its end."""
 
+import inspect
 import os
 import subprocess
 import sys
 import threading
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
@@ -15,16 +18,43 @@ from pipeline.errors import DistilleryError
 from teachers.errors import TeacherError
 
 POLL_SECONDS = 0.5
-FAREWELL_SECONDS = 15.0
-"""How long a process beside this one may take to end."""
+"""Seconds between two looks at whether another process is alive."""
+
+SHUTDOWN_SECONDS = 15.0
+"""Seconds that a process alongside this one may take to end."""
 
 
 @contextmanager
 def stage() -> Iterator[None]:
-    """Run a stage under `dvc repro`: it ends with DVC, and errors of the user are lines, not tracebacks."""
-    end_with("dvc")
+    """Run a stage: check its arguments, end it when DVC ends, and print user errors as single lines."""
+    check_arguments()
+    exit_with("dvc")
     with one_line_errors():
         yield
+
+
+class StageParser(ArgumentParser):
+    """A parser whose errors are single lines."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with status 2."""
+        self.exit(2, f"error: {message} (--help describes the arguments)\n")
+
+
+def check_arguments() -> None:
+    """Check the command line of the stage that runs as the main program.
+
+    Its function ``main`` says which arguments it takes, and its docstrings are the help. With ``--help`` or
+    with other arguments, the process ends here, before any work starts.
+    """
+    program = sys.modules["__main__"]
+    parser = StageParser(
+        prog=f"python -m {program.__spec__.name}" if program.__spec__ else None,
+        description=f"{program.__doc__}\n{inspect.getdoc(program.main)}",
+    )
+    for name in inspect.signature(program.main).parameters:
+        parser.add_argument(name, help=f"name of the {name}")
+    parser.parse_args()
 
 
 @contextmanager
@@ -38,10 +68,11 @@ def one_line_errors() -> Iterator[None]:
 
 
 @contextmanager
-def beside(module: str, *arguments: str) -> Iterator[None]:
-    """Run another module while the block runs, whose result does not depend on it.
+def run_alongside(module: str, *arguments: str) -> Iterator[None]:
+    """Run another module while the block runs. The block does not depend on its success.
 
-    Its standard input ends with the block, or with this process; `done` on it says that all went well.
+    The standard input of the other process ends when the block or this process ends. It then holds the line
+    `done` if the block succeeded.
     """
     with subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
@@ -49,25 +80,25 @@ def beside(module: str, *arguments: str) -> Iterator[None]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,
-        # Ctrl-C is for this process, which tells the other one.
+        # Ctrl-C reaches this process only, which then ends the other one.
         start_new_session=True,
-    ) as other:
-        said = ""
+    ) as companion:
+        message = ""
         try:
             yield
-            said = "done\n"
+            message = "done\n"
         finally:
             try:
                 with suppress(BrokenPipeError):
-                    other.communicate(said, timeout=FAREWELL_SECONDS)
+                    companion.communicate(message, timeout=SHUTDOWN_SECONDS)
             except subprocess.TimeoutExpired:
-                other.kill()
+                companion.kill()
 
 
-def end_with(program: str, then: Callable[[], None] = lambda: os._exit(1)) -> None:
-    """End this process when the nearest ancestor that runs ``program`` is gone.
+def exit_with(program: str, exit_process: Callable[[], None] = lambda: os._exit(1)) -> None:
+    """End this process when its nearest ancestor that runs ``program`` ends.
 
-    A killed ``dvc repro`` would leave its stage training on, beside the one that is started next.
+    Otherwise, the stage of a killed ``dvc repro`` would go on beside the stage that is started next.
     """
     ancestor = next((p for p in psutil.Process().parents() if _runs(p, program)), None)
     if ancestor is None:
@@ -76,7 +107,7 @@ def end_with(program: str, then: Callable[[], None] = lambda: os._exit(1)) -> No
     def watch() -> None:
         while _alive(ancestor):
             time.sleep(POLL_SECONDS)
-        then()
+        exit_process()
 
     threading.Thread(target=watch, daemon=True).start()
 

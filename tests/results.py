@@ -463,7 +463,7 @@ def _robustness(entries: Sequence[VariantResults]) -> dict[str, Any]:
             "results": attacked,
             "clean": {name: _interval("accuracy", 0.927) for name in names},
         },
-        "outside": {
+        "out_of_distribution": {
             "test_n": 512,
             "sets": {"noise": {"n": 512, "note": "", "variants": dict.fromkeys(names, foreign)}},
             "test": {name: {"confidence": 0.913, "over_90": 0.77} for name in names},

@@ -14,10 +14,10 @@ from playwright.sync_api import Page, expect, sync_playwright
 from pipeline.onnx import inference
 from pipeline.onnx.inference import Classifier
 from pipeline.provenance import sha256
-from pipeline.selection.budget import Line
 from pipeline.shipping import demo
 from pipeline.shipping.folder import ShippingError
 from tests import tiny_onnx
+from tests.rows import row
 
 LABELS = ("red", "green", "blue")
 needs_npm = pytest.mark.skipif(
@@ -53,8 +53,8 @@ def photographs(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def address(tmp_path: Path, classifiers: list[Classifier]) -> Iterator[str]:
-    line = Line("right", "teacher", "top1", 0.8842, 0.876, 0.889, -0.01, "reject", 999, 1.0, "")
-    demo.build(tmp_path / "page", classifiers, {sha256(classifiers[0].path): line})
+    rejected = row("right", score=0.8842, score_lo=0.876, score_hi=0.889, verdict="reject")
+    demo.build(tmp_path / "page", classifiers, {sha256(classifiers[0].path): rejected})
     with demo.server(tmp_path / "page", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

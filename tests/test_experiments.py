@@ -18,7 +18,7 @@ MAKE = """
 import json, pathlib, yaml
 macs = yaml.safe_load(open("params.yaml"))["variants"]["pruned"]["macs"]
 assert macs < 0.9
-slow = 1 + macs  # the machine's mood, the same for all files of a run
+slow = 1 + macs  # the machine's state, the same for all files of a run
 for folder in ("artifacts/onnx", "artifacts/variants"):
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
 open("artifacts/onnx/fp32.onnx", "w").write("the same")
@@ -69,17 +69,17 @@ def test_finished_experiments_make_one_table_and_the_budget_chooses_by_val(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(repository)
-    found, unfinished = experiments.read()
-    settings = experiments.differences(found)
+    finished, unfinished = experiments.read()
+    settings = experiments.differences(finished)
     assert sorted(settings.values(), key=str) == [{"variants.pruned.macs": m} for m in (0.2, 0.4, 0.5)]
-    assert (found[0].name, unfinished) == ("workspace", 1)
-    table = experiments.table(found)
+    assert (finished[0].name, unfinished) == ("workspace", 1)
+    table = experiments.collect(finished)
     assert len(table) == 6
     choice = budget.choose(table, max_size_bytes=3_000_000)
     chosen = next(row for row in table if row.variant == choice.variant)
     assert settings[chosen.experiment] == {"variants.pruned.macs": 0.4}
     assert choice.variant == f"pruned of {chosen.experiment}"
-    assert (chosen.score, chosen.test) == (pytest.approx(0.78), pytest.approx(0.84))
+    assert (chosen.score, chosen.test_score) == (pytest.approx(0.78), pytest.approx(0.84))
     assert choice.reason.startswith(
         f"{choice.variant} is the most accurate accepted variant within 3,000,000"
     )
@@ -88,21 +88,19 @@ def test_finished_experiments_make_one_table_and_the_budget_chooses_by_val(
     assert settings[nothing.closest.split(" of ")[1]] == {"variants.pruned.macs": 0.2}
 
 
-def test_latencies_of_separate_runs_are_brought_to_one_reference(
+def test_latencies_of_separate_runs_are_made_comparable_by_fp32(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(repository)
-    table = experiments.table(experiments.read()[0])
-    # The runs took 1.2, 1.4 and 1.5 times as long; the median is what counts for all.
+    table = experiments.collect(experiments.read()[0])
+    # fp32 took 1.2, 1.4 and 1.5 times as long; the median counts for all runs.
     assert {round(row.latency_ms_p50, 6) for row in table if row.name == "fp32"} == {round(3 * 1.4, 6)}
     assert {round(row.latency_ms_p50, 6) for row in table if row.name == "pruned"} == {
         round(3 * 1.4 * macs, 6) for macs in (0.2, 0.4, 0.5)
     }
 
 
-def test_a_variant_that_was_removed_is_no_candidate(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variant_that_was_removed_is_left_out(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
     shown = json.loads(
         subprocess.run(
@@ -111,8 +109,8 @@ def test_a_variant_that_was_removed_is_no_candidate(
     )
     for base in shown:
         del base["data"]["params"]["params.yaml"]["data"]["variants"]["pruned"]
-    found, _ = experiments.finished(shown)
-    assert [row.name for row in experiments.table(found) if row.experiment == "workspace"] == ["fp32"]
+    finished, _ = experiments.finished(shown)
+    assert [row.name for row in experiments.collect(finished) if row.experiment == "workspace"] == ["fp32"]
 
 
 def test_a_folder_without_experiments_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,5 +118,5 @@ def test_a_folder_without_experiments_is_one_line(tmp_path: Path, monkeypatch: p
     with pytest.raises(ExperimentError) as caught:
         experiments.read()
     assert len(str(caught.value).splitlines()) == 1
-    with pytest.raises(ExperimentError, match="no experiment of this commit is finished"):
-        experiments.table([])
+    with pytest.raises(ExperimentError, match="no experiment"):
+        experiments.collect([])

@@ -44,19 +44,18 @@ class Clock:
     def call(self, name: str, batch_size: int) -> None:
         self.now += batch_size * self.seconds[name] * float(np.exp(self.random.normal(0, self.noise)))
 
-    def open(
-        self, files: list[Path], order: Any, provider: str, cores: Any, batch_size: int, random: Any
-    ) -> list[Callable[[], object]]:
+    def open(self, files: list[Path], *arguments: Any) -> list[Callable[[], object]]:
+        batch_size = arguments[3]
         return [partial(self.call, file.stem, batch_size) for file in files]
 
 
 @pytest.fixture
-def clock(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock of its own for ``latency``, on which the large files take twice as long as fp32."""
     clock = Clock({"fp32": 0.01, "large": 0.02, "again": 0.02})
     monkeypatch.setattr(latency, "time", clock)
     monkeypatch.setattr(latency, "_open", clock.open)
-    monkeypatch.setattr(latency, "_footprint", lambda path, processes: {})
+    monkeypatch.setattr(latency, "_footprint", lambda *_: {})
     return clock
 
 
@@ -205,7 +204,7 @@ def test_the_result_is_json_and_says_how_and_where_it_was_measured(files: dict[s
 
 
 def test_nothing_to_measure_is_refused(files: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match="0 files.*4"):
+    with pytest.raises(ValueError, match=r"0 files.*4"):
         measure({})
-    with pytest.raises(ValueError, match="3 files.*1"):
+    with pytest.raises(ValueError, match=r"3 files.*1"):
         measure(files, sessions=1)

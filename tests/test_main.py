@@ -4,19 +4,27 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from pipeline import __main__ as command_line
 from pipeline import paths, provenance
+from pipeline.selection import table
+from pipeline.selection.table import Row
 from tests import tiny_onnx
+from tests.rows import row
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-TABLE = """variant,parent,top1,top1_lo,top1_hi,top1_delta,verdict,size_bytes,latency_ms_p50,sha256
-fp32,teacher,0.89,0.88,0.90,-0.02,accept,7280000,2.8,{}
-tiny,fp32,0.88,0.87,0.89,-0.01,accept,1990000,1.3,{}
-"""
+
+
+def rows(tiny: str, **fp32: Any) -> list[Row]:
+    """The table of variants, given the hash of the file ``tiny``."""
+    return [
+        row("fp32", score=0.89, milliseconds=2.8, size_bytes=7_280_000, **fp32),
+        row("tiny", "fp32", score=0.88, milliseconds=1.3, size_bytes=1_990_000, sha256=tiny),
+    ]
 
 
 @pytest.fixture
@@ -24,10 +32,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository's root with a variant, its figures, and photographs."""
     repository = Path(__file__).parents[1]
     (tmp_path / paths.PARAMETERS).write_text((repository / paths.PARAMETERS).read_text())
-    for file in (paths.onnx("tiny"), paths.VARIANTS):
-        (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / paths.ONNX).mkdir(parents=True)
+    (tmp_path / paths.REPORT).mkdir()
     model = tiny_onnx.write(tmp_path / paths.onnx("tiny"))
-    (tmp_path / paths.VARIANTS).write_text(TABLE.format("0" * 64, provenance.sha256(model)))
+    table.write(tmp_path / paths.VARIANTS, rows(provenance.sha256(model)))
     (tmp_path / "photos").mkdir()
     for name, colour in COLOURS.items():
         Image.new("RGB", (20, 10), colour).save(tmp_path / "photos" / f"{name}.png")
@@ -61,7 +69,7 @@ def test_predict_takes_a_variant_or_a_file_and_files_folders_or_patterns(
 
 
 @pytest.mark.usefixtures("root")
-def test_predict_prints_a_line_an_image(
+def test_predict_prints_one_line_per_image(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "predict tiny photos --top 1") == 0
@@ -74,7 +82,7 @@ def test_predict_prints_a_line_an_image(
     assert len({line.index("%") for line in lines}) == 1
 
 
-def test_predict_names_what_it_cannot_read_goes_on_and_ends_with_a_status(
+def test_predict_names_what_it_cannot_read_and_exits_with_1(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "photos" / "broken.jpg").write_bytes(b"no image")
@@ -87,21 +95,21 @@ def test_predict_names_what_it_cannot_read_goes_on_and_ends_with_a_status(
         "error: absent.png does not exist",
         "error: photos/broken.jpg is not an image of a known format",
         "error: no*.png does not exist",
-        "error: 3 of 6 could not be read",
+        "error: 3 of 6 images could not be read",
     ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("predict big photos", "big is no variant in artifacts/onnx (there: tiny) and no .onnx file"),
+        ("predict big photos", "'big' is neither a variant (tiny) nor an .onnx file"),
         ("predict absent.onnx photos", "absent.onnx does not exist"),
         ("ship tiny photos", "photos is there already and not empty; give a new folder"),
         ("choose --max-drop 2", "params.yaml: budget.max_drop = 2.0: must be less than or equal to 1"),
     ],
 )
 @pytest.mark.usefixtures("root")
-def test_what_a_user_can_mend_is_one_line_and_a_status(
+def test_errors_of_the_user_are_one_line_and_exit_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str, line: str
 ) -> None:
     assert run(monkeypatch, arguments) == 1
@@ -111,7 +119,7 @@ def test_what_a_user_can_mend_is_one_line_and_a_status(
 
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("images", ["photos", "photos none.png"])
-def test_a_reader_that_has_enough_ends_the_command_without_a_word(images: str) -> None:
+def test_a_closed_pipe_ends_the_command_without_a_message(images: str) -> None:
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "pipeline", "predict", "tiny", *images.split(), "--json"]
@@ -125,20 +133,20 @@ def test_a_reader_that_has_enough_ends_the_command_without_a_word(images: str) -
 
 
 @pytest.mark.usefixtures("root")
-def test_choose_prints_the_variant_alone_and_the_reason_beside_it(
+def test_choose_prints_the_variant_to_stdout_and_the_reason_to_stderr(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "choose --max-latency-ms 2") == 0
     out, err = capsys.readouterr()
     assert out == "tiny\n"
-    assert err.startswith("tiny is the most accurate accepted variant within 2 ms: 88.00%")
+    assert err.startswith("tiny is the most accurate accepted variant within 2 ms: 88.00 %")
     assert run(monkeypatch, "choose --max-drop 0.001 --max-size-bytes 2000000 --json") == 1
     choice = json.loads(capsys.readouterr().out)
     assert (choice["variant"], choice["closest"]) == (None, "tiny")
     assert choice["budget"] == {"max_drop": 0.001, "max_latency_ms": None, "max_size_bytes": 2000000}
 
 
-def test_an_option_goes_before_the_budget_of_the_parameters(
+def test_an_option_takes_precedence_over_the_budget_in_the_parameters(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = root / paths.PARAMETERS
@@ -149,18 +157,26 @@ def test_an_option_goes_before_the_budget_of_the_parameters(
     assert capsys.readouterr().out == "tiny\n"
 
 
-def test_ship_says_what_the_receiver_should_know(
+def test_ship_notes_a_missing_card_missing_results_and_a_rejection(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "ship tiny out/tiny") == 0
     out, err = capsys.readouterr()
     assert "out/tiny/tiny.onnx" in out
-    assert err == "note: artifacts/report/model_card.md does not exist, so there is no model card\n"
+    assert [line for line in err.splitlines() if "artifacts/report/model_card.md" in line] == err.splitlines()
     (root / paths.REPORT / "model_card.md").write_text("# A card\n")
-    table = root / paths.VARIANTS
-    table.write_text(table.read_text().replace("-0.02,accept", "-0.02,reject"))
+    digest = provenance.sha256(root / paths.onnx("tiny"))
+    table.write(root / paths.VARIANTS, rows(digest, verdict="reject"))
     assert run(monkeypatch, "ship tiny out/again") == 0
-    assert capsys.readouterr().err == "note: the gate does not accept this variant and all its ancestors\n"
-    table.write_text(TABLE.format("0" * 64, "1" * 64))
+    assert "gate" in capsys.readouterr().err
+    table.write(root / paths.VARIANTS, rows("1" * 64))
     assert run(monkeypatch, "ship tiny out/other") == 0
-    assert capsys.readouterr().err == "note: artifacts/report/variants.csv has no figures of this file\n"
+    assert "artifacts/report/variants.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["choose", "predict", "ship", "demo", "fetch", "params"])
+def test_the_help_of_every_command_has_an_example(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert run(monkeypatch, f"{command} --help") == 0
+    assert f"  python -m pipeline {command}" in capsys.readouterr().out

@@ -144,7 +144,7 @@ def quantized(
     activation: str, limit: int = 127, float_layers: tuple[str, ...] = ()
 ) -> tuple[Network, Quantization]:
     """The small student after post-training quantisation."""
-    model = tiny_students.quantized(student(activation), limit, float_layers)
+    model = tiny_students.int8_student(limit, float_layers, activation, CONTRACT.size)
     assert model.quantization is not None
     return trace(model.module), model.quantization
 

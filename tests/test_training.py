@@ -47,7 +47,7 @@ TRAINING = StudentTraining(
 def data(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
     folder = tmp_path_factory.mktemp("prepared") / "data"
     listing = sources.folder(photographs)
-    made = splits.assign(listing.candidates, train=None, val=0.2, test=0.25, seed=0)
+    made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
     store.write(folder, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
     return folder
 
@@ -683,7 +683,7 @@ def test_settled_statistics_are_those_of_mixed_classes(data: Path, monkeypatch: 
 def test_a_stage_ends_when_the_program_that_started_it_is_killed(tmp_path: Path) -> None:
     starter = tmp_path / "starter"
     child = (
-        "import time; from pipeline import process; process.end_with('starter'); "
+        "import time; from pipeline import process; process.exit_with('starter'); "
         "print('up', flush=True); time.sleep(60)"
     )
     starter.write_text(

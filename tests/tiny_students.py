@@ -27,8 +27,14 @@ SIZE = 64
 """Side of the images in pixels, unless a test asks for another."""
 FLOAT_LAYERS = ("stem", "blocks.0.depthwise")
 """Layers that may stay in float in an int8 file."""
+NARROW = (8, 8, 16, 24, 40, 56, 64, 88, 96, 104, 104, 120, 200, 248)
+"""Channels that pruning may leave of ``student``."""
+CHANNELS = (16, 16, 24, 24, 32, 32, 40, 40, 40, 40, 40, 40, 48, 48)
+"""Channels of a network that is narrow enough to be pruned many times."""
+ARGUMENTS: dict[str, Any] = {"classes": 5, "channels": CHANNELS}
+"""Arguments of ``random_network``, unless a test asks for others."""
 UNEVEN = (8, 24, 32, 40, 40, 48, 48, 48, 56, 48, 48, 48, 64, 72)
-"""Channels that are not multiples of 16, as pruning leaves them."""
+"""Channels that are not multiples of 16."""
 
 
 def photographs(count: int, size: int = SIZE) -> UInt8[Tensor, "count size size 3"]:
@@ -51,8 +57,6 @@ def card(arguments: dict[str, Any], contract: InputContract, **changes: Any) -> 
         "data_sha256": "00ff",
         "license": "CC0-1.0",
         "settings": {},
-        "git_commit": "abc",
-        "versions": {},
     }
     return Card(**{**values, **changes})
 
@@ -91,6 +95,23 @@ def _student(contract: InputContract, activation: str, seed: int, padding: str) 
     return Model(module.eval(), card(arguments, contract))
 
 
+def random_network(arguments: dict[str, Any] = ARGUMENTS, seed: int = 0) -> nn.Module:
+    """A MobileNetV1 with random weights whose batch norms have statistics that matter.
+
+    Seeds PyTorch's global random state, from which the test draws its images.
+    """
+    torch.manual_seed(seed)
+    module = students.build("mobilenet_v1", arguments)
+    for name, norm in module.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.5)
+            nn.init.normal_(module.get_buffer(f"{name}.running_mean"), std=0.2)
+            nn.init.uniform_(module.get_buffer(f"{name}.running_var"), 0.5, 2.0)
+    nn.init.normal_(module.get_parameter("classifier.weight"), std=0.5)
+    return module.eval()
+
+
 def folded(model: Model) -> Network:
     """The model without batch norms, whose weights may be changed."""
     network = fold_batch_norm(model)
@@ -124,14 +145,16 @@ def quantized(
     )
 
 
-def int8_student(limit: int = 63, float_layers: tuple[str, ...] = (), activation: str = "relu") -> Model:
+def int8_student(
+    limit: int = 63, float_layers: tuple[str, ...] = (), activation: str = "relu", size: int = SIZE
+) -> Model:
     """The small student after post-training quantisation."""
-    return copy.deepcopy(_int8_student(limit, float_layers, activation))
+    return copy.deepcopy(_int8_student(limit, float_layers, activation, size))
 
 
 @functools.cache
-def _int8_student(limit: int, float_layers: tuple[str, ...], activation: str) -> Model:
-    return quantized(student(activation=activation), limit, float_layers)
+def _int8_student(limit: int, float_layers: tuple[str, ...], activation: str, size: int) -> Model:
+    return quantized(student(InputContract(size), activation), limit, float_layers)
 
 
 def uneven_student(

@@ -13,7 +13,6 @@ from pipeline.measurement.settings import EnergySettings
 JOULES_PER_KWH = 3.6e6
 
 METHOD = {
-    "kind": "estimate",
     "note": "time x (cores x watts_per_core + memory_gigabytes x watts_per_gigabyte) x pue; the power is "
     "assumed, not measured; the time is that of training and of scoring on the validation split, without "
     "labelling, export and evaluation; accelerators are not included",

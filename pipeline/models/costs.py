@@ -1,4 +1,4 @@
-"""What a network costs on paper: multiply-accumulates and parameters."""
+"""The costs of a network on paper: multiply-accumulates and parameters."""
 
 import torch
 from torch import nn
@@ -6,9 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_macs(module: nn.Module, size: int) -> int:
-    """Multiply-accumulates of one ``size`` by ``size`` RGB image: convolutions and matrix products.
+    """Count the multiply-accumulates of convolutions and matrix products for one ``size`` by ``size`` RGB
+    image.
 
-    Counted by PyTorch's own counter, which gives two operations for each.
+    PyTorch's counter gives operations, which are two for each multiply-accumulate.
     """
     parameter = next(module.parameters())
     image = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
@@ -21,5 +22,5 @@ def count_macs(module: nn.Module, size: int) -> int:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of trainable values: weights, biases, and batch norm's scale and shift."""
+    """Count the trainable values: weights, biases, scale and shift of batch norms."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -23,7 +23,7 @@ def _taylor_pruner(module: nn.Module, entries: list[dict[str, Any]], losses: Seq
     """NNI's Taylor pruner over the given losses.
 
     NNI collects the gradients inside a training loop that the caller writes, and requires an optimizer and a
-    training step. Importance is wanted for the network as it is, so the learning rate is zero, and the step,
+    training step. The importance is that of the network as it is, so the learning rate is zero, and the step,
     which only NNI's other pruners call, does nothing.
     """
     if not losses:
@@ -94,7 +94,7 @@ def channel_masks(
         {"op_names": [path], "target_names": ["weight"], "sparse_ratio": ratio}
         for path, ratio in sparsity.items()
     ]
-    # NNI masks the batch norm after a convolution only where it is told to align it, target by target.
+    # NNI masks the batch norm after a convolution only if the configuration aligns it, target by target.
     aligned = [
         {
             "op_names": [norm],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import nn
 
@@ -12,20 +13,22 @@ from pipeline.quantization import grid, ranges
 from pipeline.quantization.observation import Batches
 from pipeline.quantization.simulator import leave_float, simulate
 
+Score = TypeVar("Score")
+
 
 @dataclass(frozen=True)
-class LayerScores:
+class LayerScores(Generic[Score]):
     """What quantising one layer costs, seen from both sides."""
 
-    alone: float
+    alone: Score
     """Score with this layer in int8 and all others in float."""
-    spared: float
+    spared: Score
     """Score with this layer in float and all others in int8."""
 
 
 def int8_sensitivity(
-    model: Model, batches: Batches, *, weight_limit: int, score: Callable[[nn.Module], float]
-) -> dict[str, LayerScores]:
+    model: Model, batches: Batches, *, weight_limit: int, score: Callable[[nn.Module], Score]
+) -> dict[str, LayerScores[Score]]:
     """Score a student with one layer quantised at a time, and with all but one.
 
     Weights and ranges are by least squares, without any further step; a layer brings the activations that
@@ -36,7 +39,7 @@ def int8_sensitivity(
         model: a student in float, with batch norms or without.
         batches: normalised calibration images.
         weight_limit: 127 or 63.
-        score: the score of a network for normalised images, on the CPU, that computes as the runtime does.
+        score: scores a network for normalised images, on the CPU, that computes as the runtime does.
 
     Raises:
         ValueError: the weight limit is not allowed, or calibration is not possible.
@@ -45,7 +48,7 @@ def int8_sensitivity(
     fixed = _float_stem(network, model)
     quantization = quantize_plainly(network, batches, weight_limit, fixed)
 
-    def score_with(float_layers: list[str]) -> float:
+    def score_with(float_layers: list[str]) -> Score:
         return score(simulate(network, leave_float(network, quantization, float_layers)))
 
     return {

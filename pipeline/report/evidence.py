@@ -46,7 +46,7 @@ class Evidence:
     @property
     def out_of_distribution(self) -> Part | None:
         """Confidence on images of none of the classes; None where no such images were scored."""
-        part = (self.robustness or {}).get("outside")
+        part = (self.robustness or {}).get("out_of_distribution")
         return part if part and part["sets"] else None
 
 

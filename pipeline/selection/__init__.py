@@ -1,1 +1,1 @@
-"""Which variant fits a budget, in one run or among experiments."""
+"""The table of variants, and the selection of the variant that fits a budget best."""

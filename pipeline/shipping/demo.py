@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.onnx.inference import Classifier
 from pipeline.provenance import sha256
-from pipeline.selection.budget import Line
+from pipeline.selection.table import Row
 from pipeline.shipping.folder import HERE, ShippingError, described, make_empty
 
 PAGE = ("index.html", "page.css", "page.mjs", "worker.mjs")
@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 LOOPBACK = "127.0.0.1"
 
 
-def build(folder: Path, classifiers: Sequence[Classifier], table: Mapping[str, Line]) -> None:
+def build(folder: Path, classifiers: Sequence[Classifier], table: Mapping[str, Row]) -> None:
     """Write the page, ONNX Runtime and the variants' files into a folder that any web server can serve.
 
     Args:
@@ -83,19 +83,19 @@ class _Handler(SimpleHTTPRequestHandler):
         """Say nothing of what went well."""
 
 
-def _entry(classifier: Classifier, line: Line | None) -> dict[str, Any]:
+def _entry(classifier: Classifier, row: Row | None) -> dict[str, Any]:
     entry = {
         "variant": classifier.path.stem,
         "labels": classifier.labels,
         "size_bytes": classifier.path.stat().st_size,
         **described(classifier),
     }
-    if line is not None:
+    if row is not None:
         entry |= {
-            "metric": line.metric,
-            "score": line.score,
-            "score_lo": line.score_lo,
-            "score_hi": line.score_hi,
-            "verdict": line.verdict,
+            "metric": row.metric,
+            "score": row.score,
+            "score_lo": row.score_lo,
+            "score_hi": row.score_hi,
+            "verdict": row.verdict,
         }
     return entry

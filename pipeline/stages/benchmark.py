@@ -1,4 +1,4 @@
-"""Time all variants, interleaved in one process."""
+"""Measure the latency of all variants, interleaved in one process."""
 
 import json
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline import parameters, paths
+from pipeline.lineage import REFERENCE
 from pipeline.measurement import latency
 from pipeline.process import stage
 
@@ -21,14 +22,16 @@ def main() -> None:
     for variant, row in result["variants"].items():
         print(f"{variant}: {row['latency_ms_p50']:.2f} ms{_ratio(row)}")
     if result["noise"]["noisy"]:
-        print(f"noisy: {'; '.join(result['noise']['reasons'])}")
+        print(f"the machine was noisy: {'; '.join(result['noise']['reasons'])}")
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
+    """The ratio in words; empty for the reference itself, and without one."""
     if row["ratio"] is None or row["ratio_lo"] == row["ratio_hi"]:
         return ""
-    known = "" if row["distinguishable"] else ", not distinguishable from fp32"
-    return f", {row['ratio']:.2f} times fp32's speed ({row['ratio_lo']:.2f} to {row['ratio_hi']:.2f}){known}"
+    note = "" if row["distinguishable"] else ", no significant difference"
+    interval = f"95 % CI {row['ratio_lo']:.2f} to {row['ratio_hi']:.2f}"
+    return f", {row['ratio']:.2f} times the speed of {REFERENCE} ({interval}){note}"
 
 
 if __name__ == "__main__":

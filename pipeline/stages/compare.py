@@ -28,7 +28,7 @@ def main() -> None:
         outputs[name] = ClassifierOutput(
             np.asarray(scores["predictions"]), confidence.load(paths.confidence(name))
         )
-    parents = {name: variant.parent for name, variant in p.variants.items()}
+    parents = p.parents()
     variants = {
         name: {
             "parent": parent,

@@ -17,7 +17,6 @@ def main() -> None:
         name: sum((epoch["seconds"] for epoch in histories.read_timings(paths.timings(name))), 0.0)
         for name in ("teacher", *parents)
     }
-    assumptions = p.energy
     cores = p.compute.threads or benchmark["machine"]["cores_usable"]
     gigabytes = benchmark["machine"]["memory_bytes"] / 1e9
     condition = benchmark["conditions"][0]
@@ -26,20 +25,11 @@ def main() -> None:
     }
     memory = {name: row["memory_peak_bytes"] / 1e9 for name, row in benchmark["footprint"].items()}
     result = {
-        "method": {
-            **energy.METHOD,
-            **assumptions.model_dump(),
-            "cores": cores,
-            "memory_gigabytes": gigabytes,
-        },
-        "training": energy.training(
-            seconds, parents, cores=cores, gigabytes=gigabytes, assumptions=assumptions
-        ),
-        "everything": energy.estimate(
-            sum(seconds.values()), assumptions.watts(cores, gigabytes), assumptions
-        ),
+        "method": {**energy.METHOD, **p.energy.model_dump(), "cores": cores, "memory_gigabytes": gigabytes},
+        "training": energy.training(seconds, parents, cores=cores, gigabytes=gigabytes, assumptions=p.energy),
+        "everything": energy.estimate(sum(seconds.values()), p.energy.watts(cores, gigabytes), p.energy),
         "inference": energy.inference(
-            latencies, cores=condition["threads"], gigabytes=memory, assumptions=assumptions
+            latencies, cores=condition["threads"], gigabytes=memory, assumptions=p.energy
         ),
     }
     paths.COSTS.write_text(json.dumps(result, indent=2) + "\n")

@@ -8,7 +8,7 @@ from pipeline.distillation import learning, teacher_store, training_data
 from pipeline.models import initialisation, storage
 from pipeline.models.storage import Card, Model
 from pipeline.parameters import Distill
-from pipeline.process import beside, stage
+from pipeline.process import run_alongside, stage
 from pipeline.training import compute, norms, results, scoring
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract
@@ -82,6 +82,6 @@ def main(variant: str) -> None:
 if __name__ == "__main__":
     with (
         stage(),
-        beside("pipeline.stages.follow", sys.argv[1]),
+        run_alongside("pipeline.stages.follow", sys.argv[1]),
     ):
         main(sys.argv[1])

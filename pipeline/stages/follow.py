@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline import parameters, paths
+from pipeline import parameters, paths, process
 from pipeline.parameters import Parameters
 
 # Read by MLflow when it is imported. A server that does not answer is asked again soon enough.
@@ -24,11 +24,11 @@ from pipeline.tracking import live, records
 CHECKPOINT = "last.safetensors"
 
 
-def main(name: str) -> None:
+def main(variant: str) -> None:
     """Follow a variant or `teacher` until standard input ends; it ends with the line `done` on success."""
     os.nice(10)
     p = parameters.load()
-    if name in p.variants and p.declared()[name][2].get("method") == "ptq":
+    if variant in p.variants and p.declared()[variant][2].get("method") == "ptq":
         return  # Post-training quantisation has no epochs.
     lines: list[str] = []
     ended = threading.Event()
@@ -38,9 +38,9 @@ def main(name: str) -> None:
         ended.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    folders = _folders(p, name)
+    folders = _folders(p, variant)
     live.follow(
-        records.RunRecord(name, p.recipe(name), records.source_tags()),
+        records.RunRecord(variant, p.recipe(variant), records.source_tags()),
         lambda: _history(folders),
         ended,
         records.TrackingServer(p.tracking.uri, p.tracking.experiment, paths.home()),
@@ -78,4 +78,5 @@ def _history(folders: list[Path]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    process.check_arguments()
     main(sys.argv[1])

@@ -17,7 +17,7 @@ from pipeline.models.storage import Model
 from pipeline.onnx import graph
 from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Parameters, Quantize
-from pipeline.process import beside, stage
+from pipeline.process import run_alongside, stage
 from pipeline.quantization import aware_training, post_training, simulator
 from pipeline.training import compute, results, scoring
 from pipeline.training.settings import ComputeSettings
@@ -138,6 +138,6 @@ def _judge(parent: Model, val_set: ViewSet, p: Parameters) -> post_training.Judg
 if __name__ == "__main__":
     with (
         stage(),
-        beside("pipeline.stages.follow", sys.argv[1]),
+        run_alongside("pipeline.stages.follow", sys.argv[1]),
     ):
         main(sys.argv[1])

@@ -14,7 +14,7 @@ from pipeline.distillation import adaptation, teacher_store
 from pipeline.distillation.settings import TeacherMember
 from pipeline.models import histories
 from pipeline.parameters import Parameters
-from pipeline.process import beside, stage
+from pipeline.process import run_alongside, stage
 from pipeline.tasks import TASKS
 from pipeline.training import checkpoints, compute, scoring
 from pipeline.training.checkpoints import History
@@ -112,6 +112,6 @@ def _adapt(
 if __name__ == "__main__":
     with (
         stage(),
-        beside("pipeline.stages.follow", "teacher"),
+        run_alongside("pipeline.stages.follow", "teacher"),
     ):
         main()

@@ -270,7 +270,7 @@ def model_id(client: MlflowClient, run: Run) -> str:
     return _search_models(client, run.info.experiment_id, run.info.run_id)[0].model_id
 
 
-def start_monitor(run_id: str, seconds: float) -> SystemMetricsMonitor:
+def start_monitor(run_id: str, seconds: int) -> SystemMetricsMonitor:
     """Log the load of the machine to a run, once per interval, until ``finish`` is called."""
     monitor = SystemMetricsMonitor(run_id, seconds, resume_logging=True)
     monitor.start()

@@ -27,7 +27,7 @@ from pipeline.tracking.records import (
 
 VARIANTS_NOTE = (
     "Compressed image classifiers. Each run is one `dvc repro`: open it for the table of its variants. Its "
-    "nested runs are the variants that were new; the table also links to those that an earlier run has logged."
+    "nested runs are the variants that were new; the table links to those that an earlier run has logged."
 )
 TEACHERS_NOTE = (
     "Teachers, one run for each that was adapted to a data set. The runs of the variants link here."
