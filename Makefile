@@ -1,28 +1,53 @@
-# Distillery's commands. PYTHON must be 3.11; everything is installed into .venv.
-PYTHON ?= python3.11
+# Distillery's commands; `make help` lists them. Everything is installed into .venv.
+# PYTHON is any of 3.11, 3.12 and 3.13; the first one that works here is taken.
+SUPPORTED := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	"$$name" -c "$(SUPPORTED)" 2>/dev/null && echo "$$name" && break; done)
 BIN := .venv/bin
+TINY := .tiny
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test test-all lint format ui demo clean install params
+.PHONY: help install repro tiny test test-all lint format params ui demo clean
 
-install: .venv/installed
+help: ## This list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
+install: .venv/installed ## The environment: all packages of requirements.lock in .venv
+
+# A killed installation goes on where it stopped: pip skips what is there and writes a package's INSTALLER last.
 .venv/installed: requirements.lock
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not there; Python 3.11 is needed (PYTHON=path)"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing $$(grep -vc '^#' requirements.lock) packages into .venv: some minutes, 6 GB"
-	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -r requirements.lock
-	touch $@
+	@$(BIN)/python -c "import pip; $(SUPPORTED)" 2>/dev/null \
+		|| { "$(PYTHON)" -c "$(SUPPORTED)" 2>/dev/null && "$(PYTHON)" -m venv --clear .venv; } \
+		|| { echo "error: PYTHON (=$(or $(PYTHON),none found)) must be Python 3.11, 3.12 or 3.13 with its venv module; name one with: make install PYTHON=/path/to/python"; exit 1; }
+	@for package in .venv/lib/python*/site-packages/*.dist-info; do \
+		test -e "$$package/INSTALLER" || rm -rf "$$package"; done
+	@echo "Installing the packages of requirements.lock into .venv, with $$($(BIN)/python --version). This takes a few minutes and 6 GB of disk."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements.lock || { \
+		echo "error: the installation is not complete; the next \`make install\` goes on with what is missing"; exit 1; }
+	@touch $@
 
 repro: install ## The whole pipeline: default data, then everything that is out of date
 	$(BIN)/python -m pipeline.stages.check
 	$(BIN)/python -m pipeline fetch
 	$(BIN)/dvc repro
 
+# Its own DVC and MLflow, in a folder that links to this checkout's code: the default run's state stays as it is.
+tiny: install ## A first look: the whole pipeline with few and small images, in some three minutes
+	@mkdir -p artifacts/raw $(TINY)/.dvc $(TINY)/artifacts
+	@ln -sfn ../../artifacts/raw $(TINY)/artifacts/raw
+	@ln -sfn ../../.dvc/plots $(TINY)/.dvc/plots
+	@for name in .dvcignore configs dvc.yaml pipeline requirements.lock students teachers; do ln -sfn "../$$name" "$(TINY)/$$name"; done
+	@printf '[core]\n    no_scm = true\n    analytics = false\n' > $(TINY)/.dvc/config
+	@unset MLFLOW_TRACKING_URI; cd $(TINY) && python -m pipeline params tiny && python -m pipeline fetch && dvc repro
+	@echo "The tiny pipeline is complete. Its accuracies mean nothing: 600 images of 64 pixels and seconds of training."
+	@echo "  $(TINY)/artifacts/report/report.html     open it in a browser"
+	@echo "  $(TINY)/artifacts/onnx/                  the files that would ship"
+	@echo "The real run is \`make repro\`; nothing of it was touched."
+
 test: install ## The fast tests
 	$(BIN)/pytest -q
 
-test-all: install ## Also the slow test that runs a tiny pipeline from end to end
+test-all: install ## Also the slow tests: a pipeline from end to end, browsers
 	$(BIN)/pytest -q -m "slow or not slow"
 
 lint: install ## Format, lint, types, import contracts
@@ -31,7 +56,7 @@ lint: install ## Format, lint, types, import contracts
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-format: install
+format: install ## Format the code, and repair what ruff can repair
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -47,9 +72,10 @@ demo: install pipeline/shipping/node_modules ## All variants in the browser, on 
 	$(BIN)/python -m pipeline demo
 
 pipeline/shipping/node_modules: pipeline/shipping/package-lock.json
-	@command -v npm >/dev/null || { echo "error: npm is not there; it comes with Node, nodejs.org"; exit 1; }
+	@command -v npm >/dev/null || { echo "error: npm is needed; it comes with Node.js (nodejs.org)"; exit 1; }
 	npm ci --prefix pipeline/shipping
 	@touch $@
 
-clean: ## Remove all that the pipeline made; downloads, the environment and MLflow's book stay
+clean: ## Remove what the pipeline made; downloads, the environment and MLflow's database stay
+	rm -rf $(TINY)
 	find artifacts -mindepth 1 -maxdepth 1 ! -name raw -exec rm -rf {} +

@@ -159,7 +159,7 @@ def _result(rounds: dict[str, list[float]], arguments: argparse.Namespace) -> di
 def _write_lesson(folder: Path, images: Path, count: int) -> None:
     """Some photographs with a store of random answers."""
     listing = sources.read("folder", images)
-    made = splits.assign(listing.candidates, train=count, val=HELD_OUT, test=HELD_OUT, seed=0, anew=True)
+    made = splits.assign(listing.labelled, train=count, val=HELD_OUT, test=HELD_OUT, seed=0, anew=True)
     report = store.write(folder / "data", listing, made, {"license": "unknown"})
     key = Key(report["data_sha256"], "random", SPACE, VIEWS, None)
     classes = len(listing.classes)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.data import sources, splits
-from pipeline.data.sources import Candidate
+from pipeline.data.sources import SourceFile
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -31,7 +31,7 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error(f"{arguments.target} is not empty; an earlier copy would be mixed with this one")
     listing = sources.read("folder", arguments.source)
     whole = splits.assign(
-        listing.candidates, train=None, val=arguments.val, test=arguments.test, seed=0, anew=True
+        listing.labelled, train=None, val=arguments.val, test=arguments.test, seed=0, anew=True
     )
     kept = round((1 - arguments.share) * len(whole.train))
     labelled = splits.stratified(whole.train, kept, seed=0)
@@ -47,12 +47,12 @@ def main(words: Sequence[str] | None = None) -> None:
     print(f"{arguments.target}: {len(labelled)} of {len(whole.train)} training images have labels")
 
 
-def _class(image: Candidate) -> int:
+def _class(image: SourceFile) -> int:
     assert isinstance(image.label, int)
     return image.label
 
 
-def _copy(arguments: argparse.Namespace, image: Candidate, folder: Path) -> None:
+def _copy(arguments: argparse.Namespace, image: SourceFile, folder: Path) -> None:
     target = arguments.target / folder / f"{image.sha256[:16]}{Path(image.source).suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(arguments.source / image.source, target)

@@ -70,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         listing = sources.read("folder", arguments.folder)
-        made = splits.assign(listing.candidates, train=arguments.images, val=100, test=100, seed=0, anew=True)
+        made = splits.assign(listing.labelled, train=arguments.images, val=100, test=100, seed=0, anew=True)
         store.write(folder / "data", listing, made, {"license": "unknown"})
         train, val = (store.read(folder / "data", split) for split in ("train", "val"))
         seen = ViewSet(train, SPACE, contract)

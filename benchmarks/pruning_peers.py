@@ -29,7 +29,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 import students
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Row
-from pipeline import parameters, paths
+from pipeline import nni_edge, parameters, paths
 from pipeline.data import store, views
 from pipeline.data.batches import ViewSet
 from pipeline.distillation import learning, training_data
@@ -40,8 +40,7 @@ from pipeline.models.storage import Model
 from pipeline.onnx import export
 from pipeline.parameters import ParameterError
 from pipeline.process import one_line_errors
-from pipeline.pruning import surgery
-from pipeline.quantization import wrappers
+from pipeline.pruning import masks, surgery
 from pipeline.training import compute, norms
 
 GRAPH_SIZE = 32
@@ -87,18 +86,18 @@ def nni_l1_groups(module: nn.Module, ratio: float) -> nn.Module:
     graph = symbolic_trace(module)
     ShapeProp(graph).propagate(torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE))
     entries = [{"op_types": ["Conv2d"], "sparse_ratio": ratio}]
-    return _nni(module, wrappers.auto_set_denpendency_group_ids(graph, entries))
+    return _nni(module, nni_edge.group_dependent_channels(graph, entries))
 
 
 def _nni(module: nn.Module, entries: list[dict[str, Any]]) -> nn.Module:
     with contextlib.redirect_stdout(sys.stderr):  # it prints bare words
-        pruner = wrappers.L1NormPruner(module, entries)
+        pruner = nni_edge.L1NormPruner(module, entries)
         _, masks = pruner.compress()
         pruner.unwrap_model()
         images = torch.rand(2, 3, GRAPH_SIZE, GRAPH_SIZE)
         # Its own tracer does not run on this PyTorch; the graph of torch.fx is what it may be given instead.
-        graph, logger = symbolic_trace(module), wrappers.LOGGER
-        return wrappers.ModelSpeedup(module, images, masks, graph_module=graph, logger=logger).speedup_model()
+        graph, logger = symbolic_trace(module), nni_edge.LOGGER
+        return nni_edge.ModelSpeedup(module, images, masks, graph_module=graph, logger=logger).speedup_model()
 
 
 METHODS: dict[str, Cut] = {
@@ -250,9 +249,9 @@ def _start_of(ours: Model, setting: Setting) -> nn.Module | None:
         path: part.out_channels for path, part in ours.module.named_modules() if isinstance(part, nn.Conv2d)
     }
     module = setting.parent.module
-    masks = wrappers.channel_masks(module, convolutions, settings["criterion"], GRAPH_SIZE)
+    channel_masks = masks.channel_masks(module, convolutions, settings["criterion"], GRAPH_SIZE)
     start = students.build(ours.card.architecture, ours.card.arguments)
-    start.load_state_dict(wrappers.remove_masked(module, masks, GRAPH_SIZE))
+    start.load_state_dict(masks.remove_masked(module, channel_masks, GRAPH_SIZE))
     norms.settle(setting.fabric, start, setting.data.train_set, setting.workers)
     return start
 

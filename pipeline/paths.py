@@ -12,6 +12,8 @@ LOCK = Path("dvc.lock")
 ARTIFACTS = Path("artifacts")
 RAW_FASHION_MNIST = ARTIFACTS / "raw" / "fashion-mnist"
 CHECKED = ARTIFACTS / "checked.txt"
+CODE = ARTIFACTS / "code"
+"""Fingerprints of the code, one file per stage."""
 DATA = ARTIFACTS / "data"
 TEACHER = ARTIFACTS / "teacher"
 TEACHER_LOGITS = TEACHER / "test_logits.npy"

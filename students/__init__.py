@@ -8,9 +8,9 @@ from torch import nn
 from students.mobilenet_v1 import MobileNetV1
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"mobilenet_v1": MobileNetV1}
-"""Architecture name to a constructor that takes plain keyword arguments."""
+"""Constructor by the name of the architecture; it takes plain keyword arguments."""
 
 
 def build(architecture: str, arguments: dict[str, Any]) -> nn.Module:
-    """A student with fresh weights, from the plain values that its card records."""
+    """Build a student with fresh weights from the plain values that its card records."""
     return ARCHITECTURES[architecture](**arguments)

@@ -16,35 +16,36 @@ STRIDES = (2, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 """Stride of the stem and of each block's depthwise convolution; 32 in total."""
 
 MINIMUM_SIZE = 32
-"""Pixels; the last map is then a single one."""
+"""Least side of the image in pixels, at which the last map has a single pixel."""
 
 KERNEL = 3
-"""Of the stem and of the depthwise convolutions."""
+"""Side of the kernels of the stem and of the depthwise convolutions."""
 
 Padding = Literal["symmetric", "same"]
-"""``same`` is TensorFlow's, which the published weights need: half of the zeros, rounded down, lead."""
+"""``same`` is TensorFlow's padding, for which the published weights were trained: half of the zeros, rounded
+down, come before the map."""
 
 Activation = Literal["relu", "relu6"]
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
 
 
 def scaled_channels(width: float, divisor: int = 8, minimum: int = 8) -> tuple[int, ...]:
-    """Channels of every layer at a width multiplier, as TF-slim rounds them.
+    """Compute the channels of every layer at a width multiplier, rounded as by TF-slim.
 
     Each count is the multiple of ``divisor`` nearest to ``base * width`` that is not more than
     10 % below it, and at least ``minimum``.
     """
 
     def scale(base: int) -> int:
-        wanted = base * width
-        rounded = max(minimum, int(wanted + divisor / 2) // divisor * divisor)
-        return rounded + divisor if rounded < 0.9 * wanted else rounded
+        exact = base * width
+        rounded = max(minimum, int(exact + divisor / 2) // divisor * divisor)
+        return rounded + divisor if rounded < 0.9 * exact else rounded
 
     return tuple(scale(base) for base in BASE_CHANNELS)
 
 
 def leading_zeros(side: int, stride: int, padding: Padding) -> int:
-    """Zeros before a map of ``side`` pixels; after it there are always ``KERNEL // 2``."""
+    """Number of zeros before a map of ``side`` pixels; after it there are always ``KERNEL // 2``."""
     if padding == "symmetric":
         return KERNEL // 2
     needed = (math.ceil(side / stride) - 1) * stride + KERNEL - side
@@ -54,7 +55,7 @@ def leading_zeros(side: int, stride: int, padding: Padding) -> int:
 class ConvUnit(nn.Sequential):
     """Convolution, batch norm and activation; without ``norm`` the convolution carries the bias.
 
-    With ``leading`` zeros other than ``kernel // 2`` a padding layer stands first.
+    If the number of ``leading`` zeros is not ``kernel // 2``, a padding layer comes first.
     """
 
     def __init__(
@@ -93,13 +94,23 @@ class ConvUnit(nn.Sequential):
 class MobileNetV1(nn.Module):
     """A stem, 13 depthwise separable blocks, global average pooling and a linear classifier.
 
-    ``channels`` gives the 14 output widths (stem, then each block's pointwise convolution) and
-    may be irregular, as pruning leaves it. With ``norm=False`` the batch norms are folded into the
-    convolutions. ``size`` in pixels is what ``same`` padding is laid out for: it depends on whether a map's
-    side is even, so multiples of 32 are all alike. Weights start as in He et al. 2015 (fan out).
+    Weights are initialised as in He et al. 2015 (fan out).
+
+    Args:
+        classes: number of logits.
+        channels: the 14 numbers of output channels (stem, then each block's pointwise convolution); after
+            pruning they can be irregular.
+        activation: activation after every convolution.
+        padding: where the zeros around a map go.
+        size: side of the image in pixels that ``same`` padding is computed for. It depends on whether a map's
+            side is even, so all multiples of 32 give the same network.
+        dropout: probability that a feature of the classifier is dropped in training.
+        norm: whether there are batch norms; False if they are folded into the convolutions.
+        norm_eps: value that is added to the variance in batch norms.
+        norm_momentum: weight of a batch in the running statistics of batch norms.
 
     Raises:
-        ValueError: not 14 widths, or a size below 32 pixels.
+        ValueError: there are not 14 numbers of channels, or the size is below 32 pixels.
     """
 
     def __init__(
@@ -118,10 +129,10 @@ class MobileNetV1(nn.Module):
         super().__init__()
         if len(channels) != len(BASE_CHANNELS):
             raise ValueError(
-                f"channels has {len(channels)} entries; MobileNetV1 has {len(BASE_CHANNELS)} widths"
+                f"`channels` must have {len(BASE_CHANNELS)} entries for MobileNetV1; it has {len(channels)}"
             )
         if size < MINIMUM_SIZE:
-            raise ValueError(f"size is {size}; MobileNetV1 needs at least {MINIMUM_SIZE} pixels")
+            raise ValueError(f"`size` (={size}) must be at least {MINIMUM_SIZE} pixels for MobileNetV1")
         unit = {
             "activation": activation,
             "norm": norm,

@@ -10,7 +10,7 @@ Unit = tuple[int, str]
 """Block number and ``depthwise`` or ``pointwise``; the stem is ``(-1, "stem")``."""
 
 TIMM_STAGES = (1, 2, 2, 6, 2)
-"""timm's blocks stand in stages, a new one wherever the map is halved or the first width ends."""
+"""Number of blocks per stage in timm, where a stage begins when the map is halved or the first width ends."""
 
 
 @dataclass(frozen=True)
@@ -18,21 +18,21 @@ class Layout:
     """How a library names a network's tensors."""
 
     convolution: Callable[[Unit], str]
-    """A unit to the name of its convolution's weights."""
+    """Function from a unit to the name of its convolution's weights."""
     norm: Callable[[Unit], str]
-    """A unit to the prefix of its batch norm."""
+    """Function from a unit to the prefix of its batch norm."""
     norm_tensors: Mapping[str, str]
-    """Our name below ``norm`` to theirs; what they do not have stays as it starts."""
+    """Their name below ``norm`` by ours; a tensor that they lack keeps its initial value."""
     classifier: tuple[str, str]
-    """Weight and bias."""
+    """Names of the classifier's weight and bias."""
     height_first: bool = False
-    """Weights are [height, width, in, out], as TensorFlow has them."""
+    """Whether weights are [height, width, in, out], as in TensorFlow."""
     ignored: str = r"(?!)"
-    """Expression for names that stand beside a network's own in such a file."""
+    """Regular expression for names in such a file that do not belong to the network."""
 
 
 def units() -> Iterator[tuple[str, Unit]]:
-    """Our module path of every unit, in order."""
+    """Yield our module path of every unit, in order."""
     yield "stem", (-1, "stem")
     for block in range(13):
         for part in ("depthwise", "pointwise"):
@@ -93,18 +93,18 @@ LAYOUTS: dict[str, Layout] = {
         ignored=r"global_step|.*/(ExponentialMovingAverage|RMSProp|RMSProp_1|Momentum)",
     ),
 }
-"""A library to its names."""
+"""Layout by the name of the library."""
 
 
 def translate(library: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published checkpoint as a state dict of ``MobileNetV1``.
+    """Translate a published checkpoint into a state dict of ``MobileNetV1``.
 
-    What the checkpoint lacks is lacking in the result, and a name that no network of the library has is
-    kept, so that whoever loads the result sees both.
+    A tensor that the checkpoint lacks is missing from the result, and an unknown name stays as it is, so that
+    loading the result reports both.
 
     Args:
         library: key of ``LAYOUTS``.
-        tensors: the checkpoint, by its own names.
+        tensors: tensors of the checkpoint, by its own names.
     """
     layout = LAYOUTS[library]
     names: dict[str, str] = {}
@@ -129,6 +129,6 @@ def translate(library: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def channels(tensors: Mapping[str, Tensor]) -> tuple[int, ...] | None:
-    """The 14 output widths of a state dict; None where a layer is missing."""
+    """Read the 14 numbers of output channels of a state dict; None if a layer is missing."""
     free = [f"{path}.conv.weight" for path, (_, part) in units() if part != "depthwise"]
     return tuple(len(tensors[name]) for name in free) if all(name in tensors for name in free) else None

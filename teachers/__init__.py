@@ -1,4 +1,4 @@
 """Teachers: a classifier and the contract of its input.
 
-Nothing is imported here: the contract alone, which shipped files go by, needs no PyTorch.
+Nothing is imported here, because the contract is used with shipped files, too, and needs no PyTorch.
 """

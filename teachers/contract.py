@@ -9,7 +9,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from torch import Tensor
 else:
-    Tensor = Any  # who runs a shipped file need not wait for PyTorch
+    Tensor = Any  # a shipped file runs without PyTorch, which takes seconds to import
 
 Interpolation = Literal["bilinear", "bicubic"]
 RESAMPLING: dict[Interpolation, Image.Resampling] = {
@@ -17,9 +17,9 @@ RESAMPLING: dict[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
-_ON_DEVICE: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
-"""Mean, standard deviation and device to what is subtracted and what multiplies; kept, since with each copy
-to a GPU the host waits for it."""
+_CONSTANTS: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+"""Tensors that are subtracted and multiplied, by mean, standard deviation and device. They are cached, since
+the host waits for the device with each copy to a GPU."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the source image."""
@@ -34,19 +34,19 @@ class InputContract:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Subtracted from RGB values in [0, 1]."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Divides what is left."""
+    """Divides the RGB values after the mean is subtracted."""
     interpolation: Interpolation = "bilinear"
-    """Antialiased resampling, as Pillow does it."""
+    """Antialiased resampling method of Pillow."""
     crop: float = 1.0
-    """Side of the centred square that is kept for evaluation, as a share of the shorter side."""
+    """Side of the centred square that is evaluated, as a share of the shorter side."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether values are bytes over 255 and nothing else."""
+        """Whether the input values are bytes divided by 255 and nothing else."""
         return not any(self.mean) and set(self.std) == {1.0}
 
     def centre_box(self, width: int, height: int) -> Box:
-        """The square that evaluation looks at."""
+        """Compute the centred square that is evaluated, for an image of this width and height in pixels."""
         side = self.crop * min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
         return left, top, left + side, top + side
@@ -60,18 +60,18 @@ class InputContract:
     ) -> Float[Tensor, "batch 3 height width"]:
         """Bring raw pixels to the classifier's range; the result is in channels-last memory."""
         x = images.permute(0, 3, 1, 2).float()
-        constants = self.mean, self.std, x.device
-        if constants not in _ON_DEVICE:
+        key = self.mean, self.std, x.device
+        if key not in _CONSTANTS:
             scale = x.new_tensor(self.std).mul_(255).reciprocal_().view(1, 3, 1, 1)
-            _ON_DEVICE[constants] = x.new_tensor(self.mean).mul_(255).view(1, 3, 1, 1), scale
-        shift, scale = _ON_DEVICE[constants]
+            _CONSTANTS[key] = x.new_tensor(self.mean).mul_(255).view(1, 3, 1, 1), scale
+        shift, scale = _CONSTANTS[key]
         return x.sub_(shift).mul_(scale) if any(self.mean) else x.mul_(scale)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a card or a file's metadata."""
+        """Return plain values for a card or a file's metadata."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "InputContract":
-        """The inverse of ``to_dict``, also after a round trip through JSON."""
+        """Invert ``to_dict``, also after a round trip through JSON."""
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})

@@ -1,4 +1,4 @@
-"""Any image classifier of Hugging Face: a folder as ``save_pretrained`` writes it, or a hub id."""
+"""Any image classifier of Hugging Face: a folder that ``save_pretrained`` wrote, or a hub id."""
 
 import re
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from teachers.teacher import Teacher, last_linear
 logging.disable_progress_bar()
 
 PLACEHOLDER = re.compile(r"LABEL_\d+")
-"""What a configuration without class names names its classes."""
+"""Class names that Hugging Face makes up for a configuration without any."""
 BICUBIC = 3
-"""Of Pillow's resampling filters."""
+"""Number of Pillow's bicubic resampling filter."""
 
 
 class Logits(nn.Module):
-    """A Hugging Face classifier that gives nothing but its logits."""
+    """A Hugging Face classifier that returns its logits alone."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -33,13 +33,13 @@ class Logits(nn.Module):
 
 
 def load(name: str, weights: str | None) -> Teacher:
-    """The classifier ``name``; ``weights`` is ``default`` for its own or null for random ones.
+    """Load the classifier ``name``; ``weights`` is ``default`` for its own weights or null for random ones.
 
     Raises:
-        TeacherError: there is no such model, it is no image classifier, or its preprocessing is unknown.
+        TeacherError: the model does not exist, is not an image classifier, or has unknown preprocessing.
     """
     if weights not in ("default", None):
-        raise TeacherError(f"teacher.weights: {weights!r}: hugging_face takes `default` or null")
+        raise TeacherError(f"teacher.weights (={weights!r}) must be `default` or null for hugging_face")
     try:
         config = AutoConfig.from_pretrained(name)
         classifier = (
@@ -63,36 +63,36 @@ def load(name: str, weights: str | None) -> Teacher:
 
 
 def contract(name: str, rule: dict[str, Any]) -> InputContract:
-    """The input contract that an image processor's configuration describes.
+    """Read the input contract from an image processor's configuration.
 
     Raises:
-        TeacherError: it shifts pixels by more than a mean, or names no size.
+        TeacherError: the configuration shifts pixels after rescaling, or has no size.
     """
     if rule.get("rescale_offset"):
         raise TeacherError(
             f"Hugging Face model {name!r}: an image processor with rescale_offset is not supported"
         )
-    resized = _side(rule.get("size"))
-    cropped = _side(rule.get("crop_size")) if rule.get("do_center_crop") else None
-    size = cropped or resized
+    resize_side = _side(rule.get("size"))
+    crop_side = _side(rule.get("crop_size")) if rule.get("do_center_crop") else None
+    size = crop_side or resize_side
     if size is None:
         raise TeacherError(
-            f"Hugging Face model {name!r}: its image processor names no size: {rule.get('size')}"
+            f"Hugging Face model {name!r}: its image processor must have a size; found {rule.get('size')}"
         )
     scale = 255 * rule.get("rescale_factor", 1 / 255) if rule.get("do_rescale", True) else 255.0
-    normalised = rule.get("do_normalize", True)
-    mean = rule.get("image_mean", (0.5,) * 3) if normalised else (0.0,) * 3
-    std = rule.get("image_std", (0.5,) * 3) if normalised else (1.0,) * 3
+    normalises = rule.get("do_normalize", True)
+    mean = rule.get("image_mean", (0.5,) * 3) if normalises else (0.0,) * 3
+    std = rule.get("image_std", (0.5,) * 3) if normalises else (1.0,) * 3
     return InputContract(
         size=size,
-        mean=_scaled(mean, scale),
-        std=_scaled(std, scale),
+        mean=_divide(mean, scale),
+        std=_divide(std, scale),
         interpolation="bicubic" if rule.get("resample") == BICUBIC else "bilinear",
-        crop=rule.get("crop_pct") or min(1.0, size / (resized or size)),
+        crop=rule.get("crop_pct") or min(1.0, size / (resize_side or size)),
     )
 
 
-def _scaled(values: Sequence[float], scale: float) -> tuple[float, float, float]:
+def _divide(values: Sequence[float], scale: float) -> tuple[float, float, float]:
     red, green, blue = (value / scale for value in values)
     return red, green, blue
 

@@ -24,15 +24,17 @@ from teachers.teacher import Teacher
 
 DAMAGED = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented)
 LEAST_PROBABILITY = 1e-12
+"""Least probability of a class whose logarithm is taken."""
 LEAST_DOUBT = 1e-7
-"""Of a yes or a no: nothing nearer to 1 is less than 1 in float32."""
+"""Least distance of an attribute's probability from 0 and 1; float32 rounds what is nearer to 1 to 1."""
 FLOAT, BYTES = "tensor(float)", "tensor(uint8)"
 
 
 class OnnxClassifier(nn.Module):
     """An ONNX file as a module without parameters, on the CPU.
 
-    A file that ends in a softmax or a sigmoid gives the logarithm or the log-odds of its probabilities.
+    If the file ends in a softmax or a sigmoid, the module returns the logarithm or the log-odds of its
+    probabilities.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,14 +42,16 @@ class OnnxClassifier(nn.Module):
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        # Its threads must not take the cores from a student that trains between two calls.
+        # Idle threads that spin would take the cores from a student that trains between two calls.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except NoSuchFile as error:
             raise TeacherError(f"{path}: no such file; an ONNX file is expected") from error
         except DAMAGED as error:
-            raise TeacherError(f"{path} is no intact ONNX file: {' '.join(str(error).split())}") from error
+            raise TeacherError(
+                f"{path} is not an intact ONNX file: {' '.join(str(error).split())}"
+            ) from error
         self.path = path
         self.input = self.session.get_inputs()[0]
         self.output = self.session.get_outputs()[0]
@@ -56,10 +60,10 @@ class OnnxClassifier(nn.Module):
         self.bytes = self.input.type == BYTES and len(shape) == 4 and shape[3] == 3
         planes = self.input.type == FLOAT and len(shape) == 4 and shape[1] == 3
         if len(self.session.get_inputs()) != 1 or not (self.bytes or planes):
-            found = [(port.name, port.type, port.shape) for port in self.session.get_inputs()]
+            inputs = [(port.name, port.type, port.shape) for port in self.session.get_inputs()]
             raise TeacherError(
                 f"{path}: one input is expected, float [batch, 3, height, width] or uint8 [batch, height, "
-                f"width, 3]; found {found}"
+                f"width, 3]; found {inputs}"
             )
         if (
             self.output.type != FLOAT
@@ -73,7 +77,7 @@ class OnnxClassifier(nn.Module):
 
     @property
     def size(self) -> int | None:
-        """Side of the image in pixels; None where the file takes any."""
+        """Side of the image in pixels; None if the file takes any size."""
         side = self.input.shape[1 if self.bytes else 2]
         return side if isinstance(side, int) else None
 
@@ -83,8 +87,8 @@ class OnnxClassifier(nn.Module):
         if self.bytes:
             pixels = pixels.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
         array = np.ascontiguousarray(pixels.numpy())
-        whole = self.input.shape[0]
-        step = whole if isinstance(whole, int) else len(array)
+        batch = self.input.shape[0]
+        step = batch if isinstance(batch, int) else len(array)
         parts = [
             np.asarray(
                 self.session.run([self.output.name], {self.input.name: array[first : first + step]})[0]
@@ -100,35 +104,37 @@ class OnnxClassifier(nn.Module):
 
 
 def load(name: str, weights: str | None) -> Teacher:
-    """The ONNX file ``name``; ``weights`` must be ``default``, since the file holds them.
+    """Load the ONNX file ``name``; ``weights`` must be ``default``, since the file holds them.
 
-    Files of this pipeline say how their input is made and what their classes are; of others the input must be
-    given by the user.
+    Files of this pipeline hold their input contract and their class names; for other files the user must give
+    the input contract.
 
     Raises:
-        TeacherError: the file is missing or damaged, or no image classifier.
+        TeacherError: the file is missing or damaged, or is not an image classifier.
     """
     if weights != "default":
-        raise TeacherError(f"teacher.weights: {weights!r}: an ONNX file holds its own; it takes `default`")
+        raise TeacherError(
+            f"teacher.weights (={weights!r}) must be `default` for onnx, since the file holds them"
+        )
     module = OnnxClassifier(Path(name))
     if module.input.shape[0] not in (1, None) and isinstance(module.input.shape[0], int):
         raise TeacherError(f"{name}: a batch of any size or of 1 is expected; found {module.input.shape[0]}")
     metadata = module.session.get_modelmeta().custom_metadata_map
     try:
         labels = tuple(json.loads(metadata["labels"])) if "labels" in metadata else None
-        said = json.loads(metadata["input"]) if "input" in metadata and module.bytes else None
-        contract = said and InputContract(
-            said["size"], interpolation=said["interpolation"], crop=said["crop"]
+        rule = json.loads(metadata["input"]) if "input" in metadata and module.bytes else None
+        contract = rule and InputContract(
+            rule["size"], interpolation=rule["interpolation"], crop=rule["crop"]
         )
     except (ValueError, TypeError, KeyError) as error:
         raise TeacherError(
-            f"{name}: its metadata `labels` or `input` are not this pipeline's: {error}"
+            f"{name}: its metadata `labels` or `input` do not have this pipeline's form: {error}"
         ) from error
     return Teacher(module, module.output.shape[1], contract, None, f"ONNX file {Path(name).name}", labels)
 
 
 def _ending(path: Path, output: str) -> str:
-    """Kind of the node that gives the output, through nodes that leave values as they are."""
+    """Operator that computes the output, apart from nodes that leave values as they are."""
     graph = onnx.load(path, load_external_data=False).graph
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
         raise TeacherError(f"{path} keeps weights in other files; one file that holds them all is expected")

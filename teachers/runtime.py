@@ -1,4 +1,4 @@
-"""Trained networks in ONNX Runtime, which answers faster on a CPU than PyTorch does."""
+"""Trained networks in ONNX Runtime, which is faster on a CPU than PyTorch."""
 
 import tempfile
 import warnings
@@ -10,18 +10,21 @@ from torch import nn
 from teachers.onnx_files import OnnxClassifier
 
 TOLERANCE = 1e-4
-"""Of the greatest logit: a fifth of what float16, in which answers are stored, rounds away."""
+"""Greatest difference of a logit, as a share of the greatest logit: a fifth of the rounding error of float16,
+in which answers are stored."""
 
 
 @torch.no_grad()
 def in_runtime(module: nn.Module, size: int) -> nn.Module:
-    """The same network in ONNX Runtime, to be asked alone; itself where that cannot be.
+    """Return the same network in ONNX Runtime, for inference alone, or the module itself if that is
+    impossible.
 
-    It stays in PyTorch on a GPU, and where the exporter does not know it or what it made answers otherwise.
+    The module is returned if it is on a GPU, if PyTorch cannot export it, or if the exported file gives other
+    logits.
 
     Args:
-        module: from normalised images to logits, as trained.
-        size: of the images, in pixels.
+        module: trained network from normalised images to logits.
+        size: side of the images in pixels.
     """
     first = next(module.parameters(), None)
     if first is None or first.device.type != "cpu":
@@ -31,7 +34,7 @@ def in_runtime(module: nn.Module, size: int) -> nn.Module:
         warnings.simplefilter("ignore")
         file = Path(scratch) / "network.onnx"
         try:
-            # PyTorch calls this exporter legacy; the new one takes onnxscript.
+            # PyTorch calls this exporter legacy; the new one needs onnxscript.
             torch.onnx.export(
                 module.eval(),
                 (images[:2],),
@@ -42,8 +45,8 @@ def in_runtime(module: nn.Module, size: int) -> nn.Module:
                 dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
             )
             copy = OnnxClassifier(file)
-            answers, wanted = copy(images), module(images)
-        except Exception:  # of any kind, as networks are
+            actual, expected = copy(images), module(images)
+        except Exception:  # any module can be given, and exporting it can fail in any way
             return module
-    same = (answers - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
+    same = (actual - expected).abs().max() <= TOLERANCE * expected.abs().max()
     return copy if same else module

@@ -1,4 +1,4 @@
-"""Where teachers come from. A new source is one file and one line here."""
+"""Sources of teachers. A new one is one file and one line here."""
 
 from collections.abc import Callable
 
@@ -12,4 +12,4 @@ SOURCES: dict[str, Callable[[str, str | None], Teacher]] = {
     "timm": timm_models.load,
     "torchvision": torchvision_models.load,
 }
-"""Name of a source to its loader, which takes a model name and a weights name."""
+"""Loader by the name of the source; it takes the name of a model and the name of its weights."""

@@ -1,4 +1,4 @@
-"""State dicts from files that somebody else made: read as tensors, never run."""
+"""State dicts from files of any origin; only tensors are read, and no code in a file is run."""
 
 import pickle
 import warnings
@@ -15,24 +15,24 @@ from teachers.errors import WeightsError
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 KINDS = " or ".join(SUFFIXES)
 PARALLEL = "module."
-"""What `DataParallel` puts in front of every name."""
+"""Prefix that `DataParallel` gives every name."""
 
 
 def is_file(weights: str | None) -> bool:
-    """Whether a weights name is a local file's, by its ending."""
+    """Whether the name of weights is that of a local file, by its suffix."""
     return weights is not None and Path(weights).suffix in SUFFIXES
 
 
 def build(make: Callable[[int], nn.Module], head: str | None, path: Path) -> nn.Module:
-    """A network with the tensors of a file, for as many classes as its head has.
+    """Build a network with the tensors of a file, for as many classes as the file's head has.
 
     Args:
-        make: from the number of classes to a network with fresh weights.
-        head: module path of its last linear layer.
-        path: a file that ``read`` takes.
+        make: function from the number of classes to a network with fresh weights.
+        head: module path of the network's last linear layer.
+        path: file that ``read`` takes.
 
     Raises:
-        WeightsError: the file is damaged or refused, or its tensors are not the network's.
+        WeightsError: the file is damaged or rejected, or its tensors do not fit the network.
     """
     tensors = read(path)
     weight = f"{head}.weight"
@@ -46,10 +46,10 @@ def build(make: Callable[[int], nn.Module], head: str | None, path: Path) -> nn.
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file, or of a ``.pth`` file that holds nothing but weights.
+    """Read the tensors of a ``.safetensors`` file, or of a ``.pth`` file that holds weights alone.
 
     Raises:
-        WeightsError: the file is missing, damaged, or a pickle that would have to run code.
+        WeightsError: the file is missing, damaged, or a pickle that would run code.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; a {KINDS} file with a state dict is expected")
@@ -57,17 +57,18 @@ def read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickles, which load or are refused all the same
+            warnings.simplefilter(
+                "ignore"
+            )  # about old pickle formats, which are loaded or rejected like others
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise WeightsError(f"{path} is no intact safetensors file: {error}") from error
+        raise WeightsError(f"{path} is not an intact safetensors file: {error}") from error
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} holds more than weights and is refused, since loading it would run its code; "
-            "save the state dict alone"
+            f"{path} must hold a state dict alone; it is rejected, since loading it would run its code"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(f"{path} is no intact PyTorch file: {' '.join(str(error).split())}") from error
+        raise WeightsError(f"{path} is not an intact PyTorch file: {' '.join(str(error).split())}") from error
     if isinstance(content, dict):
         content = content.get("state_dict", content)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -81,7 +82,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
     """Load a state dict by name.
 
     Raises:
-        WeightsError: names or shapes differ; the first of each kind are named.
+        WeightsError: names or shapes differ; the message gives the first of each kind.
     """
     expected = module.state_dict()
     missing = [name for name in expected if name not in tensors]
@@ -91,11 +92,11 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
         for name, value in expected.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
-    found = [
-        f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    problems = [
+        f"{len(names)} {problem} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        for problem, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if names
     ]
-    if found:
-        raise WeightsError(f"{origin}: {len(expected)} tensors are expected; {', '.join(found)}")
+    if problems:
+        raise WeightsError(f"{origin}: {len(expected)} tensors are expected; {', '.join(problems)}")
     module.load_state_dict(tensors)

@@ -1,4 +1,4 @@
-"""What a teacher is."""
+"""The teacher: a classifier, its input contract, and how it is fitted to the classes of the data."""
 
 import re
 from collections.abc import Sequence
@@ -13,20 +13,21 @@ from teachers.errors import TeacherError
 
 @dataclass(frozen=True)
 class Teacher:
-    """A classifier with everything that is needed to ask it."""
+    """A classifier with everything that is needed to get its answers."""
 
     module: nn.Module
-    """Gives logits."""
+    """Network from normalised images to logits."""
     outputs: int
-    """Logits of an image."""
+    """Number of logits per image."""
     input: InputContract | None
-    """None where the weights do not say it, and the user must."""
+    """Input contract; None if it is not known from the weights, so that the user must give it."""
     head: str | None
-    """Module path of the last linear layer, which adaptation replaces; None for a black box."""
+    """Module path of the last linear layer, which adaptation replaces; None if the network cannot be
+    changed."""
     origin: str
     """Architecture and weights in words, for cards."""
     labels: tuple[str, ...] | None = None
-    """Class names in the order of the logits, where they are known."""
+    """Class names in the order of the logits; None if they are not known."""
 
 
 class Columns(nn.Module):
@@ -42,23 +43,23 @@ class Columns(nn.Module):
 
 
 def columns(teacher: Teacher, classes: Sequence[str]) -> tuple[int, ...]:
-    """Which logits answer for the classes of the data, of a teacher that knows them already.
+    """Find the logits of the classes of the data, for a teacher that knows these classes already.
 
-    Names are matched where the teacher has names: whole or up to the first comma, in any case, with blanks
-    for underscores and hyphens. Without names there must be as many logits as classes.
+    If the teacher has class names, they are matched: whole or up to the first comma, ignoring case, with
+    blanks for underscores and hyphens. Without names there must be as many logits as classes.
 
     Raises:
-        TeacherError: it does not know these classes.
+        TeacherError: the teacher does not know these classes.
     """
     known: dict[str, int] = {}
     for index, label in reversed(list(enumerate(teacher.labels or ()))):
-        known |= {_normal(label.split(",")[0]): index, _normal(label): index}
-    strange = [name for name in classes if _normal(name) not in known]
+        known |= {_normalise(label.split(",")[0]): index, _normalise(label): index}
+    unknown = [name for name in classes if _normalise(name) not in known]
     if teacher.labels == tuple(classes) or (not teacher.labels and teacher.outputs == len(classes)):
         return tuple(range(len(classes)))
-    if teacher.labels and not strange:
-        return tuple(known[_normal(name)] for name in classes)
-    names = f"no {strange[0]!r} among {', '.join(teacher.labels[:5])}, ..." if teacher.labels else "no names"
+    if teacher.labels and not unknown:
+        return tuple(known[_normalise(name)] for name in classes)
+    names = f"no {unknown[0]!r} among {', '.join(teacher.labels[:5])}, ..." if teacher.labels else "no names"
     raise TeacherError(
         f"{teacher.origin} knows {teacher.outputs} classes with {names}; the data have {len(classes)}. "
         "Set teacher.head or teacher.full to adapt it"
@@ -66,21 +67,19 @@ def columns(teacher: Teacher, classes: Sequence[str]) -> tuple[int, ...]:
 
 
 def replace_head(teacher: Teacher, classes: int) -> None:
-    """Put a new, zero-initialised linear layer for ``classes`` in the place of the old classifier.
+    """Replace the classifier by a new linear layer for ``classes``, initialised with zeros.
 
     Raises:
-        TeacherError: there is no head, or it is not a linear layer.
+        TeacherError: the teacher has no head, or it is not a linear layer.
     """
     if teacher.head is None:
-        raise TeacherError(
-            f"{teacher.origin} is a black box; it cannot be adapted, teacher.head and .full must be null"
-        )
+        raise TeacherError(f"{teacher.origin} cannot be adapted; teacher.head and teacher.full must be null")
     parent_path, _, name = teacher.head.rpartition(".")
     parent = teacher.module.get_submodule(parent_path)
     old = getattr(parent, name)
     if not isinstance(old, nn.Linear):
         raise TeacherError(
-            f"{teacher.origin}: the head `{teacher.head}` is {type(old).__name__}; it must be a linear layer"
+            f"{teacher.origin}: the head `{teacher.head}` (={type(old).__name__}) must be a linear layer"
         )
     new = nn.Linear(old.in_features, classes)
     nn.init.zeros_(new.weight)
@@ -89,10 +88,10 @@ def replace_head(teacher: Teacher, classes: int) -> None:
 
 
 def last_linear(module: nn.Module) -> str | None:
-    """Module path of the last linear layer."""
+    """Return the module path of the last linear layer; None if there is none."""
     paths = [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
     return paths[-1] if paths else None
 
 
-def _normal(name: str) -> str:
+def _normalise(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()

@@ -13,16 +13,18 @@ from teachers.teacher import Teacher
 
 
 def load(name: str, weights: str | None) -> Teacher:
-    """A timm model; ``weights`` is ``default`` for pretrained ones, a local file, or null for random ones.
+    """Load a timm model.
+
+    ``weights`` is ``default`` for pretrained weights, a local file, or null for random ones.
 
     Raises:
-        TeacherError: the name is unknown, or the weights cannot be fetched.
-        WeightsError: the local file is damaged, has code in it, or is of another model.
+        TeacherError: the name is unknown, or the weights cannot be downloaded.
+        WeightsError: the local file is damaged, contains code, or belongs to another model.
     """
     local = state_dicts.is_file(weights)
     if not local and weights not in ("default", None):
         raise TeacherError(
-            f"teacher.weights: {weights!r}: timm takes `default`, a {state_dicts.KINDS} file or null"
+            f"teacher.weights (={weights!r}) must be `default`, a {state_dicts.KINDS} file or null for timm"
         )
     try:
         module = timm.create_model(name, pretrained=weights == "default")
@@ -38,7 +40,7 @@ def load(name: str, weights: str | None) -> Teacher:
 
 
 def describe(module: nn.Module, origin: str) -> Teacher:
-    """The teacher that a timm module is, its input contract read from timm's own configuration."""
+    """Make a teacher of a timm module, with the input contract from timm's configuration."""
     config = resolve_model_data_config(module)
     interpolation = config["interpolation"]
     classifier = module.default_cfg["classifier"]  # pyright: ignore[reportIndexIssue, reportArgumentType] - a dict

@@ -12,14 +12,14 @@ from teachers.teacher import Teacher, last_linear
 
 
 def load(name: str, weights: str | None) -> Teacher:
-    """A torchvision model.
+    """Load a torchvision model.
 
     ``weights`` is ``default``, a name of the model's enum (``IMAGENET1K_V2``), a local file, or null for
-    random ones.
+    random weights.
 
     Raises:
-        TeacherError: model or weights are unknown, or the weights cannot be fetched.
-        WeightsError: the local file is damaged, has code in it, or is of another model.
+        TeacherError: model or weights are unknown, or the weights cannot be downloaded.
+        WeightsError: the local file is damaged, contains code, or belongs to another model.
     """
     local = state_dicts.is_file(weights)
     try:
@@ -27,12 +27,13 @@ def load(name: str, weights: str | None) -> Teacher:
     except ValueError as error:
         raise TeacherError(f"torchvision model {name!r}: {' '.join(str(error).split())}") from error
     try:
-        chosen = None if weights is None or local else enum[weights.upper()]
-        module = models.get_model(name, weights=chosen)
+        pretrained = None if weights is None or local else enum[weights.upper()]
+        module = models.get_model(name, weights=pretrained)
     except KeyError as error:
         allowed = ", ".join(["default", *enum.__members__])
         raise TeacherError(
-            f"teacher.weights: {weights!r}: {name} has {allowed}; or a {state_dicts.KINDS} file"
+            f"teacher.weights (={weights!r}) must be one of {allowed}, or a {state_dicts.KINDS} file, "
+            f"for {name}"
         ) from error
     except (ValueError, OSError) as error:
         raise TeacherError(f"torchvision model {name!r}: {' '.join(str(error).split())}") from error
@@ -41,7 +42,7 @@ def load(name: str, weights: str | None) -> Teacher:
         module = state_dicts.build(
             lambda classes: models.get_model(name, num_classes=classes), head, Path(str(weights))
         )
-    preset = (chosen or enum["DEFAULT"]).transforms()
+    preset = (pretrained or enum["DEFAULT"]).transforms()
     contract = InputContract(
         size=preset.crop_size[0],
         mean=tuple(preset.mean),
@@ -49,7 +50,7 @@ def load(name: str, weights: str | None) -> Teacher:
         interpolation="bicubic" if preset.interpolation == InterpolationMode.BICUBIC else "bilinear",
         crop=preset.crop_size[0] / preset.resize_size[0],
     )
-    labels = tuple(chosen.meta["categories"]) if chosen else None
+    labels = tuple(pretrained.meta["categories"]) if pretrained else None
     outputs = len(module.get_parameter(f"{head}.weight"))
     origin = f"torchvision {name} ({Path(weights).name if local and weights else weights})"
     return Teacher(module, outputs, contract, head, origin, labels)

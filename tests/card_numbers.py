@@ -1,4 +1,4 @@
-"""Where the numbers of a model card come from."""
+"""The numbers of a model card, and the values of the artifacts that they come from."""
 
 import csv
 import json
@@ -9,49 +9,24 @@ from typing import Any
 
 import yaml
 
-SCALES = {
-    "%": 100,
-    " points": 100,
-    " MB": 1e-6,
-    " M": 1e-6,
-    " ms": 1,
-    " minutes": 1 / 60,
-    " hours": 1 / 3600,
-    " Wh": 1000,
-    " mWh": 1e6,
-    " g": 1,
-    " mg": 1000,
-    " images/s": 1,
-    " times": 1,
-}
-"""From the unit in which the artifacts hold a value to the one in which the card shows it."""
+from pipeline.report.figures import UNITS
 
+SUFFIXES = sorted({unit.suffix for unit in UNITS.values() if unit.suffix}, key=len, reverse=True)
 NUMBER = re.compile(
     r"(?<![\w.,/-])([+\N{MINUS SIGN}]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e-?\d+)?)"
-    rf"({'|'.join(sorted(map(re.escape, SCALES), key=len, reverse=True))})?(?![\w])"
+    rf"({'|'.join(map(re.escape, SUFFIXES))})?(?![\w])"
 )
 NO_PROSE = (r"\A---\n.*?\n---\n", r"```.*?```", r"`[^`]*`", r"\]\([^)]*\)")
-"""Front matter and code, which other tests read; and addresses."""
-NO_FIGURES = (r"95% intervals? ?", r"90% or more", r"top-1")
-"""Words that have digits in them."""
+"""Front matter and code, which other tests read, and addresses."""
+NO_FIGURES = (r"95 % intervals? ?", r"95 % CI", r"90 % or more", r"top-1")
+"""Words that contain digits."""
 
 NOT_READ = {"predictions", "quantization"}
-"""Long lists that no card tells of."""
-
-
-def unexplained(card: str, artifacts: Path, parameters: Path) -> list[str]:
-    """The numbers of a card that are in no artifact, each with what stands around it."""
-    known, words = values(artifacts, parameters)
-    text = prose(card, words)
-    return [
-        " ".join(text[max(0, start - 40) : end + 20].split())
-        for start, end, number, unit in numbers(text)
-        if not _is_known(number, unit, known)
-    ]
+"""Keys of long lists that no card shows."""
 
 
 def values(artifacts: Path, parameters: Path) -> tuple[set[float], set[str]]:
-    """Numbers and words of all that is measured and configured, and the few that follow from them."""
+    """Numbers and strings of everything that is measured and configured, and the few derived from them."""
     found = [value for value in _values(artifacts, parameters) if value is not None]
     return {float(v) for v in found if not isinstance(v, str)}, {
         v.rstrip(".") for v in found if isinstance(v, str)
@@ -59,7 +34,7 @@ def values(artifacts: Path, parameters: Path) -> tuple[set[float], set[str]]:
 
 
 def prose(card: str, words: set[str]) -> str:
-    """A card without front matter, code, and names and sentences that artifacts hold as they are."""
+    """The card without front matter, code, and names and sentences that the artifacts contain."""
     text = card
     for pattern in NO_PROSE:
         text = re.sub(pattern, "", text, flags=re.DOTALL)
@@ -72,7 +47,7 @@ def prose(card: str, words: set[str]) -> str:
 
 
 def numbers(text: str) -> list[tuple[int, int, str, str | None]]:
-    """Place, digits and unit of each number; the ends of an interval have the unit of its figure."""
+    """Start, end, digits and unit of each number; the ends of an interval have the unit of its figure."""
     found: list[tuple[int, int, str, str | None]] = []
     for match in NUMBER.finditer(text):
         unit = match[2]
@@ -80,13 +55,6 @@ def numbers(text: str) -> list[tuple[int, int, str, str | None]]:
             unit = found[-1][3]
         found.append((match.start(), match.end(), match[1], unit))
     return found
-
-
-def _is_known(number: str, unit: str | None, known: set[float]) -> bool:
-    plain = number.replace(",", "").replace("\N{MINUS SIGN}", "-")
-    half = 0.5 * 10 ** -len(plain.partition(".")[2]) * (1 + 1e-9)
-    scale = 1 if unit is None else SCALES[unit]
-    return any(abs(scale * value - float(plain)) <= half for value in known)
 
 
 def _values(artifacts: Path, parameters: Path) -> Iterator[Any]:

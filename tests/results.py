@@ -1,6 +1,6 @@
-"""Results as the stages write them, made up."""
+"""Synthetic results, in the form in which the stages write them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,14 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-from pipeline.evaluation.gate import compare
+from pipeline.evaluation import gate
 from pipeline.measurement import machine
+from pipeline.report import tables
 from pipeline.report.evidence import Evidence
-from pipeline.report.tables import Entry, Row
+from pipeline.report.results import RunResults, VariantResults
+from pipeline.report.settings import CardSettings
+from pipeline.selection import budget
+from pipeline.selection.table import Row
 from pipeline.statistics.intervals import wilson
 
 CLASSES = ("red", "green", "blue")
@@ -46,7 +50,7 @@ DATA: dict[str, Any] = {
     "leaked_between_splits": 2,
 }
 KINDS = {"noise": ["gaussian_noise"], "weather": ["fog", "snow"]}
-"""Families of corruptions."""
+"""Families of corruptions and their kinds."""
 
 CALIBRATION = {
     "ece": 0.021,
@@ -68,22 +72,27 @@ CHAIN = {
     "pruned": ("fp32", "prune", 0.85, 3_500_000, 3.0),
     "pruned-int8": ("pruned", "quantize", 0.85, 1_100_000, 1.6),
 }
-"""Variant to parent, operation, share of right answers, bytes and milliseconds."""
+"""Variant to parent, operation, accuracy, bytes and milliseconds."""
+
+STATEMENTS: dict[str, str | None] = CardSettings().model_dump()
+"""Section ``card`` of the parameters, where nothing is stated."""
+STUDENT = {"architecture": "mobilenet_v1", "width": 0.75, "size": 192}
+VIEWS = {"per_image": 2, "crop_scale": [0.8, 1.0], "crop_ratio": [0.9, 1.1], "flip": 0.5}
 
 
 def results(
     images: int = 4000, variants: Sequence[str] = tuple(CHAIN)
-) -> tuple[list[Entry], Int64[np.ndarray, " images"], Int64[np.ndarray, " images"]]:
-    """Entries of the variants, the teacher's predictions, and the labels.
+) -> tuple[list[VariantResults], Int64[np.ndarray, " images"], Int64[np.ndarray, " images"]]:
+    """Measurements of the variants, the teacher's predictions, and the labels.
 
-    Variants of the same accuracy give the same answers; the teacher is right on 94 of 100.
+    Variants of the same accuracy give the same answers; the teacher's accuracy is 94 %.
     """
     labels = np.arange(images) % len(CLASSES)
     entries = []
     for variant in variants:
         parent, op, share, size, milliseconds = CHAIN[variant]
         entries.append(
-            Entry(
+            VariantResults(
                 variant=variant,
                 parent=parent,
                 op=op,
@@ -131,6 +140,7 @@ def _scores(
             {"label": name, "n": int(row.sum()), "correct": int(row[index])}
             for index, (name, row) in enumerate(zip(CLASSES, confusion, strict=True))
         ],
+        "confused": _confused(confusion),
         "confusion": confusion.tolist(),
         "predictions": predictions.tolist(),
         "sha256": f"{size:064x}",
@@ -138,7 +148,93 @@ def _scores(
     }
 
 
-def as_attributes(table: Sequence[Row], entries: Sequence[Entry]) -> tuple[list[Row], list[Entry]]:
+def _confused(confusion: Int64[np.ndarray, "classes classes"]) -> list[dict[str, Any]]:
+    pairs = [
+        {"truth": truth, "answer": answer, "count": int(count), "of": int(row.sum())}
+        for truth, row in zip(CLASSES, confusion, strict=True)
+        for answer, count in zip(CLASSES, row, strict=True)
+        if truth != answer and count
+    ]
+    return sorted(pairs, key=lambda pair: -pair["count"])
+
+
+def table(
+    entries: Sequence[VariantResults], teacher: Int64[np.ndarray, " images"], max_drop: float = 0.02
+) -> list[Row]:
+    """The rows of ``variants.csv``."""
+    return tables.rows(entries, comparison(entries, teacher, max_drop))
+
+
+def run(
+    folder: Path | None = None,
+    *,
+    variants: Sequence[str] = tuple(CHAIN),
+    max_drop: float = 0.02,
+    limits: Mapping[str, Any] | None = None,
+    attributes: bool = False,
+) -> RunResults:
+    """All results of a run.
+
+    Args:
+        folder: folder for pictures; with one, the run has measured everything that can be measured.
+        variants: names in ``CHAIN``.
+        max_drop: the limit of the gate.
+        limits: the limits of the budget.
+        attributes: whether the classifiers name attributes instead of classes.
+    """
+    entries, answers, _ = results(variants=variants)
+    changes = comparison(entries, answers, max_drop)
+    rows = tables.rows(entries, changes)
+    entries = entries if folder is None else measured(entries)
+    if folder is None:
+        changes["teacher"] = {"calibration": None}
+    if attributes:
+        rows, entries = as_attributes(rows, entries)
+        unknown = {"flips": None, "mcnemar_p": None, "calibration": None}
+        changes["variants"] = {name: {**of, **unknown} for name, of in changes["variants"].items()}
+    metric = "map" if attributes else "top1"
+    return RunResults(
+        table=rows,
+        variants=entries,
+        comparison=changes | {"slices": [] if folder is None else changes["slices"]},
+        teacher=TEACHER
+        | {"metric": metric, "val": {metric: 0.95, "n": 500}, "test": {metric: 0.94, "n": 4000}},
+        teacher_history=[] if attributes else TEACHER_HISTORY,
+        model_cards=[_model_card(entry) for entry in entries],
+        data=DATA | {"task": "multi_label" if attributes else "single_label"},
+        benchmark=benchmark(entries, full=folder is not None, noisy=folder is not None),
+        student=STUDENT,
+        views=VIEWS,
+        statements=STATEMENTS,
+        max_drop=max_drop,
+        git_commit="0123456789abcdef",
+        versions={"torch": "2.14.1", "onnxruntime": "1.32.0"},
+        choice=budget.choose(rows, **(limits or {})),
+        evidence=Evidence() if folder is None else evidence(entries, folder),
+    )
+
+
+def _model_card(entry: VariantResults) -> dict[str, Any]:
+    return {
+        "variant": entry.variant,
+        "parent": entry.parent,
+        "op": entry.op,
+        "start": "random weights",
+        "settings": {"training": {"epochs": 3}},
+        "arguments": {"channels": [24, 48]},
+        "input": {
+            "size": 192,
+            "mean": [0.0] * 3,
+            "std": [1.0] * 3,
+            "interpolation": "bilinear",
+            "crop": 1.0,
+        },
+    }
+
+
+def as_attributes(
+    table: Sequence[Row], entries: Sequence[VariantResults]
+) -> tuple[list[Row], list[VariantResults]]:
     """The same results of classifiers that name any number of attributes."""
     scores = {
         "metric": "map",
@@ -153,8 +249,8 @@ def as_attributes(table: Sequence[Row], entries: Sequence[Entry]) -> tuple[list[
     )
 
 
-def measured(entries: Sequence[Entry]) -> list[Entry]:
-    """The same entries with all that ``evaluate`` and ``benchmark`` may add."""
+def measured(entries: Sequence[VariantResults]) -> list[VariantResults]:
+    """The same measurements with everything that ``evaluate`` and ``benchmark`` may add."""
     return [
         replace(
             entry,
@@ -168,8 +264,10 @@ def measured(entries: Sequence[Entry]) -> list[Entry]:
     ]
 
 
-def benchmark(entries: Sequence[Entry], *, full: bool = False, noisy: bool = False) -> dict[str, Any]:
-    """What ``benchmark`` always writes; and, where it is ``full``, all that it may add."""
+def benchmark(
+    entries: Sequence[VariantResults], *, full: bool = False, noisy: bool = False
+) -> dict[str, Any]:
+    """What ``benchmark`` always writes; and, if ``full``, everything that it may add."""
     found: dict[str, Any] = {
         "settings": {"threads": 1, "batch_size": 1, "rounds": 200, "warmup": 20, "reference": "fp32"},
         "machine": machine.describe(),
@@ -199,10 +297,9 @@ def benchmark(entries: Sequence[Entry], *, full: bool = False, noisy: bool = Fal
     }
 
 
-def evidence(entries: Sequence[Entry], teacher: Int64[np.ndarray, " images"], folder: Path) -> Evidence:
-    """All that a run can measure beyond scores and latency, with its pictures in ``folder``."""
+def evidence(entries: Sequence[VariantResults], folder: Path) -> Evidence:
+    """Everything that a run may measure beyond scores and latency, with its pictures in ``folder``."""
     return Evidence(
-        comparison=_comparison(entries, teacher),
         costs=_costs(entries),
         robustness=_robustness(entries),
         sensitivity=_sensitivity(),
@@ -215,15 +312,19 @@ def _interval(name: str, value: float, half: float = 0.004) -> dict[str, float]:
     return {name: value, f"{name}_lo": value - half, f"{name}_hi": value + half}
 
 
-def _comparison(entries: Sequence[Entry], teacher: Int64[np.ndarray, " images"]) -> dict[str, Any]:
+def comparison(
+    entries: Sequence[VariantResults], teacher: Int64[np.ndarray, " images"], max_drop: float = 0.02
+) -> dict[str, Any]:
+    """What the stage `compare` writes."""
     labels = np.arange(len(teacher)) % len(CLASSES)
     answers = {"teacher": teacher} | {e.variant: np.array(e.scores["predictions"]) for e in entries}
     variants = {}
     for entry in entries:
         new, old = answers[entry.variant], answers[entry.parent]
-        found = compare(new == labels, old == labels)
+        found = gate.compare(new == labels, old == labels)
         of_classes = [
-            compare((new == labels)[labels == k], (old == labels)[labels == k]) for k in range(len(CLASSES))
+            gate.compare((new == labels)[labels == k], (old == labels)[labels == k])
+            for k in range(len(CLASSES))
         ]
         variants[entry.variant] = {
             "parent": entry.parent,
@@ -233,8 +334,8 @@ def _comparison(entries: Sequence[Entry], teacher: Int64[np.ndarray, " images"])
             "hi": found.hi,
             "mcnemar_p": found.mcnemar_p,
             "distinguishable": not found.lo <= 0 <= found.hi,
-            "verdict": "accept" if found.lo >= -0.02 else "reject",
-            "reason": f"the interval's lower end, {100 * found.lo:.2f} points, is compared with the limit",
+            "verdict": gate.verdict(found, max_drop),
+            "reason": gate.explain(found, max_drop, entry.parent),
             "flips": {
                 "gained": int(((new == labels) & (old != labels)).sum()),
                 "lost": int(((new != labels) & (old == labels)).sum()),
@@ -291,7 +392,7 @@ def _comparison(entries: Sequence[Entry], teacher: Int64[np.ndarray, " images"])
     }
 
 
-def _costs(entries: Sequence[Entry]) -> dict[str, Any]:
+def _costs(entries: Sequence[VariantResults]) -> dict[str, Any]:
     one = {
         "own": {"seconds": 361, "kwh": 0.0037, "gram_co2": 1.57},
         "total": {"seconds": 733, "kwh": 0.0061, "gram_co2": 2.71},
@@ -312,7 +413,7 @@ def _costs(entries: Sequence[Entry]) -> dict[str, Any]:
     }
 
 
-def _robustness(entries: Sequence[Entry]) -> dict[str, Any]:
+def _robustness(entries: Sequence[VariantResults]) -> dict[str, Any]:
     kinds = [kind for family in KINDS.values() for kind in family]
     names = [entry.variant for entry in entries]
     steps = [0.83, 0.74, 0.61, 0.47, 0.32]
@@ -363,7 +464,7 @@ def _robustness(entries: Sequence[Entry]) -> dict[str, Any]:
             "results": attacked,
             "clean": {name: _interval("accuracy", 0.927) for name in names},
         },
-        "outside": {
+        "out_of_distribution": {
             "test_n": 512,
             "sets": {"noise": {"n": 512, "note": "", "variants": dict.fromkeys(names, foreign)}},
             "test": {name: {"confidence": 0.913, "over_90": 0.77} for name in names},
@@ -405,7 +506,7 @@ def _sensitivity() -> dict[str, Any]:
     }
 
 
-def _explanations(entries: Sequence[Entry], folder: Path) -> dict[str, Any]:
+def _explanations(entries: Sequence[VariantResults], folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     ramp = np.linspace(0, 255, 24).astype(np.uint8)
     for number, name in enumerate(["0001", *(f"0001-{entry.variant}" for entry in entries)]):

@@ -11,7 +11,7 @@ CONTRACT = InputContract(8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
 
 @pytest.fixture
 def linear() -> nn.Module:
-    """A classifier whose loss climbs straight: the best attack is known."""
+    """A classifier that is linear, so that the best attack is known."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3)).eval()
 
@@ -29,7 +29,7 @@ def loss(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch
 def test_attacks_stay_in_the_ball_and_raise_the_loss(
     linear: nn.Module, images: torch.Tensor, radius: int
 ) -> None:
-    labels = attacks.answers(linear, CONTRACT, images)
+    labels = attacks.predict(linear, CONTRACT, images)
     before = loss(linear, images, labels)
     for moved in (
         attacks.fgsm(linear, CONTRACT, images, labels, radius),
@@ -40,8 +40,8 @@ def test_attacks_stay_in_the_ball_and_raise_the_loss(
         assert (loss(linear, moved, labels) > before).all()
 
 
-def test_a_greater_radius_does_more_harm(linear: nn.Module, images: torch.Tensor) -> None:
-    labels = attacks.answers(linear, CONTRACT, images)
+def test_a_greater_radius_raises_the_loss_further(linear: nn.Module, images: torch.Tensor) -> None:
+    labels = attacks.predict(linear, CONTRACT, images)
     near, far = (
         loss(linear, attacks.pgd(linear, CONTRACT, images, labels, r, steps=10, seed=0), labels)
         for r in (1, 8)
@@ -61,8 +61,8 @@ def test_fgsm_of_two_linear_classes_is_the_best_attack_within_the_ball(images: t
     assert (moved.int() == best).all()
 
 
-def test_pgd_is_repeated_by_its_seed(linear: nn.Module, images: torch.Tensor) -> None:
-    labels = attacks.answers(linear, CONTRACT, images)
+def test_pgd_depends_on_its_seed_alone(linear: nn.Module, images: torch.Tensor) -> None:
+    labels = attacks.predict(linear, CONTRACT, images)
     one, two, other = (
         attacks.pgd(linear, CONTRACT, images, labels, 4, steps=2, seed=seed) for seed in (0, 0, 1)
     )

@@ -7,7 +7,7 @@ from pipeline.inspection.corruptions import Corruption
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    """Two smooth pictures, so that blur, too, changes something."""
+    """Two pictures with gradual changes, so that blur changes something, too."""
     ramp = np.linspace(0, 255, 64)
     waves = 127 + 100 * np.sin(ramp[:, None] / 9) * np.cos(ramp[None] / 13)
     return np.stack([np.stack([waves, waves.T, 255 - waves], axis=2)] * 2).astype(np.uint8)
@@ -21,15 +21,15 @@ def test_there_are_fifteen_kinds_in_four_groups() -> None:
 
 
 @pytest.mark.parametrize("kind", corruptions.KINDS)
-def test_a_corruption_is_a_function_of_image_and_seed_and_keeps_the_global_generator(
+def test_a_corruption_is_a_function_of_image_and_seed_and_leaves_the_global_generator_alone(
     kind: str, images: np.ndarray
 ) -> None:
     np.random.seed(5)
     first = corruptions.apply(images, Corruption(kind, 3), [7, 8])
-    drawn = np.random.random()
+    value = np.random.random()
     again = corruptions.apply(images[1:], Corruption(kind, 3), [8])
     np.random.seed(5)
-    assert np.random.random() == drawn
+    assert np.random.random() == value
     assert (first[1:] == again).all()
     assert first.shape == images.shape
     assert (first != images).any()

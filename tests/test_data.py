@@ -36,7 +36,7 @@ def fashion(tmp_path: Path) -> Path:
 
 
 def assign(listing: sources.Listing, train: int | None = None, val: int | float = 0.2, seed: int = 0):
-    return splits.assign(listing.candidates, train=train, val=val, test=0.25, seed=seed)
+    return splits.assign(listing.labelled, train=train, val=val, test=0.25, seed=seed)
 
 
 def test_fashion_mnist_keeps_its_whole_test_split_and_takes_val_from_train(fashion: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_folder_without_splits_is_split_by_class_and_content(photographs: Path
     hashes = [{image.sha256 for image in images} for _, images in made.items()]
     assert not hashes[0] & hashes[1]
     assert not (hashes[0] | hashes[1]) & hashes[2]
-    again = splits.assign(listing.candidates[::-1], train=None, val=0.2, test=0.25, seed=0)
+    again = splits.assign(listing.labelled[::-1], train=None, val=0.2, test=0.25, seed=0)
     assert {i.sha256 for i in again.test} == hashes[2]
     assert {i.sha256 for i in assign(listing, seed=1).test} != hashes[2]
 
@@ -96,7 +96,7 @@ def test_split_folders_are_kept_and_leaks_into_test_are_taken_out_of_train(tmp_p
 def test_splits_made_anew_take_all_images_and_counts(photographs: Path) -> None:
     listing = sources.folder(photographs)
     given = [
-        replace(item, split="test" if index % 2 else "train") for index, item in enumerate(listing.candidates)
+        replace(item, split="test" if index % 2 else "train") for index, item in enumerate(listing.labelled)
     ]
     made = splits.assign(given, train=None, val=9, test=21, seed=0, anew=True)
     assert [len(images) for _, images in made.items()] == [42, 9, 21]
@@ -120,7 +120,7 @@ def test_a_folder_of_unlabelled_images_joins_what_the_student_learns_from(
     known.save(more / "known.png")
     listing = sources.read("folder", root)
     assert listing.classes == ("blue", "green", "red")
-    made = splits.assign(listing.candidates, listing.unlabelled, train=None, val=0.2, test=0.25, seed=0)
+    made = splits.assign(listing.labelled, listing.unlabelled, train=None, val=0.2, test=0.25, seed=0)
     assert len(made.unlabelled) == 3
     assert {item.source for item in made.rejected} == {
         "unlabelled/from the web/one.png",
@@ -128,14 +128,15 @@ def test_a_folder_of_unlabelled_images_joins_what_the_student_learns_from(
     }
     report = store.write(tmp_path / "data", listing, made, FACTS)
     assert report["images"]["unlabelled"] == 3
-    train, lesson = store.read(tmp_path / "data", "train"), store.read_training_images(tmp_path / "data")
-    assert len(lesson) == len(train) + 3
-    assert lesson.known.tolist() == [True] * len(train) + [False] * 3
-    assert train.labelled
-    assert not lesson.labelled
-    assert sampling.choose(lesson, 10**6, seed=0).max() < len(train)
+    train = store.read(tmp_path / "data", "train")
+    training_images = store.read_training_images(tmp_path / "data")
+    assert len(training_images) == len(train) + 3
+    assert training_images.has_label.tolist() == [True] * len(train) + [False] * 3
+    assert train.fully_labelled
+    assert not training_images.fully_labelled
+    assert sampling.choose(training_images, 10**6, seed=0).max() < len(train)
     batch = ViewSet(
-        lesson, ViewSpace(seed=0, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)), InputContract(32)
+        training_images, ViewSpace(seed=0, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)), InputContract(32)
     )[Request([0, len(train)], 0, 32)]
     assert batch.labels.tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     logits = torch.randn(2, 3)
@@ -145,9 +146,9 @@ def test_a_folder_of_unlabelled_images_joins_what_the_student_learns_from(
 
 
 def test_too_few_images_and_no_class_folders_are_said(tmp_path: Path, photographs: Path) -> None:
-    with pytest.raises(SourceError, match="0 class folders"):
+    with pytest.raises(SourceError, match=r"data\.path .* class folders.* 0$"):
         sources.folder(tmp_path)
-    with pytest.raises(SourceError, match=r"1000 images were asked for .* 43 are left"):
+    with pytest.raises(SourceError, match=r"data\.train.* 1000 .* 43 "):
         assign(sources.folder(photographs), train=1000)
 
 
@@ -176,7 +177,7 @@ def test_images_that_are_trained_on_are_reduced_and_others_are_not(tmp_path: Pat
     (root / "unlabelled").mkdir()
     Image.linear_gradient("L").save(root / "unlabelled" / "one.png")
     listing = sources.read("folder", root)
-    made = splits.assign(listing.candidates, listing.unlabelled, train=None, val=0.2, test=0.25, seed=0)
+    made = splits.assign(listing.labelled, listing.unlabelled, train=None, val=0.2, test=0.25, seed=0)
     whole = store.write(tmp_path / "whole", listing, made, FACTS)
     report = store.write(tmp_path / "data", listing, made, FACTS, train_side=16)
     assert report["data_sha256"] != whole["data_sha256"]
@@ -219,7 +220,7 @@ def test_fetching_goes_on_to_the_next_way_and_says_why_all_failed(
     monkeypatch.setattr(fetch, "_installed", refused)
     monkeypatch.setattr(fetch, "_torchvision", refused)
     monkeypatch.setattr(fetch, "_debian", lambda _scratch: fashion)
-    fetch.fetch_fashion_mnist(tmp_path / "raw" / "target", say=lambda _line: None)
+    fetch.fetch_fashion_mnist(tmp_path / "raw" / "target", report=lambda _line: None)
     assert sorted(f.name for f in (tmp_path / "raw" / "target").iterdir()) == sorted(fetch.FILES)
     monkeypatch.setattr(fetch, "_debian", refused)
     with pytest.raises(SourceError, match=r"refused; .*refused; .*refused"):
@@ -238,7 +239,7 @@ def test_a_class_without_an_image_is_named(tmp_path: Path, photographs: Path) ->
     shutil.copytree(photographs, tmp_path / "set")
     (tmp_path / "set" / "teal").mkdir()
     (tmp_path / "set" / "teal" / "broken.jpg").write_bytes(b"no image")
-    with pytest.raises(SourceError, match="no image can be read of 'teal'"):
+    with pytest.raises(SourceError, match="'teal'"):
         sources.folder(tmp_path / "set")
 
 
@@ -249,12 +250,12 @@ def test_a_folder_beside_the_splits_is_told(tmp_path: Path, photographs: Path) -
     assert [item.reason for item in told] == ["a folder beside train; its images are not used"]
 
 
-def test_the_same_picture_under_two_labels_is_told(tmp_path: Path, photographs: Path) -> None:
+def test_the_same_picture_under_two_labels_is_reported(tmp_path: Path, photographs: Path) -> None:
     shutil.copytree(photographs, tmp_path / "set")
     shutil.copy(photographs / "red" / "00.jpg", tmp_path / "set" / "green" / "copy.jpg")
     shutil.copy(photographs / "red" / "01.jpg", tmp_path / "set" / "red" / "copy.jpg")
-    candidates = sources.folder(tmp_path / "set").candidates
-    made = splits.assign(candidates, train=None, val=0.2, test=0.25, seed=0)
+    labelled = sources.folder(tmp_path / "set").labelled
+    made = splits.assign(labelled, train=None, val=0.2, test=0.25, seed=0)
     assert [(item.source, item.reason) for item in made.rejected] == [
         ("red/00.jpg", "same content as green/copy.jpg, which has another label"),
         ("red/copy.jpg", "same content as red/01.jpg"),
@@ -266,7 +267,7 @@ def test_file_names_in_other_encodings_are_kept_readable(tmp_path: Path, photogr
     shutil.copy(photographs / "red" / "00.jpg", tmp_path / "set" / "red" / os.fsdecode(b"\xe4.jpg"))
     (tmp_path / "set" / "red" / "00.jpg").unlink()
     listing = sources.folder(tmp_path / "set")
-    made = splits.assign(listing.candidates, train=None, val=0.2, test=0.25, seed=0)
+    made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
     store.write(tmp_path / "data", listing, made, {"license": "x"})
     stored = [
         s for split in ("train", "val", "test") for s in store.read(tmp_path / "data", split).table["source"]

@@ -16,7 +16,7 @@ CONTRACT = InputContract(64)
 
 
 class Spot(nn.Module):
-    """Two classes: light in the left half, light in the right half."""
+    """A classifier of two classes: the left half of the image is bright, or the right half."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,8 +25,8 @@ class Spot(nn.Module):
         self.unit = nn.Sequential(convolution, nn.ReLU())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        seen = self.unit(x)
-        return torch.stack([seen[..., :32].mean(dim=(1, 2, 3)), seen[..., 32:].mean(dim=(1, 2, 3))], dim=1)
+        x = self.unit(x)
+        return torch.stack([x[..., :32].mean(dim=(1, 2, 3)), x[..., 32:].mean(dim=(1, 2, 3))], dim=1)
 
 
 def test_the_map_is_warm_where_the_answer_comes_from() -> None:
@@ -37,7 +37,7 @@ def test_the_map_is_warm_where_the_answer_comes_from() -> None:
     assert warmth[5, 5] == warmth[25, 50] == 0
 
 
-def test_what_speaks_for_nothing_is_cold_everywhere() -> None:
+def test_an_image_that_speaks_for_no_class_has_a_map_of_zeros() -> None:
     black = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
     assert (explanation.grad_cam(Spot(), CONTRACT, black, torch.tensor([0])) == 0).all()
 
@@ -61,7 +61,7 @@ def test_the_overlay_is_the_image_in_grey_where_the_map_is_cold() -> None:
     assert (warm[..., 0] > warm[..., 2]).all()
 
 
-def test_similarity_of_a_map_with_itself_is_one_and_with_nothing_unknown() -> None:
+def test_similarity_of_a_map_with_itself_is_one_and_with_a_constant_one_unknown() -> None:
     warmth = np.random.default_rng(0).random((8, 8))
     assert explanation.similarity(warmth, warmth) == pytest.approx(1)
     assert explanation.similarity(warmth, 1 - warmth) == pytest.approx(-1)
@@ -81,25 +81,25 @@ def album(tmp_path: Path) -> Album:
 
 
 def answered(predictions: list[int], confidence: list[float]) -> Confidence:
-    unread = np.zeros(len(predictions))
-    return Confidence(np.array(predictions), np.array(confidence), unread, unread)
+    unused = np.zeros(len(predictions))
+    return Confidence(np.array(predictions), np.array(confidence), unused, unused)
 
 
-def test_flips_are_the_images_that_changed_sides_the_surest_first(album: Album) -> None:
-    own = answered([1, 0, 2, 0, 2, 2], [0.4, 0.5, 0.6, 0.9, 0.5, 0.5])
+def test_flips_are_the_images_whose_correctness_changed_the_surest_first(album: Album) -> None:
+    variant = answered([1, 0, 2, 0, 2, 2], [0.4, 0.5, 0.6, 0.9, 0.5, 0.5])
     parent = answered([0, 1, 1, 1, 2, 0], [0.7, 0.7, 0.7, 0.8, 0.7, 0.7])
-    found = explanation.flips(album, own, parent, "fp32", most=2)
-    assert [line["index"] for line in found["lost"]] == [3, 2]
-    assert [line["index"] for line in found["gained"]] == [1, 5]
-    first = found["lost"][0]
+    flips = explanation.find_flips(album, variant, parent, "fp32", most=2)
+    assert [line["index"] for line in flips["lost"]] == [3, 2]
+    assert [line["index"] for line in flips["gained"]] == [1, 5]
+    first = flips["lost"][0]
     assert (first["truth"], first["parent_answer"], first["answer"]) == ("green", "green", "red")
     assert (first["source"], first["confidence"], first["parent_confidence"]) == ("3.jpg", 0.9, 0.8)
-    assert all((album.folder / line["file"]).is_file() for line in found["lost"] + found["gained"])
+    assert all((album.folder / line["file"]).is_file() for line in flips["lost"] + flips["gained"])
 
 
 def test_confusions_show_their_surest_examples(album: Album) -> None:
-    own = answered([1, 1, 1, 1, 2, 0], [0.4, 0.5, 0.6, 0.9, 0.5, 0.5])
-    first, second = explanation.confusions(album, own)
+    variant = answered([1, 1, 1, 1, 2, 0], [0.4, 0.5, 0.6, 0.9, 0.5, 0.5])
+    first, second = explanation.find_confusions(album, variant)
     assert (first["truth"], first["answer"], first["count"], first["of"]) == ("red", "green", 2, 2)
     assert [line["index"] for line in first["examples"]] == [1, 0]
     assert (second["truth"], second["answer"]) == ("blue", "red")

@@ -1,7 +1,15 @@
+import json
 from pathlib import Path
 
 from pipeline.models import histories
 from pipeline.models.histories import continued
+
+
+def test_a_history_is_one_json_line_per_epoch(tmp_path: Path) -> None:
+    lines = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
+    histories.write(tmp_path, lines)
+    assert [json.loads(line) for line in (tmp_path / histories.HISTORY).read_text().splitlines()] == lines
+    assert histories.read(tmp_path) == lines
 
 
 def test_parts_of_a_training_count_their_epochs_and_steps_on() -> None:

@@ -59,8 +59,8 @@ def test_probabilities_of_all_classes_sum_to_one_in_falling_order(model: Path, t
     assert probabilities == sorted(probabilities, reverse=True)
 
 
-def test_a_file_of_several_labels_is_told_by_the_name_that_the_exporter_gives_it() -> None:
-    assert tasks.MULTI_LABEL.onnx == inference.MULTI_LABEL
+def test_a_file_of_several_labels_is_known_by_the_name_that_the_exporter_gives_it() -> None:
+    assert tasks.MULTI_LABEL.onnx == inference.MULTI_LABEL_TASK
 
 
 def test_running_a_file_needs_no_pytorch() -> None:

@@ -8,7 +8,7 @@ from students.mobilenet_v1 import BASE_CHANNELS, MobileNetV1, Padding, leading_z
 
 SIZES = (224, 192, 160, 128)
 PARAMETERS = {1.0: 4.24, 0.75: 2.59, 0.5: 1.34, 0.25: 0.47}
-"""Width to millions of parameters with 1001 classes: TF-slim's table."""
+"""Millions of parameters with 1001 classes by width, from TF-slim's table."""
 PAPER = {
     (1.0, 224): 569,
     (1.0, 192): 418,
@@ -19,7 +19,7 @@ PAPER = {
     (0.5, 224): 149,
     (0.25, 224): 41,
 }
-"""Width and size to millions of multiply-accumulates: the paper's tables 4, 6, 7 and 8."""
+"""Millions of multiply-accumulates by width and size, from the paper's tables 4, 6, 7 and 8."""
 SLIM = {
     (0.5, 192): 110,
     (0.5, 160): 77,
@@ -27,9 +27,9 @@ SLIM = {
     (0.25, 160): 21,
     (0.25, 128): 14,
 }
-"""The same from TF-slim's table, where the paper has none; rounded to millions."""
+"""The same from TF-slim's table, rounded to millions, for those that the paper does not give."""
 DIFFERENT_IN_SLIM = {(0.75, 160): 162, (0.75, 128): 104, (0.25, 192): 34}
-"""TF-slim's figures that no count of the architecture gives; docs/decisions.md says why."""
+"""Figures of TF-slim that do not agree with the architecture; docs/decisions.md explains why."""
 
 
 @pytest.mark.parametrize("width", PARAMETERS)
@@ -39,7 +39,7 @@ def test_every_width_has_the_published_number_of_parameters(width: float) -> Non
     trainable = costs.count_parameters(network)
     channels = sum(part.num_features for part in network.modules() if isinstance(part, nn.BatchNorm2d))
     assert trainable / 1e6 == pytest.approx(PARAMETERS[width], abs=0.01)
-    # The table is met to its last digit with three values a channel of batch norm instead of PyTorch's two.
+    # The table agrees to its last digit with three values per channel of batch norm instead of PyTorch's two.
     assert round((trainable + channels) / 1e6, 2) == PARAMETERS[width]
 
 
@@ -74,7 +74,7 @@ def test_same_padding_is_tensorflows(size: int, stride: int) -> None:
     zeros = get_same_padding(size, 3, stride, 1)
     leading = leading_zeros(size, stride, "same")
     assert (leading, leading_zeros(size, stride, "symmetric")) == (zeros // 2, 1)
-    # TensorFlow ends a map with what is left; one zero is what every output needs.
+    # TensorFlow puts the other zeros after the map; one is all that any output reads.
     assert zeros - leading in (0, 1)
 
 
@@ -83,7 +83,7 @@ def test_same_padding_is_tensorflows(size: int, stride: int) -> None:
 def test_any_size_from_32_pixels_gives_logits(padding: Padding, size: int) -> None:
     network = MobileNetV1(classes=3, channels=scaled_channels(0.25), padding=padding, size=size).eval()
     assert network(torch.rand(2, 3, size, size)).shape == (2, 3)
-    with pytest.raises(ValueError, match="size is 31; MobileNetV1 needs at least 32 pixels"):
+    with pytest.raises(ValueError, match=r"`size` \(=31\) must be at least 32"):
         MobileNetV1(classes=3, size=31)
 
 
@@ -99,6 +99,6 @@ def test_irregular_widths_and_odd_sizes_give_logits() -> None:
     assert network(torch.rand(2, 3, 96, 64)).shape == (2, 3)
 
 
-def test_a_wrong_number_of_widths_is_refused() -> None:
-    with pytest.raises(ValueError, match="channels has 3 entries; MobileNetV1 has 14"):
+def test_a_wrong_number_of_widths_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"`channels` must have 14 entries .* 3$"):
         MobileNetV1(classes=2, channels=(8, 8, 8))

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -6,30 +5,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import students
-from pipeline.models import histories, storage
-from pipeline.models.storage import Affine, Card, Model, Quantization
+from pipeline.models import storage
+from pipeline.models.storage import Model, Quantization
 from teachers.contract import InputContract
+from tests import tiny_students
 
 ARGUMENTS = {"classes": 3, "channels": tuple(range(8, 22)), "activation": "relu6"}
 
 
 def small_model() -> Model:
     torch.manual_seed(0)
-    card = Card(
-        variant="small",
-        parent="teacher",
-        op="distill",
-        architecture="mobilenet_v1",
-        arguments=ARGUMENTS,
-        input=InputContract(32, mean=(0.1, 0.2, 0.3), crop=0.875),
-        labels=("a", "b", "c"),
-        teacher="none",
-        data_sha256="0",
-        license="MIT",
-        settings={"epochs": 1},
-    )
+    contract = InputContract(32, mean=(0.1, 0.2, 0.3), crop=0.875)
+    card = tiny_students.card(ARGUMENTS, contract, labels=("a", "b", "c"), settings={"epochs": 1})
     scales = {"classifier": torch.tensor([0.1, 0.2, 0.3])}
-    quantization = Quantization(scales, 63, {"pool": Affine(0.02, 0)}, ("stem",))
+    quantization = Quantization(scales, 63, {"pool": 0.02}, ("stem",))
     return Model(students.build("mobilenet_v1", ARGUMENTS).eval(), card, quantization)
 
 
@@ -45,24 +34,17 @@ def test_a_model_comes_back_whole_without_pickle(tmp_path: Path) -> None:
     assert tuple(again.card.arguments["channels"]) == ARGUMENTS["channels"]
     assert again.quantization is not None
     assert model.quantization is not None
-    assert again.quantization.activations == model.quantization.activations
+    assert again.quantization.activation_scales == model.quantization.activation_scales
     assert torch.equal(
         again.quantization.weight_scales["classifier"], model.quantization.weight_scales["classifier"]
     )
     assert storage.fingerprint(again.module) == storage.fingerprint(model.module)
 
 
-def test_weights_that_do_not_fit_their_card_are_refused(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_their_card_are_rejected(tmp_path: Path) -> None:
     storage.save(tmp_path, small_model())
     tensors = load_file(tmp_path / storage.WEIGHTS)
     tensors.pop("classifier.bias")
     save_file(tensors, tmp_path / storage.WEIGHTS)
     with pytest.raises(ValueError, match=r"(?s)weights\.safetensors does not fit .*classifier\.bias"):
         storage.load(tmp_path)
-
-
-def test_history_is_one_json_line_per_epoch(tmp_path: Path) -> None:
-    lines = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
-    histories.write(tmp_path, lines)
-    assert [json.loads(line) for line in (tmp_path / histories.HISTORY).read_text().splitlines()] == lines
-    assert histories.read(tmp_path) == lines

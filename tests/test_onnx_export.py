@@ -1,6 +1,5 @@
 """The file that ships, as ONNX Runtime runs it."""
 
-import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +9,30 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import students
-from pipeline.models.storage import Affine, Card, Model, load, save
+from pipeline.models.storage import Model, load, save
 from pipeline.onnx import export as export_module
-from pipeline.onnx.export import ExportError, export, metadata_for, verify
+from pipeline.onnx.graph import ExportError
+from pipeline.parity import saturation
+from pipeline.parity.verification import VerificationError, verify
 from pipeline.pruning import surgery
-from pipeline.quantization.post_training import quantize
-from pipeline.quantization.simulator import simulate
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract
+from tests.tiny_students import (
+    FLOAT_LAYERS,
+    NARROW,
+    SIZE,
+    card,
+    int8_student,
+    photographs,
+    quantized,
+    ship,
+    simulated,
+    student,
+)
 
-SIZE = 64
-FLOAT_LAYERS = ("stem", "blocks.0.depthwise")
 IMAGENET = InputContract(SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
@@ -32,79 +41,13 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def photographs(count: int, size: int = SIZE) -> Tensor:
-    """Smooth random images as bytes, height and width before channels."""
-    coarse = torch.rand(count, 3, 4, 4)
-    smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
-    return smooth.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-@functools.cache
-def student(
-    contract: InputContract, activation: str = "relu", seed: int = 0, padding: str = "symmetric"
-) -> Model:
-    """A small MobileNetV1 whose batch norms have seen data."""
-    torch.manual_seed(seed)
-    arguments = {
-        "classes": 4,
-        "channels": list(scaled_channels(0.25)),
-        "activation": activation,
-        "padding": padding,
-        "size": contract.size,
-    }
-    module = students.build("mobilenet_v1", arguments)
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.momentum = None
-            nn.init.normal_(part.bias, mean=1.0, std=0.3)
-    assert isinstance(module.classifier, nn.Linear)
-    nn.init.normal_(module.classifier.weight, std=0.3)
-    with torch.no_grad():
-        module.train()(contract.normalise(photographs(16, contract.size)))
-    card = Card(
-        variant="tiny",
-        parent="teacher",
-        op="distill",
-        architecture="mobilenet_v1",
-        arguments=arguments,
-        input=contract,
-        labels=("a", "b", "c", "d"),
-        teacher="none",
-        data_sha256="00ff",
-        license="CC0-1.0",
-        settings={},
-    )
-    return Model(module.eval(), card)
-
-
-def quantized(model: Model, limit: int = 63, float_layers: tuple[str, ...] = ()) -> Model:
-    images = model.card.input.normalise(photographs(16, model.card.input.size))
-    module, quantization = quantize(
-        model, lambda: iter(images.split(8)), weight_limit=limit, float_layers=float_layers
-    )
-    arguments = {**model.card.arguments, "norm": False}
-    return Model(module, replace(model.card, arguments=arguments, variant="tiny-int8"), quantization)
-
-
-@functools.cache
-def int8_student(limit: int = 63, float_layers: tuple[str, ...] = (), activation: str = "relu") -> Model:
-    """The small student after post-training quantisation."""
-    return quantized(student(InputContract(SIZE), activation), limit, float_layers)
-
-
-def shipped(model: Model, folder: Path) -> Path:
-    path = folder / f"{model.card.variant}.onnx"
-    export(model, path, metadata_for(model.card, model.quantization, "abc"))
-    return path
-
-
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 @pytest.mark.parametrize("contract", [InputContract(SIZE), IMAGENET])
 def test_a_float_file_gives_the_modules_logits_at_any_batch_size(
     tmp_path: Path, contract: InputContract, activation: str
 ) -> None:
     model = student(contract, activation)
-    figures = verify(shipped(model, tmp_path), model, photographs(5))
+    figures = verify(ship(model, tmp_path), model, photographs(5))
     assert figures["logits"] < 1e-4
     assert figures["batches"] < 1e-4
     assert figures["argmax"] == 1
@@ -118,25 +61,26 @@ def test_tensorflows_padding_is_part_of_the_convolutions(tmp_path: Path, size: i
     model = student(contract, "relu6", padding="same")
     assert any(isinstance(part, nn.ZeroPad2d) for part in model.module.modules())
     images = photographs(6, size)
-    figures = verify(shipped(model, tmp_path), model, images)
+    figures = verify(ship(model, tmp_path), model, images)
     assert figures["logits"] < 1e-4
     small = quantized(model, float_layers=FLOAT_LAYERS if mean else ())
-    path = shipped(small, tmp_path)
+    path = ship(small, tmp_path)
     assert verify(path, small, images)["exact"] < 1e-3
     assert {node.op_type for node in onnx.load(path).graph.node}.isdisjoint({"Pad"})
-    shrunk, arguments = surgery.prune(model.module, model.card.arguments, size=size, macs=0.5)
+    shrunk, arguments = surgery.remove_channels(
+        model.module, model.card.arguments, NARROW, size=size, criterion="l1"
+    )
     pruned = Model(shrunk, replace(model.card, arguments=arguments))
-    assert verify(shipped(pruned, tmp_path), pruned, images)["logits"] < 1e-4
+    assert verify(ship(pruned, tmp_path), pruned, images)["logits"] < 1e-4
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 def test_int8_logits_are_those_of_the_simulator_bit_for_bit(tmp_path: Path, activation: str) -> None:
     model = int8_student(activation=activation)
-    path, images = shipped(model, tmp_path), photographs(6)
-    assert model.quantization is not None
-    wanted = simulate(model.module, model.quantization)(model.card.input.normalise(images))
+    path, images = ship(model, tmp_path), photographs(6)
+    expected = simulated(model)(model.card.input.normalise(images))
     [logits] = ort.InferenceSession(path).run(None, {"images": images.numpy()})
-    np.testing.assert_allclose(np.asarray(logits), wanted.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(logits), expected.numpy(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("limit", [63, 127])
@@ -145,7 +89,7 @@ def test_every_int8_layer_of_the_file_agrees_with_the_simulator(
     tmp_path: Path, limit: int, float_layers: tuple[str, ...]
 ) -> None:
     model = int8_student(limit, float_layers)
-    figures = verify(shipped(model, tmp_path), model, photographs(4))
+    figures = verify(ship(model, tmp_path), model, photographs(4))
     assert figures["exact"] < 1e-3
     assert figures["exact_steps"] <= 1
     if limit == 63:
@@ -155,30 +99,30 @@ def test_every_int8_layer_of_the_file_agrees_with_the_simulator(
 
 def test_an_int8_file_of_a_normalised_student_runs_with_a_float_stem(tmp_path: Path) -> None:
     model = quantized(student(IMAGENET), 63, FLOAT_LAYERS)
-    assert verify(shipped(model, tmp_path), model, photographs(4))["fused_steps"] <= 1
+    assert verify(ship(model, tmp_path), model, photographs(4))["fused_steps"] <= 1
 
 
 def test_an_int8_stem_with_a_mean_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="name the stem in float_layers"):
-        shipped(quantized(student(IMAGENET)), tmp_path)
+        ship(quantized(student(IMAGENET)), tmp_path)
 
 
 def test_a_float_layer_among_int8_ones_is_refused(tmp_path: Path) -> None:
     model = int8_student(63, ("blocks.3.depthwise",))
     with pytest.raises(ExportError, match=r"blocks\.3\.depthwise"):
-        shipped(model, tmp_path)
+        ship(model, tmp_path)
 
 
 def test_a_saved_and_loaded_model_gives_the_same_file(tmp_path: Path) -> None:
     model = int8_student()
     save(tmp_path / "model", model)
     again = load(tmp_path / "model")
-    assert shipped(model, tmp_path).read_bytes() == shipped(again, tmp_path / "again").read_bytes()
+    assert ship(model, tmp_path).read_bytes() == ship(again, tmp_path / "again").read_bytes()
 
 
 def test_weights_of_an_int8_file_are_stored_as_integers_only(tmp_path: Path) -> None:
-    model = student(InputContract(SIZE))
-    small, large = shipped(int8_student(), tmp_path), shipped(model, tmp_path)
+    model = student()
+    small, large = ship(int8_student(), tmp_path), ship(model, tmp_path)
     kept = {t.name: t for t in onnx.load(small).graph.initializer}
     weights = [t for name, t in kept.items() if name.endswith(".weight.integers")]
     assert len(weights) == 28
@@ -192,16 +136,15 @@ def test_weights_of_an_int8_file_are_stored_as_integers_only(tmp_path: Path) -> 
 
 def test_the_full_size_int8_file_is_at_most_29_percent_of_the_float_one(tmp_path: Path) -> None:
     arguments = {"classes": 10, "channels": list(scaled_channels(0.75))}
-    model = student(InputContract(SIZE))
-    card = replace(model.card, arguments=arguments, labels=tuple("abcdefghij"))
-    model = Model(students.build("mobilenet_v1", arguments).eval(), card)
-    small, large = shipped(quantized(model), tmp_path), shipped(model, tmp_path)
+    description = card(arguments, InputContract(SIZE), labels=tuple("abcdefghij"))
+    model = Model(students.build("mobilenet_v1", arguments).eval(), description)
+    small, large = ship(quantized(model), tmp_path), ship(model, tmp_path)
     assert 0.25 < small.stat().st_size / large.stat().st_size <= 0.29
 
 
 def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     model = quantized(student(InputContract(SIZE, interpolation="bicubic", crop=0.875)), 63, FLOAT_LAYERS)
-    session = ort.InferenceSession(shipped(model, tmp_path))
+    session = ort.InferenceSession(ship(model, tmp_path))
     [images], [logits] = session.get_inputs(), session.get_outputs()
     assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", ["batch", SIZE, SIZE, 3])
     assert (logits.name, logits.type, logits.shape) == ("logits", "tensor(float)", ["batch", 4])
@@ -224,30 +167,31 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_no_path_of_the_machine_is_in_the_file(tmp_path: Path) -> None:
-    content = shipped(student(InputContract(SIZE)), tmp_path).read_bytes()
+    content = ship(student(), tmp_path).read_bytes()
     assert b"site-packages" not in content
     assert str(Path(export_module.__file__).parent).encode() not in content
 
 
 def test_another_models_file_fails_verification(tmp_path: Path) -> None:
-    path = shipped(student(InputContract(SIZE)), tmp_path)
-    with pytest.raises(ExportError, match="logits"):
-        verify(path, student(InputContract(SIZE), seed=1), photographs(3))
+    path = ship(student(), tmp_path)
+    with pytest.raises(VerificationError, match="logits"):
+        verify(path, student(seed=1), photographs(3))
 
 
 def test_a_wrong_scale_in_an_int8_file_fails_verification(tmp_path: Path) -> None:
     model = int8_student()
     assert model.quantization is not None
-    right = model.quantization.activations
-    wrong = {**right, "blocks.7.pointwise": Affine(right["blocks.7.pointwise"].scale * 1.05, 0)}
-    path = shipped(Model(model.module, model.card, replace(model.quantization, activations=wrong)), tmp_path)
-    with pytest.raises(ExportError, match="exact"):
+    scales = model.quantization.activation_scales
+    wrong = {**scales, "blocks.7.pointwise": scales["blocks.7.pointwise"] * 1.05}
+    other = replace(model.quantization, activation_scales=wrong)
+    path = ship(Model(model.module, model.card, other), tmp_path)
+    with pytest.raises(VerificationError, match="exact"):
         verify(path, model, photographs(3))
 
 
 def test_a_convolution_left_in_float_fails_verification(tmp_path: Path) -> None:
-    path = shipped(student(InputContract(SIZE)), tmp_path)
-    with pytest.raises(ExportError, match="0 of 27 convolutions in int8; 27 of 27"):
+    path = ship(student(), tmp_path)
+    with pytest.raises(VerificationError, match="0 of 27 convolutions in int8; 27 of 27"):
         verify(path, int8_student(), photographs(3))
 
 
@@ -258,6 +202,19 @@ def test_a_convolution_left_in_float_fails_verification(tmp_path: Path) -> None:
 def test_saturation_is_possible_on_x86_without_vnni(
     monkeypatch: pytest.MonkeyPatch, machine: str, flags: str, may: bool
 ) -> None:
-    monkeypatch.setattr(export_module.platform, "machine", lambda: machine)
+    monkeypatch.setattr(saturation.platform, "machine", lambda: machine)
     monkeypatch.setattr(Path, "read_text", lambda _self: flags)
-    assert export_module.sums_may_saturate() is may
+    assert saturation.sums_may_saturate() is may
+
+
+def test_a_file_of_another_commit_is_the_same_file_and_one_of_other_weights_is_not(tmp_path: Path) -> None:
+    def exported(seed: int, commit: str) -> bytes:
+        model = student(InputContract(SIZE), seed=seed)
+        path = tmp_path / "model.onnx"
+        export_module.export(model, path, export_module.metadata_for(model.card, None, commit))
+        return path.read_bytes()
+
+    first = exported(0, "a")
+    assert export_module.differ_in_commit_alone(first, exported(0, "b"))
+    assert not export_module.differ_in_commit_alone(first, exported(1, "a"))
+    assert not export_module.differ_in_commit_alone(b"", first)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.models.storage import Affine, Model, Quantization
-from pipeline.parity import ladder
+from pipeline.models.folding import fold_batch_norm
+from pipeline.models.layers import Network, trace
+from pipeline.models.storage import Model, Quantization
+from pipeline.onnx.sessions import FUSED, PLAIN
+from pipeline.parity import ladder, saturation
 from pipeline.parity.ladder import ParityError, climb
-from pipeline.quantization.simulator import fold_batch_norm, layers
-from teachers.contract import InputContract
-from tests.test_onnx_export import FLOAT_LAYERS, SIZE, int8_student, photographs, shipped, student
+from tests.tiny_students import FLOAT_LAYERS, int8_student, photographs, ship, simulated, student
 
 INT8 = ["torch_float", "onnx_float", "fake_quant", "simulator", "sums_16_bit", "onnx_plain", "onnx"]
 
@@ -27,8 +28,8 @@ def climbed(model: Model, path: Path) -> dict:
 
 
 def test_a_float_file_is_compared_as_written_and_as_optimised(tmp_path: Path) -> None:
-    model = student(InputContract(SIZE))
-    found = climbed(model, shipped(model, tmp_path))
+    model = student()
+    found = climbed(model, ship(model, tmp_path))
     assert found["n"] == 12
     assert [rung["rung"] for rung in found["rungs"]] == ["torch_float", "onnx_plain", "onnx"]
     assert all(rung["agreement"] == rung["shipped"] == 1 for rung in found["rungs"][1:])
@@ -41,7 +42,7 @@ def test_every_rung_of_an_int8_file_gives_the_simulators_answers(
     tmp_path: Path, float_layers: tuple[str, ...]
 ) -> None:
     model = int8_student(63, float_layers)
-    found = climbed(model, shipped(model, tmp_path))
+    found = climbed(model, ship(model, tmp_path))
     rungs = {rung["rung"]: rung for rung in found["rungs"]}
     assert list(rungs) == INT8
     assert rungs["onnx"]["against"] == rungs["onnx_plain"]["against"] == "simulator"
@@ -51,52 +52,67 @@ def test_every_rung_of_an_int8_file_gives_the_simulators_answers(
     assert -(2**15) <= found["pair_sums"][0] < found["pair_sums"][1] <= 2**15 - 1
 
 
-def test_eight_bits_are_computed_in_sixteen_since_they_may_saturate(tmp_path: Path) -> None:
-    model = int8_student(127)
-    found = climbed(model, shipped(model, tmp_path))
-    rungs = {rung["rung"]: rung for rung in found["rungs"]}
-    assert found["pair_sums"][1] > 2**15 - 1
-    assert "proven" not in rungs["sums_16_bit"]
+def brightest(model: Model) -> Model:
+    """The model with a layer whose products are as large as eight bits allow, so that pairs saturate."""
+    module = copy.deepcopy(model.module)
+    assert model.quantization is not None
+    name = "blocks.3.pointwise"
+    part = trace(module).part(name)
+    steps = model.quantization.weight_scales[name].view(-1, 1, 1, 1)
+    part.weight = nn.Parameter(steps.expand_as(part.weight) * 127)
+    return replace(model, module=module)
+
+
+@pytest.mark.parametrize("in_16_bit", [True, False])
+def test_eight_bits_are_compared_with_sums_of_16_bits_where_the_processor_computes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_16_bit: bool
+) -> None:
+    model = brightest(int8_student(127))
+    monkeypatch.setattr(saturation, "sums_may_saturate", lambda: in_16_bit)
+    twin = tmp_path / "twin.onnx"
+    rungs, more = ladder._int8_rungs(model, ship(model, tmp_path), twin, threads=1)
+    named = {rung.name: rung for rung in rungs}
+    assert more["pair_sums"][1] > 2**15 - 1
+    assert named["onnx"].against == ("sums_16_bit" if in_16_bit else "simulator")
+    exact, cut = named["simulator"].answer, named["sums_16_bit"].answer
+    assert exact is not None
+    assert cut is not None
+    images = photographs(4)
+    with torch.no_grad():
+        assert not torch.equal(exact(images), cut(images))
 
 
 def test_the_first_layer_of_a_file_that_diverges_is_named(tmp_path: Path) -> None:
     model = int8_student(63, FLOAT_LAYERS)
     assert model.quantization is not None
-    right = model.quantization.activations
+    scales = model.quantization.activation_scales
+    network = trace(model.module)
     for name in ("blocks.7.pointwise", "blocks.11.pointwise"):
-        wrong = {**right, name: Affine(right[name].scale * 3, 0)}
-        other = replace(model.quantization, activations=wrong)
-        path = shipped(Model(model.module, model.card, other), tmp_path)
+        other = replace(model.quantization, activation_scales={**scales, name: scales[name] * 3})
+        path = ship(Model(model.module, model.card, other), tmp_path)
         reason = ladder._int8_divergence(
-            model,
-            model.module,
-            ladder.simulate(model.module, model.quantization),
-            path,
-            ladder.PLAIN,
-            photographs(2),
-            spread=1.0,
+            model, network, simulated(model), path, PLAIN, photographs(2), spread=1.0
         )
         assert reason is not None
-        assert reason.startswith(f"the first layer that diverges is {name}, in ")
+        assert f" {name}," in reason
 
 
 def test_another_models_file_fails_with_one_line(tmp_path: Path) -> None:
     model = int8_student(63)
-    path = shipped(Model(_other_classes(model), model.card, model.quantization), tmp_path)
-    with pytest.raises(ParityError) as told:
+    path = ship(Model(_other_classes(model), model.card, model.quantization), tmp_path)
+    with pytest.raises(ParityError) as caught:
         climbed(model, path)
-    assert "\n" not in str(told.value)
-    assert (
-        "tiny-int8: onnx_plain answers 12 of 12 images unlike simulator; the first layer that diverges is"
-        in str(told.value)
-    )
-    assert "classifier" in str(told.value)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith("tiny-int8: onnx_plain ")
+    for word in ("12 of 12", "simulator", "classifier"):
+        assert word in line
 
 
 def test_a_float_layer_that_drifts_is_named(tmp_path: Path) -> None:
-    model = student(InputContract(SIZE))
-    path = shipped(Model(_other_classes(model), model.card), tmp_path)
-    with pytest.raises(ParityError, match=r"onnx_plain answers .* unlike torch_float; .* is logits"):
+    model = student()
+    path = ship(Model(_other_classes(model), model.card), tmp_path)
+    with pytest.raises(ParityError, match=r"onnx_plain .* torch_float; .* is logits"):
         climbed(model, path)
 
 
@@ -106,8 +122,8 @@ def test_fake_quantisation_may_differ_by_chance_from_99_of_100_images(
 ) -> None:
     model, seen = int8_student(63), 0
 
-    def turned(folded: torch.nn.Module, quantization: Quantization) -> torch.nn.Module:
-        """Simulated, and the first images answered otherwise."""
+    def turned(network: Network, quantization: Quantization) -> torch.nn.Module:
+        """The simulator, which answers the first images otherwise."""
 
         def turn(_module: object, _inputs: object, logits: torch.Tensor) -> torch.Tensor:
             nonlocal seen
@@ -115,21 +131,21 @@ def test_fake_quantisation_may_differ_by_chance_from_99_of_100_images(
             seen += len(logits)
             return torch.where(first[:, None], -logits, logits)
 
-        module = ladder.simulate(folded, quantization)
+        module = ladder.simulate(network, quantization)
         module.register_forward_hook(turn)
         return module
 
     monkeypatch.setattr(ladder, "fake_quantize", turned)
     torch.manual_seed(1)
     shown = iter(photographs(256).split(64))
-    with pytest.raises(ParityError, match="unlike fake_quant") if fails else contextlib.nullcontext():
-        climb(model, shipped(model, tmp_path), shown, np.arange(256) % 4)
+    with pytest.raises(ParityError, match=r"simulator .* fake_quant") if fails else contextlib.nullcontext():
+        climb(model, ship(model, tmp_path), shown, np.arange(256) % 4)
 
 
 def _other_classes(model: Model) -> torch.nn.Module:
     """The module with its classes one place further, as integers too: the steps are equal."""
     module = copy.deepcopy(model.module)
-    head = layers(module)["classifier"]
+    head = trace(module).part("classifier")
     head.weight = torch.nn.Parameter(head.weight.detach().roll(1, 0))
     assert head.bias is not None
     head.bias = torch.nn.Parameter(head.bias.detach().roll(1, 0))
@@ -137,19 +153,18 @@ def _other_classes(model: Model) -> torch.nn.Module:
 
 
 def test_a_tie_is_one_also_where_a_single_image_shows_it(tmp_path: Path) -> None:
-    """Logits that are all but equal: all that the one image, answered unlike, shows of their spread."""
-    shared = student(InputContract(SIZE))
-    model = replace(shared, module=copy.deepcopy(shared.module))
+    """The logits are almost equal, so the one image that is answered differently shows hardly any spread."""
+    model = student()
     head = model.module.get_submodule("classifier")
     assert isinstance(head, nn.Linear)
     nn.init.zeros_(head.weight)
     head.bias = nn.Parameter(torch.tensor([0.0, 3e-8, 0.0, 0.0]))
-    path = shipped(model, tmp_path)
+    path = ship(model, tmp_path)
     head.bias = nn.Parameter(torch.tensor([3e-8, 0.0, 0.0, 0.0]))
-    folded, _ = fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
-    told = [
-        ladder._float_divergence(model, folded, path, ladder.FUSED, photographs(1), spread)
+    network = fold_batch_norm(model)
+    reasons = [
+        ladder._float_divergence(model, network, path, FUSED, photographs(1), spread)
         for spread in (1.0, 1e-5)
     ]
-    assert told[0] is None
-    assert told[1] is not None
+    assert reasons[0] is None
+    assert reasons[1] is not None

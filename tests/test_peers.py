@@ -16,11 +16,12 @@ from benchmarks import int8_peers, pruning_peers, side_by_side
 from benchmarks.int8_peers import PeerError
 from benchmarks.side_by_side import Answers, Row
 from pipeline.models.costs import count_macs
-from pipeline.models.storage import Card, Model
+from pipeline.models.layers import trace
+from pipeline.models.storage import Model
 from pipeline.onnx import export
-from pipeline.quantization.simulator import layers
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract
+from tests import tiny_students
 
 SIZE = 32
 
@@ -87,19 +88,7 @@ def parent() -> Model:
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.normal_(part.bias, std=0.5)
-    card = Card(
-        variant="fp32",
-        parent="teacher",
-        op="distill",
-        architecture="mobilenet_v1",
-        arguments=arguments,
-        input=InputContract(SIZE),
-        labels=("a", "b", "c"),
-        teacher="none",
-        data_sha256="",
-        license="",
-        settings={},
-    )
+    card = tiny_students.card(arguments, InputContract(SIZE), variant="fp32", labels=("a", "b", "c"))
     return Model(module.eval(), card)
 
 
@@ -146,7 +135,7 @@ def test_nni_comes_within_two_per_cent_of_the_wanted_macs(parent: Model) -> None
     network, ratio = pruning_peers.at_macs(pruning_peers.nni_l1_groups, parent, whole // 2)
     assert count_macs(network, SIZE) == pytest.approx(whole / 2, rel=pruning_peers.SAME_MACS)
     assert 0 < ratio < 1
-    assert set(layers(network)) == set(layers(parent.module))
+    assert trace(network).layers.keys() == trace(parent.module).layers.keys()
 
 
 def test_the_search_comes_as_near_as_the_steps_of_a_tool_allow(parent: Model) -> None:

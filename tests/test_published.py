@@ -17,15 +17,16 @@ from transformers import MobileNetV1Config, MobileNetV1ForImageClassification
 import students
 from pipeline.models import initialisation, storage
 from pipeline.models.initialisation import Start
-from pipeline.models.storage import Affine, Card, Model, Quantization
+from pipeline.models.storage import Model, Quantization
 from students import published
 from students.mobilenet_v1 import STRIDES, scaled_channels
 from teachers.contract import InputContract
 from teachers.errors import WeightsError
+from tests import tiny_students
 
 
 def perturbed(module: nn.Module) -> nn.Module:
-    """No statistic is trivial any more, and an image makes its way to the logits."""
+    """Give a network weights and statistics with which the logits depend on the image."""
     torch.manual_seed(0)
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
@@ -39,7 +40,7 @@ def perturbed(module: nn.Module) -> nn.Module:
 
 
 def hugging_face(config: MobileNetV1Config, classes: int, folder: Path, labels: Sequence[str] = ()) -> Any:
-    """A perturbed network with its weights saved as the library saves them."""
+    """Build a perturbed network and save its weights as the library does."""
     config.num_labels = classes
     if labels:
         config.id2label = dict(enumerate(labels))
@@ -104,20 +105,20 @@ def test_timms_wider_checkpoints(tmp_path: Path) -> None:
 
 
 def slim_variables(width: float) -> dict[str, np.ndarray]:
-    """Variables under TF-slim's names and in its layouts, and the averages that Google published too."""
+    """Variables under TF-slim's names and in its layouts, with the moving averages that Google published."""
     draw = np.random.default_rng(0)
     variables: dict[str, np.ndarray] = {"global_step": np.array(1, np.int64)}
 
     def add(scope: str, weights: str, shape: tuple[int, ...], fan_in: int) -> None:
         channels = shape[2] if weights == "depthwise_weights" else shape[3]
-        found = {
+        tensors = {
             f"{scope}/{weights}": draw.normal(0, (2 / fan_in) ** 0.5, shape),
             f"{scope}/BatchNorm/gamma": draw.uniform(0.5, 1.5, channels),
             f"{scope}/BatchNorm/beta": draw.normal(0, 0.2, channels),
             f"{scope}/BatchNorm/moving_mean": draw.normal(0, 0.2, channels),
             f"{scope}/BatchNorm/moving_variance": draw.uniform(0.5, 1.5, channels),
         }
-        for name, value in found.items():
+        for name, value in tensors.items():
             variables[name] = value.astype(np.float32)
             variables[f"{name}/ExponentialMovingAverage"] = np.zeros_like(variables[name])
 
@@ -177,7 +178,7 @@ def test_tensorflow_slims_checkpoints(tmp_path: Path, size: int) -> None:
     assert greatest_difference(torch.from_numpy(theirs)[:, 1:], ours) < 1e-4
     for file in tmp_path.glob("*.data-*"):
         file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(WeightsError, match="is no intact TensorFlow checkpoint"):
+    with pytest.raises(WeightsError, match="not an intact TensorFlow checkpoint"):
         initialisation.SOURCES["slim"](prefix)
 
 
@@ -197,31 +198,22 @@ def test_another_number_of_classes_keeps_all_but_the_head(tmp_path: Path) -> Non
     start = initialisation.SOURCES["hugging_face"](str(tmp_path))
     arguments = {**start.arguments, "channels": scaled_channels(0.25), "classes": 3, "size": 64}
     ours = initialisation.network("mobilenet_v1", arguments, ("a", "b", "c"), start).state_dict()
-    kept = {
+    unchanged = {
         name
         for name, value in ours.items()
         if name in start.tensors and torch.equal(value, start.tensors[name])
     }
-    assert set(ours) - kept == {"classifier.weight", "classifier.bias"}
+    assert set(ours) - unchanged == {"classifier.weight", "classifier.bias"}
     assert ours["classifier.weight"].shape == (3, 256)
 
 
-def test_a_student_of_an_earlier_run_goes_on_as_it_was(tmp_path: Path) -> None:
+def test_a_student_of_an_earlier_run_has_the_same_logits(tmp_path: Path) -> None:
     labels = ("a", "b", "c")
     arguments = {"classes": 3, "channels": [24] * 10 + [40] * 4, "activation": "relu6", "padding": "same"}
     before = perturbed(students.build("mobilenet_v1", arguments))
-    card = Card(
-        variant="pruned-50",
-        parent="fp32",
-        op="prune",
-        architecture="mobilenet_v1",
-        arguments=arguments,
-        input=InputContract(64, mean=(0.5, 0.5, 0.5)),
-        labels=labels,
-        teacher="none",
-        data_sha256="00ff",
-        license="CC0-1.0",
-        settings={},
+    contract = InputContract(64, mean=(0.5, 0.5, 0.5))
+    card = tiny_students.card(
+        arguments, contract, variant="pruned-50", parent="fp32", op="prune", labels=labels
     )
     storage.save(tmp_path, Model(before, card))
     start = initialisation.SOURCES["run"](str(tmp_path))
@@ -232,7 +224,7 @@ def test_a_student_of_an_earlier_run_goes_on_as_it_was(tmp_path: Path) -> None:
     assert (start.mean, start.labels) == ((0.5, 0.5, 0.5), labels)
     other = initialisation.network("mobilenet_v1", {**start.arguments, "classes": 3}, ("a", "c", "b"), start)
     assert not torch.equal(other.state_dict()["classifier.weight"], start.tensors["classifier.weight"])
-    small = Quantization({}, 63, {"images": Affine(1 / 255, 0)})
+    small = Quantization({}, 63, {"images": 1 / 255})
     storage.save(tmp_path, Model(before, card, small))
     with pytest.raises(WeightsError, match="a float student is expected; variant pruned-50 is quantised"):
         initialisation.SOURCES["run"](str(tmp_path))
@@ -259,30 +251,30 @@ def fails_in_one_line(folder: Path, width: float = 0.25) -> str:
     return str(caught.value)
 
 
-def test_another_width_is_one_line(checkpoint: Path) -> None:
+def test_another_width_is_reported_in_one_line(checkpoint: Path) -> None:
     message = fails_in_one_line(checkpoint, width=0.5)
     assert "widths (16, 32, 64" in message
     assert "are expected; (8, 16, 32" in message
 
 
-def test_missing_tensors_are_one_line(checkpoint: Path) -> None:
+def test_missing_tensors_are_reported_in_one_line(checkpoint: Path) -> None:
     rewrite(checkpoint, lambda tensors: tensors.pop("mobilenet_v1.layer.3.convolution.weight"))
     assert "missing (blocks.1.pointwise.conv.weight)" in fails_in_one_line(checkpoint)
 
 
-def test_a_cut_file_is_one_line(checkpoint: Path) -> None:
+def test_a_truncated_file_is_reported_in_one_line(checkpoint: Path) -> None:
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    assert "is no intact safetensors file" in fails_in_one_line(checkpoint)
+    assert "not an intact safetensors file" in fails_in_one_line(checkpoint)
 
 
-def test_another_architecture_is_one_line(checkpoint: Path) -> None:
+def test_another_architecture_is_reported_in_one_line(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": "resnet"}))
     assert "mobilenet_v1 is expected; config.json says 'resnet'" in fails_in_one_line(checkpoint)
 
 
-def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_reported_in_one_line(tmp_path: Path) -> None:
     assert "config.json: a JSON file is expected" in fails_in_one_line(tmp_path)
 
 
@@ -291,7 +283,7 @@ class Bomb:
         return exec, ("raise SystemExit('code of a checkpoint was run')",)
 
 
-def test_a_pickle_with_code_is_refused_and_nothing_of_it_runs(checkpoint: Path) -> None:
+def test_a_pickle_with_code_is_rejected_and_none_of_it_runs(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     torch.save({"state_dict": Bomb()}, checkpoint / "pytorch_model.bin")
-    assert "is refused" in fails_in_one_line(checkpoint)
+    assert "run its code" in fails_in_one_line(checkpoint)

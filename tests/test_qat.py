@@ -7,9 +7,15 @@ import torch
 from torch import nn
 
 import students
-from pipeline.models.storage import Affine
+from pipeline.models.folding import fold_batch_norm
+from pipeline.models.layers import trace
+from pipeline.models.storage import Model
 from pipeline.quantization import aware_training, simulator, wrappers
+from pipeline.quantization.grid import PIXEL_SCALE, weight_scales
+from pipeline.quantization.ranges import activation_scales
 from pipeline.training import loop
+from teachers.contract import InputContract
+from tests import tiny_students
 
 CHANNELS = (16,) * 8 + (24,) * 6
 ARGUMENTS = {"classes": 4, "channels": CHANNELS}
@@ -91,7 +97,7 @@ def test_shipped_module_agrees_with_the_trained_one_on_every_image(
     aware_training.freeze_norm(prepared.module)
     train(prepared.module, 4, 1e-3, first=100)
     arguments = {**ARGUMENTS, "activation": activation}
-    folded, kept, found = aware_training.finish(prepared, "mobilenet_v1", arguments)
+    folded, folded_arguments, found = aware_training.finish(prepared, "mobilenet_v1", arguments)
     images, _ = pictures(64, 77)
     with torch.no_grad():
         trained = prepared.module(images)
@@ -108,7 +114,7 @@ def test_shipped_module_agrees_with_the_trained_one_on_every_image(
     clear = top[:, 0] - top[:, 1] > 0.3 * spread
     assert clear.sum() > 16
     assert torch.equal(trained.argmax(1)[clear], integers.argmax(1)[clear])
-    assert kept == {**arguments, "norm": False}
+    assert folded_arguments == {**arguments, "norm": False}
 
 
 def test_tensorflows_padding_is_trained_and_shipped_alike() -> None:
@@ -120,7 +126,7 @@ def test_tensorflows_padding_is_trained_and_shipped_alike() -> None:
     aware_training.freeze_norm(prepared.module)
     train(prepared.module, 2, 1e-3)
     folded, _, found = aware_training.finish(prepared, "mobilenet_v1", arguments)
-    assert sum(isinstance(part, nn.ZeroPad2d) for part in folded.modules()) == 5
+    assert sum(isinstance(part, nn.ZeroPad2d) for part in folded.module.modules()) == 5
     images, _ = pictures(16, 77)
     with torch.no_grad():
         trained, shipped = prepared.module(images), simulator.fake_quantize(folded, found)(images)
@@ -132,10 +138,9 @@ def test_weights_lie_on_their_grid_and_reach_its_limit(parents, limit):
     prepared = prepare(parents["relu"], limit)
     train(prepared.module, 2, 1e-3)
     folded, _, found = aware_training.finish(prepared, "mobilenet_v1", ARGUMENTS)
-    layers = simulator.layers(folded)
-    assert set(found.weight_scales) == set(layers)
+    assert set(found.weight_scales) == set(folded.layers)
     greatest = []
-    for name, layer in layers.items():
+    for name, layer in folded.parts.items():
         steps = layer.weight.detach().flatten(1) / found.weight_scales[name][:, None]
         assert torch.allclose(steps, steps.round(), atol=1e-4)
         greatest.append(float(steps.abs().max()))
@@ -189,7 +194,7 @@ def test_resumed_training_goes_on_bit_for_bit(parents, learn):
 
 
 def test_running_moments_are_those_of_plain_batch_norm(parents):
-    every = tuple(simulator.layers(parents["relu"]))
+    every = tuple(trace(parents["relu"]).layers)
     prepared = prepare(parents["relu"], 127, every)
     images, _ = pictures(32, 5)
     plain = copy.deepcopy(parents["relu"].get_submodule("stem")).train()
@@ -203,7 +208,7 @@ def test_running_moments_are_those_of_plain_batch_norm(parents):
 
 
 def test_all_layers_in_float_compute_what_the_parent_does(parents):
-    every = tuple(simulator.layers(parents["relu"]))
+    every = tuple(trace(parents["relu"]).layers)
     prepared = prepare(parents["relu"], 127, every)
     images, _ = pictures(16, 5)
     with torch.no_grad():
@@ -241,26 +246,26 @@ def test_float_layers_have_activations_only_where_int8_reads_them(parents):
     _, _, found = aware_training.finish(prepared, "mobilenet_v1", ARGUMENTS)
     assert found.float_layers == FLOAT
     assert set(FLOAT).isdisjoint(found.weight_scales)
-    assert {"images", "stem"}.isdisjoint(found.activations)
-    assert {"blocks.0.depthwise", "blocks.12.pointwise", "pool"} <= set(found.activations)
+    assert {"images", "stem"}.isdisjoint(found.activation_scales)
+    assert {"blocks.0.depthwise", "blocks.12.pointwise", "pool"} <= set(found.activation_scales)
     _, _, whole = aware_training.finish(prepare(parents["relu"]), "mobilenet_v1", ARGUMENTS)
-    assert whole.activations["images"] == Affine(1 / 255, 0)
-    assert len(whole.activations) == 1 + 27 + 1
+    assert whole.activation_scales["images"] == PIXEL_SCALE
+    assert len(whole.activation_scales) == 1 + 27 + 1
 
 
 def test_ranges_start_at_least_squared_error_and_follow_the_activations(parents, monkeypatch):
     prepared = prepare(parents["relu"])
-    wanted = simulator.activation_ranges(parents["relu"], calibration)
+    wanted = activation_scales(trace(parents["relu"]), calibration)
     _, _, found = aware_training.finish(prepared, "mobilenet_v1", ARGUMENTS)
-    assert found.activations.keys() == wanted.keys()
-    for name, affine in found.activations.items():
-        assert affine.scale == pytest.approx(wanted[name].scale, rel=1e-6)
+    assert found.activation_scales.keys() == wanted.keys()
+    for name, scale in found.activation_scales.items():
+        assert scale == pytest.approx(wanted[name], rel=1e-6)
     prepared.module.train()
     monkeypatch.setattr(wrappers, "RANGE_SHARE", 0.5)
     with torch.no_grad():
         prepared.module(pictures(32, 9)[0] * 3)
     _, _, wider = aware_training.finish(prepared, "mobilenet_v1", ARGUMENTS)
-    assert wider.activations["stem"].scale > 1.05 * found.activations["stem"].scale
+    assert wider.activation_scales["stem"] > 1.05 * found.activation_scales["stem"]
 
 
 def test_relu6_is_never_outgrown(parents, monkeypatch):
@@ -273,8 +278,7 @@ def test_relu6_is_never_outgrown(parents, monkeypatch):
         prepared.module.train()(pictures(8, 9)[0] * 50)
     arguments = {**ARGUMENTS, "activation": "relu6"}
     _, _, found = aware_training.finish(prepared, "mobilenet_v1", arguments)
-    scales = [affine.scale for affine in found.activations.values()]
-    assert max(scales) == pytest.approx(6 / 255)
+    assert max(found.activation_scales.values()) == pytest.approx(6 / 255)
 
 
 def test_a_channel_without_gain_does_not_break_training(parents):
@@ -343,20 +347,21 @@ def test_a_step_learns_by_the_gradient_of_lsq():
 def test_learned_steps_start_at_least_squared_error_and_stay_positive(parents):
     prepared = prepare(parents["relu"], 63, FLOAT, learn=True)
     folded, _, start = aware_training.finish(prepared, "mobilenet_v1", ARGUMENTS)
-    wanted = simulator.activation_ranges(parents["relu"], calibration, FLOAT)
-    assert start.activations.keys() == wanted.keys()
-    for name, affine in start.activations.items():
-        assert affine.scale == pytest.approx(wanted[name].scale, rel=1e-5)
-    float_twin, _ = simulator.fold_batch_norm(parents["relu"], "mobilenet_v1", ARGUMENTS)
-    for name, step in simulator.weight_scales(float_twin, 63, FLOAT).items():
+    wanted = activation_scales(trace(parents["relu"]), calibration, FLOAT)
+    assert start.activation_scales.keys() == wanted.keys()
+    for name, scale in start.activation_scales.items():
+        assert scale == pytest.approx(wanted[name], rel=1e-5)
+    card = tiny_students.card(ARGUMENTS, InputContract(SIZE))
+    float_twin = fold_batch_norm(Model(parents["relu"], card))
+    for name, step in weight_scales(float_twin, 63, FLOAT).items():
         torch.testing.assert_close(start.weight_scales[name], step, rtol=1e-4, atol=1e-8)
     train(prepared.module, 3, 0.5)  # at such a rate a step itself would turn negative
     _, _, found = aware_training.finish(prepared, "mobilenet_v1", ARGUMENTS)
-    assert len(found.weight_scales) == len(simulator.layers(folded)) - len(FLOAT)
+    assert len(found.weight_scales) == len(folded.layers) - len(FLOAT)
     for name, step in found.weight_scales.items():
         assert step.min() > 0
         assert not torch.equal(step, start.weight_scales[name])
-    assert all(affine.scale > 0 for affine in found.activations.values())
+    assert min(found.activation_scales.values()) > 0
 
 
 def test_averaged_weights_are_what_ships(parents):

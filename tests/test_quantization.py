@@ -1,33 +1,24 @@
 """Eight-bit arithmetic: folding, steps, ranges and the simulator."""
 
-import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import students
-from pipeline.models.storage import Affine, Card, Model, Quantization
-from pipeline.quantization.post_training import quantize
-from pipeline.quantization.simulator import (
-    RAW_PIXELS,
-    activation_ranges,
-    bake,
-    correct_biases,
-    fold_batch_norm,
-    int8_activations,
-    integer_bias,
-    layer_inputs,
-    layers,
-    simulate,
-    weight_scales,
-)
-from students.mobilenet_v1 import scaled_channels
+from pipeline.models.folding import fold_batch_norm
+from pipeline.models.layers import Network, trace
+from pipeline.models.storage import Model, Quantization
+from pipeline.quantization.bias_correction import correct_biases
+from pipeline.quantization.grid import PIXEL_SCALE, bake, int8_activations, integer_bias, weight_scales
+from pipeline.quantization.ranges import activation_scales
+from pipeline.quantization.simulator import simulate
 from teachers.contract import InputContract
+from tests import tiny_students
+from tests.tiny_students import FLOAT_LAYERS, relative_error
 
-SIZE = 32
-FLOAT_LAYERS = ("stem", "blocks.0.depthwise")
+CONTRACT = InputContract(32)
 
 
 @pytest.fixture(autouse=True)
@@ -35,70 +26,32 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def photographs(count: int) -> Tensor:
-    """Smooth random images in [0, 1]."""
-    coarse = torch.rand(count, 3, 4, 4)
-    return nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1)
+def images(count: int) -> Tensor:
+    return CONTRACT.normalise(tiny_students.photographs(count, CONTRACT.size))
 
 
-@functools.cache
 def student(activation: str = "relu") -> Model:
-    """A small MobileNetV1 whose batch norms have seen data."""
-    torch.manual_seed(0)
-    arguments = {"classes": 4, "channels": list(scaled_channels(0.25)), "activation": activation}
-    module = students.build("mobilenet_v1", arguments)
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.momentum = None
-            nn.init.uniform_(part.weight, 0.5, 1.5)
-            nn.init.normal_(part.bias, mean=1.0, std=0.3)
-    assert isinstance(module.classifier, nn.Linear)
-    nn.init.normal_(module.classifier.weight, std=0.3)
-    with torch.no_grad():
-        module.train()(photographs(32))
-    card = Card(
-        variant="fp32",
-        parent="teacher",
-        op="distill",
-        architecture="mobilenet_v1",
-        arguments=arguments,
-        input=InputContract(SIZE),
-        labels=("a", "b", "c", "d"),
-        teacher="none",
-        data_sha256="",
-        license="CC0-1.0",
-        settings={},
-    )
-    return Model(module.eval(), card)
+    return tiny_students.student(CONTRACT, activation)
 
 
-def folded(model: Model) -> nn.Module:
-    return fold_batch_norm(model.module, model.card.architecture, model.card.arguments)[0]
+def folded(activation: str = "relu") -> Network:
+    return tiny_students.folded(student(activation))
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 def test_folding_batch_norms_keeps_every_logit(activation: str) -> None:
     model = student(activation)
-    module, arguments = fold_batch_norm(model.module, "mobilenet_v1", model.card.arguments)
-    assert arguments["norm"] is False
-    assert not any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
-    images = photographs(8)
-    torch.testing.assert_close(module(images), model.module(images), rtol=1e-4, atol=1e-4)
-
-
-def test_every_layer_reads_the_output_of_the_one_before() -> None:
-    inputs = layer_inputs(folded(student()))
-    assert len(inputs) == 28
-    assert inputs["stem"] == "images"
-    assert inputs["blocks.3.pointwise"] == "blocks.3.depthwise"
-    assert inputs["blocks.4.depthwise"] == "blocks.3.pointwise"
-    assert inputs["classifier"] == "pool"
+    network = fold_batch_norm(model)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in network.module.modules())
+    assert network == trace(network.module)
+    shown = images(8)
+    torch.testing.assert_close(network.module(shown), model.module(shown), rtol=1e-4, atol=1e-4)
 
 
 def test_only_activations_that_an_int8_layer_touches_are_quantised() -> None:
-    module = folded(student())
-    assert {"images", "stem", "pool"} <= set(int8_activations(module, ()))
-    partly = int8_activations(module, FLOAT_LAYERS)
+    network = folded()
+    assert {"images", "stem", "pool"} <= set(int8_activations(network, ()))
+    partly = int8_activations(network, FLOAT_LAYERS)
     assert "images" not in partly
     assert "stem" not in partly
     assert "blocks.0.depthwise" in partly
@@ -107,15 +60,15 @@ def test_only_activations_that_an_int8_layer_touches_are_quantised() -> None:
 
 def test_an_unknown_float_layer_is_named() -> None:
     with pytest.raises(ValueError, match=r"blocks\.99"):
-        int8_activations(folded(student()), ["blocks.99"])
+        int8_activations(folded(), ["blocks.99"])
 
 
 @pytest.mark.parametrize("limit", [127, 63])
 def test_baked_weights_are_whole_steps_within_the_limit_and_the_rest_is_untouched(limit: int) -> None:
-    module = folded(student())
-    scales = weight_scales(module, limit, FLOAT_LAYERS)
-    baked = layers(bake(module, scales, limit))
-    for name, layer in layers(module).items():
+    network = folded()
+    scales = weight_scales(network, limit, FLOAT_LAYERS)
+    baked = bake(network, scales, limit).parts
+    for name, layer in network.parts.items():
         if name in FLOAT_LAYERS:
             assert name not in scales
             assert torch.equal(baked[name].weight, layer.weight)
@@ -127,27 +80,26 @@ def test_baked_weights_are_whole_steps_within_the_limit_and_the_rest_is_untouche
 
 def test_a_weight_limit_other_than_127_or_63_is_refused() -> None:
     with pytest.raises(ValueError, match=r"64.*127.*63"):
-        weight_scales(folded(student()), 64)
+        weight_scales(folded(), 64)
 
 
 @pytest.mark.parametrize("limit", [127, 63])
 def test_searched_steps_err_less_than_the_full_range_does(limit: int) -> None:
-    module = folded(student())
-    layer = layers(module)["blocks.9.pointwise"]
+    network = folded()
+    layer = network.part("blocks.9.pointwise")
     full = layer.weight.detach().flatten(1).abs().amax(dim=1) / limit
 
     def error(scale: Tensor) -> float:
-        baked = bake(module, {"blocks.9.pointwise": scale}, limit)
-        return (layers(baked)["blocks.9.pointwise"].weight - layer.weight).square().sum().item()
+        baked = bake(network, {"blocks.9.pointwise": scale}, limit)
+        return (baked.part("blocks.9.pointwise").weight - layer.weight).square().sum().item()
 
-    assert error(weight_scales(module, limit)["blocks.9.pointwise"]) < error(full)
+    assert error(weight_scales(network, limit)["blocks.9.pointwise"]) < error(full)
 
 
 def test_a_channel_without_weights_keeps_a_step_that_its_bias_can_count() -> None:
-    module = folded(student())
-    with torch.no_grad():
-        layers(module)["blocks.2.depthwise"].weight[0] = 0
-    scale = weight_scales(module, 127)["blocks.2.depthwise"]
+    network = folded()
+    network.part("blocks.2.depthwise").weight[0] = 0
+    scale = weight_scales(network, 127)["blocks.2.depthwise"]
     assert scale.min() > 0
     assert integer_bias(torch.ones_like(scale), 0.01, scale).abs().max() < 2**31
 
@@ -158,94 +110,87 @@ def test_a_bias_beyond_32_bits_is_refused() -> None:
 
 
 def test_no_other_range_errs_less_on_the_calibration_images() -> None:
-    module = folded(student()).requires_grad_(False)
-    images = photographs(16)
-    ranges = activation_ranges(module, lambda: iter(images.split(4)))
-    values = module.get_submodule("stem")(images)
+    network = folded()
+    shown = images(16)
+    scales = activation_scales(network, lambda: iter(shown.split(4)))
+    values = network.module.get_submodule("stem")(shown)
 
     def error(scale: float) -> float:
         return float((values - (values / scale).round().clamp(0, 255) * scale).square().mean())
 
     full = float(values.max()) / 255
     others = [error(full * ratio) for ratio in torch.linspace(0.2, 1.1, 50).tolist()]
-    assert error(ranges["stem"].scale) < 1.02 * min(others)
-    assert error(ranges["stem"].scale) < error(full)
-    assert ranges["stem"].zero_point == 0
-    assert ranges["images"] == RAW_PIXELS
+    assert error(scales["stem"]) < 1.02 * min(others)
+    assert error(scales["stem"]) < error(full)
+    assert scales["images"] == PIXEL_SCALE
 
 
 def test_ranges_do_not_depend_on_the_order_or_the_size_of_batches() -> None:
-    module = folded(student())
-    images = photographs(12)
-    one = activation_ranges(module, lambda: iter(images.split(12)))
-    other = activation_ranges(module, lambda: iter(images.flip(0).split(5)))
+    network = folded()
+    shown = images(12)
+    one = activation_scales(network, lambda: iter(shown.split(12)))
+    other = activation_scales(network, lambda: iter(shown.flip(0).split(5)))
     assert one.keys() == other.keys()
     for name in one:
-        assert one[name].scale == pytest.approx(other[name].scale, rel=0.02)
+        assert one[name] == pytest.approx(other[name], rel=0.02)
 
 
 def test_calibration_without_images_is_refused() -> None:
     with pytest.raises(ValueError, match="no calibration images"):
-        activation_ranges(folded(student()), lambda: iter(()))
+        activation_scales(folded(), lambda: iter(()))
 
 
-@functools.cache
 def quantized(
     activation: str, limit: int = 127, float_layers: tuple[str, ...] = ()
-) -> tuple[nn.Module, Quantization]:
+) -> tuple[Network, Quantization]:
     """The small student after post-training quantisation."""
-    images = photographs(32)
-    return quantize(
-        student(activation), lambda: iter(images.split(8)), weight_limit=limit, float_layers=float_layers
-    )
-
-
-def relative_error(answers: Tensor, wanted: Tensor) -> float:
-    return ((answers - wanted).square().mean().sqrt() / wanted.std()).item()
+    model = tiny_students.int8_student(limit, float_layers, activation, CONTRACT.size)
+    assert model.quantization is not None
+    return trace(model.module), model.quantization
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 @pytest.mark.parametrize("float_layers", [(), FLOAT_LAYERS])
 def test_eight_bits_stay_near_the_float_student(activation: str, float_layers: tuple[str, ...]) -> None:
-    model = student(activation)
-    module, quantization = quantized(activation, 127, float_layers)
-    images = (photographs(32) * 255).round() / 255
-    error = relative_error(simulate(module, quantization)(images), model.module(images))
+    network, quantization = quantized(activation, 127, float_layers)
+    shown = images(32)
+    error = relative_error(simulate(network, quantization)(shown), student(activation).module(shown))
     assert 0 < error < 0.35
 
 
 def test_a_layer_of_the_simulator_does_the_integer_sums_by_hand() -> None:
-    module, quantization = quantized("relu")
+    network, quantization = quantized("relu")
     name = "blocks.1.pointwise"
-    read, written = quantization.activations["blocks.1.depthwise"], quantization.activations[name]
-    layer, step = layers(module)[name], quantization.weight_scales[name]
+    read = quantization.activation_scales["blocks.1.depthwise"]
+    written = quantization.activation_scales[name]
+    layer, step = network.part(name), quantization.weight_scales[name]
     integers = torch.randint(0, 256, (2, layer.weight.shape[1], 3, 3))
     weight = (layer.weight.flatten(1) / step[:, None]).round().long()
     assert layer.bias is not None
-    bias = integer_bias(layer.bias, read.scale, step)
+    bias = integer_bias(layer.bias, read, step)
     sums = torch.einsum("oc,bchw->bohw", weight, integers) + bias.view(-1, 1, 1)
-    factor = torch.tensor(read.scale) * step / torch.tensor(written.scale)
-    wanted = (sums.float() * factor.view(-1, 1, 1)).round().clamp(0, 255)
-    unit = simulate(module, quantization).get_submodule(name)
-    answer = unit(integers * read.scale) / written.scale
-    torch.testing.assert_close(answer, wanted, rtol=0, atol=1e-3)
+    factor = torch.tensor(read) * step / torch.tensor(written)
+    expected = (sums.float() * factor.view(-1, 1, 1)).round().clamp(0, 255)
+    unit = simulate(network, quantization).get_submodule(name)
+    answer = unit(integers * read) / written
+    torch.testing.assert_close(answer, expected, rtol=0, atol=1e-3)
 
 
 def test_bias_correction_brings_the_mean_of_every_channel_to_the_float_one() -> None:
-    reference = folded(student())
-    images = photographs(16)
-    scales = weight_scales(reference, 63)
-    ranges = activation_ranges(reference, lambda: iter(images.split(16)))
-    quantization = Quantization(scales, 63, ranges)
-    plain = bake(reference, scales, 63)
-    corrected = correct_biases(plain, reference, quantization, images)
+    reference = folded()
+    shown = images(16)
+    steps = weight_scales(reference, 63)
+    quantization = Quantization(steps, 63, activation_scales(reference, lambda: iter(shown.split(16))))
+    plain = bake(reference, steps, 63)
+    corrected = correct_biases(plain, reference, quantization, shown)
 
-    def shift(module: nn.Module) -> float:
-        return (simulate(module, quantization)(images) - reference(images)).mean(dim=0).abs().max().item()
+    def shift(network: Network) -> float:
+        apart = simulate(network, quantization)(shown) - reference.module(shown)
+        return apart.mean(dim=0).abs().max().item()
 
     assert shift(corrected) < 0.05 * shift(plain)
-    for name, layer in layers(plain).items():
-        assert torch.equal(layer.weight, layers(corrected)[name].weight)
+    for name, layer in plain.parts.items():
+        assert torch.equal(layer.weight, corrected.part(name).weight)
 
 
 def _without_a_step(quantization: Quantization) -> Quantization:
@@ -253,30 +198,31 @@ def _without_a_step(quantization: Quantization) -> Quantization:
     return replace(quantization, weight_scales=rest)
 
 
-def _with(quantization: Quantization, name: str, affine: Affine) -> Quantization:
-    return replace(quantization, activations={**quantization.activations, name: affine})
+def _with(name: str, scale: float) -> Callable[[Quantization], Quantization]:
+    return lambda q: replace(q, activation_scales={**q.activation_scales, name: scale})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without_a_step, "blocks.5.depthwise"),
-        (lambda q: _with(q, "logits", Affine(1.0, 0)), "logits"),
-        (lambda q: _with(q, "pool", Affine(0.1, 3)), "zero point 3"),
-        (lambda q: _with(q, "images", Affine(0.1, 0)), "images"),
-        (lambda q: _with(q, "blocks.5.pointwise", Affine(7 / 255, 0)), "reaches 7; its clip allows 6"),
+        (_without_a_step, r"blocks\.5\.depthwise"),
+        (_with("logits", 1.0), "logits"),
+        (_with("images", 0.1), "images.* 0.1"),
+        (_with("blocks.5.pointwise", 7 / 255), r"blocks\.5\.pointwise .* 7; .* 6"),
     ],
 )
-def test_a_quantisation_that_does_not_fit_the_module_is_refused(change, message: str) -> None:
-    module, quantization = quantized("relu6")
+def test_a_quantisation_that_does_not_fit_the_network_is_refused(
+    change: Callable[[Quantization], Quantization], message: str
+) -> None:
+    network, quantization = quantized("relu6")
     with pytest.raises(ValueError, match=message):
-        simulate(module, change(quantization))
+        simulate(network, change(quantization))
 
 
 def test_quantising_leaves_the_float_student_as_it_was() -> None:
     model = student()
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
-    quantized.__wrapped__("relu")
+    tiny_students.quantized(model)
     after = model.module.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -1,17 +1,13 @@
-import csv
-import html
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,162 +15,56 @@ from playwright.sync_api import ViewportSize, sync_playwright
 
 from pipeline.evaluation import comparison, slices
 from pipeline.evaluation.comparison import ClassifierOutput
-from pipeline.report import pictures, tables
-from pipeline.report.evidence import read as read_evidence
+from pipeline.report import evidence, findings, pictures, tables, words
 from pipeline.report.figures import figure, span
 from pipeline.report.page import charts, page, scores
-from pipeline.report.placement import Box, overlap
-from pipeline.report.tables import Row
+from pipeline.report.results import RunResults
 from pipeline.selection import budget
-from tests import tiny_onnx
-from tests.results import (
-    CHAIN,
-    DATA,
-    TEACHER,
-    TEACHER_HISTORY,
-    as_attributes,
-    benchmark,
-    evidence,
-    measured,
-    results,
-)
+from tests import document, results, tiny_onnx
+from tests.document import Element
 
 MEASURED = pytest.mark.parametrize("everything", [True, False], ids=["everything measured", "only scores"])
-HEADER = (
-    "variant,parent,op,top1,top1_lo,top1_hi,top1_delta,delta_lo,delta_hi,mcnemar_p,verdict,"
-    "size_bytes,parameters,macs,latency_ms_p50,latency_ratio_to_fp32,sha256,val_top1"
-)
+ALWAYS = {"tradeoff", "variants", "classes", "training", "data", "latency", "ship"}
+OPTIONAL = {"robustness", "groups", "calibration", "explanations", "sensitivity", "energy"}
 
 
-@pytest.fixture
-def table() -> list[Row]:
-    entries, teacher, labels = results()
-    return tables.rows(entries, teacher=teacher, labels=labels, max_drop=0.02)
+def rendered(run: RunResults) -> Element:
+    return document.parse(page.render(run))
 
 
-def rendered(table: list[Row], everything: Path | None = None, **changes: Any) -> str:
-    """The page; with all that can be measured where there is a folder for its pictures."""
-    entries, answers, _ = results(variants=[row.variant for row in table])
-    arguments: dict[str, Any] = {
-        "teacher": TEACHER,
-        "teacher_history": TEACHER_HISTORY,
-        "data": DATA,
-        "benchmark": benchmark(entries),
-        "size": 8,
-        "max_drop": 0.02,
-        "choice": budget.choose(table),
+def with_table(run: RunResults, **changes: object) -> RunResults:
+    """The same run with other rows, and what the default budget chooses from them."""
+    table = [replace(row, **changes) for row in run.table]
+    return replace(run, table=table, choice=budget.choose(table))
+
+
+def test_differences_and_verdicts_are_those_that_compare_wrote() -> None:
+    entries, teacher, _ = results.results()
+    changes = results.comparison(entries, teacher)
+    changes["variants"]["int8"] |= {"delta": -0.5, "lo": -0.6, "hi": -0.4, "mcnemar_p": 0.25}
+    changes["variants"]["int8"]["verdict"] = "reject"
+    rows = {row.variant: row for row in tables.rows(entries, changes)}
+    int8 = rows["int8"]
+    assert (int8.score_delta, int8.delta_lo, int8.delta_hi, int8.mcnemar_p) == (-0.5, -0.6, -0.4, 0.25)
+    assert {name: row.verdict for name, row in rows.items()} == {
+        "fp32": "accept",
+        "int8": "reject",
+        "pruned": "reject",
+        "pruned-int8": "accept",
     }
-    if everything is not None:
-        entries = measured(entries)
-        arguments["benchmark"] = benchmark(entries, full=True, noisy=True)
-        arguments["evidence"] = evidence(entries, answers, everything)
-    return page.render(table, entries, **{**arguments, **changes})
 
 
-class Structure(HTMLParser):
-    """Collects ids, references, and whatever a browser would fetch; checks that tags are closed."""
-
-    VOID = frozenset({"meta", "br", "img"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.ids: list[str] = []
-        self.references: set[str] = set()
-        self.fetched: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in self.VOID:
-            self.open.append(tag)
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(value or "")
-            elif name in {"src", "href", "srcset", "action"} and not str(value).startswith("data:"):
-                (self.references.add if str(value).startswith("#") else self.fetched.append)(str(value))
-            self.references.update(re.findall(r"url\((#[^)]+)\)", value or ""))
-        if tag in {"link", "iframe"}:
-            self.fetched.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def test_each_variant_is_compared_with_its_parent_on_the_same_images(table: list[Row]) -> None:
-    deltas = {row.variant: row.score_delta for row in table}
-    assert deltas == pytest.approx({"fp32": -0.01, "int8": 0, "pruned": -0.08, "pruned-int8": 0})
-    verdicts = {row.variant: row.verdict for row in table}
-    assert verdicts == {"fp32": "accept", "int8": "accept", "pruned": "reject", "pruned-int8": "accept"}
-
-
-def test_the_csv_has_the_promised_columns_and_reads_back(table: list[Row], tmp_path: Path) -> None:
-    path = tmp_path / "report" / "variants.csv"
-    tables.write_csv(path, table)
-    assert path.read_text().splitlines()[0] == HEADER
-    with path.open() as file:
-        read = list(csv.DictReader(file))
-    assert [line["variant"] for line in read] == list(CHAIN)
-    for line, row in zip(read, table, strict=True):
-        assert float(line["top1"]) == pytest.approx(row.score, abs=1e-6)
-        assert float(line["delta_lo"]) == pytest.approx(row.delta_lo, abs=1e-6)
-        assert float(line["mcnemar_p"]) == pytest.approx(row.mcnemar_p, rel=1e-5)
-        assert int(line["size_bytes"]) == row.size_bytes
-        assert line["sha256"] == row.sha256
-
-
-def test_without_fp32_the_ratio_is_an_empty_cell(table: list[Row], tmp_path: Path) -> None:
-    tables.write_csv(tmp_path / "v.csv", [replace(table[0], latency_ratio_to_fp32=None)])
-    with (tmp_path / "v.csv").open() as file:
-        assert next(csv.DictReader(file))["latency_ratio_to_fp32"] == ""
-
-
-def test_a_parent_that_was_not_scored_is_named() -> None:
-    entries, teacher, labels = results(variants=["pruned-int8"])
-    with pytest.raises(ValueError, match="pruned-int8: parent pruned is not among teacher, pruned-int8"):
-        tables.rows(entries, teacher=teacher, labels=labels, max_drop=0.02)
-
-
-def test_scores_on_another_number_of_images_are_refused() -> None:
-    entries, _, _ = results(images=300)
-    _, teacher, labels = results(images=400)
-    with pytest.raises(ValueError, match="fp32 was scored on 300 images, but test has 400"):
-        tables.rows(entries, teacher=teacher, labels=labels, max_drop=0.02)
-
-
-def test_the_same_picture_has_the_same_bytes(table: list[Row], tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        pictures.save(pictures.overview(table, 0.94), tmp_path / f"{name}.svg", tmp_path / f"{name}.png")
-    for suffix in (".svg", ".png"):
-        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
-    assert Image.open(tmp_path / "a.png").size[0] >= 1600
-
-
-def crowded(table: list[Row]) -> list[Row]:
-    """Two variants lie almost on top of each other."""
-    return [*table, replace(table[1], variant="int8-twin", latency_ms_p50=2.52, score=table[1].score + 0.001)]
-
-
-def test_no_label_of_the_overview_covers_another_label_or_a_point(table: list[Row]) -> None:
-    picture = pictures.overview(crowded(table), 0.94)
-    compared = 0
-    with matplotlib.rc_context(pictures.FONTS):
-        pictures.FigureCanvasAgg(picture).draw()
-        for axes in picture.axes:
-            marks = [line for line in axes.lines if line.get_marker() != "None"]
-            labels, points = (
-                [Box(*one.get_window_extent().extents) for one in of] for of in (axes.texts, marks)
-            )
-            for number, label in enumerate(labels):
-                for other in (*labels[number + 1 :], *points):
-                    assert overlap(label, other) == 0
-                    compared += 1
-    assert compared > 40
+def test_the_overview_is_one_file_with_both_charts_and_the_same_bytes_each_time() -> None:
+    run = results.run()
+    text = pictures.overview(run)
+    assert text == pictures.overview(results.run())
+    root = ET.fromstring(text)
+    space = "{http://www.w3.org/2000/svg}"
+    assert len(root.findall(f"{space}svg")) == 2
+    assert "href" not in text
+    for chart in root.findall(f"{space}svg"):
+        marks = [mark.get("data-variant") for mark in chart.iter(f"{space}g") if mark.get("data-variant")]
+        assert marks == [row.variant for row in run.table]
 
 
 def test_ticks_are_round_and_lie_between_the_ends() -> None:
@@ -184,11 +74,11 @@ def test_ticks_are_round_and_lie_between_the_ends() -> None:
     assert charts.ticks(-0.04, 0.05, 5) == [-0.04, -0.02, 0, 0.02, 0.04]
 
 
-def test_only_what_nothing_beats_in_both_borders_the_shaded_area() -> None:
-    def mark(x: float, y: float) -> charts.Mark:
-        return charts.Mark(f"{x}", x, y, y - 1, y + 1, "accept", "")
+def test_only_the_front_borders_the_shaded_area() -> None:
+    def mark(x: float, y: float, front: bool) -> charts.Mark:
+        return charts.Mark(f"{x}", x, y, y - 1, y + 1, "accept", front, "")
 
-    marks = [mark(5.0, 93.0), mark(2.5, 93.0), mark(3.0, 85.0), mark(1.6, 88.0)]
+    marks = [mark(5.0, 93.0, False), mark(2.5, 93.0, True), mark(3.0, 85.0, False), mark(1.6, 88.0, True)]
     chart = charts.tradeoff(marks, title="", x_label="", y_label="")
     front = re.search(r'class="front" d="([^"]*)"', chart)
     assert front is not None
@@ -198,7 +88,7 @@ def test_only_what_nothing_beats_in_both_borders_the_shaded_area() -> None:
 
 
 def test_figures_are_scaled_rounded_and_signed_in_one_way() -> None:
-    assert figure(0.89204, "%") == "89.20%"
+    assert figure(0.89204, "%") == "89.20 %"
     assert figure(-0.00004, "points") == "+0.00 points"
     assert figure(-0.0231, "points") == "\N{MINUS SIGN}2.31 points"
     assert figure(1_993_000, "MB") == "1.99 MB"
@@ -208,113 +98,124 @@ def test_figures_are_scaled_rounded_and_signed_in_one_way() -> None:
 
 
 @MEASURED
-def test_the_page_is_well_formed_fetches_nothing_and_repeats_no_id(
-    table: list[Row], tmp_path: Path, everything: bool
-) -> None:
-    text = rendered(table, tmp_path if everything else None)
-    structure = Structure(text)
-    assert not structure.open
-    assert structure.fetched == []
+def test_the_page_is_well_formed_fetches_nothing_and_repeats_no_id(tmp_path: Path, everything: bool) -> None:
+    run = results.run(tmp_path if everything else None)
+    text = page.render(run)
     assert "@import" not in text
-    assert len(structure.ids) == len(set(structure.ids))
-    assert {reference[1:] for reference in structure.references} <= set(structure.ids)
-    always = {"tradeoff", "variants", "classes", "training", "data", "machine", "ship"}
-    optional = {"robustness", "groups", "calibration", "inside", "sensitivity", "costs"}
-    sections_of = set(structure.ids) - {"snippet"}
-    assert sections_of == (always | optional if everything else always)
-    # The list of sections leads to each.
-    assert {reference[1:] for reference in structure.references} == sections_of
+    root = document.parse(text)
+    elements = root.all()
+    addresses = [
+        value
+        for element in elements
+        for name, value in element.attributes.items()
+        if name in {"src", "href", "srcset", "action"} or "url(" in value
+    ]
+    assert {address[:1] if address.startswith("#") else address[:5] for address in addresses} <= {
+        "#",
+        "data:",
+    }
+    assert not {"link", "iframe"} & {element.tag for element in elements}
+    ids = [element.attributes["id"] for element in elements if "id" in element.attributes]
+    assert len(ids) == len(set(ids))
+    sections = {element.attributes["id"] for element in root.all("section")}
+    assert sections == (ALWAYS | OPTIONAL if everything else ALWAYS)
+    # The navigation leads to each section.
+    assert [a.attributes["href"][1:] for a in root.one("nav").all("a")] == [
+        element.attributes["id"] for element in root.all("section")
+    ]
 
 
-def test_the_page_names_the_result_and_every_variant(table: list[Row]) -> None:
-    text = rendered(table)
-    title = re.search(r"<h1>(.*?)</h1>", text)
-    assert title is not None
-    assert title[1] == "int8 names 93.0% of the test images right with 2.04 MB, 2.0 times as fast as fp32."
-    for row in table:
-        assert f"<b>{row.variant}</b>" in text
-        assert row.sha256 in text
-    assert "colours" in text
-    assert "A &lt;great&gt; teacher" in text
-    assert "<great>" not in text
+@MEASURED
+def test_every_section_says_what_it_shows(tmp_path: Path, everything: bool) -> None:
+    for section in rendered(results.run(tmp_path if everything else None)).all("section"):
+        first, second = section.children[:2]
+        assert (first.tag, second.tag, second.attributes.get("class")) == ("h2", "p", "intro")
+        assert len(second.text) > 40
 
 
-def test_the_page_says_so_when_no_variant_passes(table: list[Row]) -> None:
-    text = rendered([replace(row, verdict="reject") for row in table])
-    assert (
-        "<h1>Nothing to ship: the gate accepts no variant together with all its ancestors; "
-        "closest is fp32, -1.00 points against teacher.</h1>"
-    ) in text
-    assert 'class="best"' not in text
-    assert "★ " not in text
+def test_the_page_names_the_result_and_every_variant() -> None:
+    run = results.run()
+    root = rendered(run)
+    title = root.one("h1", id="result")
+    assert title.attributes["data-variant"] == "int8"
+    assert {93.0, 2.04} <= set(title.numbers)
+    assert "int8" in title.text
+    assert "2.0\N{MULTIPLICATION SIGN}" in title.text
+    rows = root.all("tr", data_verdict="accept") + root.all("tr", data_verdict="reject")
+    assert {row.attributes["data-variant"] for row in rows} == {row.variant for row in run.table}
+    for row in run.table:
+        line = root.one("tr", data_variant=row.variant)
+        assert line.attributes["data-verdict"] == row.verdict
+        assert line.one(data_column="score").numbers[0] == round(100 * row.score, 2)
+        assert line.one(data_column="delta").numbers[0] == round(100 * row.score_delta, 2)
+        assert line.one(data_column="size").numbers == [round(row.size_bytes / 1e6, 2)]
+        assert line.one(data_column="latency").numbers[0] == round(row.latency_ms_p50, 2)
+        assert row.sha256 in root.one(data_file=row.variant).text
+    assert "colours" in root.text
+    assert "A <great> teacher" in root.text
 
 
-def test_the_star_is_the_budgets_with_its_limits_and_its_reason(table: list[Row]) -> None:
-    choice = budget.choose(table, max_drop=0.005, max_size_bytes=8_000_000)
-    assert choice.variant == "int8"
-    dear = budget.choose(table[:1], max_size_bytes=8_000_000)
-    for chosen in (choice, dear):
-        text = rendered(table, choice=chosen)
-        starred = re.findall(r'<tr data-variant="([^"]*)" class="best">', text)
-        assert starred == [chosen.variant]
-        assert f"★ {chosen.reason}." in text
-        assert f"{chosen.variant}.onnx is all there is to ship" in text
+def test_the_page_recommends_none_when_no_variant_passes() -> None:
+    run = with_table(results.run(), verdict="reject")
+    root = rendered(run)
+    assert root.one("h1").attributes["data-variant"] == ""
+    assert run.choice.reason in root.one(id="budget").text
+    assert root.all(class_="best") == root.all(class_="figures") == []
 
 
-def test_the_page_names_the_limit_that_no_variant_meets_and_what_comes_closest(table: list[Row]) -> None:
-    text = rendered(table, choice=budget.choose(table, max_size_bytes=1_000_000))
-    assert (
-        "<h1>Nothing to ship: no accepted variant is within 1,000,000 bytes; "
-        "closest is int8 with 2,040,000 bytes.</h1>"
-    ) in text
-    assert 'class="best"' not in text
+def test_the_star_is_the_budgets_with_its_limits_and_its_reason() -> None:
+    run = results.run(limits={"max_drop": 0.005, "max_size_bytes": 8_000_000})
+    assert run.choice.variant == "int8"
+    large = replace(run, choice=budget.choose(run.table[:1], max_size_bytes=8_000_000))
+    assert large.choice.variant == "fp32"
+    for one in (run, large):
+        root = rendered(one)
+        best = one.choice.variant
+        assert [row.attributes["data-variant"] for row in root.all("tr", class_="best")] == [best]
+        assert one.choice.reason in root.one(id="budget").text
+        assert root.one("section", id="ship").attributes["data-variant"] == best
+        assert root.one("h1").attributes["data-variant"] == best
 
 
-def test_a_page_without_training_and_without_fp32_is_complete(table: list[Row]) -> None:
-    text = rendered([replace(table[0], latency_ratio_to_fp32=None)], teacher_history=[])
-    assert "fp32 names 93.0%" in text
-    assert text.rstrip().endswith("</html>")
+def test_a_budget_that_no_variant_meets_is_named_with_what_comes_closest() -> None:
+    run = results.run(limits={"max_size_bytes": 1_000_000})
+    root = rendered(run)
+    assert root.one("h1").attributes["data-variant"] == ""
+    assert run.choice.reason in root.one(id="budget").text
+    assert root.one("section", id="ship").attributes["data-variant"] == run.choice.closest == "int8"
 
 
-def test_the_page_of_attributes_speaks_of_map_and_of_no_classes(table: list[Row]) -> None:
-    entries, _, _ = results()
-    table, entries = as_attributes(table, entries)
-    text = page.render(
-        table,
-        entries,
-        teacher=TEACHER | {"metric": "map", "val": {"map": 0.95, "n": 500}, "test": {"map": 0.94, "n": 4000}},
-        teacher_history=[],
-        data=DATA | {"task": "multi_label"},
-        benchmark=benchmark(entries),
-        size=8,
-        max_drop=0.02,
-        choice=budget.choose(table),
-    )
-    assert "int8 has a mAP of 93.0%" in text
-    assert "Average precision of each attribute, in per cent" in text
-    assert "no images" in text
-    visible = re.sub(r"<style>.*?</style>|<script>.*?</script>", "", text, flags=re.DOTALL)
-    assert not re.search(r"top-1|McNemar|most often takes", visible)
+def test_a_page_without_training_and_without_fp32_is_complete() -> None:
+    run = with_table(results.run(variants=["fp32"]), latency_ratio_to_fp32=None)
+    untrained = replace(run, teacher_history=[], variants=[replace(run.variants[0], history=())])
+    root = rendered(untrained)
+    assert {section.attributes["id"] for section in root.all("section")} == ALWAYS - {"training"}
+    assert root.one("h1").attributes["data-variant"] == "fp32"
 
 
-def test_the_pictures_of_sensitivity_name_the_weakest_layers_and_hold_every_score(
-    table: list[Row], tmp_path: Path
-) -> None:
-    text = rendered(table, tmp_path)
-    for words in (
-        "stem bears least (\N{MINUS SIGN}26.5 points), blocks.0.pointwise most (\N{MINUS SIGN}21.5 points)",
-        "stem moves most (2.00%); leaving stem in float would take 3.10% to 2.50%. top-1 is 87.5% in float, "
-        "86.0 to 87.5 with one layer in int8, 85.5% with all.",
-        "<title>stem: 75% kept 87.00%, 50% kept 81.00%, 25% kept 61.00%</title>",
-        "<title>classifier: this layer in float 2.80%, this layer in int8 0.80%</title>",
-        "200 val images at 128 pixels, where one image is 0.5 points;",
-    ):
-        assert words in text, words
-    # Whoever sees no picture reads the same figures in a table.
-    section = text.split('<section id="sensitivity">')[1].split("</section>")[0]
-    cell = r"<td>([\d.]+)<small>([\d.]+)</small></td>"
-    rows = re.findall(rf"<tr><td>([\w.]+)</td>{cell}{cell}</tr>", section)
-    assert rows[0] == ("stem", "86.0", "2.00", "87.0", "2.50")
+def test_the_page_of_attributes_shows_map_and_no_statistics_of_classes() -> None:
+    root = rendered(results.run(attributes=True))
+    assert "mAP" in root.one("h1").text
+    cells = root.one(id="classes-table").cells()
+    assert [cell.numbers[0] for cell in cells["red"]] == [91.7] * 4
+    assert [cell.numbers for cell in cells["blue"]] == [[]] * 4
+    assert root.all(id="mistakes") == []
+    visible = "".join(section.text for section in root.all("section"))
+    assert not re.search(r"top-1|McNemar", visible)
+
+
+def test_the_charts_of_sensitivity_hold_every_score_and_so_do_their_tables(tmp_path: Path) -> None:
+    section = rendered(results.run(tmp_path)).one("section", id="sensitivity")
+    channels, int8 = section.all("svg", class_="chart")
+    tips = {tip.text.split(":")[0]: tip.numbers for tip in channels.all("title")}
+    assert tips["stem"] == [75, 87.0, 50, 81.0, 25, 61.0]
+    assert int8.all("title")[3].numbers[-2:] == [2.80, 0.80]
+    first, second = section.all("figcaption")
+    assert "stem" in first.text
+    assert {-26.5, -21.5} <= set(first.numbers)
+    assert {2.00, 3.10, 2.50, 87.5, 86.0, 85.5} <= set(second.numbers)
+    rows = section.one(id="sensitivity-2-table").cells()
+    assert [cell.text for cell in rows["stem"]] == ["86.0 2.00", "87.0 2.50"]
     assert len(rows) == 4
 
 
@@ -333,25 +234,25 @@ def test_dots_lie_where_their_scores_are() -> None:
 
 
 def test_of_many_classes_those_with_the_most_errors_are_shown() -> None:
-    entries, _, _ = results(variants=["fp32"])
+    run = results.run(variants=["fp32"])
     counts = [{"label": f"class-{n}", "n": 10, "correct": 10 - n % 7} for n in range(200)]
-    entry = replace(entries[0], scores={**entries[0].scores, "classes": counts})
-    grid = scores.classes([entry], entry, None)
-    assert len(grid.rows) == scores.SHOWN_CLASSES
+    entry = replace(run.variants[0], scores={**run.variants[0].scores, "classes": counts})
+    grid = scores.classes(replace(run, variants=[entry]))
+    assert len(grid.rows) == findings.SHOWN_CLASSES
     assert {cells[0].text for _, cells in grid.rows} == {"40.0", "50.0"}
-    assert "200 classes" in grid.note
+    assert "200" in grid.note
 
 
-def test_the_snippet_of_the_page_classifies_a_photograph(table: list[Row], tmp_path: Path) -> None:
-    found = re.search(r'<pre id="snippet">(.*?)</pre>', rendered(table), re.DOTALL)
-    assert found is not None
+def test_the_snippet_of_the_page_classifies_a_photograph(tmp_path: Path) -> None:
+    run = results.run()
+    assert words.snippet("int8").strip() == "".join(rendered(run).one("pre", id="snippet").parts).strip()
     tiny_onnx.write(tmp_path / "int8.onnx")
     pixels = np.full((20, 33, 3), 30, dtype=np.uint8)
     pixels[:, :, 1] = 220
     Image.fromarray(pixels).save(tmp_path / "photo.jpg")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-I", "-c", html.unescape(found[1])],
+        [sys.executable, "-I", "-c", words.snippet("int8")],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -361,64 +262,74 @@ def test_the_snippet_of_the_page_classifies_a_photograph(table: list[Row], tmp_p
     assert done.stdout.strip() == "green"
 
 
-def test_the_page_tells_what_was_measured(table: list[Row], tmp_path: Path) -> None:
-    text = rendered(table, tmp_path)
-    pruned = re.search(r"pruned rejected</b>(.*?)</li>", text, re.DOTALL)
-    assert pruned is not None
-    assert "320 images that fp32 had right are wrong now, 0 are right that were wrong" in pruned[1]
-    assert "Shown to be worse: red, green and blue." in pruned[1]
-    for words in (
-        "severity 1 to 5: 83.0, 74.0, 61.0, 47.0, 32.0",
-        "FGSM on fp32, answered by int8.onnx",
-        "gap 2.9 points (1.1 to 4.7)",
-        "<b>teacher</b><small>error 2.10% (1.70 to 2.50), mean confidence 91.4%</small>",
-        "mean confidence 91.4%; against teacher: error +0.47 points (+0.07 to +0.87), "
-        "confidence \N{MINUS SIGN}1.13 points</small>",
-        "as fp32: 0.96",
-        "int8: right before, wrong now",
-        "The machine was noisy</b>, so intervals are wider than they could be: others took 0.8 cores.",
-        "19.30 Wh and 8.44 g of CO₂",
-    ):
-        assert words in text, words
-    # Columns that could not be measured make no picture.
-    assert "object scale" not in text
+def test_the_page_shows_everything_that_was_measured(tmp_path: Path) -> None:
+    run = results.run(tmp_path)
+    root = rendered(run)
+    pruned = root.one("li", data_variant="pruned").text
+    assert run.change("pruned")["reason"] in pruned
+    assert "320 images" in pruned
+    for label in results.CLASSES:
+        assert label in pruned
+    strip = root.one(id="corruptions-table").cells()["fog"][0]
+    assert strip.one("svg").attributes["aria-label"].endswith("83.0, 74.0, 61.0, 47.0, 32.0")
+    attacks = root.one(id="adversarial-table").cells()
+    [header] = [name for name in attacks if re.search(r"FGSM.*fp32.*int8\.onnx", name)]
+    assert [cell.numbers[0] for cell in attacks[header]] == [92.7, 81.0, 40.5]
+    outside = root.one(id="out-of-distribution-table").cells()["noise"]
+    assert outside[0].text == "48.6 AUROC 0.957"
+    groups = root.one("section", id="groups").all("figcaption")
+    assert [caption.numbers[:3] for caption in groups] == [[2.9, 1.1, 4.7]]
+    calibration = root.one("section", id="calibration")
+    assert calibration.one("figure", data_variant="teacher").one("figcaption").numbers == [
+        2.10,
+        1.70,
+        2.50,
+        91.4,
+    ]
+    own = calibration.one("figure", data_variant="fp32").one("figcaption").numbers
+    assert own == [2.10, 1.70, 2.50, 91.4, 0.47, 0.07, 0.87, -1.13]
+    assert [flip.attributes["data-of"] for flip in root.all("h3", data_flips="lost")] == [
+        "int8",
+        "pruned",
+        "pruned-int8",
+    ]
+    assert "others took 0.8 cores" in root.one(id="noise").text
+    assert {19.30, 8.44} <= set(root.one("section", id="energy").numbers)
+    # A column that could not be measured has no picture.
+    assert len(groups) == 1
 
 
 def test_odd_data_are_shown_as_the_stages_write_them(tmp_path: Path) -> None:
-    """A class that no test image has, a single group, and explanations that were not drawn."""
-    entries, teacher, labels = results(600)
-    names = ["absent", *DATA["classes"]]
+    """A class that no test image has, a single group, and measurements that were not made."""
+    run = results.run(variants=tuple(results.CHAIN))
+    entries, teacher, labels = results.results(600)
+    names = ["absent", *results.DATA["classes"]]
     answers = {"teacher": teacher + 1} | {e.variant: np.array(e.scores["predictions"]) + 1 for e in entries}
     labels = labels + 1
     column = slices.Column("camera", "metadata", {"one": np.ones(600, bool)}, "from the metadata file")
     parents = {entry.variant: entry.parent for entry in entries}
-    told = {
-        "comparison": {
-            "teacher": {},
-            "variants": {
-                e.variant: {
-                    "parent": e.parent,
-                    **comparison.compare_with_parent(
-                        ClassifierOutput(answers[e.variant]),
-                        ClassifierOutput(answers[e.parent]),
-                        labels,
-                        names,
-                        parent_name=e.parent,
-                        max_drop=0.02,
-                    ),
-                }
-                for e in entries
-            },
-            "slices": [slices.measure(column, answers, parents, labels)],
+    changes = {
+        "teacher": {},
+        "variants": {
+            e.variant: {
+                "parent": e.parent,
+                **comparison.compare_with_parent(
+                    ClassifierOutput(answers[e.variant]),
+                    ClassifierOutput(answers[e.parent]),
+                    labels,
+                    names,
+                    parent_name=e.parent,
+                    max_drop=0.02,
+                ),
+            }
+            for e in entries
         },
-        "explanations": {"note": "not drawn for attributes"},
-        "robustness": {"note": "not measured for attributes"},
-        "sensitivity": {"note": "not measured"},
+        "slices": [slices.measure(column, answers, parents, labels)],
     }
-    files = {name: tmp_path / f"{name}.json" for name in (*told, "costs")}
-    for name, part in told.items():
-        files[name].write_text(json.dumps(part))
-    found = read_evidence(**files)
+    parts = ("explanations", "robustness", "sensitivity", "costs")
+    files = {name: tmp_path / f"{name}.json" for name in parts}
+    for name in parts[:3]:
+        files[name].write_text(json.dumps({"note": "not measured"}))
     counts = [{"label": "absent", "n": 0, "correct": 0}]
     entries = [
         replace(
@@ -431,39 +342,35 @@ def test_odd_data_are_shown_as_the_stages_write_them(tmp_path: Path) -> None:
         )
         for e in entries
     ]
-    data = DATA | {"classes": names}
-    grid = scores.classes(entries, entries[2], found.comparison)
-    assert next(cells[2].text for _, cells in grid.rows) == "no images"
-    assert found.comparison is not None
-    for name, cells in grid.rows[1:]:
-        moved = found.comparison["variants"]["pruned"]["classes"]
-        delta = next(change["delta"] for change in moved if change["label"] == name)
-        assert cells[2].small == figure(delta, "points", 1, bare=True)
-    table = tables.rows(results(600)[0], teacher=teacher, labels=labels - 1, max_drop=0.02)
-    text = page.render(
-        table,
-        entries,
-        teacher=TEACHER,
-        teacher_history=[],
-        data=data,
-        benchmark=benchmark(entries),
-        size=8,
-        max_drop=0.02,
-        choice=budget.choose(table),
-        evidence=found,
+    run = replace(
+        run,
+        table=tables.rows(entries, changes),
+        variants=entries,
+        comparison=changes,
+        data=results.DATA | {"classes": names},
+        evidence=evidence.read(**files),
     )
-    assert "too few images in all groups but one to compare" in text
-    assert "gap by" not in text
+    root = rendered(run)
+    cells = root.one(id="classes-table").cells()
+    assert [cell.numbers for cell in cells["absent"]] == [[]] * 4
+    moved = {change["label"]: change["delta"] for change in changes["variants"]["pruned"]["classes"]}
+    for label in results.CLASSES:
+        assert cells[label][2].one("small").numbers == [pytest.approx(100 * moved[label], abs=0.05)]
+    assert {section.attributes["id"] for section in root.all("section")} == ALWAYS | {"groups"}
+    assert root.all(id="gaps-table") == []
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on this machine")
-def test_a_browser_shows_every_section_without_errors_on_a_phone_and_on_a_desk(
-    table: list[Row], tmp_path: Path
-) -> None:
-    (tmp_path / "report.html").write_text(rendered(table, tmp_path))
+def test_a_browser_shows_every_section_without_errors_on_a_phone_and_on_a_desk(tmp_path: Path) -> None:
+    run = results.run(tmp_path)
+    # Two variants lie almost on top of each other.
+    twin = replace(run.table[1], variant="int8-twin", latency_ms_p50=2.52, score=run.table[1].score + 0.001)
+    crowded = pictures.overview(replace(run, table=[*run.table, twin]))
+    (tmp_path / "report.html").write_text(page.render(run))
+    (tmp_path / "overview.html").write_text(f"<!doctype html><body>{crowded}</body>")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for width, dark, paper in ((390, True, "rgb(20, 23, 26)"), (1440, False, "rgb(252, 252, 250)")):
@@ -475,12 +382,15 @@ def test_a_browser_shows_every_section_without_errors_on_a_phone_and_on_a_desk(
             said: list[str] = []
             view.on("console", lambda message, said=said: said.append(message.text))
             view.on("pageerror", lambda error, said=said: said.append(str(error)))
+            view.goto((tmp_path / "overview.html").as_uri())
+            assert view.locator("svg.chart").count() == 2
+            assert view.evaluate(OVERLAPS) == []
             view.goto((tmp_path / "report.html").as_uri())
             assert view.evaluate("getComputedStyle(document.body).backgroundColor") == paper
             # Nothing makes the page wider than the screen; wide tables scroll within themselves.
             assert view.evaluate("document.documentElement.scrollWidth") == width
             titles = view.locator("section > h2")
-            assert titles.count() == view.locator("section").count() == 13
+            assert titles.count() == view.locator("section").count() == len(ALWAYS | OPTIONAL)
             for title in titles.all():
                 assert title.is_visible()
             assert view.evaluate(OVERLAPS) == []
@@ -508,4 +418,4 @@ OVERLAPS = """
       ? [`${chart.ariaLabel}: ${texts[i].textContent} over ${texts[j].textContent}`] : []));
 })
 """
-"""Texts of a chart that lie over each other."""
+"""Texts of a chart that overlap each other."""

@@ -15,7 +15,7 @@ SIZE = 32
 
 @pytest.fixture
 def classifiers(tmp_path: Path) -> dict[str, Classifier]:
-    """One that names the colour, and a child that always says red."""
+    """A file that recognises the colour, and a child of it that always answers red."""
     red = np.zeros((3, 3), dtype=np.float32)
     red[:, 0] = 1
     files = {
@@ -27,29 +27,28 @@ def classifiers(tmp_path: Path) -> dict[str, Classifier]:
 
 def colours(images: int) -> tuple[np.ndarray, np.ndarray]:
     labels = np.arange(images) % 3
-    made = np.full((images, SIZE, SIZE, 3), 60, np.uint8)
-    made[np.arange(images), :, :, labels] = 190
-    return made, labels
+    pixels = np.full((images, SIZE, SIZE, 3), 60, np.uint8)
+    pixels[np.arange(images), :, :, labels] = 190
+    return pixels, labels
 
 
-def test_answers_come_set_by_set_in_the_order_of_the_images(classifiers: dict[str, Classifier]) -> None:
-    images, labels = colours(70)  # more than are asked at once
+def test_logits_come_set_by_set_in_the_order_of_the_images(classifiers: dict[str, Classifier]) -> None:
+    images, labels = colours(70)  # more than one batch
     sets = [images, images[::-1]]
-    first, second = robustness.answer(classifiers, sets)
+    first, second = robustness.compute_logits(classifiers, sets)
     assert first["fp32"].argmax(axis=1).tolist() == labels.tolist()
     assert second["fp32"].argmax(axis=1).tolist() == labels[::-1].tolist()
     assert set(first["blind"].argmax(axis=1)) == {0}
 
 
-def test_corrupted_accuracy_is_told_by_kind_and_severity_and_against_the_parent(
+def test_corrupted_accuracy_is_given_by_kind_and_severity_and_against_the_parent(
     classifiers: dict[str, Classifier],
 ) -> None:
     images, labels = colours(12)
     parents = {"fp32": "teacher", "blind": "fp32"}
-    found = json.loads(
-        json.dumps(robustness.corrupted(classifiers, parents, images, labels, list(range(12))))
-    )
-    sighted, blind = found["variants"]["fp32"], found["variants"]["blind"]
+    result = robustness.score_corrupted(classifiers, parents, images, labels, list(range(12)))
+    variants = json.loads(json.dumps(result))["variants"]
+    sighted, blind = variants["fp32"], variants["blind"]
     assert list(sighted["table"]) == list(corruptions.KINDS)
     assert all([cell["severity"] for cell in row] == [1, 2, 3, 4, 5] for row in sighted["table"].values())
     assert sighted["clean"] == 1
@@ -62,12 +61,12 @@ def test_corrupted_accuracy_is_told_by_kind_and_severity_and_against_the_parent(
     assert blind["delta_lo"] < blind["delta"] < blind["delta_hi"] < 0
 
 
-def test_auroc_agrees_with_scikit_learn_also_with_ties() -> None:
+def test_auroc_agrees_with_scikit_learn_with_ties_too() -> None:
     random = np.random.default_rng(0)
-    inside, outside = random.normal(1, 1, 400).round(1), random.normal(0, 1, 90).round(1)
-    area, lo, hi = robustness.auroc(inside, outside)
+    positives, negatives = random.normal(1, 1, 400).round(1), random.normal(0, 1, 90).round(1)
+    area, lo, hi = robustness.auroc(positives, negatives)
     truth = np.concatenate([np.ones(400), np.zeros(90)])
-    assert area == pytest.approx(roc_auc_score(truth, np.concatenate([inside, outside])))
+    assert area == pytest.approx(roc_auc_score(truth, np.concatenate([positives, negatives])))
     assert lo < area < hi
 
 
@@ -80,11 +79,15 @@ def test_the_interval_of_the_auroc_covers_the_truth() -> None:
     assert hits >= 275
 
 
-def test_outsiders_of_doubtful_colour_are_told_from_test_images(classifiers: dict[str, Classifier]) -> None:
+def test_images_of_doubtful_colour_are_separated_from_test_images(
+    classifiers: dict[str, Classifier],
+) -> None:
     grey = np.full((40, SIZE, SIZE, 3), 100, np.uint8)
     sure = np.full(100, 0.99, dtype=np.float32)
-    found = robustness.outside(classifiers, {"grey": grey}, dict.fromkeys(classifiers, sure))
-    told = found["sets"]["grey"]["variants"]["fp32"]
-    assert told["confidence"] == pytest.approx(1 / 3, rel=1e-5)
-    assert (told["auroc"], told["over_90"]) == (1, 0)
-    assert found["test"]["fp32"] == {"n": 100, "confidence": pytest.approx(0.99), "over_90": 1}
+    result = robustness.score_out_of_distribution(
+        classifiers, {"grey": grey}, dict.fromkeys(classifiers, sure)
+    )
+    scores = result["sets"]["grey"]["variants"]["fp32"]
+    assert scores["confidence"] == pytest.approx(1 / 3, rel=1e-5)
+    assert (scores["auroc"], scores["over_90"]) == (1, 0)
+    assert result["test"]["fp32"] == {"n": 100, "confidence": pytest.approx(0.99), "over_90": 1}

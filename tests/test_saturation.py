@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.storage import Affine
+from pipeline.models.layers import Network
 from pipeline.onnx import layout
 from pipeline.parity import saturation
-from pipeline.quantization.simulator import Sums, integer_weight, simulate
-from tests.test_onnx_layout import int8_student
+from pipeline.quantization.grid import integer_weight
+from pipeline.quantization.simulator import Sums, simulate
+from tests.tiny_students import uneven_student
 
 
 def integer_layer(layer: nn.Conv2d | nn.Linear, limit: int) -> Sums:
@@ -20,7 +21,7 @@ def integer_layer(layer: nn.Conv2d | nn.Linear, limit: int) -> Sums:
     layer.weight = nn.Parameter(weight)
     assert layer.bias is not None
     layer.bias = nn.Parameter(torch.randint(-1000, 1000, (channels,)).float())
-    return Sums(layer, Affine(1.0, 0), torch.ones(channels), limit)
+    return Sums(layer, 1.0, torch.ones(channels), limit)
 
 
 def added_in_16_bit(image: Tensor, weight: Tensor) -> int:
@@ -86,36 +87,36 @@ def test_seven_bits_are_proven_to_be_safe_and_eight_are_not(limit: int, safe: bo
 @pytest.mark.parametrize(("size", "padding"), [(64, "symmetric"), (64, "same"), (50, "symmetric")])
 def test_the_stem_is_cut_off_as_it_lies_in_the_file(size: int, padding: str) -> None:
     """Four pixels at once where the size allows it; product by product with the weights of the file."""
-    module, quantization = int8_student(size, padding=padding)
-    stem = layout.paired_stem(module, quantization, size)
-    assert (stem is not None) is (size == 64)
-    simulated = simulate(module, quantization)
-    cut = saturation.saturate(simulated, {stem[0]: stem[1][0]} if stem else {})
+    network, quantization = uneven_student(size, padding=padding)
+    path = network.stem.weights
+    zeros = layout.paired_stem(network, quantization, size)
+    assert (zeros is not None) is (size == 64)
+    simulated = simulate(network, quantization)
+    saturating = saturation.saturate(simulated, {path: zeros[0]} if zeros else {})
     images = torch.randint(200, 256, (1, size, size, 3)).float()
-    planes = _padded(module, images.permute(0, 3, 1, 2))
-    whole, found = (of.get_submodule("stem.conv")(planes / 255)[0] for of in (simulated, cut))
+    planes = _padded(network, images.permute(0, 3, 1, 2))
+    exact, cut = (module.get_submodule(path)(planes / 255)[0] for module in (simulated, saturating))
 
-    laid_out, scales, _ = layout.pair_columns(module, quantization, size)
-    part = laid_out.get_submodule("stem.conv")
+    laid_out, wider, _ = layout.pair_columns(network, quantization, size)
+    part = laid_out.part("stem")
     assert isinstance(part, nn.Conv2d)
     assert isinstance(part.padding, tuple)
-    quads = images.reshape(1, size, size // 4, 12) if stem else images
+    quads = images.reshape(1, size, size // 4, 12) if zeros else images
     read = _padded(laid_out, quads.permute(0, 3, 1, 2))
     read = nn.functional.pad(read, (part.padding[1],) * 2 + (part.padding[0],) * 2)[0]
-    weights = integer_weight(part.weight.detach(), scales.weight_scales["stem"], 127)
-    (down, across), (height, width), channels = part.stride, part.kernel_size, len(found)
+    weights = integer_weight(part.weight.detach(), wider.weight_scales["stem"], 127)
+    (down, across), (height, width), channels = part.stride, part.kernel_size, len(cut)
     less = 0
     for y, x, number in itertools.product((0, 1, size // 2 - 1), (0, 3, 12), range(0, len(weights), 3)):
         window = read[:, down * y : down * y + height, across * x : across * x + width]
         lost = int((window * weights[number]).sum()) - added_in_16_bit(window, weights[number])
-        column = 2 * x + number // channels if stem else x
-        assert whole[number % channels, y, column] - found[number % channels, y, column] == lost
+        column = 2 * x + number // channels if zeros else x
+        assert exact[number % channels, y, column] - cut[number % channels, y, column] == lost
         less += lost != 0
     assert less, "some sums are cut off"
 
 
-def _padded(module: nn.Module, planes: Tensor) -> Tensor:
-    """What the stem's convolution reads."""
-    for part in module.get_submodule("stem").children():
-        planes = part(planes) if isinstance(part, nn.ZeroPad2d) else planes
-    return planes
+def _padded(network: Network, planes: Tensor) -> Tensor:
+    """The input of the stem's convolution."""
+    padding = network.stem.padding
+    return planes if padding is None else network.module.get_submodule(padding)(planes)

@@ -44,7 +44,7 @@ def test_built_in_columns_divide_the_images_by_their_content(tmp_path: Path) -> 
             pixels = np.full((40, 30 + number), brightness + number % 5 + label, np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
     listing = sources.folder(tmp_path / "images")
-    assigned = splits.assign(listing.candidates, train=None, val=0.02, test=0.45, seed=0)
+    assigned = splits.assign(listing.labelled, train=None, val=0.02, test=0.45, seed=0)
     store.write(tmp_path / "data", listing, assigned, {"source": "folder", "path": "", "license": ""})
     # Most images are in train, and all splits are read alike.
     images = max((store.read(tmp_path / "data", name) for name in ("train", "test")), key=len)

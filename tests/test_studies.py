@@ -28,7 +28,7 @@ def test_half_of_the_labels_are_hidden_in_every_class(photographs: Path, tmp_pat
     arguments = [str(photographs), str(tmp_path / "hidden"), "--val", "9", "--test", "12"]
     hide_labels.main(arguments)
     listing = sources.read("folder", tmp_path / "hidden")
-    kept = [image for image in listing.candidates if image.source.startswith("train/")]
+    kept = [image for image in listing.labelled if image.source.startswith("train/")]
     assert (len(kept), len(listing.unlabelled)) == (26, 25)  # of 72, less 9 and 12
     counts = np.bincount([image.label for image in kept])
     assert counts.max() - counts.min() <= 1

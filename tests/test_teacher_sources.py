@@ -174,7 +174,7 @@ def test_an_onnx_file_labels_like_the_network_it_came_from(tmp_path: Path, photo
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4, bias=False))
     network[2].weight = nn.Parameter(matrix.T)
     listing = sources.folder(photographs)
-    made = splits.assign(listing.candidates, train=None, val=0.2, test=0.25, seed=0)
+    made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
     store.write(tmp_path / "data", listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
     space = ViewSpace(seed=0, crop_scale=(0.6, 1.0), crop_ratio=(0.8, 1.25))
     view_set = ViewSet(store.read(tmp_path / "data", "train"), space, InputContract(64, HALF, QUARTER))
@@ -204,7 +204,7 @@ def test_wrong_onnx_files_are_one_line(tmp_path: Path) -> None:
     )
     for name, message in (
         ("parts.onnx", "keeps weights in other files"),
-        ("cut.onnx", "is no intact ONNX file"),
+        ("cut.onnx", "not an intact ONNX file"),
         ("absent.onnx", "no such file"),
         ("eight.onnx", "a batch of any size or of 1 is expected; found 8"),
     ):

@@ -47,7 +47,7 @@ TRAINING = StudentTraining(
 def data(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
     folder = tmp_path_factory.mktemp("prepared") / "data"
     listing = sources.folder(photographs)
-    made = splits.assign(listing.candidates, train=None, val=0.2, test=0.25, seed=0)
+    made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
     store.write(folder, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
     return folder
 

@@ -1,4 +1,5 @@
-"""Batches of views, rendered in worker processes, the same whoever renders them."""
+"""Batches of views, rendered in worker processes; their pixels do not depend on which process renders
+them."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,72 +22,75 @@ from pipeline.tasks import SINGLE_LABEL
 from teachers.contract import InputContract
 
 CENTRED_BATCH = 128
-"""Images that are scored at once."""
-KEPT_BYTES = 2**28
-"""Most memory for rendered images that are scored again and again."""
+"""Number of images that are scored at once."""
+CACHE_BYTES = 2**28
+"""Most memory, in bytes, for rendered images that are scored again and again."""
 
 
 class Batch(NamedTuple):
-    """Images with what is known about them."""
+    """Images with their labels and the teachers' answers."""
 
     images: UInt8[Tensor, "batch height width 3"]
     labels: Int64[Tensor, " batch"] | Float[Tensor, "batch classes"]
-    """Class of each image; or how much of each class or attribute a view shows, where views are mixed or
-    images lack labels (then a row of zeros for classes, of NaN for attributes)."""
+    """Class of each image; or the share of each class or attribute that a view shows, if views are mixed or
+    some images lack labels. An image without a label has a row of zeros for classes, of NaN for
+    attributes."""
     answers: Float16[Tensor, "batch classes"] | None
-    """The teacher's stored logits for these very views."""
+    """The teacher's stored logits for exactly these views."""
     for_teachers: tuple[UInt8[Tensor, "batch _ _ 3"], ...] = ()
-    """The same views as each live teacher takes them."""
+    """The same views, rendered for the input contract of each live teacher."""
 
 
 class Request(NamedTuple):
-    """What a worker renders."""
+    """The images and the view that a worker renders as one batch."""
 
     indices: Sequence[int] | Int64[np.ndarray, " batch"]
     view: int | None
-    """View number; None is the centred square that evaluation looks at."""
+    """View number; None for the centred square on which networks are evaluated."""
     size: int
-    """Pixels."""
+    """Side of the view in pixels."""
 
 
 @dataclass(frozen=True)
 class ViewSet(Dataset[Batch]):
-    """A split seen through a view space, with stored answers where there are some."""
+    """A split seen through a view space, with the teacher's stored answers if there are any."""
 
     images: ImageSet
     space: ViewSpace | None
     contract: InputContract
     answers: Callable[[Int64[np.ndarray, " batch"], int], Float16[np.ndarray, "batch classes"]] | None = None
-    """Logits of some images' view of a number."""
+    """Function from image indices and a view number to the stored logits."""
     teachers: tuple[InputContract, ...] = ()
-    """Teachers that are asked while the student trains."""
+    """Input contracts of the teachers that answer while the student trains."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, request: Request) -> Batch:
         contracts = replace(self.contract, size=request.size), *self.teachers
-        chosen = np.asarray(request.indices)
-        pixels = [np.empty((len(chosen), c.size, c.size, 3), np.uint8) for c in contracts]
-        for row, index in enumerate(chosen.tolist()):
-            for whole, image in zip(pixels, self._pictures(index, request.view, contracts), strict=True):
-                whole[row] = np.asarray(image)
+        indices = np.asarray(request.indices)
+        pixels = [np.empty((len(indices), c.size, c.size, 3), np.uint8) for c in contracts]
+        for row, index in enumerate(indices.tolist()):
+            for array, image in zip(pixels, self._pictures(index, request.view, contracts), strict=True):
+                array[row] = np.asarray(image)
         answers = None
         if self.answers is not None and request.view is not None:
-            answers = torch.from_numpy(self.answers(chosen, request.view))
-        own, *others = map(torch.from_numpy, pixels)
-        return Batch(own, self._labels(chosen, request.view), answers, tuple(others))
+            answers = torch.from_numpy(self.answers(indices, request.view))
+        images, *for_teachers = map(torch.from_numpy, pixels)
+        return Batch(images, self._labels(indices, request.view), answers, tuple(for_teachers))
 
     def _pictures(
         self, index: int, number: int | None, contracts: Sequence[InputContract]
     ) -> list[Image.Image]:
         """One view at the size of each contract."""
-        shown = self._renderings(index, number, contracts)
+        pictures = self._renderings(index, number, contracts)
         mixture = self._mixture(index, number)
         if mixture is None:
-            return shown
+            return pictures
         partners = self._renderings(mixture.partner, number, contracts)
-        return [views.mix(own, other, mixture) for own, other in zip(shown, partners, strict=True)]
+        return [
+            views.mix(picture, partner, mixture) for picture, partner in zip(pictures, partners, strict=True)
+        ]
 
     def _renderings(
         self, index: int, number: int | None, contracts: Sequence[InputContract]
@@ -104,18 +108,18 @@ class ViewSet(Dataset[Batch]):
         return views.draw_mixture(self.space, int(self.images.keys[index]), number, len(self))
 
     def _labels(
-        self, chosen: Int64[np.ndarray, " batch"], number: int | None
+        self, indices: Int64[np.ndarray, " batch"], number: int | None
     ) -> Int64[Tensor, " batch"] | Float[Tensor, "batch classes"]:
-        labels = torch.from_numpy(self.images.labels[chosen])
+        labels = torch.from_numpy(self.images.labels[indices])
         mixed = number is not None and self.space is not None and self.space.mixes
-        if not mixed and self.images.labelled:
+        if not mixed and self.images.fully_labelled:
             return labels
         shares = self._shares(labels)
         if not mixed:
             return shares
-        mixtures = [self._mixture(index, number) for index in chosen.tolist()]
+        mixtures = [self._mixture(index, number) for index in indices.tolist()]
         pairs = [
-            (i, 1.0) if m is None else (m.partner, m.weight) for i, m in zip(chosen, mixtures, strict=True)
+            (i, 1.0) if m is None else (m.partner, m.weight) for i, m in zip(indices, mixtures, strict=True)
         ]
         partners = self._shares(torch.from_numpy(self.images.labels[[partner for partner, _ in pairs]]))
         return torch.lerp(partners, shares, torch.tensor([weight for _, weight in pairs])[:, None])
@@ -125,40 +129,40 @@ class ViewSet(Dataset[Batch]):
     ) -> Float[Tensor, "batch classes"]:
         if self.images.task is not SINGLE_LABEL:
             return labels
-        # One class more, for images that nobody labelled, and left out again.
+        # Images without a label have the class -1: it gets a column of its own, which is left out again.
         return functional.one_hot(labels + 1, len(self.images.classes) + 1)[:, 1:].float()
 
 
 @dataclass
 class CentredViews:
-    """The centred views of a split at a size, kept in memory for the next time if they are not too many."""
+    """The centred views of a split, kept in memory for the next time if they fit ``CACHE_BYTES``."""
 
     fabric: Fabric
     dataset: ViewSet
     workers: int
     _size: int = 0
-    _kept: list[Batch] = field(default_factory=list)
+    _cache: list[Batch] = field(default_factory=list)
 
     def at(self, size: int) -> Iterator[Batch]:
-        """Batches of the whole split, in order, on the device."""
+        """Yield the whole split at ``size`` pixels as batches, in order, on the device."""
         if size == self._size:
-            yield from self._kept
+            yield from self._cache
             return
-        self._size, self._kept = 0, []
-        fits = len(self.dataset) * size * size * 3 <= KEPT_BYTES
+        self._size, self._cache = 0, []
+        fits = len(self.dataset) * size * size * 3 <= CACHE_BYTES
         requests = sequential(range(len(self.dataset)), None, size, CENTRED_BATCH)
-        kept: list[Batch] = []
+        batches: list[Batch] = []
         for batch in load(self.fabric, self.dataset, requests, self.workers):
             if fits:
-                kept.append(batch)
+                batches.append(batch)
             yield batch
         if fits:
-            self._size, self._kept = size, kept
+            self._size, self._cache = size, batches
 
 
 @dataclass(frozen=True)
 class Requests:
-    """A lazy sequence of requests, as PyTorch's loader wants its sampler."""
+    """A sequence of requests in the form of a sampler for PyTorch's loader."""
 
     items: Sequence[Request]
 
@@ -170,38 +174,41 @@ class Requests:
 
 
 def load(fabric: Fabric, dataset: ViewSet, requests: Sequence[Request], workers: int) -> Iterable[Batch]:
-    """The requests' batches in order, rendered in ``workers`` processes, on the device of ``fabric``."""
+    """Yield the requests' batches in order, rendered in ``workers`` processes, on the device of
+    ``fabric``."""
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=Requests(requests),
         num_workers=workers,
-        # Its own: drawing from the global one would make dropout differ after a resumption.
+        # The loader draws a seed for its workers. From the global generator, that would change the dropout of
+        # a training that is resumed.
         generator=torch.Generator(),
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_give_way,
+        worker_init_fn=_lower_priority,
         pin_memory=fabric.device.type == "cuda",
     )
     return cast(Iterable[Batch], fabric.setup_dataloaders(loader))
 
 
-def _give_way(_worker: int) -> None:
-    """Render at the lowest priority, in the gaps that training leaves.
+def _lower_priority(_worker: int) -> None:
+    """Render at the lowest priority, in the time that training leaves.
 
-    A worker that takes one core's time from training makes all threads wait for the slowest.
+    If a worker took time on one core from training, all training threads would wait for the slowest.
     """
     os.nice(19)
 
 
 def sequential(
-    chosen: Sequence[int] | Int64[np.ndarray, " images"], view: int | None, size: int, batch_size: int
+    indices: Sequence[int] | Int64[np.ndarray, " images"], view: int | None, size: int, batch_size: int
 ) -> list[Request]:
-    """Requests for every chosen image once, in order."""
+    """Make requests for one view of every image in ``indices``, in order."""
     return [
-        Request(chosen[first : first + batch_size], view, size) for first in range(0, len(chosen), batch_size)
+        Request(indices[first : first + batch_size], view, size)
+        for first in range(0, len(indices), batch_size)
     ]
 
 
 def shuffled(images: int, epoch: int, seed: int) -> Int64[np.ndarray, " images"]:
-    """The order of one epoch: a pure function of seed and epoch."""
+    """Draw the order of one epoch, a pure function of seed and epoch."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(images)

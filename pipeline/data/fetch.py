@@ -1,4 +1,4 @@
-"""Bringing Fashion-MNIST to this machine, from wherever it can be had."""
+"""Download of Fashion-MNIST, from whichever place offers it."""
 
 import shutil
 import subprocess
@@ -17,33 +17,37 @@ DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("usr/share/datasets/fashion-mnist")
 
 
-def fetch_fashion_mnist(target: Path, say: Callable[[str], None] = print) -> None:
-    """Put the four gzipped IDX files into ``target``; does nothing where they are already.
+def fetch_fashion_mnist(target: Path, report: Callable[[str], None] = print) -> None:
+    """Put the four gzipped IDX files into ``target``, unless they are there already.
 
-    Tried in turn: the folder of an installed Debian package, torchvision's download, and the Debian
-    package itself, unpacked without root.
+    Three ways are tried in turn: the folder of an installed Debian package, torchvision's download, and the
+    Debian package itself, unpacked without root.
+
+    Args:
+        target: folder of the files.
+        report: receives one line that says where the files are.
 
     Raises:
-        SourceError: none of them works; the message says why for each.
+        SourceError: no way works; the message gives the reason for each.
     """
     if all((target / name).is_file() for name in FILES):
-        say(f"Fashion-MNIST is in {target}")
+        report(f"Fashion-MNIST is in {target}")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     failures = []
-    for way in (_installed, _torchvision, _debian):
+    for download in (_installed, _torchvision, _debian):
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             try:
-                found = way(Path(scratch))
+                folder = download(Path(scratch))
                 target.mkdir(exist_ok=True)
                 for name in FILES:
-                    shutil.copyfile(found / name, target / name)
+                    shutil.copyfile(folder / name, target / name)
             except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-                failures.append(f"{way.__name__.strip('_')}: {' '.join(str(error).split())}")
+                failures.append(f"{download.__name__.strip('_')}: {' '.join(str(error).split())}")
                 continue
-        say(f"Fashion-MNIST is in {target} (from {way.__name__.strip('_')})")
+        report(f"Fashion-MNIST is in {target} (from {download.__name__.strip('_')})")
         return
-    raise SourceError("Fashion-MNIST could not be had. " + "; ".join(failures))
+    raise SourceError("Fashion-MNIST could not be downloaded. " + "; ".join(failures))
 
 
 def _installed(_scratch: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Image files: found where a user points, and decoded."""
+"""Image files: how they are listed and decoded."""
 
 import glob
 import io
@@ -8,19 +8,19 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 JPEG_SIDE = 65_500
-"""Most pixels of a JPEG's side."""
+"""Most pixels that a JPEG's side can have."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-"""What is taken for an image in a folder."""
+"""Suffixes of the files in a folder that are taken for images."""
 
 
 def decode(encoded: bytes | Path, at_least: int | None = None) -> Image.Image:
-    """An RGB image, turned upright as its EXIF orientation says.
+    """Decode an image as RGB, turned upright by its EXIF orientation.
 
-    With ``at_least`` a large JPEG is decoded in a half, quarter or eighth of its size, which takes less time;
-    no side has fewer pixels than that.
+    With ``at_least`` a large JPEG is decoded at a half, a quarter or an eighth of its size, which takes less
+    time; no side gets fewer pixels than that.
 
     Raises:
-        ValueError: its grey values have more than 8 bits, which Pillow would cut off.
+        ValueError: the grey values have more than 8 bits, which Pillow would cut off.
     """
     with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
         if image.mode.startswith(("I", "F")):
@@ -31,9 +31,9 @@ def decode(encoded: bytes | Path, at_least: int | None = None) -> Image.Image:
 
 
 def reduce(encoded: bytes, side: int) -> bytes:
-    """An image whose shorter side has at most ``side`` pixels: itself, or a JPEG of that many, upright.
+    """Reduce an encoded image to a JPEG whose shorter side has ``side`` pixels, upright.
 
-    What would be too long for a JPEG stays as it is.
+    An image that is small enough already, or would be too long for a JPEG, is returned as it is.
     """
     with Image.open(io.BytesIO(encoded)) as image:
         if min(image.size) <= side or max(image.size) * side > min(image.size) * JPEG_SIDE:
@@ -42,29 +42,33 @@ def reduce(encoded: bytes, side: int) -> bytes:
     width, height = (round(length * side / min(image.size)) for length in image.size)
     buffer = io.BytesIO()
     reduced = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    reduced.save(buffer, "JPEG", quality=95, subsampling=0, comment=b"")  # an inherited one may be too long
+    reduced.save(
+        buffer, "JPEG", quality=95, subsampling=0, comment=b""
+    )  # an inherited comment may be too long
     return buffer.getvalue()
 
 
 def find(places: Iterable[str]) -> Iterator[Path]:
-    """The files at each place, in order: a file, a folder's images at any depth, or those of a pattern.
+    """Yield the image files at each place, in order: a file, a folder's images at any depth, or a pattern's.
 
-    A place without any is given back as it is, so that whoever reads it can say that nothing is there.
+    A place without images is yielded as it is, so that whoever reads it can report that nothing is there.
     """
     for place in places:
         path = Path(place)
         if path.is_dir():
-            found = below(path)
+            files = list_images(path)
         elif path.exists():
-            found = [path]
+            files = [path]
         else:
-            # `Path.glob` takes no absolute pattern.
+            # `Path.glob` does not take absolute patterns.
             matches = (Path(match) for match in glob.glob(place, recursive=True))  # noqa: PTH207
-            inside = (file for match in matches for file in (below(match) if match.is_dir() else [match]))
-            found = sorted({file for file in inside if file.suffix.lower() in SUFFIXES})
-        yield from found or [path]
+            inside = (
+                file for match in matches for file in (list_images(match) if match.is_dir() else [match])
+            )
+            files = sorted({file for file in inside if file.suffix.lower() in SUFFIXES})
+        yield from files or [path]
 
 
-def below(folder: Path) -> list[Path]:
-    """A folder's images at any depth, in order."""
+def list_images(folder: Path) -> list[Path]:
+    """List the images below a folder at any depth, in order."""
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)

@@ -21,7 +21,7 @@ from pipeline.errors import DistilleryError
 from pipeline.tasks import TaskName
 
 FOLDER_SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
-"""Names of split folders, and the split that each means."""
+"""Split by the name of its folder."""
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -36,9 +36,8 @@ FASHION_MNIST_CLASSES = (
     "Ankle boot",
 )
 
-
 UNLABELLED = "unlabelled"
-"""A folder of this name beside the labelled images holds more of them, without labels."""
+"""Name of the folder beside the labelled images that holds images without labels."""
 
 METADATA = "metadata.csv"
 FILE_NAME = "file_name"
@@ -47,28 +46,28 @@ CELEBA_SPLITS = {"0": "train", "1": "val", "2": "test"}
 
 
 class SourceError(DistilleryError):
-    """The images are not there, or not in the form that was named."""
+    """The images are missing, or do not have the form that the source requires."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One image that was read and decoded, not yet assigned to a split."""
+class SourceFile:
+    """One image of a source that can be decoded, before it is assigned to a split."""
 
     split: str | None
-    """``train``, ``val`` or ``test`` where the source says so."""
+    """``train``, ``val`` or ``test`` if the source is split; otherwise None."""
     label: int | tuple[float, ...]
-    """Number of its class; or how much of each attribute it has, from 0 to 1."""
+    """Index of its class, or the share from 0 to 1 of each attribute that it has."""
     source: str
-    """Where it lies, for a person to find it again."""
+    """Place in the source, so that a person can find it again."""
     sha256: str
-    """Hash of the decoded RGB pixels and their shape."""
+    """SHA-256 of the shape and the decoded RGB pixels."""
     read: Callable[[], bytes]
-    """The encoded image."""
+    """Function that returns the encoded image."""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """One file that could not be used, and why."""
+    """One file that is not used, with the reason."""
 
     source: str
     reason: str
@@ -76,45 +75,49 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Listing:
-    """All that a source holds."""
+    """Everything that a source holds."""
 
     classes: tuple[str, ...]
     """Names of the classes, or of the attributes."""
-    candidates: list[Candidate]
+    labelled: list[SourceFile]
     rejected: list[Rejected]
     task: TaskName = "single_label"
-    unlabelled: list[Candidate] = field(default_factory=list)
-    """Images that belong to the task, but nobody said what they show."""
+    unlabelled: list[SourceFile] = field(default_factory=list)
+    """Images of the same kind without labels."""
 
 
 def content_hash(image: Image.Image) -> str:
-    """SHA-256 of an RGB image's shape and pixels: equal for the same picture in another encoding."""
+    """Compute the SHA-256 of an RGB image's shape and pixels, which does not depend on its encoding."""
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def read(source: str, path: Path) -> Listing:
-    """All that a source holds, with the images of the folder `unlabelled` beside its labelled ones.
+    """Read everything that a source holds, with the folder `unlabelled` beside its labelled images.
+
+    Args:
+        source: key of ``SOURCES``.
+        path: folder of the source.
 
     Raises:
-        SourceError: the images are not there, or not in the form that was named.
+        SourceError: the images are missing, or do not have the form that the source requires.
     """
     listing = SOURCES[source](path)
     unknown = -1 if listing.task == "single_label" else (math.nan,) * len(listing.classes)
     files = [file for file in sorted((path / UNLABELLED).rglob("*")) if file.is_file()]
-    found, rejected = _read_files(path, [(None, unknown, file) for file in files])
-    return replace(listing, rejected=[*listing.rejected, *rejected], unlabelled=found)
+    images, rejected = _read_files(path, [(None, unknown, file) for file in files])
+    return replace(listing, rejected=[*listing.rejected, *rejected], unlabelled=images)
 
 
 def fashion_mnist(path: Path) -> Listing:
-    """Fashion-MNIST's four gzipped IDX files (Xiao et al. 2017, https://arxiv.org/abs/1708.07747)."""
-    candidates = []
+    """Read Fashion-MNIST's four gzipped IDX files (Xiao et al. 2017, https://arxiv.org/abs/1708.07747)."""
+    labelled = []
     for split, stem in (("train", "train"), ("test", "t10k")):
         images = _read_idx(path / f"{stem}-images-idx3-ubyte.gz", dimensions=3)
         labels = _read_idx(path / f"{stem}-labels-idx1-ubyte.gz", dimensions=1)
         if len(images) != len(labels):
             raise SourceError(f"{path}: {len(images)} {split} images but {len(labels)} labels")
-        candidates += [
-            Candidate(
+        labelled += [
+            SourceFile(
                 split=split,
                 label=int(label),
                 source=f"{stem}[{index}]",
@@ -123,16 +126,16 @@ def fashion_mnist(path: Path) -> Listing:
             )
             for index, (pixels, label) in enumerate(zip(images, labels, strict=True))
         ]
-    return Listing(FASHION_MNIST_CLASSES, candidates, [])
+    return Listing(FASHION_MNIST_CLASSES, labelled, [])
 
 
 def folder(path: Path) -> Listing:
-    """Class folders, or train/validation/test folders that hold class folders.
+    """Read class folders, or train/validation/test folders that hold class folders.
 
-    Files that are no images or cannot be decoded are rejected with their reason.
+    Files that are not images or cannot be decoded are rejected with their reason.
     """
     if not path.is_dir():
-        raise SourceError(f"{path} is not a folder; data.path takes a folder of class folders")
+        raise SourceError(f"data.path (={path}) must be a folder of class folders")
     below = _folders(path)
     split_folders = [child for child in below if child.name.lower() in FOLDER_SPLITS]
     roots: list[tuple[str | None, Path]] = [(FOLDER_SPLITS[c.name.lower()], c) for c in split_folders]
@@ -142,8 +145,8 @@ def folder(path: Path) -> Listing:
     classes = tuple(sorted({child.name for _, root in roots for child in _folders(root)}))
     if len(classes) < 2:
         raise SourceError(
-            f"{path} holds {len(classes)} class folders; at least 2 are needed, "
-            "directly or below train/validation/test"
+            f"data.path (={path}) must hold at least 2 class folders, directly or below "
+            f"train/validation/test; it holds {len(classes)}"
         )
     files = [
         (split, label, file)
@@ -152,21 +155,19 @@ def folder(path: Path) -> Listing:
         for file in sorted((root / name).rglob("*"))
         if file.is_file()
     ]
-    candidates, rejected = _read_files(path, files)
-    if empty := sorted(set(range(len(classes))) - {image.label for image in candidates}):
-        raise SourceError(
-            f"{path}: no image can be read of {', '.join(repr(classes[label]) for label in empty)}; "
-            "a class folder needs some"
-        )
-    names = " and ".join(child.name for child in split_folders)
+    labelled, rejected = _read_files(path, files)
+    if empty := sorted(set(range(len(classes))) - {image.label for image in labelled}):
+        names = ", ".join(repr(classes[label]) for label in empty)
+        raise SourceError(f"{path}: the class folders {names} must hold at least one image that can be read")
+    split_names = " and ".join(child.name for child in split_folders)
     rejected += [
-        Rejected(child.name, f"a folder beside {names}; its images are not used") for child in beside
+        Rejected(child.name, f"a folder beside {split_names}; its images are not used") for child in beside
     ]
-    return Listing(classes, candidates, rejected)
+    return Listing(classes, labelled, rejected)
 
 
 def _folders(path: Path) -> list[Path]:
-    """Folders in order, without the unlabelled images and without those that programs leave behind."""
+    """List the folders in order, except that of unlabelled images and those that programs leave behind."""
     return sorted(
         child
         for child in path.iterdir()
@@ -175,16 +176,16 @@ def _folders(path: Path) -> list[Path]:
 
 
 def attributes(path: Path) -> Listing:
-    """Images with any number of attributes each, listed in a table.
+    """Read images with any number of attributes each, listed in a table.
 
     The table is Hugging Face's ``metadata.csv`` (https://huggingface.co/docs/datasets/image_dataset):
-    ``file_name`` and one column an attribute, in the folder itself or in train/validation/test folders. Or it
-    is CelebA's ``list_attr_celeba.txt`` beside ``img_align_celeba/`` and, for the splits,
-    ``list_eval_partition.txt``, as torchvision keeps them. Values lie between 0 and 1; -1 is 0, as CelebA
-    writes it.
+    ``file_name`` and one column per attribute, in the folder itself or in train/validation/test folders. Or
+    it is CelebA's ``list_attr_celeba.txt`` beside ``img_align_celeba/`` and, for the splits,
+    ``list_eval_partition.txt``, as torchvision keeps them. Values lie between 0 and 1; -1 means 0, as in
+    CelebA.
     """
     if not path.is_dir():
-        raise SourceError(f"{path} is not a folder; data.path takes a folder with {METADATA} or {CELEBA}")
+        raise SourceError(f"data.path (={path}) must be a folder with {METADATA} or {CELEBA}")
     if (path / CELEBA).is_file():
         names, rows = _celeba(path)
     else:
@@ -197,7 +198,7 @@ SOURCES: dict[str, Callable[[Path], Listing]] = {
     "fashion_mnist": fashion_mnist,
     "folder": folder,
 }
-"""Name of a source (``data.source``) to its reader."""
+"""Reader by the name of the source (``data.source``)."""
 
 
 Labelled = tuple[str | None, tuple[float, ...], Path]
@@ -212,24 +213,24 @@ def _metadata(path: Path) -> tuple[tuple[str, ...], list[Labelled]]:
         if child.name.lower() in FOLDER_SPLITS and (child / METADATA).is_file()
     ]
     if not tables:
-        raise SourceError(f"{path} has neither {METADATA}, nor one in train/validation/test, nor {CELEBA}")
+        raise SourceError(f"{path} must hold {METADATA}, directly or in train/validation/test, or {CELEBA}")
     names: tuple[str, ...] | None = None
     rows: list[Labelled] = []
     for split, file in tables:
         reader = csv.DictReader(io.StringIO(_text(file), newline=""))
         header = list(reader.fieldnames or ())
-        found = tuple(name for name in header if name != FILE_NAME)
-        if FILE_NAME not in header or not found or found != (names or found):
+        columns = tuple(name for name in header if name != FILE_NAME)
+        if FILE_NAME not in header or not columns or columns != (names or columns):
             raise SourceError(
-                f"{file}: columns {FILE_NAME} and {', '.join(names or ('an attribute or more',))} are "
+                f"{file}: columns {FILE_NAME} and {', '.join(names or ('at least one attribute',))} are "
                 f"expected; found {', '.join(header) or 'none'}"
             )
         if len(set(header)) < len(header):
-            raise SourceError(f"{file}: two columns have one name; found {', '.join(header)}")
-        names = found
+            raise SourceError(f"{file}: column names must differ; found {', '.join(header)}")
+        names = columns
         for row in reader:
             where = f"{file}, line {reader.line_num}"
-            values = tuple(_share(where, name, row[name]) for name in found)
+            values = tuple(_share(where, name, row[name]) for name in columns)
             rows.append((split, values, _beside(file.parent, row[FILE_NAME], where)))
     return names or (), rows
 
@@ -273,7 +274,7 @@ def _text(file: Path) -> str:
 
 
 def _beside(folder: Path, name: str | None, where: str) -> Path:
-    """A file that a table names, which must lie in or below the table's folder."""
+    """Return the path of a file that a table names, which must be in or below the table's folder."""
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise SourceError(f"{where}: {FILE_NAME} = {name!r}; a path below {folder} is expected")
     return folder / name
@@ -292,21 +293,21 @@ def _share(where: str, name: str, value: str | None) -> float:
 
 def _read_files(
     root: Path, files: Sequence[tuple[str | None, int | tuple[float, ...], Path]]
-) -> tuple[list[Candidate], list[Rejected]]:
+) -> tuple[list[SourceFile], list[Rejected]]:
     with ThreadPoolExecutor() as pool:
         reading = pool.map(lambda item: _read_file(root, *item), files)
         read = list(
             tqdm(reading, "read", len(files), unit=" images", unit_scale=True, delay=5, mininterval=5)
         )
     return (
-        [item for item in read if isinstance(item, Candidate)],
+        [item for item in read if isinstance(item, SourceFile)],
         [item for item in read if isinstance(item, Rejected)],
     )
 
 
 def _read_file(
     root: Path, split: str | None, label: int | tuple[float, ...], file: Path
-) -> Candidate | Rejected:
+) -> SourceFile | Rejected:
     source = os.fsencode(file.relative_to(root)).decode("utf-8", "backslashreplace")
     if file.suffix.lower() not in SUFFIXES:
         return Rejected(source, f"not an image: suffix {file.suffix or 'missing'}")
@@ -314,12 +315,12 @@ def _read_file(
         image = decode(file)
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         return Rejected(source, f"cannot be decoded: {error}")
-    return Candidate(split, label, source, content_hash(image), file.read_bytes)
+    return SourceFile(split, label, source, content_hash(image), file.read_bytes)
 
 
 def _read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
     if not path.is_file():
-        raise SourceError(f"{path} is missing; `python -m pipeline fetch` brings Fashion-MNIST")
+        raise SourceError(f"{path} is missing; `python -m pipeline fetch` downloads Fashion-MNIST")
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError) as error:

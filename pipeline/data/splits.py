@@ -5,35 +5,34 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.data.sources import Candidate, Rejected, SourceError
+from pipeline.data.sources import UNLABELLED, Rejected, SourceError, SourceFile
 
 SPLITS = ("train", "val", "test")
-UNLABELLED = "unlabelled"
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Which image goes where, and which were left out because their content is elsewhere already."""
+    """The images of each split, and those left out because their content is already in another one."""
 
-    train: list[Candidate]
-    val: list[Candidate]
-    test: list[Candidate]
-    unlabelled: list[Candidate]
+    train: list[SourceFile]
+    val: list[SourceFile]
+    test: list[SourceFile]
+    unlabelled: list[SourceFile]
     rejected: list[Rejected]
     leaked: int
-    """Images that stood in train or val although test or val holds the same content."""
+    """Number of images in train or val whose content is in test or val, too."""
     repeated: int
-    """Images that stood more than once in train or in val; test is left as the source has it."""
+    """Number of repetitions within train and within val; test is left as the source has it."""
 
-    def items(self) -> list[tuple[str, list[Candidate]]]:
-        """The three splits with their names, and the unlabelled images where there are some."""
+    def items(self) -> list[tuple[str, list[SourceFile]]]:
+        """The three splits with their names, and the unlabelled images if there are any."""
         splits = [("train", self.train), ("val", self.val), ("test", self.test)]
         return [*splits, (UNLABELLED, self.unlabelled)] if self.unlabelled else splits
 
 
 def assign(
-    candidates: Sequence[Candidate],
-    unlabelled: Sequence[Candidate] = (),
+    labelled: Sequence[SourceFile],
+    unlabelled: Sequence[SourceFile] = (),
     *,
     train: int | None,
     val: int | float,
@@ -41,45 +40,54 @@ def assign(
     seed: int,
     anew: bool = False,
 ) -> Splits:
-    """Split images by class and content hash; a split that the source has is kept, unless ``anew``.
+    """Split images by class and content hash.
 
-    An image whose content is in test is taken out of val and train, and one whose content is in val
-    out of train. Unlabelled images are left out whose content is in any split. ``train`` and integers are
-    counts, fractions are shares. The choice depends on contents and seed alone, not on file order.
+    An image whose content is in test is taken out of val and train, and one whose content is in val out of
+    train. Unlabelled images whose content is in any split are left out. The choice depends on contents and
+    seed alone, not on the order of the files.
+
+    Args:
+        labelled: images with labels.
+        unlabelled: images without labels.
+        train: number of training images; None takes all that are left.
+        val: number (int) or share (float) of images for val.
+        test: number (int) or share (float) of images for test.
+        seed: seed of the choice.
+        anew: whether to split again images that the source has split already.
 
     Raises:
-        SourceError: a split is empty, or fewer images are there than were asked for.
+        SourceError: a split is empty, or there are fewer images than requested.
     """
-    given: dict[str | None, list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        given[None if anew else candidate.split].append(candidate)
+    by_split: dict[str | None, list[SourceFile]] = defaultdict(list)
+    for image in labelled:
+        by_split[None if anew else image.split].append(image)
     rejected: list[Rejected] = []
-    pool, repeated = _drop_repeats(given["train"] + given[None], rejected)
-    testing = given["test"] or stratified(pool, _count(test, pool), seed)
-    if not given["test"]:
+    pool, repeated = _drop_repeats(by_split["train"] + by_split[None], rejected)
+    testing = by_split["test"] or stratified(pool, _count(test, pool), seed)
+    if not by_split["test"]:
         pool = _without(pool, testing)
-    validation, repeated_val = _drop_repeats(given["val"], rejected)
+    validation, repeated_val = _drop_repeats(by_split["val"], rejected)
     before = len(pool) + len(validation)
-    validation = _drop_known(validation, testing, "test", rejected)
-    pool = _drop_known(_drop_known(pool, testing, "test", rejected), validation, "val", rejected)
+    validation = _drop_content_of(validation, testing, "test", rejected)
+    pool = _drop_content_of(_drop_content_of(pool, testing, "test", rejected), validation, "val", rejected)
     leaked = before - len(pool) - len(validation)
     if not validation:
         validation = stratified(pool, _count(val, pool), seed)
         pool = _without(pool, validation)
     training = pool if train is None else stratified(pool, train, seed)
-    more, repeated_more = _drop_repeats(unlabelled, rejected)
-    for name, known in (("test", testing), ("val", validation), ("train", training)):
-        more = _drop_known(more, known, name, rejected)
-    repeats = repeated + repeated_val + repeated_more
-    splits = Splits(training, validation, testing, more, rejected, leaked, repeats)
+    extra, repeated_extra = _drop_repeats(unlabelled, rejected)
+    for name, others in (("test", testing), ("val", validation), ("train", training)):
+        extra = _drop_content_of(extra, others, name, rejected)
+    repeats = repeated + repeated_val + repeated_extra
+    splits = Splits(training, validation, testing, extra, rejected, leaked, repeats)
     for name, images in splits.items():
         if not images:
-            raise SourceError(f"the {name} split is empty: {len(candidates)} images are too few")
+            raise SourceError(f"the {name} split is empty: {len(labelled)} labelled images are too few")
     return splits
 
 
 def fingerprint(splits: Splits) -> str:
-    """SHA-256 over every image's split, label and content: the identity of the prepared data."""
+    """Compute the SHA-256 over every image's split, label and content, which identifies the prepared data."""
     digest = hashlib.sha256()
     for name, images in splits.items():
         for image in images:
@@ -87,22 +95,22 @@ def fingerprint(splits: Splits) -> str:
     return digest.hexdigest()
 
 
-def _drop_repeats(images: Sequence[Candidate], rejected: list[Rejected]) -> tuple[list[Candidate], int]:
-    first: dict[str, Candidate] = {}
+def _drop_repeats(images: Sequence[SourceFile], rejected: list[Rejected]) -> tuple[list[SourceFile], int]:
+    first: dict[str, SourceFile] = {}
     for image in images:
         if image.sha256 in first:
-            known = first[image.sha256]
-            unlike = ", which has another label" if image.label != known.label else ""
-            rejected.append(Rejected(image.source, f"same content as {known.source}{unlike}"))
+            earlier = first[image.sha256]
+            suffix = ", which has another label" if image.label != earlier.label else ""
+            rejected.append(Rejected(image.source, f"same content as {earlier.source}{suffix}"))
         else:
             first[image.sha256] = image
     return list(first.values()), len(images) - len(first)
 
 
-def _drop_known(
-    images: Sequence[Candidate], known: Sequence[Candidate], split: str, rejected: list[Rejected]
-) -> list[Candidate]:
-    sources = {image.sha256: image.source for image in known}
+def _drop_content_of(
+    images: Sequence[SourceFile], others: Sequence[SourceFile], split: str, rejected: list[Rejected]
+) -> list[SourceFile]:
+    sources = {image.sha256: image.source for image in others}
     rejected += [
         Rejected(image.source, f"same content as {sources[image.sha256]} of {split}")
         for image in images
@@ -111,42 +119,44 @@ def _drop_known(
     return [image for image in images if image.sha256 not in sources]
 
 
-def _count(wanted: int | float, images: Sequence[Candidate]) -> int:
-    return wanted if isinstance(wanted, int) else round(wanted * len(images))
+def _count(number: int | float, images: Sequence[SourceFile]) -> int:
+    return number if isinstance(number, int) else round(number * len(images))
 
 
-def _without(images: Sequence[Candidate], taken: Sequence[Candidate]) -> list[Candidate]:
-    hashes = {image.sha256 for image in taken}
+def _without(images: Sequence[SourceFile], others: Sequence[SourceFile]) -> list[SourceFile]:
+    hashes = {image.sha256 for image in others}
     return [image for image in images if image.sha256 not in hashes]
 
 
-def stratified(images: Sequence[Candidate], count: int, seed: int) -> list[Candidate]:
-    """``count`` images in the classes' own proportions (largest remainders), in the source's order.
+def stratified(images: Sequence[SourceFile], count: int, seed: int) -> list[SourceFile]:
+    """Draw ``count`` images in the classes' proportions (largest remainders); return them in the source's
+    order.
 
-    Images with attributes are drawn alike from all: of their combinations there may be as many as images.
+    Images with attributes are all equally likely, since there may be as many combinations of attributes as
+    images.
 
     Raises:
-        SourceError: there are fewer.
+        SourceError: there are fewer images.
     """
     if count > len(images):
-        raise SourceError(f"{count} images were asked for (data.train, data.val); {len(images)} are left")
+        raise SourceError(f"data.train and data.val request {count} images; only {len(images)} are left")
     sizes = Counter(_stratum(image) for image in images)
     exact = {label: count * size / len(images) for label, size in sizes.items()}
     quota = {label: int(share) for label, share in exact.items()}
     by_remainder = sorted(exact, key=lambda label: (quota[label] - exact[label], label))
     for label in by_remainder[: count - sum(quota.values())]:
         quota[label] += 1
-    chosen: set[str] = set()
+    selection: set[str] = set()
     for image in sorted(images, key=lambda image: _rank(seed, image)):
         if quota[_stratum(image)]:
             quota[_stratum(image)] -= 1
-            chosen.add(image.sha256)
-    return [image for image in images if image.sha256 in chosen]
+            selection.add(image.sha256)
+    return [image for image in images if image.sha256 in selection]
 
 
-def _stratum(image: Candidate) -> int:
+def _stratum(image: SourceFile) -> int:
     return image.label if isinstance(image.label, int) else 0
 
 
-def _rank(seed: int, image: Candidate) -> bytes:
+def _rank(seed: int, image: SourceFile) -> bytes:
     return hashlib.sha256(f"{seed}:{image.sha256}".encode()).digest()

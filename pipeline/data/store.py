@@ -1,4 +1,4 @@
-"""The prepared form of a data set: one Arrow table a split, memory-mapped, images kept encoded.
+"""The prepared form of a data set: one memory-mapped Arrow table per split, whose images stay encoded.
 
 Hugging Face `datasets` writes and reads it: random access to images of any size, sharded files,
 and the same files can be streamed.
@@ -23,13 +23,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.data.images import decode, reduce
-from pipeline.data.sources import Candidate, Listing
-from pipeline.data.splits import SPLITS, UNLABELLED, Splits, fingerprint
+from pipeline.data.sources import UNLABELLED, Listing, SourceFile
+from pipeline.data.splits import SPLITS, Splits, fingerprint
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 REPORT = "report.json"
 ENCODED_AT_ONCE = 256
-"""Images that are held in memory while the prepared data are written."""
+"""Number of images that are held in memory while the prepared data are written."""
 
 datasets.disable_progress_bars()
 
@@ -47,52 +47,52 @@ class ImageSet:
         return len(self.table)
 
     def image(self, index: int) -> Image.Image:
-        """The decoded RGB image, upright."""
+        """Decode one image as RGB, upright."""
         return decode(self.table[index]["image"]["bytes"])
 
     @cached_property
     def labels(self) -> Int64[np.ndarray, " images"] | Float32[np.ndarray, "images attributes"]:
-        """Class index of every image; or how much of each attribute it has, from 0 to 1.
+        """Class index of every image, or the share from 0 to 1 of each attribute that it has.
 
-        -1 or NaN for images that nobody labelled.
+        Images without a label have -1 or NaN.
         """
         kind = np.int64 if self.task is SINGLE_LABEL else np.float32
         return np.asarray(self.table["label"], dtype=kind)
 
     @cached_property
-    def known(self) -> Bool[np.ndarray, " images"]:
-        """Whether somebody labelled the image."""
+    def has_label(self) -> Bool[np.ndarray, " images"]:
+        """Whether each image has a label."""
         lacking = self.labels < 0 if self.task is SINGLE_LABEL else np.isnan(self.labels).any(axis=1)
         return np.logical_not(lacking)
 
     @cached_property
-    def labelled(self) -> bool:
-        """Whether all images are."""
-        return bool(self.known.all())
+    def fully_labelled(self) -> bool:
+        """Whether all images have labels."""
+        return bool(self.has_label.all())
 
     @cached_property
     def keys(self) -> UInt64[np.ndarray, " images"]:
-        """The first 64 bits of every image's content hash, which its views are drawn from."""
+        """First 64 bits of every image's content hash, which seed its views."""
         return np.asarray([int(value[:16], 16) for value in self.table["sha256"]], dtype=np.uint64)
 
     @cached_property
     def hashes(self) -> list[str]:
-        """Content hash of every image, as the source has it, reduced or not."""
+        """Content hash of every image as it is in the source, also if a reduced one is stored."""
         return list(self.table["sha256"])
 
 
 def write(
     folder: Path, listing: Listing, splits: Splits, facts: dict[str, Any], *, train_side: int | None = None
 ) -> dict[str, Any]:
-    """Write the three splits, the unlabelled images, and ``report.json``; returns the report.
+    """Write the three splits, the unlabelled images and ``report.json``; return the report.
 
     Args:
-        folder: where to.
-        listing: what the source holds.
-        splits: which image goes where.
+        folder: folder to write to.
+        listing: everything that the source holds.
+        splits: the images of each split.
         facts: source, path and license, recorded as they are.
-        train_side: images that are trained on are reduced to this many pixels of their shorter side; those
-            of val and test stay as they are.
+        train_side: number of pixels to which the shorter side of training images is reduced; images of val
+            and test stay as they are. None reduces none.
     """
     features = datasets.Features(
         image=datasets.Image(decode=False),
@@ -107,7 +107,7 @@ def write(
         identity = hashlib.sha256(f"{identity} {train_side}".encode()).hexdigest()
     classes = listing.classes
     folder.mkdir(parents=True, exist_ok=True)
-    # The cache lies beside the target and not in the user's home, where a stale one could be met again.
+    # The cache is beside the target and not in the user's home, where a stale one could be used again.
     with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
         for name, images in splits.items():
             table = datasets.Dataset.from_generator(
@@ -137,7 +137,7 @@ def write(
 
 
 def read(folder: Path, split: str) -> ImageSet:
-    """A split of the prepared data."""
+    """Read a split of the prepared data."""
     report = read_report(folder)
     table = datasets.Dataset.load_from_disk(folder / split)
     return ImageSet(table, tuple(report["classes"]), TASKS[report["task"]])
@@ -154,13 +154,13 @@ def read_training_images(folder: Path) -> ImageSet:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """Counts, hashes and rejected files of the prepared data."""
+    """Read the counts, hashes and rejected files of the prepared data."""
     return json.loads((folder / REPORT).read_text())
 
 
-def _counts(classes: Sequence[str], images: Sequence[Candidate]) -> dict[str, int]:
-    """Images of each class, or with each attribute."""
-    found = Counter(
+def _counts(classes: Sequence[str], images: Sequence[SourceFile]) -> dict[str, int]:
+    """Number of images per class, or with each attribute."""
+    counts = Counter(
         index
         for image in images
         for index in (
@@ -169,11 +169,11 @@ def _counts(classes: Sequence[str], images: Sequence[Candidate]) -> dict[str, in
             else [number for number, share in enumerate(image.label) if share >= 0.5]
         )
     )
-    return {classes[index]: count for index, count in sorted(found.items())}
+    return {classes[index]: count for index, count in sorted(counts.items())}
 
 
-def _rows(name: str, images: Sequence[Candidate], side: int | None) -> Iterator[dict[str, Any]]:
-    def stored(image: Candidate) -> bytes:
+def _rows(name: str, images: Sequence[SourceFile], side: int | None) -> Iterator[dict[str, Any]]:
+    def encode(image: SourceFile) -> bytes:
         return image.read() if side is None else reduce(image.read(), side)
 
     bar = tqdm(
@@ -181,8 +181,8 @@ def _rows(name: str, images: Sequence[Candidate], side: int | None) -> Iterator[
     )
     with bar, ThreadPoolExecutor() as pool:
         for first in range(0, len(images), ENCODED_AT_ONCE):
-            some = images[first : first + ENCODED_AT_ONCE]
-            for image, encoded in zip(some, pool.map(stored, some), strict=True):
+            chunk = images[first : first + ENCODED_AT_ONCE]
+            for image, encoded in zip(chunk, pool.map(encode, chunk), strict=True):
                 yield {
                     "image": {"bytes": encoded, "path": None},
                     "label": image.label,

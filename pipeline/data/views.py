@@ -15,7 +15,7 @@ from pipeline.data.settings import Augmentation
 from teachers.contract import Box, InputContract
 
 ATTEMPTS = 10
-"""Draws of a crop that does not fit the image, before the whole image is taken."""
+"""Number of draws of a crop that does not fit the image before the whole image is taken."""
 
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
@@ -32,12 +32,12 @@ class ViewSpace(Augmentation):
         return self.mixup + self.cutmix > 0
 
     def plain(self) -> "ViewSpace":
-        """The same crops and flips, without colours and mixtures."""
+        """Return the same space without changes of colour and without mixtures."""
         return self.model_copy(update={"colour": 0.0, "mixup": 0.0, "cutmix": 0.0})
 
 
 def space(settings: Augmentation, seed: int) -> ViewSpace:
-    """The views that the settings describe, drawn with ``seed``."""
+    """Return the space that the settings describe, with its seed."""
     return ViewSpace(seed=seed, **{name: getattr(settings, name) for name in Augmentation.model_fields})
 
 
@@ -53,20 +53,27 @@ class View:
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a view shows of another image."""
+    """The part of a view that shows another image."""
 
     partner: int
-    """The other image's number in the split; it is shown as in its own view of the same number."""
+    """Index of the other image in the split, of which the view with the same number is shown."""
     weight: float
-    """Share of the image itself."""
+    """Share of the view that shows the image itself."""
     patch: Box | None
-    """The rectangle that the partner covers, in fractions of the view; None blends the two."""
+    """Rectangle that the partner covers, in fractions of the view; None if the two are blended."""
 
 
 def draw(space: ViewSpace, key: int, number: int, width: int, height: int) -> View:
-    """View ``number`` of the image whose content hash starts with the 64-bit ``key``.
+    """Draw view ``number`` of the image whose content hash starts with the 64-bit ``key``.
 
-    The crop is drawn as Szegedy et al. 2015 do (Inception crops), in fractions of a pixel.
+    The crop is drawn as by Szegedy et al. 2015 (Inception crops), in fractions of a pixel.
+
+    Args:
+        space: distribution of the views.
+        key: first 64 bits of the image's content hash.
+        number: number of the view.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
     """
     random = _generator(space, key, number, stream=0)
     flip = bool(random.random() < space.flip)
@@ -78,10 +85,10 @@ def draw(space: ViewSpace, key: int, number: int, width: int, height: int) -> Vi
 
 
 def draw_mixture(space: ViewSpace, key: int, number: int, images: int) -> Mixture | None:
-    """Which of the split's ``images`` view ``number`` is mixed with, and how; None leaves it alone.
+    """Draw which of the split's ``images`` view ``number`` is mixed with, and how; None if it is not mixed.
 
     Mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412) and CutMix (Yun et al. 2019,
-    https://arxiv.org/abs/1905.04899), both with a weight that is uniform from 0 to 1.
+    https://arxiv.org/abs/1905.04899), both with a weight that is uniform between 0 and 1.
     """
     if not space.mixes:
         return None
@@ -98,7 +105,7 @@ def draw_mixture(space: ViewSpace, key: int, number: int, images: int) -> Mixtur
 
 
 def render(image: Image.Image, view: View, contract: InputContract) -> Image.Image:
-    """The pixels of a view, as a classifier with this contract takes them."""
+    """Render a view of an image as a classifier with this input contract takes it."""
     pixels = contract.render(image, view.box)
     if view.flip:
         pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -109,7 +116,7 @@ def render(image: Image.Image, view: View, contract: InputContract) -> Image.Ima
 
 
 def mix(pixels: Image.Image, partner: Image.Image, mixture: Mixture) -> Image.Image:
-    """Two rendered views of one size as a mixture shows them."""
+    """Mix two rendered views of the same size."""
     if mixture.patch is None:
         return Image.blend(partner, pixels, mixture.weight)
     side = pixels.width

@@ -1,4 +1,4 @@
-"""Adversarial images within a radius, found with the gradient of a float module."""
+"""Adversarial images within a radius, made with the gradient of a float module."""
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -8,7 +8,8 @@ from torch.nn import functional
 from teachers.contract import InputContract
 
 STEP = 2.5
-"""Of projected gradient descent: times the radius over the number of steps, so that it can cross the ball."""
+"""Step of projected gradient descent, times radius over number of steps: the steps together can cross the
+ball."""
 
 DESCRIPTIONS = {
     "FGSM": "fast gradient sign method: one step of the whole radius (Goodfellow et al. 2015, "
@@ -25,9 +26,9 @@ def fgsm(
     labels: Int64[Tensor, " batch"],
     radius: int,
 ) -> UInt8[Tensor, "batch side side 3"]:
-    """Move every value by ``radius`` (of 255) to where the loss rises."""
+    """Change every value by ``radius`` (of 255) in the direction in which the loss rises."""
     pixels = images.float()
-    return _bytes(pixels + radius * _rise(module, contract, pixels, labels))
+    return _to_bytes(pixels + radius * _gradient_sign(module, contract, pixels, labels))
 
 
 def pgd(
@@ -40,45 +41,47 @@ def pgd(
     steps: int,
     seed: int,
 ) -> UInt8[Tensor, "batch side side 3"]:
-    """Climb the loss without leaving the ball of ``radius`` (of 255) in the greatest norm.
+    """Climb the loss without changing any value by more than ``radius`` (of 255).
 
-    The result is rounded to bytes, which shipped files take, and stays in the ball since the radius is whole.
+    The result is rounded to bytes, since shipped files take bytes. Rounding does not leave the ball, since
+    the radius is a whole number.
     """
-    pixels, random = images.float(), torch.Generator().manual_seed(seed)
-    moved = pixels + radius * (2 * torch.rand(pixels.shape, generator=random) - 1)
+    pixels, generator = images.float(), torch.Generator().manual_seed(seed)
+    adversarial = pixels + radius * (2 * torch.rand(pixels.shape, generator=generator) - 1)
     for _ in range(steps):
-        moved = moved + STEP * radius / steps * _rise(module, contract, moved.clamp(0, 255), labels)
-        moved = pixels + (moved - pixels).clamp(-radius, radius)
-    return _bytes(moved)
+        direction = _gradient_sign(module, contract, adversarial.clamp(0, 255), labels)
+        adversarial = adversarial + STEP * radius / steps * direction
+        adversarial = pixels + (adversarial - pixels).clamp(-radius, radius)
+    return _to_bytes(adversarial)
 
 
-def answers(
+def predict(
     module: nn.Module, contract: InputContract, images: UInt8[Tensor, "batch side side 3"]
 ) -> Int64[Tensor, " batch"]:
-    """The module's classes."""
+    """Return the class that the module predicts for each image."""
     with torch.no_grad():
-        return module(_normalised(contract, images.float())).argmax(1)
+        return module(_normalise(contract, images.float())).argmax(1)
 
 
-def _rise(
+def _gradient_sign(
     module: nn.Module,
     contract: InputContract,
     pixels: Float[Tensor, "batch side side 3"],
     labels: Int64[Tensor, " batch"],
 ) -> Float[Tensor, "batch side side 3"]:
-    """The sign of the loss's gradient."""
+    """Sign of the cross entropy's gradient with respect to the pixels."""
     pixels = pixels.detach().requires_grad_()
-    loss = functional.cross_entropy(module(_normalised(contract, pixels)), labels, reduction="sum")
+    loss = functional.cross_entropy(module(_normalise(contract, pixels)), labels, reduction="sum")
     return torch.autograd.grad(loss, pixels)[0].sign()
 
 
-def _normalised(
+def _normalise(
     contract: InputContract, pixels: Float[Tensor, "batch side side 3"]
 ) -> Float[Tensor, "batch 3 side side"]:
-    """``InputContract.normalise`` with a gradient."""
+    """Normalise as ``InputContract.normalise`` does, but with a gradient."""
     mean, std = torch.tensor(contract.mean), torch.tensor(contract.std)
     return ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-def _bytes(pixels: Float[Tensor, "batch side side 3"]) -> UInt8[Tensor, "batch side side 3"]:
+def _to_bytes(pixels: Float[Tensor, "batch side side 3"]) -> UInt8[Tensor, "batch side side 3"]:
     return pixels.round().clamp(0, 255).to(torch.uint8)

@@ -14,11 +14,11 @@ from jaxtyping import UInt8
 
 LIBRARY = f"imagecorruptions-imaug {version('imagecorruptions-imaug')}"
 GROUPS = {name: tuple(get_corruption_names(name)) for name in ("noise", "blur", "weather", "digital")}
-"""Kinds of corruptions by what causes them."""
+"""Kinds of corruptions by their cause."""
 KINDS = tuple(get_corruption_names("common"))
 SEVERITIES = (1, 2, 3, 4, 5)
 
-OWN_GENERATOR = ("glass_blur", "impulse_noise")
+SEEDED_BY_ARGUMENT = ("glass_blur", "impulse_noise")
 """Kinds that take their seed as an argument; all others draw from NumPy's global generator."""
 
 
@@ -38,24 +38,24 @@ def apply(
     """Corrupt each image with its own seed; the result depends on nothing else."""
     state = np.random.get_state()
     try:
-        return np.stack([_corrupted(*pair, corruption) for pair in zip(images, seeds, strict=True)])
+        return np.stack([_corrupt(*pair, corruption) for pair in zip(images, seeds, strict=True)])
     finally:
         np.random.set_state(state)
 
 
-def _corrupted(
+def _corrupt(
     image: UInt8[np.ndarray, "side side 3"], seed: int, corruption: Corruption
 ) -> UInt8[np.ndarray, "side side 3"]:
-    own = np.random.SeedSequence([seed, *map(int, map(ord, corruption.kind)), corruption.severity])
-    drawn = int(own.generate_state(1)[0])
-    np.random.seed(drawn)
-    given = {"seed": drawn} if corruption.kind in OWN_GENERATOR else {}
-    return corrupt(image, corruption.severity, corruption.kind, **given)
+    sequence = np.random.SeedSequence([seed, *map(int, map(ord, corruption.kind)), corruption.severity])
+    image_seed = int(sequence.generate_state(1)[0])
+    np.random.seed(image_seed)
+    options = {"seed": image_seed} if corruption.kind in SEEDED_BY_ARGUMENT else {}
+    return corrupt(image, corruption.severity, corruption.kind, **options)
 
 
 def batches(
     images: UInt8[np.ndarray, "images side side 3"], seeds: Sequence[int]
 ) -> Iterator[UInt8[np.ndarray, "images side side 3"]]:
-    """All images under each corruption of ``ALL``, in order."""
+    """Yield all images under each corruption of ``ALL``, in order."""
     for corruption in ALL:
         yield apply(images, corruption, seeds)

@@ -26,19 +26,20 @@ from teachers.contract import InputContract
 METHOD = {
     "name": "Grad-CAM",
     "library": f"captum {version('captum')}",
-    "note": "of each file's own answer, at the output of the last convolution; an int8 file's map is that of "
-    "its float twin with the same integer weights, since rounded activations have no gradient",
+    "note": "maps explain the class that each file predicts, at the output of the last convolution; an int8 "
+    "file's map is that of its float twin with the same integer weights, since rounded activations have no "
+    "gradient",
 }
 
 PAIRS, EXAMPLES = 5, 3
-"""Confusions that are shown, and images of each."""
+"""Number of confusions that are shown, and of images of each."""
 
 OPACITY = 0.55
-"""Of the warmest place of a map over its image."""
+"""Opacity of the warmest place of a map over its image."""
 
 
 def last_map(module: nn.Module) -> str:
-    """Path of the unit that holds the last convolution: its output is the last that has places."""
+    """Module path of the unit that holds the last convolution, whose output is the last with places."""
     convolutions = [name for name, part in module.named_modules() if isinstance(part, nn.Conv2d)]
     return convolutions[-1].rpartition(".")[0] or convolutions[-1]
 
@@ -49,9 +50,9 @@ def grad_cam(
     images: UInt8[Tensor, "batch side side 3"],
     classes: Int64[Tensor, " batch"],
 ) -> Float[np.ndarray, "batch side side"]:
-    """What speaks for a class, place by place, from 0 to 1 (the warmest place of each image).
+    """Compute how much each place of an image speaks for a class, from 0 to 1, its warmest place.
 
-    A map that is nowhere positive is 0 everywhere.
+    A map without positive values is 0 everywhere.
     """
     layer = LayerGradCam(module, module.get_submodule(last_map(module)))
     coarse = cast(
@@ -63,7 +64,7 @@ def grad_cam(
 
 
 def overlay(image: UInt8[np.ndarray, "side side 3"], warmth: Float[np.ndarray, "side side"]) -> Image.Image:
-    """The image in grey, with the map over it in colours that are told apart without red and green."""
+    """Lay the map over the image in grey, in colours that do not need red and green to be told apart."""
     grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float64)[..., None].repeat(3, axis=2)
     colours = 255 * matplotlib.colormaps["inferno"](warmth)[..., :3]
     share = OPACITY * warmth[..., None]
@@ -71,7 +72,7 @@ def overlay(image: UInt8[np.ndarray, "side side 3"], warmth: Float[np.ndarray, "
 
 
 def similarity(first: Float[np.ndarray, "side side"], second: Float[np.ndarray, "side side"]) -> float | None:
-    """Pearson's correlation of two maps; None where one is the same everywhere."""
+    """Compute Pearson's correlation of two maps; None if one of them is constant."""
     if not first.std() or not second.std():
         return None
     return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
@@ -83,15 +84,15 @@ class Album:
 
     folder: Path
     render: Callable[[Sequence[int]], UInt8[Tensor, "batch side side 3"]]
-    """The squares that are evaluated, by the images' numbers."""
+    """Function from the images' indices to the squares that are evaluated."""
     labels: Int[np.ndarray, " images"]
     names: Sequence[str]
     sources: Sequence[str]
-    """Where each image comes from, for a person to find it again."""
+    """Where each image comes from, so that a person can find it again."""
     written: set[int] = field(default_factory=set)
 
     def show(self, index: int) -> dict[str, Any]:
-        """Write one image's picture; its number, source, truth and file."""
+        """Write one image's picture; return its index, source, true class and file."""
         file = f"{index:05}.png"
         if index not in self.written:
             Image.fromarray(self.render([index])[0].numpy()).save(self.folder / file)
@@ -100,23 +101,26 @@ class Album:
         return {"index": index, "source": self.sources[index], "truth": truth, "file": file}
 
 
-def maps(
+def draw_maps(
     album: Album,
     models: Mapping[str, Model],
     answers: Mapping[str, Confidence],
-    chosen: Sequence[int],
+    indices: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Grad-CAM of every variant on the same images; ``similarity`` is to the first variant's map."""
-    images = album.render(chosen)
+    """Draw every variant's Grad-CAM on the same images; ``similarity`` is to the first variant's map."""
+    images = album.render(indices)
     warmth = {
         name: grad_cam(
-            model.module, model.card.input, images, torch.from_numpy(answers[name].predictions[chosen]).long()
+            model.module,
+            model.card.input,
+            images,
+            torch.from_numpy(answers[name].predictions[indices]).long(),
         )
         for name, model in models.items()
     }
     first = next(iter(warmth.values()))
-    shown = []
-    for row, index in enumerate(chosen):
+    entries = []
+    for row, index in enumerate(indices):
         entry = album.show(index)
         variants = {}
         for name in models:
@@ -129,43 +133,54 @@ def maps(
                 "map": file,
                 "similarity": similarity(first[row], warmth[name][row]),
             }
-        shown.append({**entry, "variants": variants})
-    return shown
+        entries.append({**entry, "variants": variants})
+    return entries
 
 
-def flips(album: Album, own: Confidence, parent: Confidence, name: str, most: int) -> dict[str, Any]:
-    """Images that only the parent got right (``lost``) or only the variant (``gained``), the surest first."""
-    right, before = own.predictions == album.labels, parent.predictions == album.labels
-    found: dict[str, Any] = {"parent": name}
-    for kind, changed in (("lost", before & ~right), ("gained", right & ~before)):
-        indices = _surest(own, changed)
-        found[kind] = [
+def find_flips(
+    album: Album, variant: Confidence, parent: Confidence, parent_name: str, most: int
+) -> dict[str, Any]:
+    """Find the images that only the parent got right (``lost``) or only the variant (``gained``).
+
+    Args:
+        album: receives their pictures.
+        variant: answers of the variant.
+        parent: answers of its parent.
+        parent_name: name of the parent.
+        most: greatest number of images of each kind; those of which the variant is surest come first.
+    """
+    correct, parent_correct = variant.predictions == album.labels, parent.predictions == album.labels
+    flips: dict[str, Any] = {"parent": parent_name}
+    for kind, mask in (("lost", parent_correct & ~correct), ("gained", correct & ~parent_correct)):
+        indices = _surest(variant, mask)
+        flips[kind] = [
             {
                 **album.show(index),
-                "answer": album.names[int(own.predictions[index])],
+                "answer": album.names[int(variant.predictions[index])],
                 "parent_answer": album.names[int(parent.predictions[index])],
-                "confidence": float(own.confidence[index]),
+                "confidence": float(variant.confidence[index]),
                 "parent_confidence": float(parent.confidence[index]),
             }
             for index in indices[:most].tolist()
         ]
-    return found
+    return flips
 
 
-def confusions(album: Album, own: Confidence) -> list[dict[str, Any]]:
-    """The most frequent confusions, with the images of which the classifier was surest."""
+def find_confusions(album: Album, variant: Confidence) -> list[dict[str, Any]]:
+    """Find the most frequent confusions, with the images of which the classifier was surest."""
     matrix = np.zeros((len(album.names), len(album.names)), dtype=np.int64)
-    np.add.at(matrix, (album.labels, own.predictions), 1)
-    shown = []
+    np.add.at(matrix, (album.labels, variant.predictions), 1)
+    confusions = []
     for pair in list_confusions(matrix, album.names, PAIRS):
         truth, answer = album.names.index(pair["truth"]), album.names.index(pair["answer"])
-        indices = _surest(own, (album.labels == truth) & (own.predictions == answer))[:EXAMPLES].tolist()
-        examples = [{**album.show(i), "confidence": float(own.confidence[i])} for i in indices]
-        shown.append({**pair, "examples": examples})
-    return shown
+        pair_mask = (album.labels == truth) & (variant.predictions == answer)
+        indices = _surest(variant, pair_mask)[:EXAMPLES].tolist()
+        examples = [{**album.show(i), "confidence": float(variant.confidence[i])} for i in indices]
+        confusions.append({**pair, "examples": examples})
+    return confusions
 
 
-def _surest(own: Confidence, of: Bool[np.ndarray, " images"]) -> Int64[np.ndarray, " some"]:
-    """The chosen images' numbers, those first of which the classifier was surest."""
-    indices = np.flatnonzero(of)
-    return indices[np.argsort(-own.confidence[indices], kind="stable")]
+def _surest(answers: Confidence, mask: Bool[np.ndarray, " images"]) -> Int64[np.ndarray, " selection"]:
+    """Indices of the images in the mask, those first of which the classifier was surest."""
+    indices = np.flatnonzero(mask)
+    return indices[np.argsort(-answers.confidence[indices], kind="stable")]

@@ -1,4 +1,4 @@
-"""Shipped files on images that they were not made for: corrupted, adversarial, or of no class at all."""
+"""How shipped files do on corrupted, adversarial and out-of-distribution images."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,76 +16,79 @@ from pipeline.statistics.bootstrap import mean_with_interval
 from pipeline.statistics.intervals import Z95, wilson
 
 SURE = 0.9
-"""A probability from which on an answer counts as sure."""
-AT_ONCE = 32
-"""Images of one call, and of one step of an attack."""
+"""Least probability at which an answer counts as sure."""
+BATCH = 32
+"""Number of images per call of a file, and per attack."""
 
 Images = UInt8[np.ndarray, "images side side 3"]
 
 
-def answer(
+def compute_logits(
     classifiers: Mapping[str, Classifier], sets: Iterable[Images]
 ) -> Iterator[dict[str, Float32[np.ndarray, "images classes"]]]:
-    """Logits of all classifiers to each set of images; the next set is made while they run."""
+    """Yield the logits of all classifiers for each set of images; the next set is made while they run."""
 
-    def ask(images: Images) -> dict[str, Float32[np.ndarray, "images classes"]]:
-        starts = range(0, len(images), AT_ONCE)
+    def run_all(images: Images) -> dict[str, Float32[np.ndarray, "images classes"]]:
+        starts = range(0, len(images), BATCH)
         return {
-            name: np.concatenate(list(run(classifier, (images[i : i + AT_ONCE] for i in starts))))
+            name: np.concatenate(list(run(classifier, (images[i : i + BATCH] for i in starts))))
             for name, classifier in classifiers.items()
         }
 
     with ThreadPoolExecutor(max_workers=1) as pool:
-        asked = None
+        running = None
         for images in sets:
-            told, asked = asked, pool.submit(ask, images)
-            if told is not None:
-                yield told.result()
-        if asked is not None:
-            yield asked.result()
+            previous, running = running, pool.submit(run_all, images)
+            if previous is not None:
+                yield previous.result()
+        if running is not None:
+            yield running.result()
 
 
-def corrupted(
+def score_corrupted(
     classifiers: Mapping[str, Classifier],
     parents: Mapping[str, str],
     images: Images,
     labels: Int64[np.ndarray, " images"],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
-    """Accuracy under 15 corruptions at 5 severities, the same corrupted images for all.
+    """Measure the accuracy under 15 corruptions at 5 severities, on the same corrupted images for all.
 
     Args:
-        classifiers: the shipped files.
-        parents: variant to its parent.
-        images: as the files take them, uncorrupted.
-        labels: their classes.
-        seeds: one an image.
+        classifiers: the shipped files, by variant.
+        parents: parent of each variant.
+        images: uncorrupted images, as the files take them.
+        labels: class of each image.
+        seeds: one seed per image.
 
     Returns:
         For each variant the accuracy on the ``clean`` images, the ``mean`` over all corruptions with a
-        bootstrap interval over the images, its paired difference to the parent, each kind and severity.
+        bootstrap interval over the images, its paired difference from the parent, each kind and severity.
     """
-    sets = (batch for whole in ([images], corruptions.batches(images, seeds)) for batch in whole)
-    right = {name: [] for name in classifiers}
-    for told in answer(classifiers, sets):
-        for name, logits in told.items():
-            right[name].append(logits.argmax(axis=1) == labels)
-    tables = {name: np.array(found) for name, found in right.items()}
+    sets = (batch for part in ([images], corruptions.batches(images, seeds)) for batch in part)
+    correct = {name: [] for name in classifiers}
+    for logits_by_variant in compute_logits(classifiers, sets):
+        for name, logits in logits_by_variant.items():
+            correct[name].append(logits.argmax(axis=1) == labels)
+    tables = {name: np.array(rows) for name, rows in correct.items()}
     return {
         "library": corruptions.LIBRARY,
         "n": len(images),
         "kinds": corruptions.KINDS,
         "severities": corruptions.SEVERITIES,
         "groups": corruptions.GROUPS,
-        "variants": {name: _corrupted(table, tables.get(parents[name])) for name, table in tables.items()},
+        "variants": {
+            name: _corruption_scores(table, tables.get(parents[name])) for name, table in tables.items()
+        },
     }
 
 
-def _corrupted(
-    right: Bool[np.ndarray, "sets images"], parents: Bool[np.ndarray, "sets images"] | None
+def _corruption_scores(
+    correct: Bool[np.ndarray, "sets images"], parent: Bool[np.ndarray, "sets images"] | None
 ) -> dict[str, Any]:
-    clean, each = right[0], right[1:].reshape(len(corruptions.KINDS), len(corruptions.SEVERITIES), -1)
-    share = each.mean(axis=(0, 1))
+    clean = correct[0]
+    by_kind = correct[1:].reshape(len(corruptions.KINDS), len(corruptions.SEVERITIES), -1)
+    share = by_kind.mean(axis=(0, 1))
     mean, lo, hi = mean_with_interval(share)
     result = {
         **_accuracy("clean", clean),
@@ -96,25 +99,25 @@ def _corrupted(
         "delta_lo": None,
         "delta_hi": None,
         "kinds": {
-            kind: dict(zip(("accuracy", "lo", "hi"), mean_with_interval(of.mean(axis=0)), strict=True))
-            for kind, of in zip(corruptions.KINDS, each, strict=True)
+            kind: dict(zip(("accuracy", "lo", "hi"), mean_with_interval(rows.mean(axis=0)), strict=True))
+            for kind, rows in zip(corruptions.KINDS, by_kind, strict=True)
         },
         "table": {
             kind: [
-                {"severity": severity, "accuracy": float(of.mean()), "lo": lo, "hi": hi}
-                for severity, of in zip(corruptions.SEVERITIES, row, strict=True)
-                for lo, hi in [wilson(int(of.sum()), len(of))]
+                {"severity": severity, "accuracy": float(row.mean()), "lo": lo, "hi": hi}
+                for severity, row in zip(corruptions.SEVERITIES, rows, strict=True)
+                for lo, hi in [wilson(int(row.sum()), len(row))]
             ]
-            for kind, row in zip(corruptions.KINDS, each, strict=True)
+            for kind, rows in zip(corruptions.KINDS, by_kind, strict=True)
         },
     }
-    if parents is not None:
-        delta, lo, hi = mean_with_interval(share - parents[1:].mean(axis=0))
+    if parent is not None:
+        delta, lo, hi = mean_with_interval(share - parent[1:].mean(axis=0))
         result |= {"delta": delta, "delta_lo": lo, "delta_hi": hi}
     return result
 
 
-def attacked(
+def score_attacked(
     classifiers: Mapping[str, Classifier],
     modules: Mapping[str, Model],
     victims: Mapping[str, Sequence[str]],
@@ -125,27 +128,25 @@ def attacked(
     steps: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Accuracy on images that were made to mislead float modules.
+    """Measure the accuracy on images that were changed to mislead float modules.
 
     Args:
-        classifiers: the shipped files.
-        modules: the float modules that are attacked.
-        victims: module to the files that are shown its images: its own, and those quantised from it.
-        images: as the files take them.
-        labels: their classes.
-        radii: of the greatest change, of 255.
-        steps: of projected gradient descent.
-        seed: of its starts.
+        classifiers: the shipped files, by variant.
+        modules: the float modules that are attacked, by variant.
+        victims: variants whose files get the images that attack a module: its own file, and those quantised
+            from it.
+        images: images as the files take them.
+        labels: class of each image.
+        radii: greatest changes of a value, of 255.
+        steps: number of steps of projected gradient descent.
+        seed: seed of its starts.
     """
-    tried = [(name, kind, radius) for name in modules for radius in radii for kind in attacks.DESCRIPTIONS]
+    trials = [(name, kind, radius) for name in modules for radius in radii for kind in attacks.DESCRIPTIONS]
+    clean = next(compute_logits(classifiers, [images]))
     results = []
-    made = (
-        _adversarial(modules[name], kind, radius, images, labels, steps, seed) for name, kind, radius in tried
-    )
-    shown = next(answer(classifiers, [images]))
-    for name, kind, radius in tried:
-        adversarial, fooled = next(made)
-        told = next(answer({v: classifiers[v] for v in victims[name]}, [adversarial]))
+    for name, kind, radius in trials:
+        adversarial, module_accuracy = _attack(modules[name], kind, radius, images, labels, steps, seed)
+        logits_by_variant = next(compute_logits({v: classifiers[v] for v in victims[name]}, [adversarial]))
         results += [
             {
                 "attack": kind,
@@ -154,23 +155,23 @@ def attacked(
                 "variant": variant,
                 "transferred": variant != name,
                 **_accuracy("accuracy", logits.argmax(axis=1) == labels),
-                "module_accuracy": fooled,
+                "module_accuracy": module_accuracy,
             }
-            for variant, logits in told.items()
+            for variant, logits in logits_by_variant.items()
         ]
     return {
         "n": len(images),
         "radii": list(radii),
         "steps": steps,
-        "attacks": {name: words.format(steps=steps) for name, words in attacks.DESCRIPTIONS.items()},
+        "attacks": {name: text.format(steps=steps) for name, text in attacks.DESCRIPTIONS.items()},
         "clean": {
-            name: _accuracy("accuracy", logits.argmax(axis=1) == labels) for name, logits in shown.items()
+            name: _accuracy("accuracy", logits.argmax(axis=1) == labels) for name, logits in clean.items()
         },
         "results": results,
     }
 
 
-def _adversarial(
+def _attack(
     model: Model,
     kind: str,
     radius: int,
@@ -179,66 +180,69 @@ def _adversarial(
     steps: int,
     seed: int,
 ) -> tuple[Images, float]:
-    """Adversarial images, and the module's own accuracy on them."""
-    contract, found, right = model.card.input, [], 0
+    """Make adversarial images, and measure the attacked module's own accuracy on them."""
+    contract, parts, correct = model.card.input, [], 0
     module = model.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    for first in range(0, len(images), AT_ONCE):
-        some = torch.from_numpy(images[first : first + AT_ONCE])
-        truth = torch.from_numpy(labels[first : first + AT_ONCE])
-        moved = (
-            attacks.fgsm(module, contract, some, truth, radius)
+    for first in range(0, len(images), BATCH):
+        batch = torch.from_numpy(images[first : first + BATCH])
+        truth = torch.from_numpy(labels[first : first + BATCH])
+        adversarial = (
+            attacks.fgsm(module, contract, batch, truth, radius)
             if kind == "FGSM"
-            else attacks.pgd(module, contract, some, truth, radius, steps=steps, seed=seed + first)
+            else attacks.pgd(module, contract, batch, truth, radius, steps=steps, seed=seed + first)
         )
-        right += int((attacks.answers(module, contract, moved) == truth).sum())
-        found.append(moved.numpy())
-    return np.concatenate(found), right / len(images)
+        correct += int((attacks.predict(module, contract, adversarial) == truth).sum())
+        parts.append(adversarial.numpy())
+    return np.concatenate(parts), correct / len(images)
 
 
-def outside(
+def score_out_of_distribution(
     classifiers: Mapping[str, Classifier],
     sets: Mapping[str, Images],
-    known: Mapping[str, Float[np.ndarray, " test"]],
+    test_confidence: Mapping[str, Float[np.ndarray, " test"]],
 ) -> dict[str, Any]:
-    """How sure files are of images that belong to no class, and whether that tells them from test images.
+    """Measure how confident files are on images of no class, and whether that separates them from test
+    images.
 
     Args:
-        classifiers: the shipped files.
-        sets: name to images.
-        known: variant to its greatest probability for each test image.
+        classifiers: the shipped files, by variant.
+        sets: out-of-distribution images, by the name of their kind.
+        test_confidence: greatest probability for each test image, by variant.
     """
-    told = dict(zip(sets, answer(classifiers, sets.values()), strict=True))
+    logits_by_set = dict(zip(sets, compute_logits(classifiers, sets.values()), strict=True))
     return {
         "sure": SURE,
         "test": {
             name: {
-                "n": len(confident),
-                "confidence": float(confident.mean(dtype=np.float64)),
-                "over_90": float((confident >= SURE).mean()),
+                "n": len(confidence),
+                "confidence": float(confidence.mean(dtype=np.float64)),
+                "over_90": float((confidence >= SURE).mean()),
             }
-            for name, confident in known.items()
+            for name, confidence in test_confidence.items()
         },
         "sets": {
             kind: {
                 "n": len(sets[kind]),
                 "variants": {
-                    name: _outside(softmax(logits, axis=1).max(axis=1), known[name])
-                    for name, logits in found.items()
+                    name: _separation(softmax(logits, axis=1).max(axis=1), test_confidence[name])
+                    for name, logits in logits_by_variant.items()
                 },
             }
-            for kind, found in told.items()
+            for kind, logits_by_variant in logits_by_set.items()
         },
     }
 
 
-def _outside(confident: Float[np.ndarray, " images"], known: Float[np.ndarray, " test"]) -> dict[str, float]:
-    mean, lo, hi = mean_with_interval(confident.astype(np.float64))
-    area, area_lo, area_hi = auroc(known, confident)
+def _separation(
+    confidence: Float[np.ndarray, " images"], test_confidence: Float[np.ndarray, " test"]
+) -> dict[str, float]:
+    mean, lo, hi = mean_with_interval(confidence.astype(np.float64))
+    area, area_lo, area_hi = auroc(test_confidence, confidence)
     return {
         "confidence": mean,
         "confidence_lo": lo,
         "confidence_hi": hi,
-        "over_90": float((confident >= SURE).mean()),
+        "over_90": float((confidence >= SURE).mean()),
         "auroc": area,
         "auroc_lo": area_lo,
         "auroc_hi": area_hi,
@@ -246,10 +250,13 @@ def _outside(confident: Float[np.ndarray, " images"], known: Float[np.ndarray, "
 
 
 def auroc(
-    inside: Float[np.ndarray, " inside"], outside: Float[np.ndarray, " outside"]
+    positives: Float[np.ndarray, " positives"], negatives: Float[np.ndarray, " negatives"]
 ) -> tuple[float, float, float]:
-    """How often one of ``inside`` lies above one of ``outside``, ties by half (DeLong et al. 1988)."""
-    above, below = _placements(inside, outside), 1 - _placements(outside, inside)
+    """Compute the area under the ROC curve and its 95 % interval (DeLong et al. 1988).
+
+    The area is the share of pairs in which the positive lies above the negative; ties count half.
+    """
+    above, below = _placements(positives, negatives), 1 - _placements(negatives, positives)
     area = float(above.mean())
     half = Z95 * float(np.sqrt(above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below)))
     return area, max(0.0, area - half), min(1.0, area + half)
@@ -258,13 +265,13 @@ def auroc(
 def _placements(
     values: Float[np.ndarray, " values"], others: Float[np.ndarray, " others"]
 ) -> Float[np.ndarray, " values"]:
-    """The share of the others that each value lies above."""
+    """Share of the others that each value lies above."""
     ordered = np.sort(others)
     least = np.searchsorted(ordered, values, side="left")
     return (least + np.searchsorted(ordered, values, side="right")) / (2 * len(ordered))
 
 
-def _accuracy(name: str, right: Bool[np.ndarray, " images"]) -> dict[str, float]:
-    lo, hi = wilson(int(right.sum()), len(right))
+def _accuracy(name: str, correct: Bool[np.ndarray, " images"]) -> dict[str, float]:
+    lo, hi = wilson(int(correct.sum()), len(correct))
     prefix = "" if name == "accuracy" else f"{name}_"
-    return {name: float(right.mean()), f"{prefix}lo": lo, f"{prefix}hi": hi}
+    return {name: float(correct.mean()), f"{prefix}lo": lo, f"{prefix}hi": hi}

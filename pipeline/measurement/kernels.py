@@ -1,13 +1,14 @@
 """What a network costs in ONNX Runtime on the machine at hand: a table of measured layers.
 
-Multiply-accumulates do not tell it: a kernel that likes 16 channels takes several times as long for 24, the
-first layers are faster in float than in int8, and between the two stand nodes that only convert.
+Multiply-accumulates do not predict it: a kernel for multiples of 16 channels takes several times as long
+for 24, the first layers are faster in float than in int8, and conversions between the two take time as
+well.
 
-A layer is measured inside a network of its own, as ``onnx_graph`` writes it: a feeder that hands it an
+A layer is measured inside a network of its own, as ``onnx.graph`` writes it: a feeder that hands it an
 activation in the layout and precision of the layer before, the layer, and a classifier. ONNX Runtime's
-profiler times each node, so the layer's time is that of the kernel which the optimiser chose, together with
-the conversions right before it. Between the runs the caches are filled with something else, since a layer
-of a whole network does not find its weights there either.
+profiler times each node, so the layer's time is that of the kernel that the optimiser chose, together with
+the conversions right before it. Other networks run between the runs, since a layer of a complete network
+does not find its weights in the caches either.
 """
 
 import functools
@@ -26,33 +27,37 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from pipeline import provenance
 from pipeline.measurement import machine
-from pipeline.models.storage import Affine, Quantization
+from pipeline.models.layers import IMAGES, Layer, Network, trace, unit
+from pipeline.models.storage import Quantization
 from pipeline.onnx import graph, layout
 from pipeline.onnx.graph import CONVOLUTIONS, ExportError
-from pipeline.quantization.simulator import IMAGES, RAW_PIXELS, int8_activations, layers
+from pipeline.onnx.sessions import open_session
+from pipeline.quantization.grid import PIXEL_SCALE, int8_activations
 from teachers.contract import InputContract
 
 UNTIMED, TIMED = 2, 16
-"""Runs of a layer's network."""
+"""Number of runs of a layer's network that are not timed, and of those that are."""
 SESSIONS, RUNS = 8, 60
-"""Of two whole networks in turn."""
+"""Number of sessions, and of runs in each, in which two complete networks are timed in turn."""
 QUANTILE = 0.1
-"""Of the timed runs; a neighbour on the same core only ever adds time."""
+"""Quantile of the timed runs that is taken; a neighbour on the same core only ever adds time."""
 ALIKE = 0.02
-"""Relative difference of two predicted latencies that means nothing."""
+"""Relative difference of two predicted latencies below which they count as equal."""
 LARGEST_SHARE = 0.02
-"""Of the weights that may stay float: they would make an int8 file 6 % larger."""
+"""Largest share of the weights that may stay in float; it makes an int8 file 6 % larger."""
 CLASSES = 10
-"""Of a layer's network; nothing of its classifier is counted."""
+"""Number of classes in a layer's network; the time of its classifier is not counted."""
 
 Precision = Literal["float", "int8"]
 Source = Literal["image", "float", "int8"]
+"""What a layer reads; ``image`` is the input, with the normalisation before the first layer."""
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution with its activation, and what has to be done to what it reads."""
+    """A convolution with its activation and the conversions before it."""
 
     kernel: int
     stride: int
@@ -60,9 +65,8 @@ class Convolution:
     inputs: int
     outputs: int
     side: int
-    """Of the map that it reads, in pixels."""
+    """Side of the map that it reads, in pixels."""
     source: Source
-    """What it reads; ``image`` is the first layer, with the normalisation before it."""
     precision: Precision
 
     def __str__(self) -> str:
@@ -75,12 +79,12 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Head:
-    """Global average pooling and the classifier, to the end."""
+    """Global average pooling and the classifier."""
 
     inputs: int
     classes: int
     side: int
-    """Of the last map, in pixels."""
+    """Side of the last map, in pixels."""
     source: Precision
     precision: Precision
 
@@ -92,113 +96,122 @@ class Head:
 
 
 class Costs:
-    """Latencies on this machine with one thread and one image; layers that were never met are measured."""
+    """Latencies on this machine with one thread and one image; unknown layers are measured when needed."""
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
         self._machine = _machine()
-        known = json.loads(cache.read_text()) if cache.exists() else {}
-        self._measured: dict[str, float] = known.get(self._machine, {})
-        """Microseconds of layers, ratios of networks."""
+        tables = json.loads(cache.read_text()) if cache.exists() else {}
+        self._measured: dict[str, float] = tables.get(self._machine, {})
+        """Microseconds of layers, and ratios of networks."""
 
     def milliseconds(self, module: nn.Module, size: int, float_layers: Collection[str] | None) -> float:
         """Predicted latency of a student's ONNX file.
 
         Args:
-            module: a chain of convolutions, pooling and a classifier, in their order of definition; weights
-                and batch norms do not matter.
+            module: a student; weights and batch norms do not matter.
             size: side of the image in pixels.
-            float_layers: None for a float file; otherwise the file is int8 but for these layers.
+            float_layers: layers in float of an int8 file; None for a float file.
 
         Raises:
             ExportError: a float convolution follows an int8 one; such a file cannot be written.
         """
-        parts = parts_of(module, size, float_layers)
+        return self.total(parts_of(trace(module), size, float_layers))
+
+    def total(self, parts: Sequence[Convolution | Head]) -> float:
+        """Milliseconds of all parts of a file together."""
         self.learn(parts)
         return sum(self._measured[str(part)] for part in parts) / 1000
 
     def speedup(self, parent: nn.Module, module: nn.Module, contract: InputContract) -> float:
-        """How many times as fast a float file is as its parent's; measured whole, not added up.
+        """The latency of the parent's float file over that of a network's, measured as a whole.
 
         Args:
-            parent: without batch norms; weights do not matter.
-            module: of the same kind.
-            contract: of both.
+            parent: the parent without batch norms; weights do not matter.
+            module: the network, likewise.
+            contract: the input contract of both.
         """
-        told = [str(part) for one in (parent, module) for part in parts_of(one, contract.size, None)]
-        question = f"speedup {hashlib.sha256(' '.join(told).encode()).hexdigest()}"
+        networks = trace(parent), trace(module)
+        parts = [str(part) for network in networks for part in parts_of(network, contract.size, None)]
+        question = f"speedup {hashlib.sha256(' '.join(parts).encode()).hexdigest()}"
         if question not in self._measured:
-            self._measured[question] = measure_speedup(parent, module, contract)
+            self._measured[question] = measure_speedup(*networks, contract)
             self._save()
         return self._measured[question]
 
     def learn(self, parts: Sequence[Convolution | Head]) -> None:
-        """Measure what is not known yet; what is to be compared closely is best learnt at once."""
+        """Measure the parts that are not known yet, all of them in turn so that they can be compared."""
         if new := [part for part in dict.fromkeys(parts) if str(part) not in self._measured]:
             self._measured |= {str(part): time for part, time in zip(new, measure(new), strict=True)}
             self._save()
 
     def _save(self) -> None:
-        known = json.loads(self._cache.read_text()) if self._cache.exists() else {}
-        known[self._machine] = dict(sorted(self._measured.items()))
+        tables = json.loads(self._cache.read_text()) if self._cache.exists() else {}
+        tables[self._machine] = dict(sorted(self._measured.items()))
         self._cache.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._cache.with_suffix(".new")
-        fresh.write_text(json.dumps(known, indent=2) + "\n")
-        fresh.replace(self._cache)  # in one step, which no kill can halve
+        fresh.write_text(json.dumps(tables, indent=2) + "\n")
+        fresh.replace(self._cache)  # atomically
 
 
 COMPANY = [
     Convolution(1, 1, 1, channels, channels, 9216 // channels, "float", "float") for channels in (96, 768)
 ]
-"""Run between the measured ones: a layer of a whole network finds neither its weights nor its memory in a
-core's caches, since other layers and other networks ran since."""
+"""Layers that run between the measured ones: a layer of a complete network finds neither its weights nor
+its memory in a core's caches, since other layers have run in between."""
 
 
 def open_costs(cache: Path) -> Costs:
-    """This machine's table, kept in a JSON file, so that the same question always has the same answer."""
+    """This machine's table, stored in a JSON file, so that the same question always has the same answer."""
     return Costs(cache)
 
 
-def fastest_float_layers(costs: Costs, module: nn.Module, contract: InputContract) -> tuple[str, ...]:
-    """The first layers that an int8 file had better leave in float on this machine.
+def fastest_float_layers(costs: Costs, network: Network, contract: InputContract) -> tuple[str, ...]:
+    """The first layers that make an int8 file fastest on this machine if they stay in float.
 
-    Later ones are int8 at any rate: ONNX Runtime makes a float layer between int8 ones int8 by itself. Of
-    choices that are as fast within ``ALIKE``, that with the fewest float layers is taken. Together they have
-    at most ``LARGEST_SHARE`` of the weights, since they are stored in four times the bytes. Images with a
-    mean or a standard deviation of their own need a float stem.
+    Later layers are int8 in any case, since ONNX Runtime turns a float layer between int8 ones into int8.
+    Among choices that are equally fast within ``ALIKE``, the one with the fewest float layers is taken. The
+    float layers have at most ``LARGEST_SHARE`` of the weights, since they are stored in four times the
+    bytes. Images with a mean or a standard deviation of their own need a float stem.
     """
-    weights = {name: layer.weight.numel() for name, layer in layers(module).items()}
+    weights = {name: part.weight.numel() for name, part in network.parts.items()}
     names = list(weights)
     choices = [
         names[:count]
         for count in range(0 if contract.is_plain else 1, len(names))
         if count <= 1 or sum(weights[name] for name in names[:count]) <= LARGEST_SHARE * sum(weights.values())
     ]
-    costs.learn([part for choice in choices for part in parts_of(module, contract.size, choice)])
-    latencies = [costs.milliseconds(module, contract.size, choice) for choice in choices]
-    good = next(i for i, latency in enumerate(latencies) if latency <= (1 + ALIKE) * min(latencies))
-    return tuple(choices[good])
+    files = [parts_of(network, contract.size, choice) for choice in choices]
+    costs.learn([part for parts in files for part in parts])
+    latencies = [costs.total(parts) for parts in files]
+    first = next(i for i, latency in enumerate(latencies) if latency <= (1 + ALIKE) * min(latencies))
+    return tuple(choices[first])
 
 
-def parts_of(module: nn.Module, size: int, float_layers: Collection[str] | None) -> list[Convolution | Head]:
-    """What the file of a student is made of, in order; arguments as in ``Costs.milliseconds``."""
+def parts_of(network: Network, size: int, float_layers: Collection[str] | None) -> list[Convolution | Head]:
+    """The parts of a student's file in order.
+
+    Args:
+        network: the student.
+        size: side of the image in pixels.
+        float_layers: see ``Costs.milliseconds``.
+
+    Raises:
+        ExportError: a float convolution follows an int8 one.
+    """
     parts: list[Convolution | Head] = []
-    side, padding = size, 0
+    side = size
     source: Source = "image"
-    for name, part in module.named_modules():
-        if isinstance(part, nn.ZeroPad2d):
-            padding = part.padding[0] + part.padding[1]
-        if not isinstance(part, nn.Conv2d | nn.Linear):
-            continue
-        is_float = float_layers is None or name.removesuffix(".conv") in float_layers
-        precision: Precision = "float" if is_float else "int8"
+    for layer in network.layers.values():
+        part = network.part(layer.name)
+        precision: Precision = "float" if float_layers is None or layer.name in float_layers else "int8"
         if isinstance(part, nn.Linear):
             assert source != "image"
             parts.append(Head(part.in_features, part.out_features, side, source, precision))
             continue
         if (source, precision) == ("int8", "float"):
             raise ExportError(
-                f"float layer {name.removesuffix('.conv')} follows an int8 one; "
+                f"float layer {layer.name} follows an int8 one; "
                 "float layers must lead without a gap from the input on"
             )
         kernel, stride = part.kernel_size[0], part.stride[0]
@@ -207,14 +220,23 @@ def parts_of(module: nn.Module, size: int, float_layers: Collection[str] | None)
                 kernel, stride, part.groups, part.in_channels, part.out_channels, side, source, precision
             )
         )
-        around = 0 if isinstance(part.padding, str) else 2 * part.padding[0]
-        side, padding = (side + padding + around - kernel) // stride + 1, 0
+        side = (side + _zeros(network, layer, part) - kernel) // stride + 1
         source = precision
     return _filled(parts)
 
 
+def _zeros(network: Network, layer: Layer, part: nn.Conv2d) -> int:
+    """Number of zeros on both sides of a row that a convolution reads."""
+    own = 0 if isinstance(part.padding, str) else 2 * part.padding[1]
+    if layer.padding is None:
+        return own
+    around = network.module.get_submodule(layer.padding)
+    assert isinstance(around, nn.ZeroPad2d)
+    return own + around.padding[0] + around.padding[1]
+
+
 def _filled(parts: list[Convolution | Head]) -> list[Convolution | Head]:
-    """With the channels that ``onnx_layout.fill`` adds."""
+    """The parts with the channels that ``layout.fill`` adds."""
     for index, (before, part, after) in enumerate(zip(parts, parts[1:], parts[2:], strict=False)):
         if isinstance(before, Head) or isinstance(part, Head) or isinstance(after, Head):
             continue
@@ -229,19 +251,16 @@ def _filled(parts: list[Convolution | Head]) -> list[Convolution | Head]:
 def measure(parts: Sequence[Convolution | Head]) -> list[float]:
     """Microseconds of each part within a network.
 
-    All networks run in turn, as in a latency measurement, so that a machine that slows down slows all alike.
+    All networks run in turn, as in a latency measurement, so that a machine that slows down affects all of
+    them.
     """
     everyone = [*COMPANY, *parts]
     images = [np.full((1, part.side, part.side, 3), 127, np.uint8) for part in everyone]
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
-        sessions = []
-        for number, part in enumerate(everyone):
-            options.profile_file_prefix = str(Path(folder) / str(number))
-            sessions.append(ort.InferenceSession(_network(part), options, providers=["CPUExecutionProvider"]))
+        sessions = [
+            open_session(_network(part), profile=Path(folder) / str(number))
+            for number, part in enumerate(everyone)
+        ]
         for _ in range(UNTIMED + TIMED):
             for session, image in zip(sessions, images, strict=True):
                 session.run(None, {IMAGES: image})
@@ -250,35 +269,33 @@ def measure(parts: Sequence[Convolution | Head]) -> list[float]:
     return times[len(COMPANY) :]
 
 
-def measure_speedup(parent: nn.Module, module: nn.Module, contract: InputContract) -> float:
+def measure_speedup(parent: Network, network: Network, contract: InputContract) -> float:
     """The ratio of the latencies of two networks without batch norms, one thread and one image, interleaved.
 
-    Sessions are opened several times, since where their memory lies moves a latency by some per cent.
+    Sessions are opened several times, since the place of their memory changes a latency by some per cent.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
     files = [
-        graph.write(network, None, contract, CLASSES, "network").SerializeToString()
-        for network in (parent, module)
+        graph.write(each, None, contract, CLASSES, "network").SerializeToString()
+        for each in (parent, network)
     ]
     image = {IMAGES: np.full((1, contract.size, contract.size, 3), 127, np.uint8)}
     ratios = []
     for _ in range(SESSIONS):
-        sessions = [ort.InferenceSession(file, options, providers=["CPUExecutionProvider"]) for file in files]
+        sessions = [open_session(file) for file in files]
         times = np.zeros((UNTIMED + RUNS, len(sessions)))
         for row in times:
             for index, session in enumerate(sessions):
                 began = time.perf_counter()
                 session.run(None, image)
                 row[index] = time.perf_counter() - began
-        middle = np.median(times[UNTIMED:], axis=0)
-        ratios.append(middle[0] / middle[1])
+        medians = np.median(times[UNTIMED:], axis=0)
+        ratios.append(medians[0] / medians[1])
     return float(np.exp(np.mean(np.log(ratios))))
 
 
 def _time_of(part: Convolution | Head, events: Sequence[Mapping[str, Any]]) -> float:
-    """Microseconds of the nodes after the feeder's convolution, to the part's own or to the end."""
+    """Microseconds of the nodes after the feeder's convolution, up to the part's own convolution or the
+    end."""
     nodes = sorted(
         (event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")),
         key=lambda event: event["ts"],
@@ -286,16 +303,16 @@ def _time_of(part: Convolution | Head, events: Sequence[Mapping[str, Any]]) -> f
     count = len(nodes) // (UNTIMED + TIMED)
     # The profiler cuts off fractions: half a microsecond on average.
     times = np.array([node["dur"] for node in nodes]).reshape(-1, count)[UNTIMED:] + 0.5
-    own = [i for i, node in enumerate(nodes[:count]) if node["args"]["op_name"] in CONVOLUTIONS]
-    first = 0 if part.source == "image" else own[0] + 1
-    last = count - 1 if isinstance(part, Head) else own[-1]
+    convolutions = [i for i, node in enumerate(nodes[:count]) if node["args"]["op_name"] in CONVOLUTIONS]
+    first = 0 if part.source == "image" else convolutions[0] + 1
+    last = count - 1 if isinstance(part, Head) else convolutions[-1]
     return float(np.quantile(times[:, first : last + 1], QUANTILE, axis=0).sum())
 
 
 @functools.cache
 @torch.no_grad()
 def _network(part: Convolution | Head) -> bytes:
-    """The file of a feeder, the part, and a classifier; the first layer has no feeder, a head no layer."""
+    """The file of a feeder, the part, and a classifier; an image part has no feeder, a head no layer."""
     units: dict[str, nn.Module] = {}
     float_layers = ["classifier"] if part.precision == "float" else []
     if part.source != "image":
@@ -311,38 +328,38 @@ def _network(part: Convolution | Head) -> bytes:
     units["pool"] = nn.AdaptiveAvgPool2d(1)
     units["flatten"] = nn.Flatten()
     units["classifier"] = nn.Linear(channels, classes)
-    network = nn.Sequential(OrderedDict(units)).eval()
-    whole_float = {part.source, part.precision} <= {"image", "float"}
-    quantization = None if whole_float else _any_quantization(network, float_layers)
+    network = trace(nn.Sequential(OrderedDict(units)).eval())
+    in_float = {part.source, part.precision} <= {"image", "float"}
+    quantization = None if in_float else _any_quantization(network, float_layers)
     contract = InputContract(part.side)
     return graph.write(network, quantization, contract, classes, "part").SerializeToString()
 
 
 def _unit(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups)
-    return nn.Sequential(OrderedDict(conv=conv, act=nn.ReLU()))
+    return unit(conv, nn.ReLU())
 
 
-def _any_quantization(network: nn.Module, float_layers: list[str]) -> Quantization:
-    """Some scales; kernels take the same time with all."""
+def _any_quantization(network: Network, float_layers: list[str]) -> Quantization:
+    """Arbitrary scales; kernels take the same time with all of them."""
     return Quantization(
         weight_scales={
-            name: layer.weight.flatten(1).abs().amax(dim=1) / 63
-            for name, layer in layers(network).items()
+            name: part.weight.flatten(1).abs().amax(dim=1) / 63
+            for name, part in network.parts.items()
             if name not in float_layers
         },
         weight_limit=63,
-        activations={
-            name: RAW_PIXELS if name == IMAGES else Affine(1 / 255, 0)
-            for name in int8_activations(network, float_layers)
-        },
+        activation_scales=dict.fromkeys(int8_activations(network, float_layers), PIXEL_SCALE),
         float_layers=tuple(float_layers),
     )
 
 
 def _machine() -> str:
-    """What the times depend on: the processor, the runtime, and how the graph is written."""
-    told = machine.describe()
-    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (graph, layout))
-    writer = hashlib.sha256(code).hexdigest()[:12]
-    return f"{told['cpu']} {' '.join(told['flags'])}, onnxruntime {ort.__version__}, graphs {writer}"
+    """The conditions of the times: the processor, the runtime, and the code that writes the graph."""
+    description = machine.describe()
+    code = "".join(
+        provenance.plain_code(Path(str(module.__file__)).read_text()) for module in (graph, layout)
+    )
+    writer = hashlib.sha256(code.encode()).hexdigest()[:12]
+    flags = " ".join(description["flags"])
+    return f"{description['cpu']} {flags}, onnxruntime {ort.__version__}, graphs {writer}"

@@ -1,1 +1,1 @@
-"""Students: on disk, what they start from, and what they cost on paper."""
+"""Students: their folders on disk, their initial weights, and their costs on paper."""

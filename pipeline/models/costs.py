@@ -1,19 +1,15 @@
-"""What a network costs on paper: multiply-accumulates, parameters and bytes."""
+"""The costs of a network on paper: multiply-accumulates and parameters."""
 
-import gzip
-import math
-from pathlib import Path
-
-import onnx
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_macs(module: nn.Module, size: int) -> int:
-    """Multiply-accumulates of one ``size`` by ``size`` RGB image: convolutions and matrix products.
+    """Count the multiply-accumulates of convolutions and matrix products for one ``size`` by ``size`` RGB
+    image.
 
-    Counted by PyTorch's own counter, which gives two operations for each.
+    PyTorch's counter gives operations, which are two for each multiply-accumulate.
     """
     parameter = next(module.parameters())
     image = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
@@ -26,18 +22,5 @@ def count_macs(module: nn.Module, size: int) -> int:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Trainable values: weights, biases, batch norm's scale and shift."""
+    """Count the trainable values: weights, biases, scale and shift of batch norms."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def weigh(path: Path) -> dict[str, int]:
-    """``weights_bytes``, the tensors that an ONNX file brings into memory, and its ``compressed_bytes``.
-
-    Compressed by gzip at level 9, as a package or a web server would send it.
-    """
-    tensors = onnx.load(path).graph.initializer
-    width = onnx.helper.tensor_dtype_to_np_dtype
-    return {
-        "weights_bytes": sum(math.prod(t.dims) * width(t.data_type).itemsize for t in tensors),
-        "compressed_bytes": len(gzip.compress(path.read_bytes(), 9, mtime=0)),
-    }

@@ -46,17 +46,19 @@ def read_timings(file: Path) -> list[dict[str, Any]]:
 
 
 def continued(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The parts of a training as one: epochs and steps continue to count where one part follows another.
+    """Number the epochs, and the steps if there are any, of trainings that follow one another as one
+    training.
 
-    A part has a line for each whole epoch and for its end, so only its first line has an epoch of at most 1.
+    A training has a line for each whole epoch and one for its end, so only its first line is of an epoch of
+    at most 1.
     """
     lines: list[dict[str, Any]] = []
     before: Mapping[str, Any] = {}
     for line in history:
         if line["epoch"] <= 1 and lines:
             before = lines[-1]
-        counted = {key: before.get(key, 0) + line[key] for key in ("step", "epoch") if key in line}
-        lines.append({**line, **counted})
+        counts = {key: before.get(key, 0) + line[key] for key in ("step", "epoch") if key in line}
+        lines.append({**line, **counts})
     return lines
 
 

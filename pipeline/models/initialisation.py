@@ -1,4 +1,4 @@
-"""What a student starts from: published weights, or a student of an earlier run."""
+"""The initial weights of a student: published ones, or those of a student of an earlier run."""
 
 import json
 import re
@@ -23,32 +23,32 @@ from teachers.errors import WeightsError
 TENSORFLOW_EPSILON = 1e-3
 TIMM_EPSILON = 1e-5
 IMAGENET_WITH_BACKGROUND = 1001
-"""Classes of TensorFlow's models; the first, which is no class of ImageNet, is dropped."""
+"""Number of classes of TensorFlow's models; the first, which is not a class of ImageNet, is dropped."""
 HEAD = ("classifier.weight", "classifier.bias")
 
 
 @dataclass(frozen=True)
 class Start:
-    """Weights with everything that their values depend on."""
+    """Initial weights with everything that their values depend on."""
 
     origin: str
-    """In words."""
+    """Where the weights come from, in words."""
     arguments: dict[str, Any]
     """Keyword arguments of the architecture that the weights fix, widths included."""
     tensors: dict[str, Tensor]
-    """State dict of the architecture; a background class is gone."""
+    """State dict of the architecture, without a background class."""
     labels: tuple[str, ...] | None = None
-    """Class names in the order of the logits, where they are known."""
+    """Class names in the order of the logits; None if they are not known."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Of the input, as in ``InputContract``; TensorFlow's models read [-1, 1]."""
+    """Mean and standard deviation of the input, as in ``InputContract``; TensorFlow's models read [-1, 1]."""
 
 
 RANDOM = Start("random weights", {}, {}, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def hugging_face(path: str) -> Start:
-    """A folder as ``save_pretrained`` writes it, or a hub id such as ``google/mobilenet_v1_0.75_192``."""
+    """Read a folder that ``save_pretrained`` wrote, or a hub id such as ``google/mobilenet_v1_0.75_192``."""
     folder = Path(path)
     if not folder.is_dir():
         try:
@@ -78,7 +78,7 @@ def hugging_face(path: str) -> Start:
     names = config.get("id2label")
     labels = tuple(names[str(index)] for index in range(len(names))) if names else None
     if labels and all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
-        labels = None  # what the library writes where nobody gave names
+        labels = None  # the names that the library makes up if there are none
     return _published(
         f"Hugging Face {path}",
         arguments,
@@ -90,7 +90,7 @@ def hugging_face(path: str) -> Start:
 
 
 def timm_model(path: str) -> Start:
-    """A ``.safetensors`` or ``.pth`` file of timm's ``mobilenetv1``, or a model name of timm's hub."""
+    """Read a ``.safetensors`` or ``.pth`` file of timm's ``mobilenetv1``, or a model name of timm's hub."""
     if state_dicts.is_file(path):
         tensors = state_dicts.read(Path(path))
     else:
@@ -105,7 +105,7 @@ def timm_model(path: str) -> Start:
 
 
 def slim(path: str) -> Start:
-    """TensorFlow-slim's checkpoint by its prefix, ``mobilenet_v1_0.75_192.ckpt``; needs TensorFlow."""
+    """Read a TensorFlow-slim checkpoint by its prefix, ``mobilenet_v1_0.75_192.ckpt``; needs TensorFlow."""
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -115,15 +115,15 @@ def slim(path: str) -> Start:
     try:
         reader = tf.train.load_checkpoint(path)
         names = sorted(reader.get_variable_to_shape_map())
-        found = {name: torch.from_numpy(reader.get_tensor(name)) for name in names if name != "global_step"}
+        tensors = {name: torch.from_numpy(reader.get_tensor(name)) for name in names if name != "global_step"}
     except (ValueError, TypeError, IndexError, tf.errors.OpError) as error:
-        raise WeightsError(f"{path} is no intact TensorFlow checkpoint: {_line(error)}") from error
+        raise WeightsError(f"{path} is not an intact TensorFlow checkpoint: {_line(error)}") from error
     arguments = {"activation": "relu6", "padding": "same", "norm_eps": TENSORFLOW_EPSILON}
-    return _published(f"TensorFlow-slim {path}", arguments, published.translate("slim", found))
+    return _published(f"TensorFlow-slim {path}", arguments, published.translate("slim", tensors))
 
 
 def run(path: str) -> Start:
-    """A student of an earlier run, by its folder below ``artifacts/models/``."""
+    """Read a student of an earlier run from its folder below ``artifacts/models/``."""
     folder = Path(path)
     card = _json(folder / storage.CARD)
     if card.get("quantization"):
@@ -132,7 +132,7 @@ def run(path: str) -> Start:
         arguments = {key: value for key, value in card["arguments"].items() if key != "classes"}
         labels, contract, variant = tuple(card["labels"]), card["input"], card["variant"]
     except (KeyError, TypeError) as error:
-        raise WeightsError(f"{folder / storage.CARD} is no student's card: {error} is missing") from error
+        raise WeightsError(f"{folder / storage.CARD} is not a student's card: {error} is missing") from error
     return Start(
         f"variant {variant} of an earlier run ({path})",
         arguments,
@@ -149,25 +149,25 @@ SOURCES: dict[str, Callable[[str], Start]] = {
     "slim": slim,
     "run": run,
 }
-"""``student.init.source`` to its reader; each raises ``WeightsError`` in one line."""
+"""Reader by ``student.init.source``; each raises ``WeightsError`` in one line."""
 
 
 def network(architecture: str, arguments: dict[str, Any], labels: Sequence[str], start: Start) -> nn.Module:
-    """A student with the start's weights; for other classes its head is made anew and the rest is kept.
+    """Build a student with the initial weights; for other classes its head gets new ones.
 
     Args:
         architecture: key of ``students.ARCHITECTURES``.
-        arguments: its keyword arguments, ``classes`` included.
-        labels: class names in the order of the logits. A head is kept where it has as many classes and, if
-            their names are known, the same ones in the same order.
-        start: what to start from.
+        arguments: keyword arguments of the architecture, ``classes`` included.
+        labels: class names in the order of the logits. The head keeps its weights if it has as many classes
+            and, if their names are known, the same ones in the same order.
+        start: initial weights.
 
     Raises:
         WeightsError: widths, names or shapes are not those of the architecture.
     """
-    expected, found = tuple(arguments["channels"]), published.channels(start.tensors)
-    if found is not None and found != expected:
-        raise WeightsError(f"{start.origin}: widths {expected} are expected; {found} were found")
+    expected, actual = tuple(arguments["channels"]), published.channels(start.tensors)
+    if actual is not None and actual != expected:
+        raise WeightsError(f"{start.origin}: widths {expected} are expected; {actual} were found")
     module = students.build(architecture, arguments)
     if start is RANDOM:
         return module
@@ -175,7 +175,7 @@ def network(architecture: str, arguments: dict[str, Any], labels: Sequence[str],
     tensors = dict(start.tensors)
     if len(tensors.get(HEAD[1], ())) != len(labels) or start.labels not in (None, tuple(labels)):
         tensors |= {name: fresh[name] for name in HEAD if name in tensors}
-    # TensorFlow counts no batches, and PyTorch only for an average without momentum.
+    # TensorFlow does not count batches, and PyTorch needs the count for an average without momentum only.
     counters = {name: value for name, value in fresh.items() if name.endswith(".num_batches_tracked")}
     state_dicts.fill(module, {**counters, **tensors}, start.origin)
     return module

@@ -1,4 +1,4 @@
-"""A student on disk: tensors in safetensors, everything else in readable JSON, no pickle."""
+"""A student's folder on disk: tensors in safetensors, everything else in readable JSON, no pickle."""
 
 import hashlib
 import json
@@ -20,34 +20,28 @@ SCALE_SUFFIX = ".weight_scale"
 
 
 @dataclass(frozen=True)
-class Affine:
-    """Uint8 quantisation of a tensor: ``real = scale * (integer - zero_point)``."""
-
-    scale: float
-    zero_point: int
-
-
-@dataclass(frozen=True)
 class Quantization:
     """Everything that turns a float student with folded batch norms into its int8 twin.
 
-    A layer is the module path of a convolution's unit (``stem``, ``blocks.3.pointwise``) or of the
-    classifier. The logits stay float.
+    Layers are named as in ``layers.Network``. Weights are int8 and symmetric, with one step per output
+    channel; activations are uint8 with one scale per tensor and zero point 0, since each follows a ReLU.
+    The logits stay float.
     """
 
     weight_scales: dict[str, Float[Tensor, " channels"]]
-    """Layer to the symmetric step of each output channel; the weights lie on this grid already."""
+    """Step of each output channel, by layer; the weights are multiples of their steps already."""
     weight_limit: int
-    """Greatest magnitude of an integer weight: 127, or 63 where 16-bit sums must not saturate."""
-    activations: dict[str, Affine]
-    """Layer to its output after the activation; ``pool`` is the classifier's input."""
+    """Greatest magnitude of an integer weight: 127, or 63 if 16-bit sums must not saturate."""
+    activation_scales: dict[str, float]
+    """Activation to its scale: ``real = scale * integer``. An activation is named after the layer or the
+    pooling that writes it; ``images`` is the network's input."""
     float_layers: tuple[str, ...] = ()
     """Layers that stay in float."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is needed to rebuild a student and to know where it came from."""
+    """Everything that is needed to rebuild a student, and its origin."""
 
     variant: str
     parent: str
@@ -66,13 +60,14 @@ class Card:
     settings: dict[str, Any]
     """The operation's settings as they were applied."""
     start: str = "random weights"
-    """What the first student was trained from, in words."""
+    """Initial weights of the first student, in words."""
     task: str = "single_label"
     """Key of ``tasks.TASKS``."""
     val: dict[str, int | float] | None = None
-    """Number of val images and the torch module's score, a fraction of 1, under the metric's name."""
+    """Number of validation images, and the torch module's score as a fraction of 1 under the metric's
+    name."""
     calibration_sha256: str | None = None
-    """Hash over the images that set the activation ranges."""
+    """SHA-256 over the images that set the activation ranges; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ def load(folder: Path) -> Model:
     """Rebuild a student from its folder, in evaluation mode on the CPU.
 
     Raises:
-        ValueError: the tensors are not those that the card's architecture has.
+        ValueError: the tensors do not fit the card's architecture.
     """
     values = json.loads((folder / CARD).read_text())
     tensors = load_file(folder / WEIGHTS)
@@ -113,7 +108,7 @@ def load(folder: Path) -> Model:
         quantization = Quantization(
             weight_scales={n.removesuffix(SCALE_SUFFIX): scale for n, scale in scales.items()},
             weight_limit=stored["weight_limit"],
-            activations={n: Affine(**affine) for n, affine in stored["activations"].items()},
+            activation_scales=stored["activation_scales"],
             float_layers=tuple(stored["float_layers"]),
         )
     values["input"] = InputContract.from_dict(values["input"])
@@ -129,7 +124,7 @@ def load(folder: Path) -> Model:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over the names and values of a module's tensors."""
+    """Compute the SHA-256 over the names and values of a module's tensors."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())

@@ -21,29 +21,25 @@ from scipy.special import softmax
 
 from pipeline.data.images import decode
 from pipeline.errors import DistilleryError
+from pipeline.onnx.sessions import open_session
 from teachers.contract import InputContract
 
 INPUT = "images"
 OUTPUT = "logits"
 GEOMETRY = ("size", "crop", "interpolation")
-"""What the metadata say of the input; mean and standard deviation are inside the graph."""
+"""Keys of the metadata that describe the input; mean and standard deviation are inside the graph."""
 
-MULTI_LABEL = "multi-label-image-classification"
-"""`task` of a file that answers for each label by itself; any other answers with one of them."""
-
-PROVIDERS = {
-    "cpu": ["CPUExecutionProvider"],
-    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
-}
-"""Short name to ONNX Runtime's; operators that the first does not have run on the next."""
+MULTI_LABEL_TASK = "multi-label-image-classification"
+"""Value of the metadata `task` in a file that answers for each label by itself; any other file answers with
+one label."""
 
 
 class ModelFileError(DistilleryError):
-    """A file is no classifier of this pipeline. The message names the file and what is wrong."""
+    """A file is not a classifier of this pipeline; the message names the file and what is wrong."""
 
 
 class ImageFileError(DistilleryError):
-    """A file cannot be read as an image. The message names the file and why."""
+    """A file cannot be read as an image; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier sees in one picture."""
+    """A classifier's answer to one picture."""
 
     image: Path
     guesses: tuple[Guess, ...]
@@ -82,30 +78,13 @@ def open_classifier(
 ) -> Classifier:
     """Open a shipped file and check it against its own metadata.
 
-    Args:
-        path: the ONNX file.
-        threads: intra-op threads; 0 takes one per physical core. Operators run one after another.
-        spinning: whether idle threads wait busily, which is faster and takes the cores for itself.
-        cores: to pin the threads to, one each; the first is the calling thread's, which pins itself.
-        provider: a key of ``PROVIDERS``.
+    The other arguments are those of ``open_session``.
 
     Raises:
         ModelFileError: the file is missing, damaged, or not of the shape that the pipeline ships.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    # Threads of an idle session must not take cores from the next one.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if len(cores) > 1:
-        # ONNX Runtime counts processors from 1 and names one group for each thread but the caller's.
-        groups = ";".join(str(core + 1) for core in cores[1:])
-        options.add_session_config_entry("session.intra_op_thread_affinities", groups)
     try:
-        session = ort.InferenceSession(path, options, providers=PROVIDERS[provider])
+        session = open_session(path, threads=threads, spinning=spinning, cores=cores, provider=provider)
     except NoSuchFile as error:
         raise ModelFileError(f"{path} does not exist") from error
     except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented) as error:
@@ -172,8 +151,8 @@ def predict(classifier: Classifier, image: Path, top: int) -> Prediction:
 def probabilities(
     classifier: Classifier, logits: Float32[np.ndarray, "*batch classes"]
 ) -> Float32[np.ndarray, "*batch classes"]:
-    """Of the classes, which exclude each other; or of each attribute by itself."""
-    if classifier.metadata.get("task") == MULTI_LABEL:
+    """Probabilities of the classes, which exclude each other, or of each attribute by itself."""
+    if classifier.metadata.get("task") == MULTI_LABEL_TASK:
         return 1 / (1 + np.exp(-logits))
     return softmax(logits, axis=-1)
 

@@ -1,10 +1,11 @@
 """The parity ladder: one network at every step from floating point to the shipped file, on the same images.
 
-Each rung changes one thing, so that a loss shows where it arises. Between rungs that must compute the same,
-answers may differ in ties alone. In floating point a tie is two logits that lie within ``FLOAT_TIE`` of
-their spread. Among integers it is a value within ``TIE`` of the middle between two steps, where the order of
-floating-point sums decides which way it is rounded: the simulator, given the integers that the runtime read,
-must give the runtime's integers everywhere else, in every layer, and its logits in the end.
+Each rung changes one thing, so that a loss of accuracy shows where it arises. Between rungs that must
+compute the same, answers may differ only in ties. In floating point a tie is two logits whose distance is
+less than ``FLOAT_TIE`` of their spread. Among integers it is a value within ``TIE`` of the middle between
+two steps, where the order of floating-point sums decides which way it is rounded. Everywhere else, in every
+layer, the simulator must give the runtime's integers when it reads the runtime's integers, and the
+runtime's logits in the end.
 """
 
 import tempfile
@@ -22,28 +23,32 @@ from scipy import stats
 from torch import Tensor, nn
 
 from pipeline.errors import DistilleryError
+from pipeline.models.folding import fold_batch_norm
+from pipeline.models.layers import Network
 from pipeline.models.storage import Model
 from pipeline.onnx import export, layout
 from pipeline.onnx.graph import LOGITS
+from pipeline.onnx.sessions import FUSED, PLAIN, open_session
 from pipeline.parity import layerwise, saturation
-from pipeline.parity.layerwise import FUSED, PLAIN
-from pipeline.quantization.simulator import fake_quantize, fold_batch_norm, layer_inputs, layers, simulate
+from pipeline.quantization.simulator import fake_quantize, simulate
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 TIE = 1e-3
-"""Of a step; the farthest that was seen is 4e-5."""
+"""Greatest distance of a tie from the middle between two steps, in steps; the greatest that occurred is
+4e-5."""
 FLOAT_TIE = 1e-4
-"""Of the logits' spread."""
+"""Greatest distance of two logits that tie, as a share of the logits' spread."""
 FLOAT_DRIFT = 1e-3
-"""Of an activation's spread; a float layer that drifts farther diverges."""
+"""Greatest allowed difference of a float layer's outputs, as a share of their spread."""
 FAKE_QUANT_AGREEMENT = 0.99
-"""Share of the fake-quantised answers that must be the simulator's."""
+"""Least share of fake-quantised answers that must be the simulator's."""
 CHANCE = 0.05
-"""Level of the binomial test that says whether fewer were found by chance, among few images."""
+"""Level of the binomial test for whether chance explains fewer equal answers, among few images."""
 ROUNDING_SHARE = 1e-3
-"""Of a layer's integers that fake quantisation, whose biases are no whole steps, may round to the next."""
-SHOWN = 32
-"""Images of which activations are compared."""
+"""Share of a layer's integers that fake quantisation may round to the next step, since its biases are not
+whole steps."""
+COMPARED_TOGETHER = 32
+"""Number of images whose activations are compared at once."""
 
 RungName = Literal[
     "torch_float", "onnx_float", "fake_quant", "simulator", "sums_16_bit", "onnx_plain", "onnx"
@@ -53,7 +58,7 @@ Logits = Float[Tensor, "batch classes"]
 
 
 class ParityError(DistilleryError):
-    """Two rungs differ that must not; the message names the first layer that diverges."""
+    """Two rungs differ that must be equal; the message names the first layer that diverges."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,13 @@ class Rung:
 
     name: RungName
     answer: Callable[[Images], Logits] | None
-    """None where it is proven to be that of ``against``."""
+    """The computation; None if it is proven to give the answers of ``against``."""
     against: RungName | None = None
-    """The earlier rung that it is compared with."""
+    """The earlier rung that this one is compared with."""
     least: float = 0.0
-    """Least share of answers that must be the same, unless chance explains fewer; with 1, all but ties."""
+    """Least share of answers that must be the same, unless chance explains fewer; with 1, all except ties."""
     diverges: Callable[[Images, float], str | None] = lambda _images, _spread: None
-    """What is wrong with images that are answered unlike, given the spread of all logits; None where they are
-    ties."""
+    """Explains different answers to some images, given the spread of all logits; None if they are ties."""
 
 
 @torch.no_grad()
@@ -85,24 +89,24 @@ def climb(
     """Compute the same images at every rung.
 
     Args:
-        model: as it was saved.
+        model: the saved model.
         path: its shipped file.
         batches: images in the order of the labels.
         labels: classes, or targets of attributes.
-        threads: of ONNX Runtime.
-        skip: rungs that are left out, with what is compared with them.
+        threads: number of threads of ONNX Runtime.
+        skip: rungs to leave out, with all comparisons against them.
 
     Returns:
-        ``n`` and ``rungs``, from floating point to the shipped file. Each has its score; against the rung
-        that is named there (``against``), the share of equal answers (``agreement``), how many of the others
-        are ``ties``, and the greatest difference of a logit (``logits``); and the share of answers that are
-        the shipped file's (``shipped``). For int8 also ``pair_sums``, the least and greatest sum of two
-        products that any image could cause: within -32768 and 32767, 16 bits change nothing, and that rung
-        is not computed but ``proven``.
+        ``n`` and ``rungs``, from floating point to the shipped file. Each rung has its score; the share of
+        answers that equal those of the rung named by ``against`` (``agreement``), the number of ``ties``
+        among the others, and the greatest difference of a logit (``logits``); and the share of answers that
+        equal the shipped file's (``shipped``). For int8 there is also ``pair_sums``, the least and greatest
+        sum of two products that any image can cause: within -32768 and 32767, 16 bits change nothing, and
+        that rung is not computed but ``proven``.
 
     Raises:
-        ParityError: answers differ that are no ties, or fewer than 99 % of the fake-quantised ones are the
-            simulator's, and chance does not explain it.
+        ParityError: answers differ that are not ties, or fewer than 99 % of the fake-quantised ones are the
+            simulator's and chance does not explain it.
     """
     task = TASKS[model.card.task]
     with tempfile.TemporaryDirectory() as folder:
@@ -124,11 +128,11 @@ def climb(
                 if rung.against:
                     unlike[rung.name].append(images[~_same(answers[rung.name][-1], other, task)])
         logits = {name: torch.cat(parts) for name, parts in answers.items()}
-        told = [_tell(rung, logits, unlike[rung.name], labels, task, model) for rung in rungs]
-    return {"n": len(labels), "rungs": told, **more}
+        results = [_compare(rung, logits, unlike[rung.name], labels, task, model) for rung in rungs]
+    return {"n": len(labels), "rungs": results, **more}
 
 
-def _tell(
+def _compare(
     rung: Rung,
     logits: Mapping[str, Logits],
     apart: Sequence[Tensor],
@@ -136,31 +140,35 @@ def _tell(
     task: Task,
     model: Model,
 ) -> dict[str, Any]:
-    """A rung's line, once it is checked."""
+    """A rung's result, after it was compared with the rung before.
+
+    Raises:
+        ParityError: see ``climb``.
+    """
     own = logits[rung.name]
-    told: dict[str, Any] = {"rung": rung.name, task.metric: task.score(task.predictions(own), labels)}
+    result: dict[str, Any] = {"rung": rung.name, task.metric: task.score(task.predictions(own), labels)}
     if rung.against is not None:
         unlike, reason = torch.cat(list(apart)), None
         if stats.binomtest(len(unlike), len(own), 1 - rung.least, "greater").pvalue < CHANCE:
             spread = _spread(logits[rung.against])
-            reasons = (rung.diverges(shown, spread) for shown in unlike.split(SHOWN))
+            reasons = (rung.diverges(images, spread) for images in unlike.split(COMPARED_TOGETHER))
             reason = next((each for each in reasons if each), None)
             if rung.least < 1:
                 reason = reason or "no layer diverges by itself"
         if reason:
             raise ParityError(
-                f"{model.card.variant}: {rung.name} answers {len(unlike)} of {len(own)} images unlike "
-                f"{rung.against}; {reason}"
+                f"{model.card.variant}: {rung.name} answers {len(unlike)} of {len(own)} images differently "
+                f"from {rung.against}; {reason}"
             )
-        told |= {
+        result |= {
             "against": rung.against,
             "agreement": 1 - len(unlike) / len(own),
             "ties": len(unlike) if rung.least == 1 else 0,
             "logits": float((own - logits[rung.against]).abs().max()),
         }
     if rung.answer is None:
-        told["proven"] = True
-    return told | {"shipped": float(_same(own, logits["onnx"], task).double().mean())}
+        result["proven"] = True
+    return result | {"shipped": float(_same(own, logits["onnx"], task).double().mean())}
 
 
 def _same(own: Logits, other: Logits, task: Task) -> Bool[Tensor, " batch"]:
@@ -171,10 +179,10 @@ def _same(own: Logits, other: Logits, task: Task) -> Bool[Tensor, " batch"]:
 
 
 def _float_rungs(model: Model, path: Path, threads: int) -> list[Rung]:
-    folded, _ = fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
+    network = fold_batch_norm(model)
 
     def file(name: RungName, level: ort.GraphOptimizationLevel, against: RungName) -> Rung:
-        diverges = partial(_float_divergence, model, folded, path, level)
+        diverges = partial(_float_divergence, model, network, path, level)
         return Rung(name, _file(path, level, threads), against, 1.0, diverges)
 
     return [
@@ -187,30 +195,32 @@ def _float_rungs(model: Model, path: Path, threads: int) -> list[Rung]:
 def _int8_rungs(model: Model, path: Path, twin: Path, threads: int) -> tuple[list[Rung], dict[str, Any]]:
     quantization = model.quantization
     assert quantization is not None
-    folded, _ = fold_batch_norm(model.module, model.card.architecture, model.card.arguments)
-    rounded, simulated = fake_quantize(folded, quantization), simulate(folded, quantization)
-    stem = layout.paired_stem(folded, quantization, model.card.input.size)
-    rows = {stem[0]: stem[1][0]} if stem else {}
+    network = fold_batch_norm(model)
+    rounded, simulated = fake_quantize(network, quantization), simulate(network, quantization)
+    zeros = layout.paired_stem(network, quantization, model.card.input.size)
+    rows = {network.stem.weights: zeros[0]} if zeros else {}
     extremes = saturation.extremes(simulated, rows)
     safe = extremes[0] >= saturation.LEAST and extremes[1] <= saturation.GREATEST
     saturating = simulated if safe else saturation.saturate(simulated, rows)
-    # The same weights with activations as they are, as a file of its own.
+    # A file with the same weights and activations in float.
     export.export(replace(model, quantization=None), twin, {})
     twins, plain, fused = (
         _file(*opened, threads) for opened in ((twin, FUSED), (path, PLAIN), (path, FUSED))
     )
-    in_16_bit = not safe and export.sums_may_saturate()
-    compare = partial(_int8_divergence, model, folded)
+    in_16_bit = not safe and saturation.sums_may_saturate()
+    compare = partial(_int8_divergence, model, network)
     rungs = [
-        Rung("torch_float", _module(model, folded)),
-        Rung("onnx_float", twins, "torch_float", 1.0, partial(_float_divergence, model, folded, twin, FUSED)),
+        Rung("torch_float", _module(model, network.module)),
+        Rung(
+            "onnx_float", twins, "torch_float", 1.0, partial(_float_divergence, model, network, twin, FUSED)
+        ),
         Rung("fake_quant", _module(model, rounded), "onnx_float"),
         Rung(
             "simulator",
             _module(model, simulated),
             "fake_quant",
             FAKE_QUANT_AGREEMENT,
-            partial(_rounding_divergence, model, folded, rounded, simulated),
+            partial(_rounding_divergence, model, network, rounded, simulated),
         ),
         Rung("sums_16_bit", None if safe else _module(model, saturating), "simulator"),
         Rung("onnx_plain", plain, "simulator", 1.0, partial(compare, simulated, path, PLAIN)),
@@ -226,28 +236,28 @@ def _module(model: Model, module: nn.Module) -> Callable[[Images], Logits]:
 
 
 def _file(path: Path, level: ort.GraphOptimizationLevel, threads: int) -> Callable[[Images], Logits]:
-    session = layerwise.session(path, level, threads=threads)
+    session = open_session(path, level=level, threads=threads)
     return lambda images: torch.from_numpy(layerwise.answers(session, images))
 
 
 def _float_divergence(
     model: Model,
-    folded: nn.Module,
+    network: Network,
     path: Path,
     level: ort.GraphOptimizationLevel,
     images: Images,
     spread: float,
 ) -> str | None:
     """The first layer whose output drifts from the module's, unless the logits tie."""
-    names = [name for name, layer in layers(folded).items() if isinstance(layer, nn.Conv2d)]
-    wanted = layerwise.outputs_of_module(folded, names, model.card.input.normalise(images))
-    found = layerwise.outputs_of_file(path, names, images, level)
-    logits = wanted[LOGITS], found[LOGITS]
-    if _margin(*logits, TASKS[model.card.task]) <= FLOAT_TIE * spread:
+    names = [name for name, layer in network.layers.items() if layer.activation is not None]
+    normalised = model.card.input.normalise(images)
+    expected = layerwise.outputs_of_module(network.module, network, names, normalised)
+    actual = layerwise.outputs_of_file(path, names, images, level)
+    if _margin(expected[LOGITS], actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
         return None
     for name in [*names, LOGITS]:
-        whole = spread if name == LOGITS else _spread(wanted[name])
-        drift = float((wanted[name] - found[name]).abs().max()) / whole
+        unit = spread if name == LOGITS else _spread(expected[name])
+        drift = float((expected[name] - actual[name]).abs().max()) / unit
         if not drift <= FLOAT_DRIFT:
             return f"the first layer that diverges is {name}, by {drift:.2g} of its spread"
     return "no layer diverges by itself"
@@ -255,47 +265,48 @@ def _float_divergence(
 
 def _int8_divergence(
     model: Model,
-    folded: nn.Module,
+    network: Network,
     simulated: nn.Module,
     path: Path,
     level: ort.GraphOptimizationLevel,
     images: Images,
     spread: float,
 ) -> str | None:
-    """The first layer whose integers are no rounding of the simulator's values, nor nearly so."""
+    """The first layer with integers to which the simulator's values do not round, even in a tie."""
     assert model.quantization is not None
-    integers = layerwise.integers_of_file(path, folded, images, level)
+    scales = model.quantization.activation_scales
+    integers = layerwise.integers_of_file(path, network, images, level)
     normalised = model.card.input.normalise(images)
-    for stage in layerwise.stages(integers, simulated, folded, model.quantization, normalised):
+    for stage in layerwise.stages(integers, simulated, network, model.quantization, normalised):
         beyond = stage.beyond_half()
         if (wrong := int((~(beyond <= TIE)).sum())) > 0:
             return (
                 f"the first layer that diverges is {stage.name}, in {wrong} of {beyond.numel()} integers, "
                 f"by up to {float(stage.steps().max()):g}"
             )
-    head, last = [*layer_inputs(folded).items()][-1]
-    if head in model.quantization.weight_scales:
-        read = integers[last].flatten(1) * model.quantization.activations[last].scale
-        wanted, found = simulated.get_submodule(head)(read), integers[LOGITS]
-        drift = float((wanted - found).abs().max()) / spread
+    head = network.head
+    if head.name in model.quantization.weight_scales:
+        read = integers[head.reads].flatten(1) * scales[head.reads]
+        expected = simulated.get_submodule(head.weights)(read)
+        drift = float((expected - integers[LOGITS]).abs().max()) / spread
         if not drift <= FLOAT_TIE:
-            return f"the first layer that diverges is {head}, by {drift:.2g} of its spread"
+            return f"the first layer that diverges is {head.name}, by {drift:.2g} of its spread"
     return None
 
 
 def _rounding_divergence(
     model: Model,
-    folded: nn.Module,
+    network: Network,
     rounded: nn.Module,
     simulated: nn.Module,
     images: Images,
     _spread_of_logits: float,
 ) -> str | None:
-    """The first layer in which more than ties change when its sums become integers."""
+    """The first layer in which more values than ties change when its sums become integers."""
     assert model.quantization is not None
     normalised = model.card.input.normalise(images)
-    integers = layerwise.integers_of_module(rounded, model.quantization, images, normalised)
-    for stage in layerwise.stages(integers, simulated, folded, model.quantization, normalised):
+    integers = layerwise.integers_of_module(rounded, network, model.quantization, images, normalised)
+    for stage in layerwise.stages(integers, simulated, network, model.quantization, normalised):
         steps = stage.steps()
         share = float((steps > 0).double().mean())
         if share > ROUNDING_SHARE or steps.max() > 1:
@@ -307,7 +318,7 @@ def _rounding_divergence(
 
 
 def _margin(own: Logits, other: Logits, task: Task) -> float:
-    """How far the answers that differ are from a tie."""
+    """The distance of the answers that differ from a tie, in logits."""
     if task is not SINGLE_LABEL:
         differ = (own > 0) != (other > 0)
         return max(float((logits.abs() * differ).max()) for logits in (own, other))

@@ -1,14 +1,16 @@
-"""What x86 processors without VNNI make of uint8 times int8: products are added in pairs, in 16 bits.
+"""Saturation on x86 processors without VNNI, which add products of uint8 and int8 in pairs, in 16 bits.
 
-Their instruction is ``vpmaddubsw``: two neighbours of the reduction are multiplied, added, and the sum is cut
-to -32768..32767 before it goes on in 32 bits. ONNX Runtime reduces over the input channels within each
-place of the kernel, so neighbours are channels; depthwise convolutions have no pairs. A stem that reads four
-pixels at once (`onnx_layout.pair_columns`) has neighbours within each row of the kernel.
+Their instruction is ``vpmaddubsw``: two neighbours of the reduction are multiplied and added, and the sum
+is cut to -32768..32767 before it is added to the others in 32 bits. ONNX Runtime reduces over the input
+channels within each place of the kernel, so neighbours are channels; depthwise convolutions have no pairs.
+A stem that reads four pixels at once (`layout.pair_columns`) has neighbours within each row of the kernel.
 """
 
 import copy
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -16,13 +18,18 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.quantization.simulator import LEVELS, Sums
+from pipeline.quantization.grid import LEVELS
+from pipeline.quantization.simulator import Sums
 
 LEAST, GREATEST = -(2**15), 2**15 - 1
+"""Range of 16 bits."""
 Rows = Mapping[str, int]
-"""Layers that read whole rows of pixels, to the zeros on the left of the image."""
+"""Path of each convolution that reads whole rows of pixels, to the number of zeros on the left of the
+image."""
 AT_ONCE = 64
-"""Pairs that are looked at together, for the sake of memory."""
+"""Number of pairs that are computed together, which bounds the memory."""
+VNNI = {"avx512_vnni", "avx_vnni", "avx512vnni", "amx_int8"}
+"""Flags of processors that add such products in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -30,26 +37,35 @@ class Pairs:
     """Neighbours of a layer's reduction whose sum of products can leave 16 bits."""
 
     channels: Int64[Tensor, " pairs"]
-    """Of the output."""
+    """Output channel of each pair."""
     places: Int64[Tensor, "pairs 2"]
-    """Of the reduction, in PyTorch's order: input channel, row, column."""
+    """Places in the reduction, in PyTorch's order: input channel, row, column."""
     weights: Float[Tensor, "pairs 2"]
-    """Whole numbers."""
+    """Weights at these places, as whole numbers."""
+
+
+def sums_may_saturate() -> bool:
+    """Whether this processor adds pairs of uint8 x int8 products in 16 bits; yes if that cannot be
+    determined."""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return True
+    return not VNNI & set(flags)
 
 
 def extremes(simulated: nn.Module, rows: Rows = MappingProxyType({})) -> tuple[int, int]:
-    """Least and greatest sum of two products that any layer could have, whatever the images.
+    """The least and the greatest sum of two products that any layer can have, for any images.
 
-    Within -32768..32767 this is the proof that nothing saturates, on any processor.
+    If they lie within -32768..32767, this proves that nothing saturates on any processor.
 
     Args:
-        simulated: as `quantization.simulate` makes it.
-        rows: layers that read whole rows.
+        simulated: a network of ``simulator.simulate``.
+        rows: convolutions that read whole rows.
     """
-    sums = [
-        _reach(layer, _order(layer, rows.get(name.removesuffix(".conv"))))
-        for name, layer in _layers(simulated).items()
-    ]
+    sums = [_reach(layer, _order(layer, rows.get(path))) for path, layer in _layers(simulated).items()]
     return (
         min((int(least.min()) for least, _ in sums), default=0),
         max((int(greatest.max()) for _, greatest in sums), default=0),
@@ -59,25 +75,25 @@ def extremes(simulated: nn.Module, rows: Rows = MappingProxyType({})) -> tuple[i
 def saturate(simulated: nn.Module, rows: Rows = MappingProxyType({})) -> nn.Module:
     """A copy of a simulator that adds in 16 bits, as processors without VNNI do; see ``extremes``."""
     saturating = copy.deepcopy(simulated)
-    for name, layer in _layers(saturating).items():
-        pairs = _risky(layer, _order(layer, rows.get(name.removesuffix(".conv"))))
+    for path, layer in _layers(saturating).items():
+        pairs = _risky(layer, _order(layer, rows.get(path)))
         if len(pairs.channels):
-            saturating.set_submodule(name, _Saturating(layer, pairs))
+            saturating.set_submodule(path, _Saturating(layer, pairs))
     return saturating
 
 
 def _risky(layer: Sums, order: Int64[Tensor, "pairs 2"]) -> Pairs:
-    """The pairs of a layer that can saturate at the brightest inputs."""
+    """The pairs of a layer that can saturate, for inputs from 0 to 255."""
     least, greatest = _reach(layer, order)
     channels, pair = torch.nonzero((least < LEAST) | (greatest > GREATEST), as_tuple=True)
     order = order[pair]
     weights = layer.apply_weights.weight.detach().flatten(1)
-    padded = functional.pad(weights, (0, 1))  # an odd one has no neighbour
+    padded = functional.pad(weights, (0, 1))  # The last of an odd number has no neighbour.
     return Pairs(channels, order, torch.stack([padded[channels, order[:, side]] for side in (0, 1)], dim=1))
 
 
 class _Saturating(nn.Module):
-    """An int8 layer's sums, less what is cut off from its pairs."""
+    """The sums of an int8 layer without the part that saturation cuts off from its pairs."""
 
     def __init__(self, layer: Sums, pairs: Pairs) -> None:
         super().__init__()
@@ -104,6 +120,7 @@ class _Saturating(nn.Module):
 
 
 def _layers(simulated: nn.Module) -> dict[str, Sums]:
+    """Path of every int8 layer that adds products in pairs to its sums."""
     return {
         name: part
         for name, part in simulated.named_modules()
@@ -112,11 +129,11 @@ def _layers(simulated: nn.Module) -> dict[str, Sums]:
 
 
 def _order(layer: Sums, before: int | None) -> Int64[Tensor, "pairs 2"]:
-    """Which two places of the reduction meet; an odd one meets one past the end.
+    """The two places of the reduction that meet in each pair; an odd one meets the place past the end.
 
     Args:
-        layer: its weights say how many places there are.
-        before: zeros before a row of a layer that reads whole rows, each of an odd number of values.
+        layer: the layer, whose weights give the number of places.
+        before: number of zeros before each row, of a layer that reads whole rows; None for other layers.
     """
     weight = layer.apply_weights.weight
     places = torch.arange(weight[0].numel()).view(weight.shape[1], -1).T
@@ -124,14 +141,15 @@ def _order(layer: Sums, before: int | None) -> Int64[Tensor, "pairs 2"]:
     if before is None:
         return functional.pad(places.flatten(), (0, end % 2), value=end).view(-1, 2)
     rows = places.reshape(weight.shape[2], -1)
-    # The file has a weight of 0 there, before the row where the row begins at an odd byte.
+    # A row has an odd number of values. The file has a weight of 0 beside it, before the row if the row
+    # begins at an odd byte.
     return functional.pad(rows, (1, 0) if before % 2 else (0, 1), value=end).view(-1, 2)
 
 
 def _reach(
     layer: Sums, order: Int64[Tensor, "pairs 2"]
 ) -> tuple[Float[Tensor, "channels pairs"], Float[Tensor, "channels pairs"]]:
-    """Least and greatest sum of every pair, for inputs from 0 to 255."""
+    """The least and the greatest sum of every pair, for inputs from 0 to 255."""
     weight = functional.pad(layer.apply_weights.weight.detach().flatten(1), (0, 1))
     pairs = weight[:, order]
     return pairs.clamp(max=0).sum(dim=2) * LEVELS, pairs.clamp(min=0).sum(dim=2) * LEVELS

@@ -1,1 +1,1 @@
-"""Which channels a student can do without, and the smaller network that is left."""
+"""Channel pruning: the choice of the channels that a student can do without, and their removal."""

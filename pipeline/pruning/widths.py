@@ -1,4 +1,4 @@
-"""How many channels each layer keeps: the shape of a pruned network, and what a budget allows of it."""
+"""How many channels each layer keeps: the shape of a pruned network, and the largest one within a budget."""
 
 import functools
 import math
@@ -11,16 +11,19 @@ from torch import nn
 import students
 from pipeline.errors import DistilleryError
 from pipeline.models.costs import count_macs
+from pipeline.models.layers import trace
 
 Cost = Callable[[nn.Module], float]
-"""What a network costs as a share of what it may cost: at most 1 is allowed."""
+"""Function from a network to its cost as a share of the budget: at most 1 is allowed."""
 Shape = Callable[[float], Sequence[float]]
-"""From a strength, of 0 to 1, to the share of its channels that each layer keeps; none falls as it rises."""
+"""Function from a strength between 0 and 1 to the share of its channels that each layer keeps; no share falls
+as the strength rises."""
 
 LEAST_WORTH = 0.01
-"""Of a layer, relative to the greatest: where noise says that pruning does no harm, or saves nothing."""
+"""Least damage or saving of a layer relative to the greatest. Noise on a few images can say that pruning a
+layer does no harm or saves nothing; without a limit, such a layer would be removed or never touched."""
 RESOLUTION = 1e-4
-"""Of the strength."""
+"""Width of the interval at which the search for the greatest strength ends."""
 
 
 class BudgetError(DistilleryError):
@@ -28,65 +31,65 @@ class BudgetError(DistilleryError):
 
 
 def output_channels(module: nn.Module) -> tuple[int, ...]:
-    """Channels of every layer whose count is free, read off the weights: depthwise layers follow theirs."""
+    """Number of channels of every layer that can be narrowed, read off the weights.
+
+    Depthwise layers are left out: they have the channels of the layer before them.
+    """
     convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
     return tuple(part.out_channels for part in convolutions if part.groups == 1)
 
 
 def free_layers(module: nn.Module) -> tuple[str, ...]:
-    """Module paths of the same layers' units: ``stem``, ``blocks.0.pointwise``."""
-    return tuple(
-        path.removesuffix(".conv")
-        for path, part in module.named_modules()
-        if isinstance(part, nn.Conv2d) and part.groups == 1
-    )
+    """Module path of every layer of ``output_channels``: ``stem``, ``blocks.0.pointwise``."""
+    return tuple(name for name, layer in trace(module).layers.items() if layer.kind == "dense")
 
 
-def macs_within(share: float, parent: nn.Module, size: int) -> Cost:
-    """Multiply-accumulates, of which a ``share`` of the parent's is allowed, at ``size`` pixels.
+def macs_cost(share: float, parent: nn.Module, size: int) -> Cost:
+    """Cost in multiply-accumulates at ``size`` pixels, of which a ``share`` of the parent's is allowed.
 
     Raises:
         BudgetError: the share is not between 0 and 1.
     """
     if not 0 < share < 1:
-        raise BudgetError(f"macs is {share}; a share of the parent's between 0 and 1 is allowed")
+        raise BudgetError(f"`macs` (={share}) must be a share of the parent's work between 0 and 1")
     allowed = share * count_macs(parent, size)
     return lambda module: count_macs(module, size) / allowed
 
 
-def time_within(milliseconds: Callable[[nn.Module], float], allowed: float) -> Cost:
-    """Latency, of which so many milliseconds are allowed."""
+def latency_cost(milliseconds: Callable[[nn.Module], float], allowed: float) -> Cost:
+    """Cost in time, of which ``allowed`` milliseconds are allowed."""
     return lambda module: milliseconds(module) / allowed
 
 
-def both(first: Cost, second: Cost) -> Cost:
-    """What is allowed by two budgets."""
+def greater_cost(first: Cost, second: Cost) -> Cost:
+    """The greater of two costs, so that a network is within the budget if it is within both."""
     return lambda module: max(first(module), second(module))
 
 
 def uniform(strength: float) -> Sequence[float]:
-    """The same share for every layer."""
+    """The shape that keeps the same share of every layer."""
     return (strength,)
 
 
-def by_worth(damages: Sequence[float], savings: Sequence[float]) -> Shape:
-    """Layers whose pruning hurts little for what it saves lose more.
+def worth_shape(damages: Sequence[float], savings: Sequence[float]) -> Shape:
+    """Build a shape in which layers whose pruning does little damage for what it saves lose more.
 
-    Where layers do damage ``a (1 / share - 1)`` and cost ``c share``, the least damage within a budget has
-    each at a share in proportion to ``sqrt(a / c)`` (Lagrange), up to 1.
+    If a layer that keeps a share ``s`` does damage ``a (1 / s - 1)`` and costs ``c s``, the least damage
+    within a budget has each layer at a share in proportion to ``sqrt(a / c)`` (by Lagrange multipliers), at
+    most 1.
 
     Args:
-        damages: of each layer, at one and the same share, in any unit.
-        savings: what that takes off the cost, in any unit.
+        damages: damage per layer, all at the same share, in any unit.
+        savings: cost saved per layer at that share, in any unit.
     """
-    hurt, saved = (
+    harm, gain = (
         [max(value, LEAST_WORTH * max(values)) for value in values] for values in (damages, savings)
     )
-    worth = [math.sqrt(a / c) for a, c in zip(hurt, saved, strict=True)]
+    worth = [math.sqrt(a / c) for a, c in zip(harm, gain, strict=True)]
     return lambda strength: [min(1.0, strength * value / min(worth)) for value in worth]
 
 
-def channels_within(
+def largest_within(
     architecture: str,
     arguments: dict[str, Any],
     channels: Sequence[int],
@@ -95,74 +98,82 @@ def channels_within(
     multiple: int,
     shape: Shape = uniform,
 ) -> tuple[int, ...]:
-    """Channel counts at the greatest strength of a shape whose network is within the budget.
+    """Find the channel counts at the greatest strength of a shape whose network is within the budget.
 
-    Counts are multiples of ``multiple`` and at least that; a layer that has fewer keeps what it has. What the
-    shape leaves of the budget is given back in steps of ``multiple``, first to the layer that kept the
-    least of what the shape gives it.
+    Counts are multiples of ``multiple`` and at least that; a layer that has fewer channels keeps them all.
+    What rounding leaves of the budget is given back in steps of ``multiple``, first to the layer that kept
+    the least of what the shape gives it.
+
+    Args:
+        architecture: key of ``students.ARCHITECTURES``.
+        arguments: keyword arguments of ``students.build`` that rebuild the parent.
+        channels: the parent's ``output_channels``.
+        cost: cost of a network.
+        multiple: number of channels that counts are multiples of.
+        shape: how the layers' shares relate to each other.
 
     Raises:
         BudgetError: even the narrowest network is over the budget.
     """
 
     @functools.cache
-    def price(candidate: tuple[int, ...]) -> float:
-        return cost(_network(architecture, arguments, candidate))
+    def price(counts: tuple[int, ...]) -> float:
+        return cost(_network(architecture, arguments, counts))
 
     def shares(strength: float) -> list[float]:
-        given = shape(strength)
-        return [*given] * (len(channels) // len(given))
+        per_layer = shape(strength)
+        return [*per_layer] * (len(channels) // len(per_layer))
 
     def scaled(strength: float) -> tuple[int, ...]:
-        wanted = zip(channels, shares(strength), strict=True)
-        return tuple(_nearest(count, share, multiple) for count, share in wanted)
+        pairs = zip(channels, shares(strength), strict=True)
+        return tuple(_nearest(count, share, multiple) for count, share in pairs)
 
-    low, high, kept = 0.0, 1.0, scaled(0.0)
-    if price(kept) > 1:
+    low, high, best = 0.0, 1.0, scaled(0.0)
+    if price(best) > 1:
         raise BudgetError(
-            f"the narrowest network with multiples of {multiple} channels costs {price(kept):.2f} times what "
-            "is allowed; allow more, or take a smaller multiple"
+            f"the narrowest network with multiples of {multiple} channels costs {price(best):.2f} times the "
+            "budget; raise the budget or lower `multiple`"
         )
     while high - low > RESOLUTION:
         middle = (low + high) / 2
         if price(scaled(middle)) <= 1:
-            low, kept = middle, scaled(middle)
+            low, best = middle, scaled(middle)
         else:
             high = middle
-    wanted = [count * share for count, share in zip(channels, shares(high), strict=True)]
+    ideal = [count * share for count, share in zip(channels, shares(high), strict=True)]
     closed: set[int] = set()
-    while len(closed) < len(kept):
-        layer = min(set(range(len(kept))) - closed, key=lambda index: kept[index] / wanted[index])
-        wider = tuple(count + multiple * (index == layer) for index, count in enumerate(kept))
+    while len(closed) < len(best):
+        layer = min(set(range(len(best))) - closed, key=lambda index: best[index] / ideal[index])
+        wider = tuple(count + multiple * (index == layer) for index, count in enumerate(best))
         if wider[layer] <= channels[layer] and price(wider) <= 1:
-            kept = wider
+            best = wider
         else:
             closed.add(layer)
-    return kept
+    return best
 
 
-def savings(
+def layer_savings(
     architecture: str, arguments: dict[str, Any], channels: Sequence[int], *, cost: Cost, share: float
 ) -> list[float]:
-    """What each layer takes off the cost where it alone keeps only a share of its channels."""
+    """Compute how much each layer takes off the cost if it alone keeps only a share of its channels."""
     whole = cost(_network(architecture, arguments, channels))
     return [
-        whole - cost(_network(architecture, arguments, narrowed(channels, layer, share)))
+        whole - cost(_network(architecture, arguments, narrow_layer(channels, layer, share)))
         for layer in range(len(channels))
     ]
 
 
-def narrowed(channels: Sequence[int], layer: int, share: float) -> tuple[int, ...]:
-    """The same counts with one layer at a share of its own."""
+def narrow_layer(channels: Sequence[int], layer: int, share: float) -> tuple[int, ...]:
+    """Return the same counts with one layer at a share of its channels."""
     return tuple(
         max(1, round(count * share)) if index == layer else count for index, count in enumerate(channels)
     )
 
 
-def on_the_way(
+def interpolate(
     parent: Sequence[int], target: Sequence[int], *, steps: int, multiple: int
 ) -> list[tuple[int, ...]]:
-    """Counts after each of some steps; the last are the target's, the others in equal ratios."""
+    """Return the counts after each of some steps in equal ratios; the last are the target's."""
     return [
         tuple(
             max(end, _nearest(start, (end / start) ** (step / steps), multiple))
@@ -173,7 +184,8 @@ def on_the_way(
 
 
 def _network(architecture: str, arguments: dict[str, Any], channels: Sequence[int]) -> nn.Module:
-    # A real network is counted faster than one on the meta device; its weights are nobody's business.
+    # The cost of a real network is counted faster than that of one on the meta device. Its random weights do
+    # not matter, so the global generator stays as it was.
     with torch.random.fork_rng(devices=[]):
         return students.build(architecture, {**arguments, "channels": channels})
 

@@ -13,9 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import students
-from pipeline.models.storage import Affine, Quantization
-from pipeline.quantization import simulator, wrappers
-from pipeline.quantization.simulator import Batches
+from pipeline.models.layers import IMAGES, Network, trace
+from pipeline.models.storage import Quantization
+from pipeline.quantization import grid, ranges, wrappers
+from pipeline.quantization.observation import Batches
+from pipeline.quantization.simulator import check
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Prepared:
     """A network in training for int8."""
 
     module: nn.Module
-    """To be trained like any other, in 32-bit precision, with an optimiser built after this."""
+    """Trains like any other module, in 32-bit precision, with an optimiser that is built after it."""
     aware: wrappers.QuantizationAware
+    parent: Network
+    """The network that was prepared; its layers are those of ``module``."""
     weight_limit: int
     float_layers: tuple[str, ...]
     activations: tuple[str, ...]
-    """Activations that are rounded, in order; ``images`` are whole bytes as they come."""
+    """Names of the activations that are rounded, in order; ``images`` are whole bytes already."""
 
 
 def prepare(
@@ -42,47 +46,50 @@ def prepare(
     """Make a copy that rounds weights and activations as int8 will, with ranges set from the images.
 
     Activation ranges start where the squared error is least. From there they follow a moving average of the
-    greatest value, and weights span their whole range; or, with ``learn_ranges``, the steps of both start
-    at the least squared error and are parameters like any other. Training is resumed by loading a state dict
-    into a network that was prepared anew.
+    greatest value, and weights span their whole range. With ``learn_ranges`` the steps of both start at the
+    least squared error instead and are parameters like any other. Training is resumed by loading a state
+    dict into a network that was prepared anew.
 
     Raises:
+        NetworkError: the student is not a chain of layers.
         ValueError: the weight limit is neither 127 nor 63, a float layer does not exist, or there are
             no images.
     """
-    if weight_limit not in simulator.WEIGHT_LIMITS:
-        raise ValueError(f"weight_limit is {weight_limit}; allowed are {simulator.WEIGHT_LIMITS}")
-    activations = simulator.int8_activations(module, float_layers)
+    if weight_limit not in grid.WEIGHT_LIMITS:
+        raise ValueError(f"weight_limit is {weight_limit}; allowed are {grid.WEIGHT_LIMITS}")
+    network = trace(module)
+    activations = grid.int8_activations(network, float_layers)
     training = module.training
-    ranges = simulator.activation_ranges(module.eval(), batches, float_layers)
+    module.eval()
+    scales = ranges.activation_scales(network, batches, float_layers)
     module.train(training)
-    outputs = {_output(module, name): ranges[name].scale for name in activations if name != simulator.IMAGES}
-    layers = simulator.layers(module)
-    rounded = {name: layer for name, layer in layers.items() if name not in float_layers}
+    rounded = [name for name in network.layers if name not in float_layers]
     shares = None
     if learn_ranges:
         # A share of the range is the same before and after a batch norm's gain is folded in.
-        steps = simulator.weight_scales(module, weight_limit, float_layers)
+        steps = grid.weight_scales(network, weight_limit, float_layers)
         shares = {
-            _weights(name, layer): _share_of_range(layer.weight.detach(), steps[name], weight_limit)
-            for name, layer in rounded.items()
+            network.layers[name].weights: _share_of_range(
+                network.part(name).weight.detach(), steps[name], weight_limit
+            )
+            for name in rounded
         }
     aware = wrappers.wrap(
         module,
-        norms={_weights(name, layer): _norm(name, layer) for name, layer in layers.items()},
-        rounded=[_weights(name, layer) for name, layer in rounded.items()],
-        outputs=outputs,
+        norms={layer.weights: layer.norm for layer in network.layers.values()},
+        rounded=[network.layers[name].weights for name in rounded],
+        outputs={network.output(name): scales[name] for name in activations if name != IMAGES},
         weight_limit=weight_limit,
         batches=batches(),
         shares=shares,
     )
-    return Prepared(aware.module, aware, weight_limit, tuple(float_layers), activations)
+    return Prepared(aware.module, aware, network, weight_limit, tuple(float_layers), activations)
 
 
 def freeze_norm(module: nn.Module) -> None:
-    """Stop the batch norms' running moments for good; scale and shift go on being trained.
+    """Stop the running moments of the batch norms for good; scale and shift remain trainable.
 
-    Not part of the state dict: after resumption it is to be called again.
+    The state dict does not keep this, so it must be called again after resumption.
     """
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -91,8 +98,8 @@ def freeze_norm(module: nn.Module) -> None:
 
 def finish(
     prepared: Prepared, architecture: str, arguments: dict[str, Any]
-) -> tuple[nn.Module, dict[str, Any], Quantization]:
-    """The trained network without batch norms and with its weights on their grid; what was prepared stays.
+) -> tuple[Network, dict[str, Any], Quantization]:
+    """The trained network without batch norms and with its weights on their grid.
 
     Args:
         prepared: the network in training.
@@ -104,24 +111,28 @@ def finish(
     """
     folded_arguments = {**arguments, "norm": False}
     folded = students.build(architecture, folded_arguments)
+    network = prepared.parent.without_norms(folded)
     weight_scales = {}
     tensors = {}
-    for name, layer in simulator.layers(folded).items():
-        path = _weights(name, layer)
+    for name, layer in network.layers.items():
+        path = layer.weights
         weight, bias = prepared.aware.parameters(path)
         tensors[f"{path}.weight"], tensors[f"{path}.bias"] = weight.cpu(), bias.cpu()
         if name not in prepared.float_layers:
             weight_scales[name] = prepared.aware.scale(path, "weight").flatten().cpu()
     folded.load_state_dict(tensors)
-    activations = {
-        name: simulator.RAW_PIXELS
-        if name == simulator.IMAGES
-        else Affine(float(prepared.aware.scale(_output(folded, name), "_output_0")), 0)
+    activation_scales = {
+        name: grid.PIXEL_SCALE
+        if name == IMAGES
+        else float(prepared.aware.scale(network.output(name), "_output_0"))
         for name in prepared.activations
     }
-    found = Quantization(weight_scales, prepared.weight_limit, activations, prepared.float_layers)
-    simulator.check(folded, found)
-    return folded.eval(), folded_arguments, found
+    quantization = Quantization(
+        weight_scales, prepared.weight_limit, activation_scales, prepared.float_layers
+    )
+    check(network, quantization)
+    folded.eval()
+    return network, folded_arguments, quantization
 
 
 def _share_of_range(
@@ -129,15 +140,3 @@ def _share_of_range(
 ) -> Float[Tensor, " channels"]:
     full = weight.flatten(1).abs().amax(dim=1) / limit
     return (step / full.clamp_min(torch.finfo(full.dtype).tiny)).clamp(max=1)
-
-
-def _weights(name: str, layer: nn.Module) -> str:
-    return f"{name}.conv" if isinstance(layer, nn.Conv2d) else name
-
-
-def _norm(name: str, layer: nn.Module) -> str | None:
-    return f"{name}.norm" if isinstance(layer, nn.Conv2d) else None
-
-
-def _output(module: nn.Module, name: str) -> str:
-    return f"{name}.act" if hasattr(module.get_submodule(name), "act") else name

@@ -7,20 +7,22 @@ import numpy as np
 import torch
 from onnxruntime.quantization.calibrate import HistogramCollector
 
-from pipeline.quantization.simulator import BINS, Histogram
+from pipeline.quantization.ranges import BINS, Histogram
 
 ENTROPY_BINS = 512
-"""Positive ones. The search is in Python: a quarter of a second with these, two with 1,024."""
+"""Number of bins for positive values in the search, which is written in Python: a quarter of a second with
+these, two seconds with 1,024."""
 ENTROPY_LEVELS = 128
-"""Positive ones that a candidate's histogram is brought down to, as in ONNX Runtime's own default."""
+"""Number of positive levels to which a clipped histogram is reduced, as in ONNX Runtime's own default."""
 PERCENTILE = 99.99
-"""Of the positive values: what is above is clipped."""
+"""Percentage of the positive values that stay below the clip."""
 
 
 def entropy_clip(histogram: Histogram) -> float:
-    """The clip whose histogram in few levels diverges least from the whole one (Migacz 2017, TensorRT)."""
+    """The clip with the least divergence between the full histogram and its few levels (Migacz 2017,
+    TensorRT)."""
     coarse = histogram.counts.view(ENTROPY_BINS, -1).sum(dim=1)
-    both = torch.cat([coarse.flip(0), coarse])  # it searches around the middle
+    both = torch.cat([coarse.flip(0), coarse])  # ONNX Runtime searches around the middle.
     greatest = np.float32(histogram.greatest)
     edges = np.linspace(-greatest, greatest, 2 * ENTROPY_BINS + 1, dtype=np.float32)
     levels = 2 * ENTROPY_LEVELS
@@ -30,11 +32,11 @@ def entropy_clip(histogram: Histogram) -> float:
 
 
 def percentile_clip(histogram: Histogram) -> float:
-    """The value that ``PERCENTILE`` of 100 positive ones do not exceed, up to a bin."""
+    """The value that ``PERCENTILE`` per cent of the positive values do not exceed, up to one bin."""
     greatest = np.float32(histogram.greatest)
     edges = np.linspace(0, greatest, BINS + 1, dtype=np.float32)
     collector = HistogramCollector("percentile", True, BINS, BINS, PERCENTILE, "same")
     collector.histogram_dict = {"activation": (histogram.counts.numpy(), edges[1:], -greatest, greatest)}
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells what it does
+    with contextlib.redirect_stdout(io.StringIO()):  # It prints its result.
         _, clip, *_ = collector.compute_percentile()["activation"]
     return float(clip)

@@ -1,212 +1,41 @@
-"""NNI, and everything that has to be known about it: channel pruning and quantisation-aware wrapping.
+"""Quantisation-aware wrapping of a network by NNI, which owns the wrappers, targets and scales.
 
-No other file imports ``nni``. NNI 3.0 decides which channels go and removes them, and owns the wrappers,
-targets and scales of quantisation-aware training. Inside those wrappers it runs functions of this file,
-through its own registries, because its own cost a second convolution per layer, a dozen passes over every
-activation, and scales that lag behind the weights.
+Inside those wrappers NNI runs functions of this file, through its own registries, because its own cost a
+second convolution per layer, a dozen passes over every activation, and scales that lag behind the weights.
 """
 
-import contextlib
 import copy
-import io
-import logging
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.fx import symbolic_trace
-from torch.fx.passes.shape_prop import ShapeProp
-from torch.utils import _pytree
 
-from pipeline.quantization.simulator import CLIPPING
-
-PYTREE_REGISTRIES: tuple[dict[Any, Any], ...] = (
-    _pytree.SUPPORTED_NODES,
-    _pytree.SUPPORTED_SERIALIZED_TYPES,
-    _pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE,
-)
-
-
-@contextlib.contextmanager
-def _as_before_nni() -> Iterator[None]:
-    """Undo what importing NNI does to others: it registers torch.fx's containers anew, and worse."""
-    registries = [dict(registry) for registry in PYTREE_REGISTRIES]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    for registry, entries in zip(PYTREE_REGISTRIES, registries, strict=True):
-        registry.clear()
-        registry.update(entries)
-
-
-with _as_before_nni():
-    import nni
-    from nni.compression.base import apply_method, fuse_modules, wrapper
-    from nni.compression.base.setting import QuantizationSetting
-    from nni.compression.pruning import FPGMPruner, L1NormPruner, L2NormPruner, TaylorPruner
-    from nni.compression.quantization import QATQuantizer
-    from nni.compression.speedup import ModelSpeedup
-    from nni.compression.speedup.dependency import auto_set_denpendency_group_ids
-    from nni.compression.utils import TorchEvaluator
-
-nni.silence_stdout()
-LOGGER = logging.getLogger("nni")
-LOGGER.setLevel(logging.ERROR)  # its warnings are of what always happens in a chain of convolutions
-
-Criterion = Literal["l1", "l2", "fpgm", "taylor"]
-Loss = Callable[[nn.Module], Tensor]
-"""From a network to its mean loss on some batch."""
-Pruner = Callable[[nn.Module, list[dict[str, Any]], Sequence[Loss]], Any]
-
-
-def _by_taylor(module: nn.Module, entries: list[dict[str, Any]], losses: Sequence[Loss]) -> Any:
-    """NNI collects within a training loop; this one goes nowhere, its rate being zero."""
-    if not losses:
-        raise ValueError("taylor needs losses to take gradients of; there are none")
-
-    def collect(module: nn.Module, optimizer: Any, *_: Any) -> None:
-        for loss in losses:
-            loss(module).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    optimizer = nni.trace(torch.optim.SGD)(module.parameters(), lr=0.0)
-    evaluator = TorchEvaluator(collect, optimizer, training_step=_leave)
-    return TaylorPruner(module, entries, evaluator, training_steps=len(losses))
-
-
-PRUNERS: dict[Criterion, Pruner] = {
-    "l1": lambda module, entries, _: L1NormPruner(module, entries),
-    "l2": lambda module, entries, _: L2NormPruner(module, entries),
-    "fpgm": lambda module, entries, _: FPGMPruner(module, entries),
-    "taylor": _by_taylor,
-}
-"""Importance of a channel: L1 norm (Li et al. 2016, https://arxiv.org/abs/1608.08710), L2 norm, distance from
-the geometric median (He et al. 2019, https://arxiv.org/abs/1811.00250), or what a loss would change by
-(Taylor expansion of first order in its weights, Molchanov et al. 2019, https://arxiv.org/abs/1906.10771)."""
-
-Masks = dict[str, dict[str, Tensor]]
-"""Module path to parameter name to ones and zeros of the parameter's shape."""
-
-
-def channel_masks(
-    module: nn.Module,
-    channels: Mapping[str, int],
-    criterion: Criterion,
-    size: int,
-    losses: Sequence[Loss] = (),
-) -> Masks:
-    """Masks over convolution weights and their batch norms that leave the wanted number of channels.
-
-    Convolutions whose channels belong together, such as a depthwise one and the one before it, get the same
-    mask, from the mean of their importance. ``channels`` gives the output channels to keep by
-    module path and must agree within such a group; ``size`` is the side of the image in pixels. ``taylor``
-    needs ``losses``.
-    """
-    subject = copy.deepcopy(module).eval()
-    graph = symbolic_trace(subject)
-    ShapeProp(graph).propagate(_images(subject, 1, size))
-    pruned = {}
-    for path, kept in channels.items():
-        total = subject.get_parameter(f"{path}.weight").shape[0]
-        if kept < total:
-            # NNI truncates ratio times total; the half keeps the product away from the wrong side.
-            pruned[path] = (total - kept + 0.5) / total
-    if not pruned:
-        return {}
-    entries = [
-        {"op_names": [path], "target_names": ["weight"], "sparse_ratio": ratio}
-        for path, ratio in pruned.items()
-    ]
-    aligned = [
-        {
-            "op_names": [norm],
-            "target_names": ["weight", "bias"],
-            "target_settings": {
-                name: {"align": {"module_name": path, "target_name": "weight", "dims": [0]}}
-                for name in ("weight", "bias")
-            },
-        }
-        for path, norm in _norms_after(graph).items()
-        if path in pruned
-    ]
-    with _quiet():
-        grouped = auto_set_denpendency_group_ids(graph, entries)
-        _, masks = PRUNERS[criterion](subject, grouped + aligned, losses).compress()
-    return {path: dict(targets) for path, targets in masks.items()}
-
-
-def apply_masks(module: nn.Module, masks: Masks) -> nn.Module:
-    """A copy in evaluation mode whose masked parameters are zero."""
-    masked = copy.deepcopy(module).eval()
-    with torch.no_grad():
-        for path, targets in masks.items():
-            for name, mask in targets.items():
-                masked.get_submodule(path).get_parameter(name).mul_(mask)
-    return masked
-
-
-def remove_masked(module: nn.Module, masks: Masks, size: int) -> dict[str, Tensor]:
-    """The tensors of the network that is left when the masked channels are gone, by state dict key."""
-    # NNI writes into what it is given.
-    subject, masks = copy.deepcopy((module, masks))
-    subject.eval()
-    images = _images(subject, 1, size)
-    # NNI infers from random inputs which values are constant; the random state of others stays as it is.
-    with _quiet(), torch.random.fork_rng():
-        speedup = ModelSpeedup(subject, images, masks, graph_module=symbolic_trace(subject), logger=LOGGER)
-        shrunk = speedup.speedup_model()
-    return {name: value.detach() for name, value in shrunk.state_dict().items()}
-
-
-def _norms_after(graph: torch.fx.GraphModule) -> dict[str, str]:
-    """Convolution to the batch norm that reads it, as module paths."""
-    norms = {}
-    for node in graph.graph.nodes:
-        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.BatchNorm2d):
-            norms[node.args[0].target] = node.target
-    return norms
-
-
-def _images(module: nn.Module, batch: int, size: int) -> Float[Tensor, "batch 3 size size"]:
-    parameter = next(module.parameters())
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(batch, 3, size, size, generator=generator).to(parameter)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """NNI prints bare words and warns of its own past."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
+from pipeline.models.layers import CLIPPING
+from pipeline.nni_edge import QATQuantizer, QuantizationSetting, apply_method, fuse_modules, quiet
+from pipeline.quantization.grid import LEAST_STEP_RATIO
 
 # Quantisation-aware training. What follows until `QuantizationAware` runs inside NNI's wrappers.
 
 WEIGHT_DTYPES = {127: "int8", 63: "int7"}
-"""Greatest integer weight to NNI's name; its signed types are symmetric, so int7 is -63..63."""
+"""Greatest integer weight to NNI's name of the type; its signed types are symmetric, so int7 is -63..63."""
 ROUND = "distillery_round"
+"""Name of our rounding in NNI's registry of methods."""
 LEARNED = "_log_step"
-"""Ending of the parameter that holds a learned step."""
+"""Suffix of the parameter that holds a learned step."""
 RANGE_SHARE = 0.01
 """Weight of a new batch in the moving average of an activation's greatest value, as in NNI."""
-LEAST_STEP_RATIO = 2.0**-12
-"""Least step of a weight channel relative to its layer's greatest: below, a bias would not fit 32 bits."""
 
 
 class _RoundToGrid(torch.autograd.Function):
-    """Round to a grid with zero point 0; gradients pass where nothing was clipped (Jacob et al. 2018).
+    """Rounds to a grid with zero point 0; gradients pass where nothing was clipped (Jacob et al. 2018).
 
-    With a least integer of 0 this is the ReLU too, in value and in gradient. A step that is learned gets the
-    gradient of LSQ, scaled by 1 / sqrt(values of one image or channel, times the greatest integer)
-    (Esser et al. 2020, https://arxiv.org/abs/1902.08153).
+    With a least integer of 0 this is also the ReLU, in value and in gradient. A step that is learned gets the
+    gradient of LSQ, scaled by 1 / sqrt(n * greatest integer), where n is the number of values of one image or
+    channel (Esser et al. 2020, https://arxiv.org/abs/1902.08153).
     """
 
     @staticmethod
@@ -222,8 +51,8 @@ class _RoundToGrid(torch.autograd.Function):
         values, scale, *rounded = ctx.saved_tensors
         original = values
         least, greatest = ctx.limits
-        # Hardtanh's derivative is one fused pass, where a mask would be three. Its limits are plain numbers,
-        # which only a CPU gives away without waiting for the device.
+        # Hardtanh's derivative is one fused pass, where a mask would take three. Its limits are plain
+        # numbers, which can be read without waiting for a device only on the CPU.
         if scale.dim() == 0 and scale.device.type == "cpu":
             step = float(scale)
             least, greatest = least * step, greatest * step
@@ -232,20 +61,27 @@ class _RoundToGrid(torch.autograd.Function):
         within = torch.ops.aten.hardtanh_backward(gradients[0], values, least, greatest)
         if not rounded:
             return within, None, None, None
-        # Of a step s: (rounded - value) / s within the limits, rounded / s beyond them.
+        # The gradient of a step s: (rounded - value) / s within the limits, rounded / s beyond them.
         pull = (gradients[0] * rounded[0]).addcmul_(within, original, value=-1)
         pull = pull.sum() if scale.dim() == 0 else pull.sum(dim=tuple(range(1, pull.dim())), keepdim=True)
         return within, pull.div_(scale * ctx.damping), None, None
 
 
 def _round(values: Tensor, target: Any) -> Tensor:
+    """Round a tensor to its grid.
+
+    This replaces NNI's ``qat_clamp_round``. NNI's takes a dozen passes over every activation, with masks
+    for the gradient; its LSQ rounding keeps a step itself as the parameter, which can become negative. Ours
+    takes four passes in place and one in the gradient.
+    """
     return _RoundToGrid.apply(values, _step(target), target.qmin, target.qmax)
 
 
 def _step(target: Any) -> Tensor:
-    """The step of a tensor: the one that follows its range, or the one that is learned, as its logarithm.
+    """The step of a tensor, which follows its range or is learned.
 
-    So it stays positive, and one learning rate moves steps of any size by the same share.
+    A learned step is kept as its logarithm, so it stays positive and one learning rate moves steps of any
+    size by the same share.
     """
     part = target._wrapper
     logarithm: Tensor | None = getattr(part, target._target_name + LEARNED, None)
@@ -258,7 +94,13 @@ def _step(target: Any) -> Tensor:
 
 
 def _track(part: Any, name: str, values: Any) -> None:
-    """Keep the greatest magnitude: of a weight's channels as it is, of an activation on average."""
+    """Track the greatest magnitude of a weight's channels, or of an activation.
+
+    This replaces NNI's ``track_min_max_val``. NNI takes moving averages of both. A weight's scale then lags
+    behind the weight, which clips what has grown; here it is the present magnitude. An activation's range
+    is a moving average as in NNI, but the least value is always 0, it never passes the clip of a ReLU6, and
+    it keeps its ratio to the greatest value from calibration.
+    """
     if not part.training or name not in part.quantization_target_spaces:
         return
     target = part.quantization_target_spaces[name]
@@ -277,10 +119,11 @@ def _track(part: Any, name: str, values: Any) -> None:
 
 
 def _track_moments(part: Any, name: str, values: Any) -> None:
-    """Update running moments from the folded convolution's own output, undoing the fold channel by channel.
+    """Update a batch norm's running moments from the folded convolution's own output, undoing the fold.
 
-    NNI runs every convolution twice for this. The output here is also that of the rounded weights, so the
-    running mean absorbs the bias that rounding brings.
+    NNI's fold runs a second convolution with the plain weights in every forward pass, only for these
+    moments. Here they follow from the output that is computed anyway, channel by channel. Since that is the
+    output of the rounded weights, the running mean also absorbs the bias that rounding brings.
     """
     if name != "_output_0" or not part.training or not part.fused_modules:
         return
@@ -291,7 +134,8 @@ def _track_moments(part: Any, name: str, values: Any) -> None:
         gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         mean, variance = norm.bias.clone(), norm.running_var * gain.square()
         torch.batch_norm_update_stats(values.detach(), mean, variance, norm.momentum)
-        alive = gain.abs() > torch.finfo(gain.dtype).eps  # a vanished gain says nothing of what it multiplied
+        # Where the gain has vanished, the output tells nothing about the values that it multiplied.
+        alive = gain.abs() > torch.finfo(gain.dtype).eps
         safe = torch.where(alive, gain, 1.0)
         norm.running_mean.add_(torch.where(alive, (mean - norm.bias) / safe, 0.0))
         norm.running_var.copy_(torch.where(alive, variance / safe.square(), norm.running_var))
@@ -300,7 +144,11 @@ def _track_moments(part: Any, name: str, values: Any) -> None:
 def _fold(
     part: Any, fused: Sequence[nn.Module], parameters: Mapping[str, Tensor], *_inputs: Tensor
 ) -> tuple[dict[str, Tensor], list[nn.Module]]:
-    """Weight and bias of convolution and batch norm as one, from the running moments."""
+    """Weight and bias of a convolution and its batch norm as one, from the running moments.
+
+    This replaces NNI's ``fuse_conv_bn``, which runs the convolution once more to update the batch norm; see
+    ``_track_moments``.
+    """
     norm = fused[1]
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
@@ -316,21 +164,20 @@ def _leave(values: Tensor) -> Tensor:
     return values
 
 
+# NNI looks up the rounding of a tensor by name. Ours is one more entry; see `_round`.
 apply_method.quant_apply_methods[ROUND] = _round
+# NNI looks up the fold by the types of the modules. Ours replaces its entry; see `_fold`.
 fuse_modules._DEFAULT_OP_LIST_TO_FUSER_METHOD[(nn.Conv2d, nn.BatchNorm2d)] = _fold
+# NNI has no setting for global average pooling and would not wrap it, but the runtime rounds its output.
 QuantizationSetting.register("AdaptiveAvgPool2d", QuantizationSetting.activation_setting)
-# Every forward of every wrapper ends in torch.cuda.empty_cache(), which stalls the device.
-wrapper.torch = SimpleNamespace(
-    **{**vars(torch), "cuda": SimpleNamespace(**{**vars(torch.cuda), "empty_cache": lambda: None})}
-)
 
 
 @dataclass(frozen=True)
 class QuantizationAware:
-    """A network under NNI's wrappers, which rounds weights and activations wherever it is told to."""
+    """A network under NNI's wrappers, which round the selected weights and activations."""
 
     module: nn.Module
-    """Trained by an ordinary loop; its state dict holds ranges and scales."""
+    """Trains in an ordinary loop; its state dict contains the ranges and scales."""
     quantizer: QATQuantizer
 
     def target(self, path: str, name: str) -> Any:
@@ -338,12 +185,12 @@ class QuantizationAware:
         return self.quantizer._target_spaces[path][name]
 
     def scale(self, path: str, name: str) -> Tensor:
-        """Present step of a tensor, in NNI's shape."""
+        """The present step of a tensor, in NNI's shape."""
         return _step(self.target(path, name)).detach()
 
     @torch.no_grad()
     def parameters(self, path: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias with which the layer computes at this moment: folded and, if told so, rounded."""
+        """The present weight and bias of a layer: folded, and rounded if the layer's weights are rounded."""
         part: Any = self.quantizer._module_wrappers[path]
         parameters = {"weight": part.weight, "bias": part.module.bias}
         if part.fused_modules:
@@ -367,20 +214,22 @@ def wrap(
     """Wrap a copy of a network; the copy is in evaluation mode.
 
     Args:
-        module: a network with batch norms that follow a convolution directly.
-        norms: every layer with weights, as module path, to the batch norm that is folded into it.
-        rounded: layers whose weights are rounded; the others are folded only.
-        outputs: modules whose output, which must not be negative, is rounded, to the step to start from.
-        weight_limit: 127 or 63.
-        batches: images that show the usual greatest value of each output; the step's ratio to it is kept.
-        shares: rounded layer to the share of each channel's range that its step starts from; from there all
-            steps are learned. Without, weights span their whole range and outputs follow theirs.
+        module: a network with batch norms that follow a convolution directly. norms: module path of every
+        layer with weights to the path of the batch norm that is folded into it. rounded: paths of the
+        layers whose weights are rounded; the others are only folded. outputs: path of each module whose
+        output is rounded, to the step to start from; such an output must not
+            be negative.
+        weight_limit: 127 or 63. batches: images for the usual greatest value of each output; the step keeps
+        its ratio to that value. shares: path of each rounded layer to the shares of its channels' ranges
+        from which the steps start; all
+            steps are then learned. Without shares, steps follow the ranges of weights and outputs.
     """
     subject = copy.deepcopy(module).eval()
     rounded = frozenset(rounded)
     for path, norm in norms.items():
         if norm is not None:
-            # A parameter of None would refuse the folded bias; as a plain attribute it takes it.
+            # NNI assigns the folded bias as a tensor, which a registered parameter, even None, rejects. A
+            # plain attribute takes it.
             layer: Any = subject.get_submodule(path)
             del layer.bias
             layer.bias = None
@@ -400,18 +249,20 @@ def wrap(
         {"op_names": [path], **weight, **({} if norm is None else {"fuse_names": [(path, norm)]})}
         for path, norm in norms.items()
     ]
-    with _quiet():
-        # NNI types a training loop as required; it is used by NNI's own compress() alone.
+    with quiet():
+        # NNI's types demand a training loop, but only NNI's own compress() uses it.
         quantizer = QATQuantizer(subject, [*entries, output], cast(Any, None))
     wrappers: dict[str, Any] = dict(quantizer._module_wrappers)
     for path in norms:
-        # NNI leaves the last used weight as a buffer, with its graph; it is no state, so it is no buffer.
+        # NNI registers the weight of the last forward pass as a buffer, so state dicts would hold it a second
+        # time and copies would fail on its graph. It is not state; a plain attribute does.
         layer = subject.get_submodule(path)
         used = layer.weight
         del layer.weight
         layer.weight = used.detach()
     for path in quantizer._target_spaces:
         part = wrappers[path]
+        # NNI tracks shapes, and ranges by `track_min_max_val`; see `_track` for the difference.
         part._track_funcs[:] = [_track, quantizer.update_scale_zp, _track_moments]
         for target in quantizer._target_spaces[path].values():
             target.apply_method = "bypass"
@@ -420,8 +271,9 @@ def wrap(
         for target in targets.values():
             target.apply_method = ROUND if path in rounded or path in outputs else "bypass"
         if path in outputs and type(wrappers[path].module) in CLIPPING:
-            wrappers[path].module_forward = _leave  # the rounding clips
+            wrappers[path].module_forward = _leave  # Rounding clips as the activation does.
         if shares is not None:
+            # Learned steps do not follow ranges, so only the moments are tracked.
             wrappers[path]._track_funcs[:] = [_track_moments]
             for name, target in targets.items():
                 if target.apply_method == ROUND:
@@ -437,11 +289,12 @@ def _calibrate(
     outputs: Mapping[str, float],
     batches: Iterable[Float[Tensor, "batch 3 height width"]],
 ) -> None:
-    """Set every range and scale; a range's ratio to the usual greatest value becomes part of the state."""
+    """Set every range and scale; the ratio of a range to the usual greatest value becomes part of the
+    state."""
     parts: dict[str, Any] = {path: quantizer._module_wrappers[path] for path in quantizer._target_spaces}
     device = next(quantizer.bound_model.parameters()).device
     for part in parts.values():
-        part.training = True  # the wrapper alone: batch norms and dropout stay in evaluation mode
+        part.training = True  # Only the wrapper: batch norms and dropout stay in evaluation mode.
         part.register_buffer("range_kept", torch.ones((), device=device))
         part.clips_at = CLIPPING.get(type(part.module), float("inf"))
     seen: dict[str, list[Tensor]] = {path: [] for path in outputs}

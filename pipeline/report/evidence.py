@@ -1,4 +1,4 @@
-"""What a run measured beyond scores and latency; each part may be missing."""
+"""Optional measurements of a run: costs, robustness, sensitivity and explanations; each may be missing."""
 
 import base64
 import io
@@ -11,36 +11,48 @@ from typing import Any
 from PIL import Image
 
 Part = Mapping[str, Any]
-"""A JSON file as it is; the library that wrote it says what its keys mean."""
+"""The content of a JSON file; the stage that writes the file documents its keys."""
 
 QUALITY = 82
-"""Of WebP, for pictures within the page."""
+"""WebP quality of the pictures that the page contains."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Parts that a cheaper or an older run does not have."""
+    """Measurements that are None where a run did not make them."""
 
-    comparison: Part | None = None
-    """Each variant against its parent, class by class and group by group."""
     costs: Part | None = None
     """Energy and CO2 of training and of inference."""
     robustness: Part | None = None
-    """Corrupted, adversarial and foreign images."""
+    """Corrupted, adversarial and out-of-distribution images."""
     sensitivity: Part | None = None
-    """What each layer of the variants that others are made from can bear."""
+    """Loss of accuracy when one layer at a time is pruned or quantised."""
     explanations: Part | None = None
-    """Grad-CAM, flipped answers and confused pairs."""
+    """Grad-CAM, answers that changed and classes that are confused."""
     folder: Path = Path()
-    """Where the pictures that ``explanations`` names lie."""
+    """Folder of the pictures that ``explanations`` names."""
+
+    @property
+    def corruptions(self) -> Part | None:
+        """Accuracy on corrupted test images."""
+        return (self.robustness or {}).get("corruptions")
+
+    @property
+    def adversarial(self) -> Part | None:
+        """Accuracy under attack; None where no attack was run."""
+        part = (self.robustness or {}).get("adversarial")
+        return part if part and part["results"] else None
+
+    @property
+    def out_of_distribution(self) -> Part | None:
+        """Confidence on images of none of the classes; None where no such images were scored."""
+        part = (self.robustness or {}).get("out_of_distribution")
+        return part if part and part["sets"] else None
 
 
-def read(
-    *, comparison: Path, costs: Path, robustness: Path, sensitivity: Path, explanations: Path
-) -> Evidence:
-    """Read the parts that are there."""
+def read(*, costs: Path, robustness: Path, sensitivity: Path, explanations: Path) -> Evidence:
+    """Read the parts that exist."""
     return Evidence(
-        comparison=_read(comparison),
         costs=_read(costs),
         robustness=_read(robustness),
         sensitivity=_read(sensitivity),
@@ -50,7 +62,7 @@ def read(
 
 
 def inline_picture(path: Path) -> str:
-    """A picture as an address that holds it."""
+    """The picture as a ``data:`` address, so that the page needs no other file."""
     buffer = io.BytesIO()
     with Image.open(path) as picture:
         picture.convert("RGB").save(buffer, "WEBP", quality=QUALITY, method=4)
@@ -58,6 +70,6 @@ def inline_picture(path: Path) -> str:
 
 
 def _read(path: Path) -> Part | None:
-    """A part; None where there is none, or its file says only why nothing was measured."""
+    """A part; None where its file is missing, or says only why nothing was measured."""
     part = json.loads(path.read_text()) if path.is_file() else None
     return part if part and set(part) != {"note"} else None

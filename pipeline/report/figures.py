@@ -1,4 +1,4 @@
-"""Figures as people read them: one place that scales, rounds and signs them, and names their unit."""
+"""Figures as people read them: the one place that scales, rounds and signs values, and names their unit."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,16 @@ class Unit:
     """How a value of the artifacts is shown."""
 
     factor: int | float
+    """Factor from the unit of the artifacts to the unit that is shown."""
     digits: int
+    """Digits after the decimal point."""
     suffix: str
     signed: bool = False
+    """Whether positive values have a plus sign."""
 
 
 UNITS = {
-    "%": Unit(100, 2, "%"),
+    "%": Unit(100, 2, " %"),
     "points": Unit(100, 2, " points", signed=True),
     "gap": Unit(100, 1, " points"),
     "MB": Unit(1e-6, 2, " MB"),
@@ -27,7 +30,7 @@ UNITS = {
     "minutes": Unit(1 / 60, 1, " minutes"),
     "hours": Unit(1 / 3600, 2, " hours"),
     "plain": Unit(1, 3, ""),
-    "times": Unit(1, 2, " times"),
+    "times": Unit(1, 2, "\N{MULTIPLICATION SIGN}"),
     "Wh": Unit(1000, 2, " Wh"),
     "mWh": Unit(1e6, 2, " mWh"),
     "g": Unit(1, 2, " g"),
@@ -39,24 +42,24 @@ UNITS = {
 
 
 def figure(value: int | float, unit: str = "", digits: int | None = None, *, bare: bool = False) -> str:
-    """A value with its unit; without a unit a count, or a plain number of at most four digits.
+    """The value with its unit; without a unit, a count or a plain number of at most four digits.
 
     Args:
-        value: as the artifacts hold it.
+        value: the value as the artifacts hold it.
         unit: a key of ``UNITS``, or nothing.
-        digits: after the point; the unit has its own.
-        bare: leave the unit away, for cells below a header that names it.
+        digits: digits after the decimal point; by default those of the unit.
+        bare: omit the unit, for cells below a header that names it.
     """
     if not unit:
         text = f"{value:,}" if isinstance(value, int) else f"{value:.{4 if digits is None else digits}g}"
         return text.replace("-", MINUS)
-    how = UNITS[unit]
-    places = how.digits if digits is None else digits
-    scaled = round(how.factor * value, places) + 0.0
-    text = f"{scaled:{'+' if how.signed else ''},.{places}f}".replace("-", MINUS)
-    return text if bare else text + how.suffix
+    style = UNITS[unit]
+    places = style.digits if digits is None else digits
+    scaled = round(style.factor * value, places) + 0.0
+    text = f"{scaled:{'+' if style.signed else ''},.{places}f}".replace("-", MINUS)
+    return text if bare else text + style.suffix
 
 
 def span(lo: int | float, hi: int | float, unit: str, digits: int | None = None) -> str:
-    """An interval, its unit left to what it belongs to."""
+    """An interval without its unit, which the figure beside it names."""
     return f"{figure(lo, unit, digits, bare=True)} to {figure(hi, unit, digits, bare=True)}"

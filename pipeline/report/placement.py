@@ -1,4 +1,4 @@
-"""Where labels go, so that they cover neither points nor each other."""
+"""Placement of the labels of a chart, so that they cover neither points nor each other."""
 
 import math
 from collections.abc import Sequence
@@ -35,10 +35,11 @@ PLACES = tuple(
         (-1.1, 0.0),
     )
 )
-"""Offsets of a label from its point that are tried, in pixels."""
+"""Offsets between a label and its point that are tried, in units of the chart."""
 
 HARD, SOFT, FAR = 20.0, 1.0, 5.0
-"""What a label costs for each pixel of points and text, or of lines, that it covers; and for distance."""
+"""Cost of a label: per unit of area of points and text that it covers, per unit of area of lines that it
+covers, and per unit of distance from its point."""
 
 
 def settle(
@@ -49,14 +50,14 @@ def settle(
     soft: Sequence[Box],
     frame: Box,
 ) -> list[Box]:
-    """Place a label beside each point, in the order given, where it covers least.
+    """Place one label beside each point, in the order given, where it covers least.
 
     Args:
-        points: what the labels belong to.
+        points: the points that the labels belong to.
         sizes: width and height of each label.
-        hard: what must stay free: points, other text.
-        soft: what had better stay free: lines.
-        frame: what labels should not leave.
+        hard: boxes that must stay free: points, other text.
+        soft: boxes that should stay free: lines.
+        frame: the box that labels should not leave.
     """
     taken = [(box, HARD) for box in hard] + [(box, SOFT) for box in soft]
     placed = []
@@ -75,14 +76,14 @@ def settle(
 
 
 def overlap(a: Box, b: Box) -> int | float:
-    """Area that two boxes share."""
+    """The area that two boxes share."""
     width = min(a.x1, b.x1) - max(a.x0, b.x0)
     height = min(a.y1, b.y1) - max(a.y0, b.y0)
     return width * height if width > 0 and height > 0 else 0.0
 
 
 def _beside(point: tuple[float, float], offset: tuple[float, float], size: tuple[float, float]) -> Box:
-    """A label whose nearest corner, or the middle of whose edge, is ``offset`` away from the point."""
+    """The box of a label whose nearest corner, or middle of an edge, is ``offset`` from the point."""
     (x, y), (across, up), (width, height) = point, offset, size
     x0 = x + across - (width / 2 if across == 0 else width if across < 0 else 0)
     y0 = y + up - (height / 2 if up == 0 else height if up < 0 else 0)

@@ -1,4 +1,4 @@
-"""What `dvc metrics` and `dvc plots` read: a few figures of each variant, and points to draw."""
+"""Files for `dvc metrics` and `dvc plots`: a few figures of each variant, and points to draw."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.models.histories import continued
-from pipeline.report.tables import DECIMALS, Entry, Row, column
-from pipeline.selection.budget import TEACHER
+from pipeline.report import tables
+from pipeline.report.evidence import Part
+from pipeline.report.findings import class_score
+from pipeline.report.results import RunResults, VariantResults
+from pipeline.report.tables import Cost
+from pipeline.selection.table import DECIMALS, TEACHER, Row, column
 
 METRICS = (
     *("score", "score_lo", "score_hi", "score_delta", "delta_lo", "delta_hi"),
@@ -16,41 +20,39 @@ METRICS = (
 )
 """Columns of ``variants.csv`` that fit side by side on a screen."""
 
+UNITS: Mapping[Cost, str] = {"latency": "milliseconds", "size": "megabytes"}
+"""Name of the value that a variant costs."""
+
 Points = list[dict[str, Any]]
 
 
 def write_metrics(folder: Path, table: Sequence[Row]) -> None:
-    """Write a JSON file for each variant, so that `dvc metrics show` has a line for each."""
+    """Write one JSON file per variant, so that `dvc metrics show` has one line per variant."""
     folder.mkdir(parents=True, exist_ok=True)
     for row in table:
-        figures = asdict(row)
-        named = {column(name, row.metric): _rounded(figures[name]) for name in METRICS}
+        values = asdict(row)
+        named = {column(name, row.metric): _rounded(values[name]) for name in METRICS}
         (folder / f"{row.variant}.json").write_text(json.dumps(named, indent=2) + "\n")
 
 
-def write_points(
-    folder: Path,
-    table: Sequence[Row],
-    entries: Sequence[Entry],
-    teacher_history: Sequence[Mapping[str, Any]],
-) -> None:
+def write_points(folder: Path, results: RunResults) -> None:
     """Write the points that the plots of `dvc.yaml` draw with the templates in `.dvc/plots/`."""
     folder.mkdir(parents=True, exist_ok=True)
-    histories = {TEACHER: teacher_history} | {entry.variant: entry.history for entry in entries}
-    drawn = {
-        "training": training(histories, table[0].metric),
-        "latency": tradeoff(table, "milliseconds", {row.variant: row.latency_ms_p50 for row in table}),
-        "size": tradeoff(table, "megabytes", {row.variant: row.size_bytes / 1e6 for row in table}),
-        "classes": [point for entry in entries for point in classes(entry)],
-        "confusion": [point for entry in entries for point in confusion(entry)],
+    histories = {TEACHER: results.teacher_history} | {one.variant: one.history for one in results.variants}
+    plots = {
+        "training": training(histories, results.task.metric),
+        "latency": tradeoff(results.table, "latency"),
+        "size": tradeoff(results.table, "size"),
+        "classes": [point for one in results.variants for point in classes(one)],
+        "confusion": [point for one in results.variants for point in confusion(one)],
     }
-    for name, points in drawn.items():
+    for name, points in plots.items():
         lines = ",\n".join(json.dumps(point) for point in points)
         (folder / f"{name}.json").write_text(f"[\n{lines}\n]\n")
 
 
-def training(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> Points:
-    """Loss and score on val after each epoch; parts of one training follow each other."""
+def training(histories: Mapping[str, Sequence[Part]], metric: str) -> Points:
+    """Loss and validation score after each epoch, counted through all parts of a training."""
     return [
         {
             "variant": variant,
@@ -64,17 +66,13 @@ def training(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) 
     ]
 
 
-def tradeoff(table: Sequence[Row], unit: str, costs: Mapping[str, float]) -> Points:
-    """Score against cost; ``front`` where no other variant costs no more and scores as much (Pareto)."""
-    front, best = set(), -1.0
-    for row in sorted(table, key=lambda row: (costs[row.variant], -row.score)):
-        if row.score > best:
-            front.add(row.variant)
-            best = row.score
+def tradeoff(table: Sequence[Row], kind: Cost) -> Points:
+    """Score against cost; ``front`` marks the variants of the Pareto front."""
+    front = tables.front(table, kind)
     return [
         {
             "variant": row.variant,
-            unit: _rounded(costs[row.variant]),
+            UNITS[kind]: _rounded(tables.cost(row, kind)),
             "score": _rounded(row.score),
             "lo": _rounded(row.score_lo),
             "hi": _rounded(row.score_hi),
@@ -85,35 +83,27 @@ def tradeoff(table: Sequence[Row], unit: str, costs: Mapping[str, float]) -> Poi
     ]
 
 
-def classes(entry: Entry) -> Points:
-    """Share of each class's test images that are named right, or average precision of each attribute."""
+def classes(result: VariantResults) -> Points:
+    """Accuracy on each class, or average precision of each attribute, where test images have it."""
     return [
-        {
-            "variant": entry.variant,
-            "class": counts["label"],
-            "score": _rounded(
-                counts["average_precision"]
-                if "average_precision" in counts
-                else counts["correct"] / counts["n"]
-            ),
-        }
-        for counts in entry.scores["classes"]
+        {"variant": result.variant, "class": counts["label"], "score": _rounded(class_score(counts))}
+        for counts in result.scores["classes"]
         if counts["n"]
     ]
 
 
-def confusion(entry: Entry) -> Points:
-    """How many images of each class got each answer, where any did; none among attributes."""
-    names = [counts["label"] for counts in entry.scores["classes"]]
+def confusion(result: VariantResults) -> Points:
+    """Number of images of each class that got each answer, where any did; none among attributes."""
+    names = [counts["label"] for counts in result.scores["classes"]]
     return [
         {
-            "variant": entry.variant,
+            "variant": result.variant,
             "truth": truth,
             "answer": answer,
             "images": images,
             "share": _rounded(images / sum(row)),
         }
-        for truth, row in zip(names, entry.scores.get("confusion", ()), strict=False)
+        for truth, row in zip(names, result.scores.get("confusion", ()), strict=False)
         for answer, images in zip(names, row, strict=True)
         if images
     ]

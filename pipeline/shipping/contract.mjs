@@ -1,4 +1,4 @@
-// What a shipped file leaves to whoever runs it: the pixels that go in, and what the logits mean.
+// What a shipped file does not contain: how to make its input from an image, and probabilities from its logits.
 
 // Resizing is Pillow 13's `image.resize((size, size), BILINEAR, box=centred square)`, byte for byte: antialiased, in
 // two passes of 8-bit fixed point (https://github.com/python-pillow/Pillow/blob/13.0.0/src/libImaging/Resample.c).
@@ -19,9 +19,9 @@ function cubic(x) {
 }
 
 /**
- * The centred square of an image, resized.
+ * Crop the centred square of an image and resize it.
  *
- * @param {Uint8Array | Uint8ClampedArray} source rows of pixels, 3 bytes each (RGB) or 4 (RGBA; A is left out).
+ * @param {Uint8Array | Uint8ClampedArray} source rows of pixels, 3 bytes each (RGB) or 4 (RGBA; A is ignored).
  * @param {{size: number, crop: number, interpolation: "bilinear" | "bicubic"}} rule `input` of the file's metadata.
  * @returns {Uint8Array} `[size, size, 3]`, RGB.
  */
@@ -31,17 +31,23 @@ export function render(source, width, height, rule) {
   const [left, top] = [(width - side) / 2, (height - side) / 2];
   const across = taps(width, left, left + side, size, FILTERS[rule.interpolation]);
   const down = taps(height, top, top + side, size, FILTERS[rule.interpolation]);
-  const image = { pixels: source, width, height, channels: source.length / (width * height) };
-  // Each pass rounds to bytes, so their order shows; since version 13 Pillow turns it for tall images.
+  const channels = source.length / (width * height);
+  // Each pass rounds to bytes, so their order matters; since version 13, Pillow reverses it for tall images.
   const tall = height > size && height - size > 2 * (width - size);
-  const square = tall
-    ? resizeRows(resizeColumns(image, down), across, 0, size)
-    : resizeColumns(resizeRows(image, across, down.first, down.end), down);
-  return new Uint8Array(square.pixels.buffer);
+  if (tall) {
+    const short = pass(source, width, [channels, width * channels], [3, width * 3], down);
+    return new Uint8Array(pass(short, size, [width * 3, 3], [size * 3, 3], across).buffer);
+  }
+  // Only the rows that the second pass reads are resized.
+  const { first, end, starts } = down;
+  const rows = source.subarray(first * width * channels);
+  const narrow = pass(rows, end - first, [width * channels, channels], [size * 3, 3], across);
+  const shifted = { ...down, starts: starts.map((start) => start - first) };
+  return new Uint8Array(pass(narrow, size, [3, size * 3], [3, size * 3], shifted).buffer);
 }
 
 /**
- * Probabilities of classes that exclude each other, or of each attribute by itself.
+ * Probabilities of mutually exclusive classes, or of each attribute independently.
  *
  * @param {Float32Array} logits of one image.
  * @param {string} task `task` of the file's metadata.
@@ -53,7 +59,7 @@ export function probabilities(logits, task) {
   return powers.map((power) => power / sum);
 }
 
-/** Which pixels each output pixel is made of, and their weights in fixed point. */
+/** The input pixels that make up each output pixel, and their weights in fixed point. */
 function taps(inSize, from, to, outSize, filter) {
   // Pillow keeps the box in 32-bit floats.
   const start = Math.fround(from);
@@ -82,45 +88,29 @@ function taps(inSize, from, to, outSize, filter) {
   return { weights, starts, counts, length, first: starts[0], end: starts.at(-1) + counts.at(-1) };
 }
 
-/** Rows `first` to `end` at the new width; `top` says which row of the source the result begins with. */
-function resizeRows({ pixels, width, channels }, { weights, starts, counts, length }, first, end) {
+/**
+ * Resize every line of an image, where a line is a row or a column.
+ *
+ * @param {[number, number]} input bytes of `pixels` from one line to the next, and from one pixel of a line to the next.
+ * @param {[number, number]} output the same for the result, which has 3 bytes per pixel.
+ */
+function pass(pixels, lines, [nextLine, nextPixel], [nextLineOut, nextPixelOut], { weights, starts, counts, length }) {
   const size = starts.length;
-  const resized = new Uint8ClampedArray((end - first) * size * 3);
-  let at = 0;
-  for (let row = first; row < end; row++) {
+  const resized = new Uint8ClampedArray(lines * size * 3);
+  for (let line = 0; line < lines; line++) {
     for (let out = 0; out < size; out++) {
-      let from = (row * width + starts[out]) * channels;
+      let from = line * nextLine + starts[out] * nextPixel;
       let [red, green, blue] = [HALF, HALF, HALF];
-      for (let tap = out * length, last = tap + counts[out]; tap < last; tap++, from += channels) {
+      for (let tap = out * length, last = tap + counts[out]; tap < last; tap++, from += nextPixel) {
         red += pixels[from] * weights[tap];
         green += pixels[from + 1] * weights[tap];
         blue += pixels[from + 2] * weights[tap];
       }
-      resized[at++] = red >> PRECISION_BITS;
-      resized[at++] = green >> PRECISION_BITS;
-      resized[at++] = blue >> PRECISION_BITS;
+      const at = line * nextLineOut + out * nextPixelOut;
+      resized[at] = red >> PRECISION_BITS;
+      resized[at + 1] = green >> PRECISION_BITS;
+      resized[at + 2] = blue >> PRECISION_BITS;
     }
   }
-  return { pixels: resized, width: size, channels: 3, top: first };
-}
-
-function resizeColumns({ pixels, width, channels, top = 0 }, { weights, starts, counts, length }) {
-  const size = starts.length;
-  const resized = new Uint8ClampedArray(size * width * 3);
-  let at = 0;
-  for (let out = 0; out < size; out++) {
-    for (let column = 0; column < width; column++) {
-      let from = ((starts[out] - top) * width + column) * channels;
-      let [red, green, blue] = [HALF, HALF, HALF];
-      for (let tap = out * length, last = tap + counts[out]; tap < last; tap++, from += width * channels) {
-        red += pixels[from] * weights[tap];
-        green += pixels[from + 1] * weights[tap];
-        blue += pixels[from + 2] * weights[tap];
-      }
-      resized[at++] = red >> PRECISION_BITS;
-      resized[at++] = green >> PRECISION_BITS;
-      resized[at++] = blue >> PRECISION_BITS;
-    }
-  }
-  return { pixels: resized, width, channels: 3 };
+  return resized;
 }

@@ -1,4 +1,4 @@
-"""A static page on which a browser runs all variants side by side."""
+"""A static page that runs all variants side by side in the browser."""
 
 import json
 import shutil
@@ -11,31 +11,32 @@ from typing import Any
 from pipeline.onnx.inference import Classifier
 from pipeline.provenance import sha256
 from pipeline.selection.table import Row
-from pipeline.shipping.folder import HERE, ShippingError, described, make_empty
+from pipeline.shipping.folder import HERE, ShippingError, description, make_empty
 
 PAGE = ("index.html", "page.css", "page.mjs", "worker.mjs")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-"""The part of ONNX Runtime Web that runs on CPUs."""
+"""The files of ONNX Runtime Web that run models on the CPU."""
 RUNTIME_FOLDER = HERE / "node_modules" / "onnxruntime-web" / "dist"
 MANIFEST = "manifest.json"
 LOOPBACK = "127.0.0.1"
 
 
 def build(folder: Path, classifiers: Sequence[Classifier], table: Mapping[str, Row]) -> None:
-    """Write the page, ONNX Runtime and the variants' files into a folder that any web server can serve.
+    """Write the page, ONNX Runtime and the variants into a folder that any web server can serve.
 
     Args:
-        folder: a new or an empty one, or that of an earlier page, which goes.
+        folder: a new or an empty folder, or the folder of an earlier page, which is replaced.
         classifiers: the variants, in the order of the page.
-        table: figures by the file's SHA-256; those of a file that is not there are left out.
+        table: rows of ``variants.csv`` by SHA-256 of the ONNX file; a variant without a row shows no scores.
 
     Raises:
-        ShippingError: ONNX Runtime Web is not installed, or the folder holds something else.
+        ShippingError: ONNX Runtime Web is not installed, or the folder contains other files.
     """
     missing = [name for name in RUNTIME if not (RUNTIME_FOLDER / name).is_file()]
     if missing:
         raise ShippingError(
-            f"{RUNTIME_FOLDER / missing[0]} does not exist; `make demo` installs it (npm ci --prefix {HERE})"
+            f"{RUNTIME_FOLDER / missing[0]} does not exist; run `make demo` to install it "
+            f"(npm ci --prefix {HERE})"
         )
     page = (
         *(HERE / "page" / name for name in PAGE),
@@ -53,23 +54,23 @@ def build(folder: Path, classifiers: Sequence[Classifier], table: Mapping[str, R
 
 
 def server(folder: Path, port: int) -> ThreadingHTTPServer:
-    """A web server of a folder, for this machine alone; port 0 takes a free one.
+    """A web server for a folder, which only this machine can reach; port 0 picks a free port.
 
     Raises:
-        ShippingError: the port is taken.
+        ShippingError: the port is in use or is not valid.
     """
     try:
         return ThreadingHTTPServer((LOOPBACK, port), partial(_Handler, directory=str(folder)))
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "ports end at 65535"
-        raise ShippingError(f"port {port} cannot be served ({reason}); --port takes another") from error
+        reason = error.strerror if isinstance(error, OSError) else "the highest port is 65535"
+        raise ShippingError(f"port {port} cannot be served ({reason}); choose another with --port") from error
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Files with the types that browsers insist on, asked for anew whenever they have changed."""
+    """Serves files with the types that browsers require, without caching files that have changed."""
 
     protocol_version = "HTTP/1.1"
-    extensions_map = {  # noqa: RUF012 - declared so by the base class
+    extensions_map = {  # noqa: RUF012 - the base class declares it like this
         **SimpleHTTPRequestHandler.extensions_map,
         ".mjs": "text/javascript",
         ".wasm": "application/wasm",
@@ -80,7 +81,7 @@ class _Handler(SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing of what went well."""
+        """Do not log requests."""
 
 
 def _entry(classifier: Classifier, row: Row | None) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def _entry(classifier: Classifier, row: Row | None) -> dict[str, Any]:
         "variant": classifier.path.stem,
         "labels": classifier.labels,
         "size_bytes": classifier.path.stat().st_size,
-        **described(classifier),
+        **description(classifier),
     }
     if row is not None:
         entry |= {

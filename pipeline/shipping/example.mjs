@@ -1,4 +1,4 @@
-// Name what photographs show: npm ci, then node predict.mjs PHOTO...
+// Classify photographs: npm ci, then node predict.mjs PHOTO...
 
 import { readFileSync } from "node:fs";
 import * as ort from "onnxruntime-web";
@@ -13,7 +13,7 @@ for (const file of process.argv.slice(2)) {
   const { data, info } = await image.raw().toBuffer({ resolveWithObject: true });
   const pixels = render(data, info.width, info.height, input);
   const { logits } = await session.run({ images: new ort.Tensor("uint8", pixels, [1, input.size, input.size, 3]) });
-  const chances = probabilities(logits.data, task);
-  const best = labels.map((_, index) => index).sort((a, b) => chances[b] - chances[a]).slice(0, 3);
-  console.log([file, ...best.map((index) => `${labels[index]} ${(100 * chances[index]).toFixed(2)}%`)].join("\t"));
+  const shares = probabilities(logits.data, task);
+  const best = labels.map((_, index) => index).sort((a, b) => shares[b] - shares[a]).slice(0, 3);
+  console.log([file, ...best.map((index) => `${labels[index]} ${(100 * shares[index]).toFixed(2)}%`)].join("\t"));
 }

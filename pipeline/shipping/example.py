@@ -1,4 +1,4 @@
-"""Name what photographs show: pip install onnxruntime numpy pillow, then python predict.py PHOTO..."""
+"""Classify photographs: pip install onnxruntime numpy pillow, then python predict.py PHOTO..."""
 
 import json
 import sys
@@ -9,8 +9,8 @@ import onnxruntime as ort
 from PIL import Image, ImageOps
 
 session = ort.InferenceSession(Path(__file__).with_name("MODEL.onnx"))
-about = session.get_modelmeta().custom_metadata_map
-labels, rule = json.loads(about["labels"]), json.loads(about["input"])
+metadata = session.get_modelmeta().custom_metadata_map
+labels, rule = json.loads(metadata["labels"]), json.loads(metadata["input"])
 for file in sys.argv[1:]:
     image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
     side = rule["crop"] * min(image.size)
@@ -19,7 +19,7 @@ for file in sys.argv[1:]:
     square = image.resize((rule["size"],) * 2, resampling, box=(left, top, left + side, top + side))
     logits = np.asarray(session.run(["logits"], {"images": np.asarray(square)[None]})[0])[0]
     powers = np.exp(logits - logits.max())
-    several = about["task"] == "multi-label-image-classification"
-    chances = 1 / (1 + np.exp(-logits)) if several else powers / powers.sum()
-    best = np.argsort(-chances)[:3]
-    print(file, *(f"{labels[index]} {chances[index]:.2%}" for index in best), sep="\t")
+    multi_label = metadata["task"] == "multi-label-image-classification"
+    probabilities = 1 / (1 + np.exp(-logits)) if multi_label else powers / powers.sum()
+    best = np.argsort(-probabilities)[:3]
+    print(file, *(f"{labels[index]} {probabilities[index]:.2%}" for index in best), sep="\t")

@@ -1,4 +1,4 @@
-"""The folder that a variant ships in: the file, what describes it, and examples that run."""
+"""The folder that a variant ships in: the ONNX file, its description, and examples that run."""
 
 import json
 import shutil
@@ -11,37 +11,37 @@ from pipeline.provenance import sha256
 
 HERE = Path(__file__).parent
 EXAMPLES = {"predict.py": HERE / "example.py", "predict.mjs": HERE / "example.mjs"}
-"""Name in the folder, and the text that it is made from."""
+"""Name of each example in the folder, and the file that it is copied from."""
 PLACEHOLDER = "MODEL.onnx"
-"""Stands in the examples for the name of the file."""
+"""Text in the examples that is replaced by the name of the ONNX file."""
 JAVASCRIPT = ("contract.mjs", "package.json", "package-lock.json")
-"""What the example in JavaScript needs beside it."""
+"""Files that the example in JavaScript needs."""
 CARD = "model_card.md"
 SUMS = "SHA256SUMS"
 
 
 class ShippingError(DistilleryError):
-    """Something cannot be written there. The message names the place and what is expected."""
+    """The folder or the page cannot be written or served; the message says where and what is expected."""
 
 
 def ship(classifier: Classifier, folder: Path, card: Path) -> list[Path]:
-    """Write everything that somebody needs who gets the file without this repository.
+    """Write everything that is needed to use a variant without this repository.
 
     Args:
-        classifier: the variant, as it was opened.
-        folder: a new or an empty one.
-        card: the model card; one that is not there is left out.
+        classifier: the variant.
+        folder: a new or an empty folder.
+        card: the model card, which may be missing.
 
     Returns:
-        What was written.
+        The files that were written.
 
     Raises:
-        ShippingError: the folder holds something already.
+        ShippingError: the folder is not empty.
     """
     make_empty(folder)
     shutil.copyfile(classifier.path, folder / classifier.path.name)
     _write_json(folder / "labels.json", list(classifier.labels))
-    _write_json(folder / "model.json", described(classifier))
+    _write_json(folder / "model.json", description(classifier))
     for name, template in EXAMPLES.items():
         (folder / name).write_text(template.read_text().replace(PLACEHOLDER, classifier.path.name))
     for name in JAVASCRIPT:
@@ -55,21 +55,21 @@ def ship(classifier: Classifier, folder: Path, card: Path) -> list[Path]:
 
 
 def make_empty(folder: Path) -> None:
-    """Make a folder, if it is not there, and see that nothing is in it.
+    """Create a folder if it does not exist, and check that it is empty.
 
     Raises:
-        ShippingError: something is, or no folder can be made there.
+        ShippingError: the folder is not empty, or cannot be created.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ShippingError(f"{folder} is there already and not empty; give a new folder")
+        raise ShippingError(f"{folder} exists already and is not empty; choose a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ShippingError(f"{folder} cannot be made: {error.strerror}") from error
+        raise ShippingError(f"{folder} cannot be created: {error.strerror}") from error
 
 
-def described(classifier: Classifier) -> dict[str, Any]:
-    """What the file's metadata say to those whose runtime cannot read them."""
+def description(classifier: Classifier) -> dict[str, Any]:
+    """The metadata of the file, for runtimes that cannot read them from it."""
     return {
         "file": classifier.path.name,
         "task": classifier.metadata.get("task", "image-classification"),

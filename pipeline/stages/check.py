@@ -1,11 +1,14 @@
-"""Check all parameters before any work starts."""
+"""Check all parameters before any work starts, and take the fingerprints of the code."""
+
+import shutil
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline import parameters, paths
+from pipeline import fingerprint, parameters, paths
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
 
@@ -28,6 +31,10 @@ def main() -> None:
     paths.CHECKED.parent.mkdir(exist_ok=True)
     # Always the same content: a changed parameter reruns the stages that read it and no others.
     paths.CHECKED.write_text("parameters are valid\n")
+    shutil.rmtree(paths.CODE, ignore_errors=True)
+    paths.CODE.mkdir()
+    for name, digest in fingerprint.fingerprints(Path()).items():
+        (paths.CODE / name).write_text(f"{digest}\n")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
 from pipeline.evaluation import confidence, scoring
 from pipeline.models import costs, storage
+from pipeline.onnx import weight
 from pipeline.parity import ladder
 from pipeline.process import stage
 from pipeline.training import compute
@@ -62,7 +63,7 @@ def main(variant: str) -> None:
         **scores,
         "parameters": costs.count_parameters(model.module),
         "macs": costs.count_macs(model.module, size),
-        **costs.weigh(paths.onnx(variant)),
+        **weight.weigh(paths.onnx(variant)),
         "parity": parity,
     }
     paths.METRICS.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Draw where every variant looks, and which images compression made change sides."""
+"""Draw where every variant looks, and the images whose answer compression changed."""
 
 import json
 
@@ -15,7 +15,7 @@ from pipeline.process import stage
 
 
 def main() -> None:
-    """Write `artifacts/explanations/`: pictures, and `explanations.json` that says what they show."""
+    """Write `artifacts/explanations/`: pictures, and `explanations.json` that describes them."""
     p = parameters.load()
     test = store.read(paths.DATA, "test")
     paths.EXPLANATIONS.mkdir(parents=True, exist_ok=True)
@@ -24,11 +24,11 @@ def main() -> None:
         file.write_text(json.dumps({"note": "not drawn for attributes"}) + "\n")
         return
     torch.set_num_threads(1)
-    loaded = {name: storage.load(paths.model(name)) for name in p.variants}
-    contract = next(iter(loaded.values())).card.input
+    models = {name: storage.load(paths.model(name)) for name in p.variants}
+    contract = next(iter(models.values())).card.input
     views = ViewSet(test, None, contract)
     answers = {"teacher": confidence.from_logits(np.load(paths.TEACHER_LOGITS), test.labels)} | {
-        name: kept for name in p.variants if (kept := confidence.load(paths.confidence(name))) is not None
+        name: stored for name in p.variants if (stored := confidence.load(paths.confidence(name))) is not None
     }
     album = explanation.Album(
         paths.EXPLANATIONS,
@@ -38,16 +38,16 @@ def main() -> None:
         list(test.table["source"]),
     )
     parents = {name: variant.parent for name, variant in p.variants.items()}
-    chosen = sorted(sampling.choose(test, p.explain.images, p.seed).tolist())
+    indices = sorted(sampling.choose(test, p.explain.images, p.seed).tolist())
     result = {
         "method": explanation.METHOD,
         "size": contract.size,
-        "images": explanation.maps(album, loaded, answers, chosen),
+        "images": explanation.draw_maps(album, models, answers, indices),
         "flips": {
-            name: explanation.flips(album, answers[name], answers[parent], parent, p.explain.flips)
+            name: explanation.find_flips(album, answers[name], answers[parent], parent, p.explain.flips)
             for name, parent in parents.items()
         },
-        "confused": {name: explanation.confusions(album, answers[name]) for name in p.variants},
+        "confused": {name: explanation.find_confusions(album, answers[name]) for name in p.variants},
     }
     file.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{len(list(paths.EXPLANATIONS.glob('*.png')))} pictures in {paths.EXPLANATIONS}")

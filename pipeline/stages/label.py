@@ -49,7 +49,7 @@ def main() -> None:
     for partial in partials:
         checkpoints.clear(partial)
     print(f"{len(images)} images, {p.views.per_image} views each")
-    if images.labelled and not space.mixes:
+    if images.fully_labelled and not space.mixes:
         first = torch.from_numpy(answers.at(np.arange(len(images)), 0)).float()
         print(f"the teacher on the first views: {scoring.score(first, images)}")
 

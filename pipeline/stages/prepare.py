@@ -10,7 +10,7 @@ def main() -> None:
     p = parameters.load()
     listing = sources.read(p.data.source, p.data.path)
     assigned = splits.assign(
-        listing.candidates,
+        listing.labelled,
         listing.unlabelled,
         train=p.data.train,
         val=p.data.val,

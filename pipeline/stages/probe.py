@@ -1,4 +1,4 @@
-"""Try all variants on corrupted images, on adversarial ones, and on images that belong to no class."""
+"""Score all variants on corrupted, adversarial and out-of-distribution images."""
 
 import json
 
@@ -16,7 +16,7 @@ from pipeline.parameters import ParameterError
 from pipeline.process import stage
 from pipeline.training import compute
 
-Indices = Int64[np.ndarray, " chosen"]
+Indices = Int64[np.ndarray, " selection"]
 
 
 def main() -> None:
@@ -26,70 +26,73 @@ def main() -> None:
     if test.labels.ndim > 1:
         paths.ROBUSTNESS.write_text(json.dumps({"note": "not measured for attributes"}) + "\n")
         return
-    loaded = {name: storage.load(paths.model(name)) for name in p.variants}
-    contract = next(iter(loaded.values())).card.input
+    models = {name: storage.load(paths.model(name)) for name in p.variants}
+    contract = next(iter(models.values())).card.input
     cores = p.compute.threads or compute.usable_cores()
     classifiers = {
         name: open_classifier(paths.onnx(name), threads=cores, spinning=False) for name in p.variants
     }
-    given, folder = {}, p.probe.out_of_distribution
+    folder, folder_images = p.probe.out_of_distribution, {}
     if folder is not None:
-        first, random = next(iter(classifiers.values())), np.random.default_rng(seed)
-        given[folder.name] = out_of_distribution.folder(
-            folder, first, p.probe.out_of_distribution_images, random
+        classifier, random = next(iter(classifiers.values())), np.random.default_rng(seed)
+        images = out_of_distribution.read_folder(
+            folder, classifier, p.probe.out_of_distribution_images, random
         )
-        if not len(given[folder.name]):
+        if not len(images):
             raise ParameterError(
-                f"params.yaml: probe.out_of_distribution = '{folder}': no images; allowed: a folder of some"
+                f"params.yaml: probe.out_of_distribution = '{folder}': the folder must hold images"
             )
+        folder_images[folder.name] = images
     parents = {name: variant.parent for name, variant in p.variants.items()}
     result = {"seed": seed, "corruptions": None, "adversarial": None}
 
     def draw(count: int) -> tuple[Indices, out_of_distribution.Images]:
-        """Some test images, stratified by class, as they are evaluated."""
-        chosen = sampling.choose(test, count, seed)
-        shown = ViewSet(test, None, contract)[batches.Request(chosen, None, contract.size)]
-        return chosen, shown.images.numpy()
+        """Draw test images, stratified by class, as they are evaluated."""
+        indices = sampling.choose(test, count, seed)
+        views = ViewSet(test, None, contract)[batches.Request(indices, None, contract.size)]
+        return indices, views.images.numpy()
 
     if p.probe.corrupted:
-        chosen, images = draw(p.probe.corrupted)
-        seeds = [int(key) for key in test.keys[chosen]]
-        result["corruptions"] = robustness.corrupted(classifiers, parents, images, test.labels[chosen], seeds)
-        print("corruptions: " + _words(result["corruptions"]["variants"], "mean"))
+        indices, images = draw(p.probe.corrupted)
+        seeds = [int(key) for key in test.keys[indices]]
+        labels = test.labels[indices]
+        result["corruptions"] = robustness.score_corrupted(classifiers, parents, images, labels, seeds)
+        print("corruptions: " + _format(result["corruptions"]["variants"], "mean"))
 
     if p.probe.attacked:
-        chosen, images = draw(p.probe.attacked)
-        modules = {name: model for name, model in loaded.items() if model.quantization is None}
+        indices, images = draw(p.probe.attacked)
+        modules = {name: model for name, model in models.items() if model.quantization is None}
         victims = {
             name: [v for v in p.variants if v == name or (parents[v] == name and v not in modules)]
             for name in modules
         }
-        result["adversarial"] = robustness.attacked(
+        result["adversarial"] = robustness.score_attacked(
             classifiers,
             modules,
             victims,
             images,
-            test.labels[chosen],
+            test.labels[indices],
             radii=p.probe.radii,
             steps=p.probe.steps,
             seed=seed,
         )
-        for found in result["adversarial"]["results"]:
-            print("{attack} {radius}/255 on {module}, shown to {variant}: {accuracy:.1%}".format(**found))
+        for line in result["adversarial"]["results"]:
+            print("{attack} {radius}/255 on {module}, answered by {variant}: {accuracy:.1%}".format(**line))
 
     random, (_, images) = np.random.default_rng(seed), draw(p.probe.out_of_distribution_images)
-    sets = {name: make(images, random) for name, make in out_of_distribution.KINDS.items()} | given
-    known = {name: confidence.load(paths.confidence(name)) for name in p.variants}
-    result["outside"] = robustness.outside(
-        classifiers, sets, {name: kept.confidence for name, kept in known.items() if kept is not None}
+    sets = {name: make(images, random) for name, make in out_of_distribution.KINDS.items()}
+    answers = {name: confidence.load(paths.confidence(name)) for name in p.variants}
+    test_confidence = {name: stored.confidence for name, stored in answers.items() if stored is not None}
+    result["out_of_distribution"] = robustness.score_out_of_distribution(
+        classifiers, sets | folder_images, test_confidence
     )
-    for kind, found in result["outside"]["sets"].items():
-        print(f"{kind}, AUROC: {_words(found['variants'], 'auroc')}")
+    for kind, scores in result["out_of_distribution"]["sets"].items():
+        print(f"{kind}, AUROC: {_format(scores['variants'], 'auroc')}")
     paths.ROBUSTNESS.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def _words(variants: dict[str, dict[str, float]], name: str) -> str:
-    return ", ".join(f"{variant} {figures[name]:.1%}" for variant, figures in variants.items())
+def _format(variants: dict[str, dict[str, float]], key: str) -> str:
+    return ", ".join(f"{name} {scores[key]:.1%}" for name, scores in variants.items())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pipeline.models import storage
 from pipeline.models.storage import Model
 from pipeline.parameters import Prune
 from pipeline.process import run_alongside, stage
-from pipeline.pruning import candidates, surgery, widths
+from pipeline.pruning import plans, surgery, widths
 from pipeline.training import compute, norms, results, scoring
 
 
@@ -24,10 +24,10 @@ def main(variant: str) -> None:
     contract = parent.card.input
     space = views.space(p.views, p.seed)
     data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
-    origin = {"parent": storage.fingerprint(parent.module), "settings": settings.model_dump(mode="json")}
+    identity = {"parent": storage.fingerprint(parent.module), "settings": settings.model_dump(mode="json")}
 
     module, arguments = fabric.to_device(parent.module), parent.card.arguments
-    evidence = candidates.gather(
+    trial_data = plans.gather_trial_data(
         fabric,
         data,
         settings.objective,
@@ -36,10 +36,10 @@ def main(variant: str) -> None:
         workers=p.compute.workers,
     )
     costs = kernels.open_costs(paths.KERNELS)
-    ranked = candidates.rank(
+    ranked = plans.rank(
         module,
         arguments,
-        evidence,
+        trial_data,
         architecture=parent.card.architecture,
         size=contract.size,
         criteria=settings.criteria(),
@@ -51,24 +51,24 @@ def main(variant: str) -> None:
         speed=lambda before, after: costs.speedup(before, after, contract),
     )
     best = ranked[0]
-    print(candidates.table(ranked))
+    print(plans.format_table(ranked))
 
     history = []
-    way = widths.on_the_way(
+    channel_steps = widths.interpolate(
         widths.output_channels(module), best.channels, steps=settings.steps, multiple=settings.multiple
     )
-    for number, channels in enumerate(way, 1):
-        last = number == len(way)
-        module, arguments = surgery.cut(
+    for number, channels in enumerate(channel_steps, 1):
+        last = number == len(channel_steps)
+        module, arguments = surgery.remove_channels(
             module,
             arguments,
             channels,
             size=contract.size,
             criterion=best.criterion,
-            losses=evidence.losses,
+            losses=trial_data.losses,
             architecture=parent.card.architecture,
         )
-        norms.reestimate(module, evidence.settling)
+        norms.reestimate(module, trial_data.settling)
         part = 1.0 if settings.steps == 1 else 0.5 if last else 0.5 / (settings.steps - 1)
         module, lines = learning.learn(
             fabric,
@@ -76,7 +76,7 @@ def main(variant: str) -> None:
             data,
             settings.model_copy(update={"epochs": settings.epochs * part}),
             name=variant,
-            start=provenance.identity(**origin, arguments=arguments, criterion=best.criterion, step=number),
+            start=provenance.identity(**identity, arguments=arguments, criterion=best.criterion, step=number),
             seed=p.seed,
             workers=p.compute.workers,
             folder=paths.checkpoints(variant) / ("" if last else f"step-{number}"),
@@ -94,7 +94,7 @@ def main(variant: str) -> None:
             **settings.model_dump(mode="json"),
             "criterion": best.criterion,
             "shape": best.shape,
-            "candidates": [candidate.to_dict() for candidate in ranked],
+            "candidates": [plan.to_dict() for plan in ranked],
         },
         val=val.to_dict(),
     )

@@ -12,9 +12,10 @@ from pipeline.data import batches, sampling, views
 from pipeline.data.batches import Request, ViewSet
 from pipeline.distillation import learning, training_data
 from pipeline.measurement import kernels
-from pipeline.models import storage
+from pipeline.models import layers, storage
 from pipeline.models.storage import Model
 from pipeline.onnx import graph
+from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Parameters, Quantize
 from pipeline.process import run_alongside, stage
 from pipeline.quantization import aware_training, post_training, simulator
@@ -37,11 +38,12 @@ def main(variant: str) -> None:
     space = views.space(p.views, p.seed)
     data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
 
+    network = layers.trace(parent.module)
     if settings.float_layers == "auto":
         costs = kernels.open_costs(paths.KERNELS)
-        fastest = kernels.fastest_float_layers(costs, parent.module, contract)
+        fastest = kernels.fastest_float_layers(costs, network, contract)
         settings = settings.model_copy(update={"float_layers": fastest})
-    graph.check_float_layers(parent.module, contract, settings.float_layers)
+    graph.check_float_layers(network, contract, settings.float_layers)
 
     calibration = sampling.choose(data.train_set.images, settings.calibration, p.seed)
 
@@ -56,14 +58,14 @@ def main(variant: str) -> None:
         )
         if settings.ptq == "auto":
             judge = _judge(parent, data.val_set, p)
-            module, quantized, candidates = post_training.choose(bench, judge)
-            print(post_training.table(candidates))
+            network, quantization, trials = post_training.choose(bench, judge)
+            print(post_training.table(trials))
             applied |= {
-                "ptq": post_training.applied(candidates),
-                "candidates": [c.to_dict() for c in candidates],
+                "ptq": post_training.applied(trials),
+                "candidates": [trial.to_dict() for trial in trials],
             }
         else:
-            module, quantized = bench.make(settings.ptq)
+            network, quantization = bench.make(settings.ptq)
         arguments = {**parent.card.arguments, "norm": False}
     else:
         prepared = aware_training.prepare(
@@ -93,10 +95,10 @@ def main(variant: str) -> None:
             on_epoch=freeze_norms,
         )
         prepared.module.load_state_dict(trained.state_dict())  # the averaged weights, with `ema`
-        module, arguments, quantized = aware_training.finish(
+        network, arguments, quantization = aware_training.finish(
             prepared, parent.card.architecture, parent.card.arguments
         )
-    simulated = simulator.simulate(module, quantized)
+    simulated = simulator.simulate(network, quantization)
     # On the CPU, where the sums of the simulator are exact.
     host = compute.start(ComputeSettings(accelerator="cpu", threads=p.compute.threads))
     val = scoring.evaluate(host, simulated, data.val_set, contract.size, p.compute.workers)
@@ -111,7 +113,7 @@ def main(variant: str) -> None:
         calibration_sha256=sampling.fingerprint(data.train_set.images, calibration),
     )
     results.save(
-        Model(module, card, quantized),
+        Model(network.module, card, quantization),
         history,
         folder=paths.model(variant),
         timings=paths.timings(variant),
@@ -124,7 +126,7 @@ def _judge(parent: Model, val_set: ViewSet, p: Parameters) -> post_training.Judg
     """A judge on a seeded part of the validation images, in the arithmetic of the shipped file."""
     size = parent.card.input.size
     indices = sampling.choose(val_set.images, JUDGED_IMAGES, p.seed)
-    return post_training.judge_files(
+    return judge_files(
         parent,
         val_set[Request(indices, None, size)].images.split(CALIBRATION_BATCH),
         val_set.images.labels[indices],

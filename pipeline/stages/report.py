@@ -1,79 +1,65 @@
-"""Compare the variants: a table, a picture, a page, and the model card."""
+"""Write the table of variants, the trade-off chart, the page, the model card, and points for DVC's plots."""
 
 import json
 from dataclasses import asdict
 
-import numpy as np
-import torch
-
-from pipeline import parameters, paths
+from pipeline import parameters, paths, provenance
 from pipeline.data import store
 from pipeline.models import histories, storage
 from pipeline.process import stage
-from pipeline.report import evidence, pictures, plots, tables
+from pipeline.report import evidence, pictures, plots, results, tables
 from pipeline.report.card import card
 from pipeline.report.page import page
-from pipeline.selection import budget
+from pipeline.report.results import RunResults
+from pipeline.selection import budget, table
 
 
 def main() -> None:
     """Write `artifacts/report/`, and what DVC compares: `artifacts/variants/` and `artifacts/plots/`."""
     p = parameters.load()
-    benchmark = json.loads(paths.BENCHMARK.read_text())
-    teacher = json.loads((paths.TEACHER / storage.CARD).read_text())
     declared = {name: (variant.parent, variant.op) for name, variant in p.variants.items()}
-    entries = tables.gather(
+    benchmark = json.loads(paths.BENCHMARK.read_text())
+    comparison = json.loads(paths.COMPARISON.read_text())
+    variants = results.gather(
         declared, metrics=paths.metrics, folder=paths.model, timings=paths.timings, benchmark=benchmark
     )
-    table = tables.rows(
-        entries,
-        teacher=store.read(paths.DATA, "test").task.predictions(
-            torch.from_numpy(np.load(paths.TEACHER_LOGITS))
-        ),
-        labels=store.read(paths.DATA, "test").labels,
-        max_drop=p.gate.max_drop,
-    )
-    teacher_history = histories.read(paths.TEACHER, paths.timings("teacher"))
-    plots.write_metrics(paths.FIGURES, table)
-    plots.write_points(paths.PLOTS, table, entries, teacher_history)
-    tables.write_csv(paths.VARIANTS, table)
+    rows = tables.rows(variants, comparison)
     limits = p.budget.model_dump()
-    choice = budget.choose(table, **limits)
-    paths.CHOICE.write_text(json.dumps({**asdict(choice), "budget": limits}, indent=2) + "\n")
-    picture = pictures.overview(table, teacher["test"][teacher["metric"]])
-    pictures.save(picture, paths.REPORT / "overview.png", paths.REPORT / "overview.svg")
-    found = evidence.read(
-        comparison=paths.COMPARISON,
-        costs=paths.COSTS,
-        robustness=paths.ROBUSTNESS,
-        sensitivity=paths.SENSITIVITY,
-        explanations=paths.EXPLANATIONS / "explanations.json",
-    )
-    shared = {
-        "teacher": teacher,
-        "teacher_history": teacher_history,
-        "data": store.read_report(paths.DATA),
-        "benchmark": benchmark,
-        "max_drop": p.gate.max_drop,
-        "choice": choice,
-        "evidence": found,
-    }
-    (paths.REPORT / "report.html").write_text(page.render(table, entries, size=p.student.size, **shared))
-    text = card.render(
-        table,
-        entries,
-        said=p.card.model_dump(),
+    run = RunResults(
+        table=rows,
+        variants=variants,
+        comparison=comparison,
+        teacher=json.loads((paths.TEACHER / storage.CARD).read_text()),
+        teacher_history=histories.read(paths.TEACHER, paths.timings("teacher")),
+        model_cards=[json.loads((paths.model(name) / storage.CARD).read_text()) for name in p.variants],
+        data=store.read_report(paths.DATA),
+        benchmark=benchmark,
         student=p.student.model_dump(mode="json"),
         views=p.views.model_dump(mode="json"),
-        built=[json.loads((paths.model(row.variant) / storage.CARD).read_text()) for row in table],
-        **shared,
+        statements=p.card.model_dump(),
+        max_drop=p.gate.max_drop,
+        git_commit=provenance.git_commit(),
+        versions=provenance.versions(),
+        choice=budget.choose(rows, **limits, gate_max_drop=p.gate.max_drop),
+        evidence=evidence.read(
+            costs=paths.COSTS,
+            robustness=paths.ROBUSTNESS,
+            sensitivity=paths.SENSITIVITY,
+            explanations=paths.EXPLANATIONS / "explanations.json",
+        ),
     )
-    (paths.REPORT / "model_card.md").write_text(text)
-    for row in table:
+    plots.write_metrics(paths.FIGURES, rows)
+    plots.write_points(paths.PLOTS, run)
+    table.write(paths.VARIANTS, rows)
+    paths.CHOICE.write_text(json.dumps({**asdict(run.choice), "budget": limits}, indent=2) + "\n")
+    (paths.REPORT / "overview.svg").write_text(pictures.overview(run))
+    (paths.REPORT / "report.html").write_text(page.render(run))
+    (paths.REPORT / "model_card.md").write_text(card.render(run))
+    for row in rows:
         print(
-            f"{row.variant:20} {row.score:.2%}  {row.size_bytes / 1e6:5.2f} MB  {row.latency_ms_p50:5.2f} ms"
+            f"{row.variant:20} {100 * row.score:.2f} %  {row.size_bytes / 1e6:5.2f} MB  {row.latency_ms_p50:5.2f} ms"
         )
-    print(choice.reason)
+    print(run.choice.reason)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Charts of the page: SVG written by hand, coloured by the page's CSS, with words for who does not see it.
+"""Charts as SVG, coloured by ``charts.css``, with a label for screen readers and tooltips on the marks.
 
-Lengths are in units of the chart's own ``viewBox``; text is as large as the page says.
+Lengths are in units of the chart's own ``viewBox``. ``standalone`` makes a file of its own; elsewhere
+the page sets the size of the text.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Literal
 
 from markupsafe import Markup, escape
@@ -13,22 +15,28 @@ from markupsafe import Markup, escape
 from pipeline.report.placement import Box, settle
 
 LETTER, LINE = 8.4, 17.0
-"""Width of a letter and height of a line at the greatest text size, to keep labels apart."""
+"""Width of a letter and height of a line at the largest text size, by which labels are kept apart."""
+NEAR = 18.0
+"""Distance of a label from its point up to which no line has to connect them."""
+TRADEOFF_SIZE = 460.0, 360.0
+"""Width and height of a trade-off chart."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One variant among others."""
+    """One variant in a trade-off chart."""
 
     name: str
     x: float
     y: float
     lo: float
     hi: float
-    """Interval of ``y``."""
+    """Upper end of the interval of ``y``; ``lo`` is its lower end."""
     kind: Literal["accept", "reject"]
+    front: bool
+    """Whether the variant is on the Pareto front."""
     note: str
-    """What is said of it when it is pointed at."""
+    """Text of the tooltip."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Series:
     label: str
     points: Sequence[tuple[int | float, int | float]]
     last: str
-    """The last value as it is read."""
+    """The last value as text."""
     kind: Literal["accept", "muted"]
 
 
@@ -51,12 +59,12 @@ class Bar:
     lo: float
     hi: float
     note: str
-    """What is said of it when it is pointed at."""
+    """Text of the tooltip."""
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """From values to places."""
+    """A linear map from values to coordinates."""
 
     low: int | float
     high: int | float
@@ -76,17 +84,17 @@ def tradeoff(
     line: tuple[str, float] | None = None,
     ceiling: float = math.inf,
 ) -> Markup:
-    """Quality (up) against cost (to the right); what no other variant beats in both borders the shaded area.
+    """Score (upwards) against cost (to the right); the Pareto front borders the shaded area.
 
     Args:
         marks: the variants.
-        title: what the picture shows.
-        x_label: what costs, with its unit.
-        y_label: what counts, with its unit.
-        line: a level to compare with, and its name.
-        ceiling: the greatest value that ``y`` can have.
+        title: label for screen readers.
+        x_label: name and unit of the cost.
+        y_label: name and unit of the score.
+        line: name and value of a level to compare with.
+        ceiling: greatest possible value of ``y``.
     """
-    width, height, left, right, top, bottom = 460.0, 360.0, 40.0, 12.0, 30.0, 46.0
+    (width, height), left, right, top, bottom = TRADEOFF_SIZE, 40.0, 12.0, 30.0, 46.0
     lows, highs = [mark.lo for mark in marks], [mark.hi for mark in marks]
     if line is not None:
         lows.append(line[1])
@@ -124,7 +132,7 @@ def tradeoff(
 
 
 def curves(panels: Sequence[Series], *, title: str, x_label: str) -> Markup:
-    """One panel above the other, over the same axis."""
+    """Panels above each other that share the horizontal axis."""
     width, panel, left, right, bottom = 320.0, 124.0, 36.0, 6.0, 40.0
     height = panel * len(panels) + bottom
     ends = [point[0] for series in panels for point in series.points]
@@ -151,13 +159,13 @@ def curves(panels: Sequence[Series], *, title: str, x_label: str) -> Markup:
 
 
 def calibration(bins: Sequence[tuple[int | float, int | float, int]], *, title: str) -> Markup:
-    """Reliability: how often answers of a confidence are right; the larger a dot, the more answers.
+    """Reliability diagram: accuracy against confidence; a larger dot stands for more answers.
 
     Args:
-        bins: mean confidence, share of right answers, and number of answers, of the bins that hold any.
-        title: what the picture shows.
+        bins: mean confidence, accuracy, and number of answers of each bin that is not empty.
+        title: label for screen readers.
     """
-    side, left, top, bottom = 200.0, 34.0, 6.0, 36.0
+    side, left, top, bottom = 200.0, 34.0, 6.0, 42.0
     width, height = left + side + 6, top + side + bottom
     x, y = _Scale(0, 1, left, left + side), _Scale(0, 1, top + side, top)
     most = max(count for _, _, count in bins)
@@ -167,18 +175,19 @@ def calibration(bins: Sequence[tuple[int | float, int | float, int]], *, title: 
         parts.append(_text(left - 6, y(value) + 4, f"{100 * value:g}", "end"))
         parts.append(_text(x(value), top + side + 16, f"{100 * value:g}", "middle"))
     parts.append(f'<path class="level" d="M{x(0):.1f} {y(0):.1f}L{x(1):.1f} {y(1):.1f}"/>')
-    for confidence, right, count in bins:
-        half = 1.5 + 6 * math.sqrt(count / most)
+    for confidence, accuracy, count in bins:
+        radius = 1.5 + 6 * math.sqrt(count / most)
         parts.append(
-            f'<g class="accept"><title>{count:,} answers, {confidence:.1%} sure, {right:.1%} right</title>'
-            f'<circle cx="{x(confidence):.1f}" cy="{y(right):.1f}" r="{half:.1f}"/></g>'
+            f'<g class="accept"><title>{count:,} answers: confidence {100 * confidence:.1f} %, '
+            f"accuracy {100 * accuracy:.1f} %</title>"
+            f'<circle cx="{x(confidence):.1f}" cy="{y(accuracy):.1f}" r="{radius:.1f}"/></g>'
         )
     parts.append(_text(left + side / 2, height - 4, "confidence, %", "middle"))
     return _svg(parts, width, height, title)
 
 
 def strip(shades: Sequence[int | float], *, title: str) -> Markup:
-    """A row of small squares, each as dark as its shade from 0 to 1."""
+    """A row of small squares whose darkness is their shade, from 0 to 1."""
     squares = (
         f'<rect x="{15 * place}" width="13" height="13" rx="2" fill-opacity="{max(0.06, shade):.2f}"/>'
         for place, shade in enumerate(shades)
@@ -187,7 +196,7 @@ def strip(shades: Sequence[int | float], *, title: str) -> Markup:
 
 
 def bars(rows: Sequence[Bar], *, title: str, unit: str) -> Markup:
-    """Values with their intervals, one below the other."""
+    """Values with their intervals, one per line."""
     width, row, margin = 460.0, 44.0, 12.0
     height = row * len(rows) + 26
     lows, highs = [bar.lo for bar in rows], [bar.hi for bar in rows]
@@ -215,14 +224,14 @@ def dots(
     title: str,
     x_label: str,
 ) -> Markup:
-    """Several values of each row on one line, and a level to compare them with.
+    """Several values per row on one line, and a level to compare them with.
 
     Args:
-        rows: a name, and a value for each series, as fractions of 1.
-        series: what the values are of; the later, the darker.
+        rows: name of the row, and one value per series, as fractions of 1.
+        series: names of the series, from pale to dark.
         level: name and value of the dashed line.
-        title: what the picture shows.
-        x_label: what the axis counts, in per cent.
+        title: label for screen readers.
+        x_label: name of the axis, which is in per cent.
     """
     width, row, left, right, top, bottom = 460.0, 21.0, 158.0, 16.0, 58.0, 42.0
     height = top + row * len(rows) + bottom
@@ -248,13 +257,13 @@ def dots(
     for number, (name, scores) in enumerate(rows):
         at = top + row * (number + 0.5)
         ends = x(100 * min(scores)), x(100 * max(scores))
-        told = ", ".join(f"{of} {score:.2%}" for of, score in zip(series, scores, strict=True))
+        note = ", ".join(f"{of} {100 * score:.2f} %" for of, score in zip(series, scores, strict=True))
         marks = "".join(
             f'<circle cx="{x(100 * score):.1f}" cy="{at:.1f}" r="5" fill-opacity="{shade}"/>'
             for score, shade in zip(scores, shades, strict=True)
         )
         parts.append(
-            f'<g class="accept"><title>{escape(f"{name}: {told}")}</title>{_text(0, at + 4.5, name)}'
+            f'<g class="accept"><title>{escape(f"{name}: {note}")}</title>{_text(0, at + 4.5, name)}'
             f"{_across(*ends, at, 'interval')}{marks}</g>"
         )
     return _svg(parts, width, height, title)
@@ -270,14 +279,39 @@ def ticks(low: int | float, high: int | float, count: int) -> list[float]:
     return [round(step * number, digits) + 0.0 for number in range(first, last + 1)]
 
 
+def standalone(charts: Sequence[Markup], size: tuple[float, float], title: str) -> str:
+    """An SVG file with charts of one size side by side, which needs no page and no style sheet.
+
+    Args:
+        charts: the charts.
+        size: width and height of each.
+        title: label for screen readers.
+    """
+    width, height = size
+    gap, margin = 36.0, 14.0
+    whole = 2 * margin + len(charts) * (width + gap) - gap, 2 * margin + height
+    places = [margin + number * (width + gap) for number in range(len(charts))]
+    inside = "".join(
+        str(chart).replace(
+            "<svg ", f'<svg x="{x:g}" y="{margin:g}" width="{width:g}" height="{height:g}" ', 1
+        )
+        for x, chart in zip(places, charts, strict=True)
+    )
+    style = files("pipeline.report.page").joinpath("charts.css").read_text()
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(title)}" '
+        f'viewBox="0 0 {whole[0]:g} {whole[1]:g}" width="{whole[0]:g}" height="{whole[1]:g}">'
+        f"<style>{style}</style>"
+        f'<rect width="100%" height="100%" fill="var(--paper)"/>{inside}</svg>\n'
+    )
+
+
 def _front(marks: Sequence[Mark], x: _Scale, y: _Scale, right: float, bottom: float) -> str:
-    """Border of what is beaten by some variant in both."""
-    best, path = -math.inf, ""
-    for mark in sorted(marks, key=lambda mark: (mark.x, -mark.y)):
-        if mark.y > best:
-            start = f"M{x(mark.x):.1f} {bottom:g}" if not path else f"H{x(mark.x):.1f}"
-            path += f"{start}V{y(mark.y):.1f}"
-            best = mark.y
+    """Border of the area that the Pareto front dominates."""
+    path = ""
+    for mark in sorted((mark for mark in marks if mark.front), key=lambda mark: mark.x):
+        start = f"H{x(mark.x):.1f}" if path else f"M{x(mark.x):.1f} {bottom:g}"
+        path += f"{start}V{y(mark.y):.1f}"
     return f"{path}H{right:g}V{bottom:g}Z"
 
 
@@ -285,20 +319,29 @@ def _mark(mark: Mark, x: float, y: float, lo: float, hi: float, box: Box) -> str
     shape = (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
         if mark.kind == "accept"
-        # Verdicts differ in shape too, for prints without colour.
+        # Verdicts differ in shape as well, for prints without colour.
         else f'<path d="M{x:.1f} {y - 8:.1f}l8 8l-8 8l-8-8z"/>'
     )
-    # The label hangs on the side that is nearer, so that it stays there in other fonts.
+    # The label is anchored on the side of its point, so that it stays there in other fonts.
     middle = (box.x0 + box.x1) / 2
     anchor, at = (
         ("middle", x) if abs(middle - x) < 1 else ("start", box.x0) if middle > x else ("end", box.x1)
     )
     return (
-        f'<g class="mark {mark.kind}" data-variant="{escape(mark.name)}" tabindex="0">'
+        f'<g class="mark {mark.kind}" data-variant="{escape(mark.name)}" '
+        f'data-front="{str(mark.front).lower()}" tabindex="0">'
         f"<title>{escape(mark.note)}</title>"
-        f'<path class="interval" d="M{x:.1f} {lo:.1f}V{hi:.1f}"/>{shape}'
+        f'<path class="interval" d="M{x:.1f} {lo:.1f}V{hi:.1f}"/>{_leader(x, y, box)}{shape}'
         f"{_text(at, box.y1 - 4, mark.name, anchor, 'name')}</g>"
     )
+
+
+def _leader(x: float, y: float, box: Box) -> str:
+    """A thin line from a point to its label, if the label is far away."""
+    end_x, end_y = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
+    if math.hypot(end_x - x, end_y - y) < NEAR:
+        return ""
+    return f'<path class="leader" d="M{x:.1f} {y:.1f}L{end_x:.1f} {end_y:.1f}"/>'
 
 
 def _text(x: int | float, y: int | float, text: str, anchor: str = "start", kind: str = "muted") -> str:

@@ -1,226 +1,245 @@
 """The report as one self-contained page."""
 
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jinja2
 from markupsafe import Markup
 
 from pipeline.models.histories import continued
-from pipeline.report.evidence import Evidence
+from pipeline.report import findings, pictures, words
+from pipeline.report.evidence import Part
 from pipeline.report.figures import figure, span
-from pipeline.report.page import charts, scores, sensitivity
-from pipeline.report.pictures import COST_LABELS, Cost, cost_of
-from pipeline.report.tables import Entry, Row
-from pipeline.selection.budget import TEACHER, Choice
-from pipeline.tasks import METRICS, SINGLE_LABEL, TASKS, Task
+from pipeline.report.page import charts, costs, data, explanations, groups, robustness, scores, sensitivity
+from pipeline.report.page.explanations import Explanations
+from pipeline.report.page.grid import Figure, Grid
+from pipeline.report.page.scores import Verdict
+from pipeline.report.results import RunResults, VariantResults
+from pipeline.selection.table import TEACHER, Row
+from pipeline.tasks import METRICS
 
 Facts = Sequence[tuple[str, str]]
 
-NOUNS = {"single_label": "classes", "multi_label": "attributes"}
+BREAK = re.compile(r"(?<=\d) (?=(?:%|MB|KB|M|ms|s|px|Wh|mWh|g|mg|mJ|points?)(?![\w/]))")
+"""The space between a number and its unit, where no line may end."""
+
 SHOWN_REJECTED = 50
-"""Of more rejected files than this, the first are shown."""
-
-SNIPPET = """\
-import json
-import numpy as np
-import onnxruntime
-from PIL import Image, ImageOps
-
-session = onnxruntime.InferenceSession("{variant}.onnx")
-about = session.get_modelmeta().custom_metadata_map
-labels, rule = json.loads(about["labels"]), json.loads(about["input"])
-
-image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
-side = rule["crop"] * min(image.size)
-left, top = (image.width - side) / 2, (image.height - side) / 2
-pixels = image.resize(
-    (rule["size"], rule["size"]),
-    Image.Resampling[rule["interpolation"].upper()],
-    box=(left, top, left + side, top + side),
-)
-[logits] = session.run(["logits"], {{"images": np.asarray(pixels)[None]}})
-print(labels[logits[0].argmax()])
-"""
+"""Greatest number of rejected files that are listed."""
 
 
-def render(
-    table: Sequence[Row],
-    entries: Sequence[Entry],
-    *,
-    teacher: Mapping[str, Any],
-    teacher_history: Sequence[Mapping[str, Any]],
-    data: Mapping[str, Any],
-    benchmark: Mapping[str, Any],
-    size: int,
-    max_drop: float,
-    choice: Choice,
-    evidence: Evidence | None = None,
-) -> str:
-    """The page's HTML.
+@dataclass(frozen=True)
+class Headline:
+    """One large figure at the top of the page."""
 
-    Args:
-        table: what is compared.
-        entries: what the table was made of, in its order.
-        teacher: the teacher's card.
-        teacher_history: its training.
-        data: the data report.
-        benchmark: as ``latency.measure`` returns it.
-        size: of the shipped files' images, in pixels.
-        max_drop: the gate, as a fraction of 1.
-        choice: what the budget chooses.
-        evidence: what else was measured.
-    """
-    shipped = next(row for row in table if row.variant == choice.closest)
-    best = shipped if choice.variant else None
-    told = next(entry for entry in entries if entry.variant == shipped.variant)
-    task = TASKS[data["task"]]
-    evidence = evidence or Evidence()
-    template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(files("pipeline.report.page").joinpath("page.html").read_text())
-    group_pictures, gaps = scores.groups(evidence.comparison, told)
-    return template.render(
-        tradeoffs=[_tradeoff(table, cost, teacher["test"][task.metric], task) for cost in COST_LABELS],
-        metric=task.words,
-        noun=NOUNS[task.name],
-        kicker=f"Distillery report: {data_name(data)}, {len(data['classes'])} {NOUNS[task.name]}",
-        title=_title(best, choice, task),
-        lead=_lead(table, teacher, max_drop, task),
-        figures=_figures(best, told, teacher, task) if best else (),
-        table=table,
-        lines=_lines(table, entries, max_drop, evidence, benchmark["settings"].get("reference")),
-        best=best,
-        choice=choice.reason,
-        gate=f"A variant is rejected when its interval reaches below {figure(-max_drop, 'points')}: "
-        "it has to be shown that no more is lost.",
-        reasons=scores.reasons(entries, evidence.comparison),
-        parity=scores.parity(entries),
-        classes=scores.classes(entries, told, evidence.comparison),
-        mistakes_of=shipped.variant,
-        mistakes=scores.mistakes(told),
-        corruptions=scores.corruptions(evidence.robustness),
-        adversarial=scores.adversarial(evidence.robustness),
-        outside=scores.outside(evidence.robustness),
-        groups=group_pictures,
-        gaps=gaps,
-        calibrations=scores.calibrations(entries, evidence.comparison),
-        explanations=scores.explanations(evidence, shipped.variant),
+    name: str
+    """Stable name of the figure."""
+    label: str
+    value: str
+    small: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table of variants, as text."""
+
+    row: Row
+    origin: str
+    score: str
+    score_interval: str
+    delta: str
+    delta_interval: str
+    forest: str
+    """Positions of the interval, of zero and of the limit, as CSS variables."""
+    p: str
+    size: str
+    compressed: str
+    parameters: str
+    macs: str
+    latency: str
+    latency_tails: Sequence[str]
+    ratio: str
+    ratio_interval: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that ``page.html`` shows."""
+
+    kicker: str
+    title: str
+    lead: str
+    budget: str
+    """The variant that the budget picks, and why; or why none is picked."""
+    headlines: Sequence[Headline]
+    task: str
+    """Name of the metric."""
+    nouns: str
+    gate: str
+    best: Row | None
+    shipped: Row
+    """The best variant, or the one that comes closest to the budget."""
+    tradeoffs: Sequence[Markup]
+    lines: Sequence[Line]
+    verdicts: Sequence[Verdict]
+    export_check: Grid | None
+    classes: Grid
+    mistakes: Sequence[Part]
+    corruptions: Grid | None
+    adversarial: Grid | None
+    out_of_distribution: Grid | None
+    groups: Sequence[Figure]
+    gaps: Grid | None
+    calibrations: Sequence[Figure]
+    explanations: Explanations | None
+    sensitivity: Sequence[Figure]
+    sensitivity_note: str
+    curves: Sequence[Figure]
+    test_images: str
+    val_images: str
+    facts: Facts
+    counts: Grid | None
+    rejected: Sequence[Part]
+    rejected_more: str
+    latency: Grid | None
+    noise: Sequence[str]
+    """Why the machine counts as noisy; empty where it was quiet."""
+    machine: Facts
+    energy: Sequence[Grid]
+    snippet: str
+    size: int
+    """Width and height of the images that the files take, in pixels."""
+    class_count: int
+
+
+def render(results: RunResults) -> str:
+    """The HTML of the page, which fetches nothing."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.report", "page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return BREAK.sub("\N{NO-BREAK SPACE}", environment.get_template("page.html").render(page=_page(results)))
+
+
+def _page(results: RunResults) -> Page:
+    about, evidence, task = results.data, results.evidence, results.task
+    noise = results.benchmark.get("noise", {})
+    hidden = len(about["rejected"]) - SHOWN_REJECTED
+    return Page(
+        kicker=f"Distillery report · {words.data_name(about)} · "
+        f"{words.counted(len(about['classes']), words.noun(task), words.noun(task, 2))}",
+        title=_title(results),
+        lead=_lead(results),
+        budget=words.sentence(results.choice.reason),
+        headlines=_headlines(results),
+        task=task.words,
+        nouns=words.noun(task, 2),
+        gate=f"A variant is rejected when its interval reaches below {figure(-results.max_drop, 'points')} "
+        "(dashed line), because a greater loss cannot be ruled out then.",
+        best=results.best,
+        shipped=results.closest,
+        tradeoffs=pictures.tradeoffs(results),
+        lines=_lines(results),
+        verdicts=scores.verdicts(results),
+        export_check=scores.export_check(results),
+        classes=scores.classes(results),
+        mistakes=findings.mistakes(results.closest_results),
+        corruptions=robustness.corruptions(evidence),
+        adversarial=robustness.adversarial(evidence),
+        out_of_distribution=robustness.out_of_distribution(evidence),
+        groups=groups.groups(results),
+        gaps=groups.gaps(results),
+        calibrations=scores.calibrations(results),
+        explanations=explanations.explanations(results),
         sensitivity=sensitivity.pictures(evidence.sensitivity),
         sensitivity_note=sensitivity.note(evidence.sensitivity),
-        curves=_curves(teacher_history, entries),
-        test_images=data["images"]["test"],
-        val_images=data["images"]["val"],
-        facts=_facts(teacher, data),
-        counts=scores.counts(data) if "counts" in data else None,
-        rejected=data["rejected"][:SHOWN_REJECTED],
-        rejected_more=max(0, len(data["rejected"]) - SHOWN_REJECTED),
-        conditions=scores.conditions(benchmark),
-        noise=benchmark.get("noise"),
-        machine=_machine(benchmark),
-        costs=scores.costs(evidence.costs),
-        shipped=shipped,
-        snippet=SNIPPET.format(variant=shipped.variant),
-        size=size,
-        class_count=len(data["classes"]),
+        curves=_curves(results),
+        test_images=figure(about["images"]["test"]),
+        val_images=figure(about["images"]["val"]),
+        facts=data.facts(results),
+        counts=data.counts(results),
+        rejected=about["rejected"][:SHOWN_REJECTED],
+        rejected_more=figure(hidden) if hidden > 0 else "",
+        latency=costs.latency(results.benchmark),
+        noise=noise["reasons"] if noise.get("noisy") else (),
+        machine=costs.machine(results.benchmark),
+        energy=costs.energy(evidence.costs),
+        snippet=words.snippet(results.closest.variant),
+        size=results.student["size"],
+        class_count=len(about["classes"]),
     )
 
 
-def data_name(data: Mapping[str, Any]) -> str:
-    """What people call the data."""
-    return Path(data["path"]).name if data["source"] != "fashion_mnist" else data["source"].replace("_", "-")
-
-
-def _does(score: float, task: Task) -> str:
-    """What a classifier of this score does."""
-    return (
-        f"names {score:.1%} of the test images right" if task is SINGLE_LABEL else f"has a mAP of {score:.1%}"
-    )
-
-
-def _title(best: Row | None, choice: Choice, task: Task) -> str:
+def _title(results: RunResults) -> str:
     """The result in one sentence."""
+    best = results.best
     if best is None:
-        return f"Nothing to ship: {choice.reason}."
-    sentence = f"{best.variant} {_does(best.score, task)} with {figure(best.size_bytes, 'MB')}"
-    if best.latency_ratio_to_fp32 is None or best.variant == "fp32":
-        return f"{sentence} and {best.latency_ms_p50:.1f} ms an image."
-    return f"{sentence}, {best.latency_ratio_to_fp32:.1f} times as fast as fp32."
+        return "No variant to ship yet."
+    score = f"{figure(best.score, '%', 1)} {results.task.words}"
+    return f"Ship {best.variant}: {score}, {figure(best.size_bytes, 'MB')}, {_speed(best)}."
 
 
-def _lead(table: Sequence[Row], teacher: Mapping[str, Any], max_drop: float, task: Task) -> str:
-    accepted = sum(row.verdict == "accept" for row in table)
+def _speed(row: Row) -> str:
+    ratio = row.latency_ratio_to_fp32
+    if ratio is None or row.variant == "fp32":
+        return f"{figure(row.latency_ms_p50, 'ms', 1)} per image"
+    if ratio >= 1:
+        return f"{figure(ratio, 'times', 1)} faster than fp32"
+    return f"{figure(1 / ratio, 'times', 1)} slower than fp32"
+
+
+def _lead(results: RunResults) -> str:
+    accepted = sum(row.verdict == "accept" for row in results.table)
     return (
-        f"The teacher, {teacher['origin']}, {_does(teacher['test'][task.metric], task)}. "
-        f"{accepted} of {len(table)} variants {'is' if accepted == 1 else 'are'} shown to lose "
-        f"no more than {100 * max_drop:g} points against their parents."
+        f"Teacher: {results.teacher['origin']}, {figure(results.teacher_score, '%', 1)} "
+        f"{results.task.words}. "
+        f"{accepted} of {words.counted(len(results.table), 'variant')} "
+        f"{'is' if accepted == 1 else 'are'} accepted: shown to lose no more than "
+        f"{figure(results.max_drop, 'gap')} against {'its parent' if accepted == 1 else 'their parents'}."
     )
 
 
-def _figures(
-    best: Row, told: Entry, teacher: Mapping[str, Any], task: Task
-) -> Sequence[tuple[str, str, str]]:
-    """The recommended variant in four figures: what, how much, and its small print."""
-    ratio = best.latency_ratio_to_fp32
+def _headlines(results: RunResults) -> Sequence[Headline]:
+    """The recommended variant in four figures; none where no variant is recommended."""
+    best, task = results.best, results.task
+    if best is None:
+        return ()
+    ratio, latency = best.latency_ratio_to_fp32, results.closest_results.latency
     return (
-        (
-            f"{best.variant}: {task.words}",
-            f"{best.score:.1%}",
-            f"95% interval {span(best.score_lo, best.score_hi, '%')}",
+        Headline(
+            "score",
+            f"{task.words} of {best.variant}",
+            figure(best.score, "%", 1),
+            f"95 % CI {span(best.score_lo, best.score_hi, '%')}",
         ),
-        (
-            "against the teacher",
-            f"{figure(best.score - teacher['test'][task.metric], 'points')}",
-            f"teacher {teacher['test'][task.metric]:.1%}",
+        Headline(
+            "vs-teacher",
+            "vs teacher",
+            figure(best.score - results.teacher_score, "points"),
+            f"teacher {figure(results.teacher_score, '%', 1)}",
         ),
-        ("file", f"{figure(best.size_bytes, 'MB')}", f"{best.parameters / 1e6:.2f} M parameters"),
-        (
+        Headline(
+            "size", "file size", figure(best.size_bytes, "MB"), f"{figure(best.parameters, 'M')} parameters"
+        ),
+        Headline(
+            "latency",
             "median latency",
-            f"{best.latency_ms_p50:.2f} ms",
-            "no fp32 to compare with"
+            figure(best.latency_ms_p50, "ms"),
+            "fp32 was not measured"
             if ratio is None
-            else f"{ratio:.2f} times the speed of fp32"
-            f" ({told.latency['ratio_lo']:.2f} to {told.latency['ratio_hi']:.2f})",
+            else f"{figure(ratio, 'times')} the speed of fp32 "
+            f"({span(latency['ratio_lo'], latency['ratio_hi'], 'times')})",
         ),
     )
 
 
-def _tradeoff(table: Sequence[Row], cost: Cost, teacher_score: float, task: Task) -> Markup:
-    words = "ms" if cost == "latency" else "MB"
-    marks = [
-        charts.Mark(
-            name=row.variant,
-            x=cost_of(row, cost),
-            y=100 * row.score,
-            lo=100 * row.score_lo,
-            hi=100 * row.score_hi,
-            kind=row.verdict,
-            note=f"{row.variant}: {task.words} {figure(row.score, '%')} "
-            f"({span(row.score_lo, row.score_hi, '%')}), {cost_of(row, cost):.2f} {words}, {row.verdict}",
-        )
-        for row in table
-    ]
-    return charts.tradeoff(
-        marks,
-        title=f"{task.words} against {cost}",
-        x_label=COST_LABELS[cost],
-        y_label=f"{task.words} on test, %",
-        line=(f"{TEACHER} {figure(teacher_score, '%', 1)}", 100 * teacher_score),
-        ceiling=100.5,
-    )
-
-
-def _lines(
-    table: Sequence[Row],
-    entries: Sequence[Entry],
-    max_drop: float,
-    evidence: Evidence,
-    reference: str | None,
-) -> list[dict[str, Any]]:
-    """The table's cells as they are read."""
-    low = min(-max_drop, *(row.delta_lo for row in table))
+def _lines(results: RunResults) -> list[Line]:
+    """The table of variants as text."""
+    table = results.table
+    low = min(-results.max_drop, *(row.delta_lo for row in table))
     high = max(0.0, *(row.delta_hi for row in table))
     margin = 0.05 * (high - low)
 
@@ -228,45 +247,49 @@ def _lines(
         return f"{100 * (delta - low + margin) / (high - low + 2 * margin):.2f}%"
 
     lines = []
-    for row, entry in zip(table, entries, strict=True):
+    for row, one in zip(table, results.variants, strict=True):
         marks = {
             "lo": row.delta_lo,
             "at": row.score_delta,
             "hi": row.delta_hi,
             "zero": 0.0,
-            "gate": -max_drop,
+            "gate": -results.max_drop,
         }
-        ratio, latency = row.latency_ratio_to_fp32, entry.latency
-        compressed = entry.scores.get("compressed_bytes")
-        found = evidence.comparison["variants"][row.variant] if evidence.comparison else {}
+        compressed = one.scores.get("compressed_bytes")
+        significant = results.change(row.variant)["distinguishable"]
         lines.append(
-            {
-                "row": row,
-                "origin": f"{row.op} of {row.parent}" if row.parent != TEACHER else f"{row.op}, from teacher",
-                "score": figure(row.score, "%", bare=True),
-                "score_interval": span(row.score_lo, row.score_hi, "%"),
-                "delta": figure(row.score_delta, "points", bare=True),
-                "delta_interval": span(row.delta_lo, row.delta_hi, "points"),
-                "forest": ";".join(f"--{name}:{place(value)}" for name, value in marks.items()),
-                "p": "not distinguishable" if found.get("distinguishable") is False else _p(row.mcnemar_p),
-                "size": figure(row.size_bytes, "MB", bare=True),
-                "compressed": "" if compressed is None else f"{figure(compressed, 'MB', bare=True)} gzipped",
-                "parameters": figure(row.parameters, "M", bare=True),
-                "macs": figure(row.macs, "M", 0, bare=True),
-                "latency": figure(row.latency_ms_p50, "ms", bare=True),
-                "latency_tails": [
-                    f"{tail} {figure(latency[f'latency_ms_{tail}'], 'ms', bare=True)}"
+            Line(
+                row=row,
+                origin=f"{row.op} of {row.parent}" if row.parent != TEACHER else f"{row.op} from teacher",
+                score=figure(row.score, "%", bare=True),
+                score_interval=span(row.score_lo, row.score_hi, "%"),
+                delta=figure(row.score_delta, "points", bare=True),
+                delta_interval=span(row.delta_lo, row.delta_hi, "points"),
+                forest=";".join(f"--{name}:{place(value)}" for name, value in marks.items()),
+                p=_p(row.mcnemar_p) if significant else words.NO_DIFFERENCE,
+                size=figure(row.size_bytes, "MB", bare=True),
+                compressed=f"{figure(compressed, 'MB', bare=True)} gzipped" if compressed else "",
+                parameters=figure(row.parameters, "M", bare=True),
+                macs=figure(row.macs, "M", 0, bare=True),
+                latency=figure(row.latency_ms_p50, "ms", bare=True),
+                latency_tails=[
+                    f"{tail} {figure(one.latency[f'latency_ms_{tail}'], 'ms', bare=True)}"
                     for tail in ("p90", "p99")
                 ],
-                "ratio": "" if ratio is None else figure(ratio, "times", bare=True),
-                "ratio_interval": ""
-                if ratio is None
-                else "not distinguishable"
-                if latency.get("distinguishable") is False and row.variant != reference
-                else span(latency["ratio_lo"], latency["ratio_hi"], "times"),
-            }
+                ratio="" if row.latency_ratio_to_fp32 is None else figure(row.latency_ratio_to_fp32, "times"),
+                ratio_interval=_ratio_interval(one, results.benchmark["settings"].get("reference")),
+            )
         )
     return lines
+
+
+def _ratio_interval(one: VariantResults, reference: str | None) -> str:
+    latency = one.latency
+    if latency["ratio"] is None or one.variant == reference:
+        return ""
+    if latency.get("distinguishable") is False:
+        return words.NO_DIFFERENCE
+    return span(latency["ratio_lo"], latency["ratio_hi"], "times")
 
 
 def _p(value: float | None) -> str:
@@ -275,90 +298,38 @@ def _p(value: float | None) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
-def _curves(
-    teacher_history: Sequence[Mapping[str, Any]], entries: Sequence[Entry]
-) -> list[tuple[str, str, Markup]]:
-    """Per training run: its name, how long it was, and its picture."""
-    trained = [(TEACHER, teacher_history), *((entry.variant, entry.history) for entry in entries)]
+def _curves(results: RunResults) -> list[Figure]:
+    """Loss and validation score of each training."""
+    histories = [
+        (TEACHER, results.teacher_history),
+        *((one.variant, one.history) for one in results.variants),
+    ]
     return [
-        (name, f"{history[-1]['epoch']:.3g} epochs, {figure(seconds, 'minutes')}", _curve(name, history))
+        Figure(
+            title=name,
+            text=f"{history[-1]['epoch']:.3g} epochs, {figure(seconds, 'minutes')}",
+            chart=_curve(name, history),
+        )
         for name, history, seconds in (
             (name, continued(lines), sum(line["seconds"] for line in lines))
-            for name, lines in trained
+            for name, lines in histories
             if lines
         )
     ]
 
 
-def _curve(name: str, history: Sequence[Mapping[str, Any]]) -> Markup:
+def _curve(name: str, history: Sequence[Part]) -> Markup:
     panels = []
     for metric, task in METRICS.items():
         points = _points(history, f"val_{metric}", 100)
         if points:
-            panels.append(charts.Series(f"val {task.words}, %", points, f"{points[-1][1]:.1f}", "accept"))
+            label = f"validation {task.words}, %"
+            panels.append(charts.Series(label, points, f"{points[-1][1]:.1f}", "accept"))
     points = _points(history, "loss", 1)
     if points:
         panels.append(charts.Series("loss", points, f"{points[-1][1]:.3f}", "muted"))
     return charts.curves(panels, title=f"Training of {name}", x_label="epoch")
 
 
-def _points(
-    history: Sequence[Mapping[str, Any]], key: str, scale: int
-) -> list[tuple[int | float, int | float]]:
+def _points(history: Sequence[Part], key: str, scale: int) -> list[tuple[int | float, int | float]]:
     return [(line["epoch"], scale * line[key]) for line in history if line.get(key) is not None]
-
-
-def _facts(teacher: Mapping[str, Any], data: Mapping[str, Any]) -> Facts:
-    task = TASKS[data["task"]]
-    images = ", ".join(f"{count:,} {name}" for name, count in data["images"].items())
-    rejected, leaked = len(data["rejected"]), data["leaked_between_splits"]
-    return (
-        ("images", f"{images}; from {data['source']}"),
-        (NOUNS[task.name], _shortened(data["classes"])),
-        (
-            "left out",
-            f"{rejected:,} {'file or repeated image' if rejected == 1 else 'files or repeated images'}, "
-            "each with its reason in report.json"
-            if rejected
-            else "nothing",
-        ),
-        (
-            "shared by two splits",
-            f"{leaked:,} images, taken out of train or val" if leaked else "no image",
-        ),
-        ("license", data["license"]),
-        ("data sha256", data["data_sha256"]),
-        ("teacher", f"{teacher['origin']}, at {teacher['input']['size']} px"),
-        (
-            f"{task.words} of the teacher",
-            f"val {teacher['val'][task.metric]:.2%} of {teacher['val']['n']:,}, "
-            f"test {teacher['test'][task.metric]:.2%} of {teacher['test']['n']:,}",
-        ),
-    )
-
-
-def _machine(benchmark: Mapping[str, Any]) -> Facts:
-    machine, settings, load = benchmark["machine"], benchmark["settings"], benchmark["load_average"]
-    facts = [
-        ("processor", f"{machine['cpu']}, {machine['cores_usable']} cores"),
-        ("features that matter", ", ".join(machine["flags"]) or "none known"),
-        (
-            "calls",
-            f"{settings['rounds']:,} of each file after {settings['warmup']} untimed ones, interleaved in "
-            f"random order; batch {settings['batch_size']}, "
-            f"{settings['threads']} {'thread' if settings['threads'] == 1 else 'threads'}",
-        ),
-        ("versions", ", ".join(f"{name} {value}" for name, value in machine["versions"].items())),
-    ]
-    if load["before"] and load["after"]:
-        facts.append(("load average", f"{load['before'][0]} before, {load['after'][0]} after (one minute)"))
-    return facts
-
-
-def _shortened(names: Sequence[str]) -> str:
-    shown = ", ".join(names[: scores.SHOWN_CLASSES])
-    return (
-        shown
-        if len(names) <= scores.SHOWN_CLASSES
-        else f"{shown} and {len(names) - scores.SHOWN_CLASSES:,} more"
-    )

@@ -1,4 +1,4 @@
-// What a person sees: the variants with their figures, the photograph, and what each variant says of it.
+// The user interface: the variants with their scores, the photo, and the answers of each variant.
 
 const SHOWN = 3;
 const METRICS = { top1: "top-1", map: "mAP" };
@@ -7,14 +7,14 @@ const at = (id) => document.getElementById(id);
 const worker = new Worker(new URL("worker.mjs", import.meta.url), { type: "module" });
 const manifest = fetch("manifest.json").then((response) => response.json());
 const rows = new Map(); // variant to {entry, element, ready, best}
-let current = 0; // number of the photograph; answers about earlier ones come too late
-let problem = ""; // stands until the next photograph
+let current = 0; // number of the photo; answers to earlier photos are ignored
+let problem = ""; // an error message, shown until the next photo
 
 worker.onerror = () => complain("This browser cannot run ONNX Runtime in a worker.");
 worker.onmessage = ({ data }) => {
   if (data.failed || data.message) {
     rows.get(data.failed)?.element.classList.remove("loading");
-    complain(`${data.failed ?? "This photograph"} cannot be run here: ${data.message}`);
+    complain(`${data.failed ?? "This photo"} cannot be run in this browser: ${data.message}`);
   } else if (data.loaded) {
     rows.get(data.loaded).ready = true;
     rows.get(data.loaded).element.classList.remove("loading");
@@ -22,7 +22,7 @@ worker.onmessage = ({ data }) => {
   } else if (data.id !== current) {
     return;
   } else if (data.unreadable) {
-    complain("This browser cannot read that file as an image.");
+    complain("This browser cannot read the file as an image.");
   } else if (data.medians) {
     for (const [variant, milliseconds] of Object.entries(data.medians)) tell(variant, milliseconds);
     document.body.dataset.timed = current;
@@ -71,7 +71,7 @@ function describe(element, { variant, size_bytes, metric, score, score_lo, score
   element.querySelector(".score").title = `95% interval: ${percent(score_lo)} to ${percent(score_hi)}`;
   const gate = document.createElement("small");
   gate.className = verdict;
-  gate.textContent = verdict === "accept" ? "accepted" : "rejected by the gate";
+  gate.textContent = verdict === "accept" ? "accepted" : "rejected";
   element.querySelector("h2").append(gate);
 }
 
@@ -81,9 +81,9 @@ async function take(file) {
   problem = "";
   clear();
   at("status").classList.remove("error");
-  say("Reading the photograph");
+  say("Reading the photo …");
   worker.postMessage({ id: number, file });
-  await picture(file, number).catch(() => at("drop").classList.remove("full")); // the worker says what is wrong
+  await picture(file, number).catch(() => at("drop").classList.remove("full")); // the worker reports the error
 }
 
 function clear() {
@@ -96,7 +96,7 @@ function clear() {
   }
 }
 
-/** The square that the variants see. */
+/** Draw the square that the variants see. */
 async function picture(file, number) {
   const [bitmap, [{ input }]] = await Promise.all([createImageBitmap(file), manifest]);
   if (number !== current) return;
@@ -108,19 +108,19 @@ async function picture(file, number) {
   at("drop").classList.add("full");
 }
 
-function guess({ variant, chances, milliseconds }) {
+function guess({ variant, shares, milliseconds }) {
   const row = rows.get(variant);
-  const guesses = chances.map((chance, index) => ({ chance, label: row.entry.labels[index] }));
-  guesses.sort((a, b) => b.chance - a.chance);
+  const guesses = shares.map((share, index) => ({ share, label: row.entry.labels[index] }));
+  guesses.sort((a, b) => b.share - a.share);
   row.best = row.element.dataset.best = guesses[0].label;
   row.element.querySelector(".guesses").replaceChildren(...guesses.slice(0, SHOWN).map(line));
   tell(variant, milliseconds);
 }
 
-function line({ chance, label }) {
+function line({ share, label }) {
   const element = document.createElement("li");
-  element.style.setProperty("--share", chance);
-  for (const text of [label, `${(100 * chance).toFixed(1)}%`]) {
+  element.style.setProperty("--share", share);
+  for (const text of [label, `${(100 * share).toFixed(1)}%`]) {
     element.append(Object.assign(document.createElement("span"), { textContent: text }));
   }
   return element;
@@ -135,7 +135,7 @@ function complain(text) {
   summarise();
 }
 
-/** One sentence: what is wrong, how far the variants agree, or what is still to come. */
+/** Show one sentence: an error, how far the variants agree, or the progress of loading. */
 function summarise() {
   at("status").classList.toggle("error", Boolean(problem));
   if (problem) return say(problem);
@@ -150,10 +150,8 @@ function summarise() {
   const [label, count] = [...votes].reduce((most, vote) => (vote[1] > most[1] ? vote : most));
   const apart = answers.filter(({ best }) => best !== label);
   for (const row of answers) row.element.classList.toggle("apart", apart.includes(row));
-  const several = answers[0].entry.task === "multi-label-image-classification";
-  const [them, it] = several ? ["are surest of", "is of"] : ["say", "says"];
-  const others = apart.map(({ entry, best }) => `; ${entry.variant} ${it} ${best}`).join("");
-  say(`${apart.length ? `${count} of` : "All"} ${answers.length} ${them} ${label}${others}.`);
+  const others = apart.map(({ entry, best }) => `; ${entry.variant}: ${best}`).join("");
+  say(`${apart.length ? `${count} of ${answers.length} variants` : "All variants"}: ${label}${others}.`);
 }
 
 function say(text) {

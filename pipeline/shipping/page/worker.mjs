@@ -1,12 +1,12 @@
-// Runs the variants beside the page. One thing at a time, the most urgent first: reading a new photograph, asking
-// the variants that are loaded, loading the next one (the smallest first), and then taking times.
+// Runs the variants in the background. One task at a time, the most urgent first: read a new photo, run the variants
+// that are loaded, load the next variant (the smallest first), then measure times.
 
 import * as ort from "./ort.wasm.min.mjs";
 import { probabilities, render } from "./contract.mjs";
 
 const ROUNDS = 10;
 
-ort.env.wasm.numThreads = 1; // as the benchmark times them; and any static server will do
+ort.env.wasm.numThreads = 1; // like the benchmark; and more threads would need special headers from the server
 
 const waiting = []; // variants of the manifest that are not loaded yet
 const loaded = []; // {variant, input, task, session}
@@ -22,7 +22,7 @@ self.onmessage = ({ data }) => {
 for (;;) {
   const work = next();
   if (work) await work().catch((error) => self.postMessage({ message: error.message }));
-  // Messages come in between two tasks only.
+  // Messages arrive only between two tasks.
   await new Promise((resolve) => (work ? setTimeout(resolve) : (wake = resolve)));
 }
 
@@ -39,7 +39,7 @@ async function load(entry) {
   try {
     const session = await ort.InferenceSession.create(new URL(entry.file, import.meta.url).href);
     const opened = { ...entry, session };
-    await answer(opened, new Uint8Array(entry.input.size ** 2 * 3)); // the first run sets up memory
+    await answer(opened, new Uint8Array(entry.input.size ** 2 * 3)); // the first run allocates memory
     loaded.push(opened);
     self.postMessage({ loaded: entry.variant });
   } catch (error) {
@@ -47,7 +47,7 @@ async function load(entry) {
   }
 }
 
-/** Upright RGBA pixels as they are in the file, without the conversions that a screen would need. */
+/** Read upright RGBA pixels as they are in the file, without colour conversion for the screen. */
 async function read(current) {
   try {
     const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
@@ -66,11 +66,11 @@ async function read(current) {
 async function ask(entry, current) {
   current.asked.add(entry);
   const { logits, milliseconds } = await answer(entry, square(current, entry.input));
-  const chances = probabilities(logits, entry.task);
-  self.postMessage({ id: current.id, variant: entry.variant, chances, milliseconds });
+  const shares = probabilities(logits, entry.task);
+  self.postMessage({ id: current.id, variant: entry.variant, shares, milliseconds });
 }
 
-/** One more run; the variants take turns, so that what disturbs one disturbs all. */
+/** Measure one more run; the variants take turns, so that a disturbance affects all of them. */
 async function time(current) {
   const entry = loaded[current.times.length % loaded.length];
   const { milliseconds } = await answer(entry, square(current, entry.input));
@@ -83,7 +83,7 @@ async function time(current) {
   self.postMessage({ id: current.id, medians: Object.fromEntries(medians) });
 }
 
-/** The pixels that a variant takes of the photograph. */
+/** The input pixels of a variant for the current photo. */
 function square({ source, width, height, rendered }, input) {
   const rule = JSON.stringify(input);
   if (!rendered.has(rule)) rendered.set(rule, render(source, width, height, input));

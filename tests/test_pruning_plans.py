@@ -1,4 +1,4 @@
-"""Widths towards a budget, and the choice among candidates, with a cost table that is known."""
+"""Channel counts within a budget, and the choice among plans, with a known table of costs."""
 
 import itertools
 
@@ -8,17 +8,18 @@ from torch import nn
 
 import students
 from pipeline.models.costs import count_macs
-from pipeline.pruning import candidates, widths
-from pipeline.pruning.candidates import Evidence
-from pipeline.quantization.wrappers import Loss
+from pipeline.pruning import plans, widths
+from pipeline.pruning.masks import Loss
+from pipeline.pruning.plans import PruningPlan, TrialData
 from pipeline.tasks import SINGLE_LABEL
-from tests.test_pruning import CHANNELS, SIZE, lively
+from tests.tiny_students import ARGUMENTS, random_network
 
-ARGUMENTS = {"classes": 5, "channels": CHANNELS}
+SIZE = 32
+"""Side of the images in pixels."""
 
 
 def milliseconds(module: nn.Module) -> float:
-    """A runtime that works through sixteen channels at a time, and is slow where maps are large."""
+    """Latency in a runtime that computes sixteen channels at a time and is slow on large maps."""
     convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
     return sum(
         -(-part.out_channels // 16) * -(-part.in_channels // part.groups // 16) / (number + 1)
@@ -26,8 +27,8 @@ def milliseconds(module: nn.Module) -> float:
     )
 
 
-def evidence(parent: nn.Module) -> Evidence:
-    """Random images that the parent always gets right."""
+def trial_data(parent: nn.Module) -> TrialData:
+    """Random images whose labels are the parent's own answers."""
     images = torch.rand(6, 32, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         answers = torch.cat([parent(batch) for batch in images])
@@ -35,31 +36,31 @@ def evidence(parent: nn.Module) -> Evidence:
     def loss(module: nn.Module) -> torch.Tensor:
         return SINGLE_LABEL.kl(module(images[0]), answers[:32], 1.0)
 
-    asked: tuple[Loss, ...] = (loss, loss)
-    return Evidence(tuple(images[:2]), asked, tuple(images[2:]), answers[64:].argmax(1), SINGLE_LABEL)
+    losses: tuple[Loss, ...] = (loss, loss)
+    return TrialData(tuple(images[:2]), losses, tuple(images[2:]), answers[64:].argmax(1), SINGLE_LABEL)
 
 
-@pytest.mark.parametrize("shape", [widths.uniform, widths.by_worth([1.0, 5.0] * 7, [1.0] * 14)])
+@pytest.mark.parametrize("shape", [widths.uniform, widths.worth_shape([1.0, 5.0] * 7, [1.0] * 14)])
 @pytest.mark.parametrize("speedup", [1.5, 3.0])
-def test_a_speedup_is_reached_and_the_budget_used(shape: widths.Shape, speedup: float) -> None:
+def test_a_speedup_is_reached_and_the_budget_used_up(shape: widths.Shape, speedup: float) -> None:
     arguments = {"classes": 10}
     parent = students.build("mobilenet_v1", arguments)
-    kept = widths.channels_within(
+    channels = widths.largest_within(
         "mobilenet_v1",
         arguments,
         widths.output_channels(parent),
-        cost=widths.time_within(milliseconds, milliseconds(parent) / speedup),
+        cost=widths.latency_cost(milliseconds, milliseconds(parent) / speedup),
         multiple=8,
         shape=shape,
     )
     reached = milliseconds(parent) / milliseconds(
-        students.build("mobilenet_v1", {**arguments, "channels": kept})
+        students.build("mobilenet_v1", {**arguments, "channels": channels})
     )
     assert speedup <= reached < 1.05 * speedup
 
 
-def test_layers_that_hurt_little_for_what_they_save_lose_more() -> None:
-    shape = widths.by_worth([4.0, 1.0, 1.0, 0.0], [1.0, 1.0, 4.0, 1.0])
+def test_layers_that_do_little_damage_for_what_they_save_lose_more() -> None:
+    shape = widths.worth_shape([4.0, 1.0, 1.0, 0.0], [1.0, 1.0, 4.0, 1.0])
     shares = shape(0.05)
     assert shares[0] == pytest.approx(2 * shares[1])
     assert shares[1] == pytest.approx(2 * shares[2])
@@ -71,25 +72,25 @@ def test_layers_that_hurt_little_for_what_they_save_lose_more() -> None:
 
 def test_pruning_in_steps_ends_with_the_counts_of_one_step() -> None:
     parent, target = (24, 48, 96, 192, 8), (16, 48, 32, 112, 8)
-    way = widths.on_the_way(parent, target, steps=4, multiple=8)
-    assert len(way) == 4
-    assert way[-1] == target == widths.on_the_way(parent, target, steps=1, multiple=8)[0]
-    for before, after in itertools.pairwise([parent, *way]):
+    steps = widths.interpolate(parent, target, steps=4, multiple=8)
+    assert len(steps) == 4
+    assert steps[-1] == target == widths.interpolate(parent, target, steps=1, multiple=8)[0]
+    for before, after in itertools.pairwise([parent, *steps]):
         assert all(a >= b for a, b in zip(before, after, strict=True))
-    assert all(count % 8 == 0 for counts in way for count in counts)
-    assert len({counts[2] for counts in way}) == 4
+    assert all(count % 8 == 0 for counts in steps for count in counts)
+    assert len({counts[2] for counts in steps}) == 4
 
 
 @pytest.mark.parametrize("target", [{"macs": 0.5, "speedup": None}, {"macs": None, "speedup": 2.0}])
-def test_candidates_cost_alike_and_the_best_on_val_is_first(target: dict[str, float | None]) -> None:
-    parent = lively(ARGUMENTS)
+def test_plans_cost_the_same_and_the_best_on_val_is_first(target: dict[str, float | None]) -> None:
+    parent = random_network()
     with torch.no_grad():
         for name in ("conv.weight", "norm.weight", "norm.bias"):
-            parent.get_parameter(f"blocks.8.pointwise.{name}")[:32] = 0.0  # nobody misses these
-    ranked = candidates.rank(
+            parent.get_parameter(f"blocks.8.pointwise.{name}")[:32] = 0.0  # no influence
+    ranked = plans.rank(
         parent,
         ARGUMENTS,
-        evidence(parent),
+        trial_data(parent),
         architecture="mobilenet_v1",
         size=SIZE,
         criteria=("l1", "taylor"),
@@ -104,25 +105,25 @@ def test_candidates_cost_alike_and_the_best_on_val_is_first(target: dict[str, fl
     )
     assert [c.score for c in ranked] == sorted((c.score for c in ranked), reverse=True)
     assert all(c.images == 128 for c in ranked)
-    even, shaped = (next(c for c in ranked if c.shape == shape) for shape in ("uniform", "sensitivity"))
+    uniform, shaped = (next(c for c in ranked if c.shape == shape) for shape in ("uniform", "sensitivity"))
     if target["macs"]:
         assert all(c.macs <= 0.5 * count_macs(parent, SIZE) for c in ranked)
-        assert shaped.milliseconds <= even.milliseconds
+        assert shaped.milliseconds <= uniform.milliseconds
     else:
         assert all(c.milliseconds <= milliseconds(parent) / 2 for c in ranked)
-    alike = shaped.channels[8:12]  # blocks 7 to 10, which are as wide in the parent
-    assert alike[1] == min(alike) < alike[0]
-    assert shaped.channels != even.channels
-    assert candidates.table(ranked).count("\n") == len(ranked)
+    equal = shaped.channels[8:12]  # blocks 7 to 10, which have the same width in the parent
+    assert equal[1] == min(equal) < equal[0]
+    assert shaped.channels != uniform.channels
+    assert plans.format_table(ranked).count("\n") == len(ranked)
     assert ranked[0].to_dict()["channels"] == list(ranked[0].channels)
 
 
-def uniform(parent: torch.nn.Module, speedup: float, factor: float = 1.0) -> list[candidates.Candidate]:
-    """The uniform candidate; networks are ``factor`` times as fast as their layers say."""
-    return candidates.rank(
+def rank_uniform(parent: torch.nn.Module, speedup: float, factor: float = 1.0) -> list[PruningPlan]:
+    """The uniform plan; networks are ``factor`` times as fast as their layers say."""
+    return plans.rank(
         parent,
         ARGUMENTS,
-        evidence(parent),
+        trial_data(parent),
         architecture="mobilenet_v1",
         size=SIZE,
         criteria=("l1",),
@@ -135,14 +136,12 @@ def uniform(parent: torch.nn.Module, speedup: float, factor: float = 1.0) -> lis
     )
 
 
-def test_a_speedup_out_of_reach_is_said_with_its_key() -> None:
-    with pytest.raises(
-        widths.BudgetError, match=r"speedup = 90\.0: the narrowest network with multiples of 8"
-    ):
-        uniform(lively(ARGUMENTS), 90.0)
+def test_a_speedup_that_no_network_reaches_is_rejected_with_its_key() -> None:
+    with pytest.raises(widths.BudgetError, match=r"`speedup` \(=90\.0\): .* multiples of 8"):
+        rank_uniform(random_network(), 90.0)
 
 
-def test_a_speedup_is_what_is_measured_where_layers_do_not_add_up_to_it() -> None:
-    parent = lively(ARGUMENTS)
-    [found] = uniform(parent, 2.0, factor=0.85)
-    assert 0.85 * milliseconds(parent) / found.milliseconds == pytest.approx(2, rel=0.05)
+def test_the_speedup_is_that_of_the_measured_network_if_its_layers_do_not_add_up() -> None:
+    parent = random_network()
+    [plan] = rank_uniform(parent, 2.0, factor=0.85)
+    assert 0.85 * milliseconds(parent) / plan.milliseconds == pytest.approx(2, rel=0.05)

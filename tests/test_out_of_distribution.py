@@ -15,24 +15,25 @@ def images() -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", out_of_distribution.KINDS)
-def test_outsiders_are_as_many_as_the_images_of_their_size_and_seeded(kind: str, images: np.ndarray) -> None:
-    made, again, other = (
-        out_of_distribution.KINDS[kind](images, np.random.default_rng(s)) for s in (1, 1, 2)
-    )
-    assert made.shape == images.shape
-    assert made.dtype == np.uint8
-    assert (made == again).all()
-    assert (made != other).any()
+def test_images_of_every_kind_are_as_many_and_as_large_as_the_given_ones_and_seeded(
+    kind: str, images: np.ndarray
+) -> None:
+    make = out_of_distribution.KINDS[kind]
+    first, again, other = (make(images, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first.shape == images.shape
+    assert first.dtype == np.uint8
+    assert (first == again).all()
+    assert (first != other).any()
 
 
 def test_a_plain_image_has_one_colour(images: np.ndarray) -> None:
-    made = out_of_distribution.plain(images, np.random.default_rng(0))
-    assert (made == made[:, :1, :1]).all()
+    plain = out_of_distribution.draw_plain_colours(images, np.random.default_rng(0))
+    assert (plain == plain[:, :1, :1]).all()
 
 
-def test_shuffled_patches_are_the_images_own_pixels_elsewhere(images: np.ndarray) -> None:
-    made = out_of_distribution.shuffled(images, np.random.default_rng(0))
-    for before, after in zip(images, made, strict=True):
+def test_shuffled_patches_are_the_same_pixels_in_other_places(images: np.ndarray) -> None:
+    shuffled = out_of_distribution.shuffle_patches(images, np.random.default_rng(0))
+    for before, after in zip(images, shuffled, strict=True):
         assert sorted(before.reshape(-1, 3).tolist()) == sorted(after.reshape(-1, 3).tolist())
         patches = {after[y : y + 4, x : x + 4].tobytes() for y in range(0, 32, 4) for x in range(0, 32, 4)}
         assert before[:4, :4].tobytes() in patches
@@ -45,10 +46,6 @@ def test_a_folder_is_rendered_as_the_file_takes_it(tmp_path: Path) -> None:
         Image.new("RGB", (20, 10), (number, 0, 0)).save(tmp_path / "below" / f"{number}.png")
     (tmp_path / "notes.txt").write_text("no image")
     classifier = inference.open_classifier(tiny_onnx.write(tmp_path / "tiny.onnx"), threads=1)
-    assert out_of_distribution.folder(tmp_path, classifier, 10, np.random.default_rng(0)).shape == (
-        5,
-        8,
-        8,
-        3,
-    )
-    assert len(out_of_distribution.folder(tmp_path, classifier, 2, np.random.default_rng(0))) == 2
+    whole = out_of_distribution.read_folder(tmp_path, classifier, 10, np.random.default_rng(0))
+    assert whole.shape == (5, 8, 8, 3)
+    assert len(out_of_distribution.read_folder(tmp_path, classifier, 2, np.random.default_rng(0))) == 2

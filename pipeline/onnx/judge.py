@@ -1,0 +1,59 @@
+"""A judge of quantised students: their files in ONNX Runtime against the parent's file."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from pipeline.models.layers import Network
+from pipeline.models.storage import Model, Quantization
+from pipeline.onnx import export
+from pipeline.onnx.inference import open_classifier, run
+from pipeline.quantization.post_training import Judge, Judgement
+from pipeline.tasks import Task
+
+
+def judge_files(
+    parent: Model,
+    images: Sequence[UInt8[Tensor, "batch height width 3"]],
+    labels: np.ndarray,
+    task: Task,
+    *,
+    threads: int,
+) -> Judge:
+    """Judge networks by the answers of the file that would ship, in ONNX Runtime, against the parent's file.
+
+    Args:
+        parent: the parent in float.
+        images: images of val, rendered by the parent's contract.
+        labels: their labels, in the same order.
+        task: the question that the student answers.
+        threads: number of threads of ONNX Runtime.
+
+    Raises:
+        ExportError: a file cannot be written; see ``export.export``.
+    """
+    card = replace(parent.card, arguments={**parent.card.arguments, "norm": False})
+
+    def answers(model: Model) -> Float[Tensor, "images classes"]:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "trial.onnx"
+            export.export(model, file, export.metadata_for(model.card, model.quantization))
+            classifier = open_classifier(file, threads=threads)
+            logits = np.concatenate(list(run(classifier, (batch.numpy() for batch in images))))
+        return torch.from_numpy(logits)
+
+    reference = answers(parent).double()
+
+    def judge(network: Network, quantization: Quantization) -> Judgement:
+        logits = answers(Model(network.module, card, quantization))
+        pairs = zip(logits.double().split(1), reference.split(1), strict=True)
+        divergences = np.array([float(task.kl(own, parents, 1.0)) for own, parents in pairs])
+        return Judgement(divergences, task.score(task.predictions(logits), labels))
+
+    return judge

@@ -1,0 +1,116 @@
+"""Verification of a shipped file against the network that it was made from, in ONNX Runtime on the CPU."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from jaxtyping import UInt8
+from onnx import TensorProto
+from torch import Tensor
+
+from pipeline.errors import DistilleryError
+from pipeline.models.folding import fold_batch_norm
+from pipeline.models.layers import Network
+from pipeline.models.storage import Model, Quantization
+from pipeline.onnx.graph import CONVOLUTIONS
+from pipeline.onnx.sessions import FUSED, PLAIN, open_session
+from pipeline.parity import layerwise
+from pipeline.parity.saturation import sums_may_saturate
+from pipeline.quantization.simulator import simulate
+
+FLOAT_TOLERANCE = 1e-3
+"""Greatest allowed difference of logits from the module, as a share of the logits' spread."""
+BATCH_TOLERANCE = 1e-3
+"""Greatest allowed difference between one batch and image by image, as a share of the logits' spread."""
+ROUNDING_TOLERANCE = 1e-3
+"""Greatest allowed share of an int8 layer's outputs that lie one step beside the simulator's."""
+
+
+class VerificationError(DistilleryError):
+    """A file is not what its network computes; the message names the figure and its limit."""
+
+
+def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3"]) -> dict[str, float]:
+    """Verify a file against its model.
+
+    The checks, in order: the ONNX checker; no external data; the kernels that ONNX Runtime's optimiser
+    chooses; one batch against image by image; logits against the module (float) or the simulator (int8). An
+    int8 file is also compared layer by layer, without graph optimisation ("exact") and with the fused
+    integer kernels ("fused"). Each layer is given the very integers that the runtime gave it, so that a
+    rounding that falls the other way is counted once and not carried on.
+
+    Fused kernels on an x86 processor without VNNI add products in 16 bits, and weights of more than 7 bits
+    can saturate there. Only then is a difference of the fused kernels reported instead of raised.
+
+    Returns:
+        Figures as fractions of 1: ``logits`` and ``batches`` are greatest differences over the logits'
+        spread, ``argmax`` is the share of equal answers, ``exact`` and ``fused`` are the greatest share of
+        a layer's integers that differ, and ``exact_steps`` and ``fused_steps`` the number of steps by which
+        they differ.
+
+    Raises:
+        VerificationError: a check fails.
+    """
+    onnx.checker.check_model(str(path), full_check=True)
+    file = onnx.load(path, load_external_data=False)
+    if outside := [t.name for t in file.graph.initializer if t.data_location == TensorProto.EXTERNAL]:
+        raise VerificationError(f"{path} keeps {outside} outside the file; it must be one file")
+    network, contract, quantization = fold_batch_norm(model), model.card.input, model.quantization
+    _check_kernels(path, network, quantization)
+
+    session = open_session(path)
+    together = layerwise.answers(session, images)
+    single = np.concatenate([layerwise.answers(session, image) for image in images.split(1)])
+    reference = network.module if quantization is None else simulate(network, quantization)
+    normalised = contract.normalise(images)
+    with torch.no_grad():
+        expected = reference(normalised).numpy()
+    spread = max(float(np.ptp(expected)), 1e-12)
+    figures = {
+        "batches": float(np.abs(together - single).max()) / spread,
+        "logits": float(np.abs(together - expected).max()) / spread,
+        "argmax": float((together.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+    }
+    if quantization is None:
+        _limit(path, figures, "logits", FLOAT_TOLERANCE)
+        _limit(path, figures, "batches", BATCH_TOLERANCE)
+        return figures
+    for name, level in (("exact", PLAIN), ("fused", FUSED)):
+        share = steps = 0.0
+        integers = layerwise.integers_of_file(path, network, images, level)
+        for stage in layerwise.stages(integers, reference, network, quantization, normalised):
+            apart = stage.steps()
+            # One difference is tolerated: in a small layer, one tie rounded the other way is a large share.
+            share = max(share, max(int((apart > 0).sum()) - 1, 0) / apart.numel())
+            steps = max(steps, float(apart.max()))
+        figures |= {name: share, f"{name}_steps": steps}
+        if name == "exact" or quantization.weight_limit < 127 or not sums_may_saturate():
+            _limit(path, figures, name, ROUNDING_TOLERANCE)
+            _limit(path, figures, f"{name}_steps", 1.0)
+    if not quantization.float_layers:
+        # Float kernels may differ in the last bit between batch sizes, which then tips roundings.
+        _limit(path, figures, "batches", BATCH_TOLERANCE)
+    return figures
+
+
+def _limit(path: Path, figures: Mapping[str, float], name: str, limit: float) -> None:
+    if not figures[name] <= limit:  # A NaN fails as well.
+        raise VerificationError(f"{path}: {name} is {figures[name]:.3g}; at most {limit:g} is allowed")
+
+
+def _check_kernels(path: Path, network: Network, quantization: Quantization | None) -> None:
+    """Every convolution except those of the float layers must become a QLinearConv, and no other."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        open_session(path, optimized=optimized)
+        kinds = [node.op_type for node in onnx.load(optimized).graph.node if node.op_type in CONVOLUTIONS]
+    convolutions = [name for name, layer in network.layers.items() if layer.kind != "linear"]
+    int8 = 0 if quantization is None else sum(name in quantization.weight_scales for name in convolutions)
+    if (kinds.count("QLinearConv"), len(kinds)) != (int8, len(convolutions)):
+        raise VerificationError(
+            f"{path}: ONNX Runtime runs {kinds.count('QLinearConv')} of {len(kinds)} convolutions in int8; "
+            f"{int8} of {len(convolutions)} are expected"
+        )

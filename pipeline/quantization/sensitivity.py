@@ -1,0 +1,93 @@
+"""What eight bits cost in each layer: one layer in int8, and all layers but one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from torch import nn
+
+from pipeline.models.folding import fold_batch_norm
+from pipeline.models.layers import IMAGES, Network
+from pipeline.models.storage import Model, Quantization
+from pipeline.quantization import grid, ranges
+from pipeline.quantization.observation import Batches
+from pipeline.quantization.simulator import leave_float, simulate
+
+Score = TypeVar("Score")
+
+
+@dataclass(frozen=True)
+class LayerScores(Generic[Score]):
+    """What quantising one layer costs, seen from both sides."""
+
+    alone: Score
+    """Score with this layer in int8 and all others in float."""
+    spared: Score
+    """Score with this layer in float and all others in int8."""
+
+
+def int8_sensitivity(
+    model: Model, batches: Batches, *, weight_limit: int, score: Callable[[nn.Module], Score]
+) -> dict[str, LayerScores[Score]]:
+    """Score a student with one layer quantised at a time, and with all but one.
+
+    Weights and ranges are by least squares, without any further step; a layer brings the activations that
+    it reads and writes. The stem is quantised only where it reads plain bytes (mean 0, standard deviation
+    1).
+
+    Args:
+        model: a student in float, with batch norms or without.
+        batches: normalised calibration images.
+        weight_limit: 127 or 63.
+        score: scores a network for normalised images, on the CPU, that computes as the runtime does.
+
+    Raises:
+        ValueError: the weight limit is not allowed, or calibration is not possible.
+    """
+    network = fold_batch_norm(model)
+    fixed = _float_stem(network, model)
+    quantization = quantize_plainly(network, batches, weight_limit, fixed)
+
+    def score_with(float_layers: list[str]) -> Score:
+        return score(simulate(network, leave_float(network, quantization, float_layers)))
+
+    return {
+        name: LayerScores(
+            alone=score_with([other for other in network.layers if other != name]),
+            spared=score_with([*fixed, name]),
+        )
+        for name in network.layers
+        if name not in fixed
+    }
+
+
+def together(model: Model, batches: Batches, *, weight_limit: int) -> nn.Module:
+    """The simulator with all layers in int8 that ``int8_sensitivity`` quantises one at a time.
+
+    Raises:
+        ValueError: see ``int8_sensitivity``.
+    """
+    network = fold_batch_norm(model)
+    return simulate(network, quantize_plainly(network, batches, weight_limit, _float_stem(network, model)))
+
+
+def quantize_plainly(
+    network: Network, batches: Batches, weight_limit: int, float_layers: list[str]
+) -> Quantization:
+    """The quantisation of a folded network by least squares, without any further step.
+
+    Raises:
+        ValueError: the weight limit or a float layer is not allowed, or calibration is not possible.
+    """
+    return Quantization(
+        grid.weight_scales(network, weight_limit, float_layers),
+        weight_limit,
+        ranges.activation_scales(network, batches, float_layers),
+        tuple(float_layers),
+    )
+
+
+def _float_stem(network: Network, model: Model) -> list[str]:
+    """Layers that must stay in float, since they read normalised images."""
+    plain = model.card.input.is_plain
+    return [name for name, layer in network.layers.items() if layer.reads == IMAGES and not plain]

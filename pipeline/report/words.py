@@ -1,0 +1,101 @@
+"""Sentences and names that the page and the model card share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.report.evidence import Part
+from pipeline.report.figures import figure
+from pipeline.tasks import SINGLE_LABEL, Task
+
+SNIPPET = """\
+import json
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession("{variant}.onnx")
+metadata = session.get_modelmeta().custom_metadata_map
+labels, rule = json.loads(metadata["labels"]), json.loads(metadata["input"])
+
+image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+side = rule["crop"] * min(image.size)
+left, top = (image.width - side) / 2, (image.height - side) / 2
+pixels = image.resize(
+    (rule["size"], rule["size"]),
+    Image.Resampling[rule["interpolation"].upper()],
+    box=(left, top, left + side, top + side),
+)
+[logits] = session.run(["logits"], {{"images": np.asarray(pixels)[None]}})
+print(labels[logits[0].argmax()])
+"""
+"""Python code that classifies one photograph with a shipped file."""
+
+THIRDS = {
+    "brightness": ("darkest third", "middle third", "brightest third"),
+    "aspect_ratio": ("narrowest third", "middle third", "widest third"),
+    "object_scale": ("smallest third", "middle third", "largest third"),
+}
+"""Names of the thirds of the test images by the columns that the pipeline measures itself."""
+
+NO_DIFFERENCE = "no significant difference"
+
+
+def snippet(variant: str) -> str:
+    """Python code that classifies one photograph with this variant's file."""
+    return SNIPPET.format(variant=variant)
+
+
+def data_name(data: Part) -> str:
+    """The name of the data set."""
+    return Path(data["path"]).name if data["source"] != "fashion_mnist" else data["source"].replace("_", "-")
+
+
+def noun(task: Task, number: int = 1) -> str:
+    """What a classifier of this task names: classes or attributes."""
+    singular, plural = ("class", "classes") if task is SINGLE_LABEL else ("attribute", "attributes")
+    return singular if number == 1 else plural
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """The number and its noun: ``1 image``, ``2,000 images``."""
+    return f"{figure(number)} {singular if number == 1 else plural or f'{singular}s'}"
+
+
+def sentence(text: str) -> str:
+    """The text with a full stop at its end."""
+    return text if text.endswith(".") else f"{text}."
+
+
+def spaced(name: str) -> str:
+    """The name of a column or a corruption without underscores."""
+    return name.replace("_", " ")
+
+
+def flips(change: Part) -> str:
+    """How many answers changed against the parent; empty for attributes."""
+    counts = change.get("flips")
+    if not counts:
+        return ""
+    return (
+        f"{counted(counts['lost'], 'image')} became wrong and {figure(counts['gained'])} became correct; "
+        f"{figure(counts['agreement'], '%', 1)} of the answers are identical to those of {change['parent']}."
+    )
+
+
+def third(column: str, name: str, names: Sequence[str]) -> str:
+    """The name of a group of test images, in words if the pipeline itself divided the images into thirds.
+
+    Args:
+        column: the property of the images.
+        name: the group, such as ``0.1 to 0.4``.
+        names: all groups of the column, in order.
+    """
+    if column in THIRDS and len(names) == len(THIRDS[column]):
+        return THIRDS[column][list(names).index(name)]
+    return name
+
+
+def group(column: str, name: str, names: Sequence[str]) -> str:
+    """The same, followed by the range of values: ``darkest third (0.1 to 0.4)``."""
+    text = third(column, name, names)
+    return text if text == name else f"{text} ({name})"
