@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from jaxtyping import Bool, Int64
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 from tqdm import tqdm
@@ -19,6 +18,7 @@ from pipeline.data.store import ImageSet
 from pipeline.evaluation import gate
 from pipeline.measurement import latency
 from pipeline.onnx.inference import Classifier, ModelFileError, open_classifier, run
+from pipeline.onnx.sessions import open_session
 from pipeline.statistics import intervals
 
 BATCH = 32
@@ -128,15 +128,12 @@ def timings(
 
 
 def convolutions(path: Path) -> tuple[int, int]:
-    """How many convolutions ONNX Runtime's optimiser makes int8 kernels of, and how many there are."""
+    """Number of convolutions that ONNX Runtime turns into int8 kernels, and of all convolutions."""
     with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
-    found = [kind for kind in kinds if kind in CONVOLUTIONS]
-    return found.count("QLinearConv"), len(found)
+        optimized = Path(folder) / "optimized.onnx"
+        open_session(path, optimized=optimized)
+        kinds = [node.op_type for node in onnx.load(optimized).graph.node if node.op_type in CONVOLUTIONS]
+    return kinds.count("QLinearConv"), len(kinds)
 
 
 def verdicts(

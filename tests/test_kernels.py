@@ -135,6 +135,18 @@ def test_another_machines_times_stay_in_the_file_and_do_not_count(
     assert json.loads(file.read_text())["a slow machine"] == other
 
 
+def test_a_comment_in_the_writer_of_graphs_keeps_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, file = kernels._machine(), tmp_path / "layout.py"
+    source = Path(str(kernels.layout.__file__)).read_text()
+    monkeypatch.setattr(kernels.layout, "__file__", str(file))
+    file.write_text(f'"""Another docstring."""\n# A comment.\n{source.split(chr(34) * 3, 2)[2]}')
+    assert kernels._machine() == before
+    file.write_text(source.replace("FILL = 16", "FILL = 32"))
+    assert kernels._machine() != before
+
+
 @pytest.mark.parametrize(
     ("slow", "contract", "expected"),
     [

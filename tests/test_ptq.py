@@ -21,7 +21,7 @@ from pipeline.quantization.calibrators import entropy_clip, percentile_clip
 from pipeline.quantization.equalisation import equalise, rescale
 from pipeline.quantization.post_training import Judge, Judgement, Workbench
 from pipeline.quantization.ranges import BINS, Histogram
-from pipeline.quantization.sensitivity import int8_sensitivity
+from pipeline.quantization.sensitivity import score_layers
 from pipeline.quantization.settings import Step
 from pipeline.quantization.simulator import leave_float, simulate
 from pipeline.tasks import SINGLE_LABEL
@@ -230,7 +230,7 @@ def test_a_layer_that_reads_uneven_channels_is_the_most_sensitive() -> None:
     def score(module: nn.Module) -> float:
         return -relative_error(module(shown), expected)
 
-    scores = int8_sensitivity(uneven, batches, weight_limit=63, score=score)
+    scores = score_layers(uneven, batches, weight_limit=63, score=score)
     assert list(scores) == list(network.layers)
     worst = sorted(scores, key=lambda name: scores[name].alone)[:2]
     assert set(worst) == {"blocks.3.pointwise", "blocks.4.depthwise"}
@@ -242,7 +242,7 @@ def test_a_stem_that_does_not_read_bytes_is_left_out_of_sensitivity() -> None:
     model = student()
     card = replace(model.card, input=replace(model.card.input, mean=(0.5, 0.5, 0.5)))
     image = images(1)
-    scores = int8_sensitivity(
+    scores = score_layers(
         Model(model.module, card), batches, weight_limit=63, score=lambda module: float(module(image).sum())
     )
     assert "stem" not in scores

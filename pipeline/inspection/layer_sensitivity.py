@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.models.layers import trace
 from pipeline.models.storage import Model
 from pipeline.pruning import channel_sensitivity, widths
-from pipeline.quantization.sensitivity import int8_sensitivity, together
+from pipeline.quantization.sensitivity import score_layers, simulate_together
 from pipeline.tasks import SINGLE_LABEL, Task
 from pipeline.training import norms
 
@@ -122,8 +122,8 @@ def measure(
             for layer, scores in narrowed.items()
         }
     if int8:
-        layers = int8_sensitivity(settled, lambda: settling, weight_limit=WEIGHT_LIMIT, score=scorer.score)
-        whole = together(settled, lambda: settling, weight_limit=WEIGHT_LIMIT)
+        layers = score_layers(settled, lambda: settling, weight_limit=WEIGHT_LIMIT, score=scorer.score)
+        whole = simulate_together(settled, lambda: settling, weight_limit=WEIGHT_LIMIT)
         result["int8"] = {
             "together": asdict(scorer.score(whole)),
             "layers": {

@@ -355,7 +355,10 @@ def _any_quantization(network: Network, float_layers: list[str]) -> Quantization
 
 
 def _machine() -> str:
-    """The conditions of the times: the processor, the runtime, and the code that writes the graph."""
+    """The conditions of the times: the processor, the runtime, and the code that writes the graph.
+
+    Comments and docstrings of that code do not count.
+    """
     description = machine.describe()
     code = "".join(
         provenance.plain_code(Path(str(module.__file__)).read_text()) for module in (graph, layout)

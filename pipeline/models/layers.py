@@ -1,4 +1,4 @@
-"""What a student is made of: its layers in the order in which they run, asked once and handed on as a value.
+"""The layers of a student in the order in which they run: traced once and handed on as a value.
 
 A student is a chain. Each layer is a unit of modules: padding, a convolution, its batch norm and an
 activation; the last layer is the classifier. This file is the only one that knows what the modules of a unit

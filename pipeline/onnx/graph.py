@@ -92,8 +92,7 @@ class _Graph:
         return _Value(self.add("Transpose", [columns], f"{value.name}.integers", perm=(0, 3, 1, 2)), scale)
 
     def real(self, value: _Value, reader: str) -> str:
-        """The tensor in float. Every reader has a dequantisation of its own, since that is what runtimes
-        fuse."""
+        """The tensor in float. Runtimes fuse dequantisations, so every reader has one of its own."""
         if value.scale is None:
             return value.name
         grid = self._grid(_real_name(value), value.scale)

@@ -1,4 +1,4 @@
-"""What an ONNX file weighs: in memory, and compressed for delivery."""
+"""The size of an ONNX file: in memory, and compressed for delivery."""
 
 import gzip
 import math

@@ -45,8 +45,7 @@ class Pairs:
 
 
 def sums_may_saturate() -> bool:
-    """Whether this processor adds pairs of uint8 x int8 products in 16 bits; yes if that cannot be
-    determined."""
+    """Whether this processor adds pairs of uint8 x int8 products in 16 bits; True if that is unknown."""
     if platform.machine().lower() in ("aarch64", "arm64"):
         return False
     try:

@@ -19,8 +19,7 @@ PERCENTILE = 99.99
 
 
 def entropy_clip(histogram: Histogram) -> float:
-    """The clip with the least divergence between the full histogram and its few levels (Migacz 2017,
-    TensorRT)."""
+    """The clip whose few levels diverge least from the full histogram (Migacz 2017, TensorRT)."""
     coarse = histogram.counts.view(ENTROPY_BINS, -1).sum(dim=1)
     both = torch.cat([coarse.flip(0), coarse])  # ONNX Runtime searches around the middle.
     greatest = np.float32(histogram.greatest)

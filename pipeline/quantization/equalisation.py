@@ -67,8 +67,7 @@ def rescale(
     *,
     depthwise: bool,
 ) -> None:
-    """Divide the channels of one layer by factors and multiply them by the same in the layer that reads
-    them."""
+    """Divide a layer's channels by factors and multiply them by the same in the layer that reads them."""
     assert first.bias is not None
     first.weight /= factor.view(-1, *[1] * (first.weight.dim() - 1))
     first.bias.div_(factor)
@@ -79,7 +78,7 @@ def rescale(
 def factors(
     reader: nn.Conv2d | nn.Linear, maxima: Maxima, clip: float, *, depthwise: bool
 ) -> Float[Tensor, " channels"]:
-    """What each channel is divided by before the layer that reads it, and multiplied by within that layer.
+    """The factors by which channels are divided before the layer that reads them, and multiplied within it.
 
     The activation's greatest value stays as it is.
     """

@@ -1,5 +1,4 @@
-"""Post-training quantisation: the steps that a student can take to int8, and the choice of those that help
-it."""
+"""Post-training quantisation: the steps of a student to int8, and the choice of those that help it."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass

@@ -24,7 +24,7 @@ class Histogram:
 
     counts: Float[Tensor, " bins"]
     greatest: float
-    """Where the last bin ends; the first begins at 0."""
+    """End of the last bin; the first begins at 0."""
 
     @property
     def centres(self) -> Float[Tensor, " bins"]:

@@ -28,8 +28,7 @@ CHUNK = 16
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of a layer's inputs in the quantised network and its outputs in the float one, over all
-    positions."""
+    """Moments of a layer's inputs in the quantised network and its outputs in the float one."""
 
     inputs: Float[Tensor, "groups fan_in fan_in"]
     """Covariance of the inputs."""

@@ -1,4 +1,4 @@
-"""What eight bits cost in each layer: one layer in int8, and all layers but one."""
+"""Sensitivity of each layer to eight bits: scores with one layer in int8, and with all layers but one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Score = TypeVar("Score")
 
 @dataclass(frozen=True)
 class LayerScores(Generic[Score]):
-    """What quantising one layer costs, seen from both sides."""
+    """Scores that show the cost of quantising one layer, seen from both sides."""
 
     alone: Score
     """Score with this layer in int8 and all others in float."""
@@ -26,7 +26,7 @@ class LayerScores(Generic[Score]):
     """Score with this layer in float and all others in int8."""
 
 
-def int8_sensitivity(
+def score_layers(
     model: Model, batches: Batches, *, weight_limit: int, score: Callable[[nn.Module], Score]
 ) -> dict[str, LayerScores[Score]]:
     """Score a student with one layer quantised at a time, and with all but one.
@@ -61,11 +61,11 @@ def int8_sensitivity(
     }
 
 
-def together(model: Model, batches: Batches, *, weight_limit: int) -> nn.Module:
-    """The simulator with all layers in int8 that ``int8_sensitivity`` quantises one at a time.
+def simulate_together(model: Model, batches: Batches, *, weight_limit: int) -> nn.Module:
+    """The simulator with all layers in int8 that ``score_layers`` quantises one at a time.
 
     Raises:
-        ValueError: see ``int8_sensitivity``.
+        ValueError: see ``score_layers``.
     """
     network = fold_batch_norm(model)
     return simulate(network, quantize_plainly(network, batches, weight_limit, _float_stem(network, model)))

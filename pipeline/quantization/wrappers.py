@@ -289,8 +289,7 @@ def _calibrate(
     outputs: Mapping[str, float],
     batches: Iterable[Float[Tensor, "batch 3 height width"]],
 ) -> None:
-    """Set every range and scale; the ratio of a range to the usual greatest value becomes part of the
-    state."""
+    """Set every range and scale, and store each range's ratio to the usual greatest value."""
     parts: dict[str, Any] = {path: quantizer._module_wrappers[path] for path in quantizer._target_spaces}
     device = next(quantizer.bound_model.parameters()).device
     for part in parts.values():
