@@ -9,7 +9,6 @@ interval, versions and command. `tests/test_docs.py` fails when a page is not wh
 """
 
 import argparse
-import csv
 import importlib.metadata
 import json
 import re
@@ -18,6 +17,9 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from pipeline import paths
+from pipeline.selection import table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -58,9 +60,8 @@ def main() -> None:
 
 def record(artifacts: Path, *, minutes: int, today: date) -> Data:
     """The figures of a finished run, as ``default-run.json`` holds them."""
-    with (artifacts / "report" / "variants.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    metric = next(name for name in METRICS if name in rows[0])
+    rows = table.read(artifacts / paths.REPORT.name / paths.VARIANTS.name)
+    metric = rows[0].metric
     benchmark = json.loads((artifacts / "benchmark.json").read_text())
     teacher = json.loads((artifacts / "teacher" / "card.json").read_text())
     images = json.loads((artifacts / "data" / "report.json").read_text())["images"]
@@ -97,18 +98,17 @@ def record(artifacts: Path, *, minutes: int, today: date) -> Data:
         },
         "variants": [
             {
-                "variant": row["variant"],
-                "parent": row["parent"],
-                "val": _percent(row[f"val_{metric}"]),
-                "score": [_percent(row[f"{metric}{end}"]) for end in ("", "_lo", "_hi")],
-                "delta": [_percent(row[name]) for name in (f"{metric}_delta", "delta_lo", "delta_hi")],
-                "verdict": row["verdict"],
-                "megabytes": int(row["size_bytes"]) / 1e6,
-                "macs_million": int(row["macs"]) / 1e6,
-                "latency_ms": round(float(row["latency_ms_p50"]), 3),
+                "variant": row.variant,
+                "parent": row.parent,
+                "val": _percent(row.val_score),
+                "score": [_percent(value) for value in (row.score, row.score_lo, row.score_hi)],
+                "delta": [_percent(value) for value in (row.score_delta, row.delta_lo, row.delta_hi)],
+                "verdict": row.verdict,
+                "megabytes": row.size_bytes / 1e6,
+                "macs_million": row.macs / 1e6,
+                "latency_ms": round(row.latency_ms_p50, 3),
                 "speed": [
-                    round(benchmark["variants"][row["variant"]][f"ratio{end}"], 3)
-                    for end in ("", "_lo", "_hi")
+                    round(benchmark["variants"][row.variant][f"ratio{end}"], 3) for end in ("", "_lo", "_hi")
                 ],
             }
             for row in rows
@@ -116,8 +116,8 @@ def record(artifacts: Path, *, minutes: int, today: date) -> Data:
     }
 
 
-def _percent(share: str | float) -> float:
-    return round(100 * float(share), 2)
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
 
 
 def page() -> str:

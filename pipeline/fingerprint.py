@@ -18,6 +18,8 @@ from grimp import ImportGraph
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pipeline import provenance
+
 PROJECT = ("pipeline", "students", "teachers")
 """Packages of this project that stages import."""
 
@@ -26,36 +28,6 @@ NO_RESULTS = ("pipeline.parameters", "pipeline.paths", "pipeline.process", "pipe
 
 NO_RESULT_PACKAGES = ("jaxtyping", "psutil", "tqdm")
 """Third-party packages for annotations, process control and progress bars."""
-
-
-def plain(source: str) -> str:
-    """A module's syntax tree as text, without comments, docstrings and positions.
-
-    The text is the same for every Python version, unless the meaning of the code differs.
-    """
-    return _dump(ast.parse(source))
-
-
-def _dump(value: object) -> str:
-    if isinstance(value, ast.JoinedStr):
-        # Python 3.12.1 adds empty constants to some f-strings.
-        value = ast.JoinedStr([part for part in value.values if getattr(part, "value", None) != ""])
-    if isinstance(value, ast.AST):
-        fields = [(name, _dump(part)) for name, part in ast.iter_fields(value)]
-        return f"{type(value).__name__}({','.join(f'{name}={text}' for name, text in fields if text)})"
-    if isinstance(value, list):
-        return "".join(f"[{_dump(part)}]" for part in value if not _is_docstring(part))
-    # Newer Python versions have fields that older ones lack; they are None or empty where they say nothing.
-    return "" if value is None else repr(value)
-
-
-def _is_docstring(node: object) -> bool:
-    """Whether a statement is a bare string: a docstring of a module, class, function or field."""
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
 
 
 def import_graph() -> ImportGraph:
@@ -127,4 +99,8 @@ def _parts(root: Path, module: str) -> list[bytes]:
         for other in file.parent.iterdir()
         if other.name in names and other.is_file() and other.suffix != ".py"
     )
-    return [module.encode(), plain(source).encode(), *(other.read_bytes() for other in beside)]
+    return [
+        module.encode(),
+        provenance.plain_code(source).encode(),
+        *(other.read_bytes() for other in beside),
+    ]

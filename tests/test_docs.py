@@ -5,7 +5,6 @@ or on another environment. The commands of the tutorial are executed: those that
 prepared folder of artifacts, and all of them on small photographs in the slow test.
 """
 
-import csv
 import importlib.util
 import json
 import os
@@ -30,7 +29,9 @@ from PIL import Image
 from benchmarks import results_page
 from pipeline import __main__ as command_line
 from pipeline import parameters, paths, provenance
+from pipeline.selection import table
 from tests import tiny_onnx
+from tests.rows import row
 
 ROOT = Path(__file__).parents[1]
 GENERATED = {"docs/parameters.md"}
@@ -62,16 +63,21 @@ SMALL = {
     "distill.epochs": "2",
     "prune.batch_size": "16",
     "prune.epochs": "1",
+    "prune.criterion": "l1",
+    "prune.shape": "uniform",
     "quantize.batch_size": "16",
     "quantize.epochs": "1",
     "quantize.calibration": "16",
+    "quantize.float_layers": "[]",
+    "quantize.ptq": "[]",
+    "evaluation.parity": "8",
     "gate.max_drop": "1",
     "benchmark.sessions": "2",
     "benchmark.seconds": "1",
     "probe.corrupted": "2",
     "probe.attacked": "2",
     "probe.steps": "2",
-    "probe.outsiders": "4",
+    "probe.out_of_distribution_images": "4",
     "sensitivity.images": "6",
 }
 """What the slow test changes in the tutorial's training, to make it one of minutes."""
@@ -152,32 +158,27 @@ def test_every_measurement_has_its_conditions_and_a_record(name: str) -> None:
             assert measurement[key], (measurement["title"], key)
         assert (results_page.RESULTS / measurement["record"]).is_file()
         assert measurement["rows"]
-        for row in measurement["rows"]:
-            assert len(row) == len(measurement["columns"]), (measurement["title"], row)
+        for cells in measurement["rows"]:
+            assert len(cells) == len(measurement["columns"]), (measurement["title"], cells)
 
 
 def test_a_run_is_recorded_with_its_machine_versions_and_intervals(tmp_path: Path) -> None:
     for folder in ("report", "teacher", "data"):
         (tmp_path / folder).mkdir()
-    row = {
-        "variant": "fp32",
-        "parent": "teacher",
-        "top1": 0.8946,
-        "top1_lo": 0.8884,
-        "top1_hi": 0.9005,
-        "top1_delta": -0.0209,
-        "delta_lo": -0.0257,
-        "delta_hi": -0.0162,
-        "verdict": "accept",
-        "size_bytes": 7_276_000,
-        "macs": 238_500_000,
-        "latency_ms_p50": 3.81,
-        "val_top1": 0.906,
-    }
-    with (tmp_path / "report/variants.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        writer.writeheader()
-        writer.writerow(row)
+    measured = row(
+        "fp32",
+        score=0.8946,
+        milliseconds=3.81,
+        size_bytes=7_276_000,
+        score_lo=0.8884,
+        score_hi=0.9005,
+        score_delta=-0.0209,
+        delta_lo=-0.0257,
+        delta_hi=-0.0162,
+        macs=238_500_000,
+        val_score=0.906,
+    )
+    table.write(tmp_path / "report/variants.csv", [measured])
     benchmark = {
         "variants": {"fp32": {"ratio": 1.0, "ratio_lo": 0.99, "ratio_hi": 1.01}},
         "machine": {
@@ -329,8 +330,7 @@ def finished(tmp_path: Path) -> Path:
     (tmp_path / "artifacts/onnx").mkdir(parents=True)
     (tmp_path / "artifacts/report").mkdir()
     (tmp_path / "artifacts/report/model_card.md").write_text("# A card\n")
-    columns = "variant,parent,top1,top1_lo,top1_hi,top1_delta,verdict,size_bytes,latency_ms_p50,sha256"
-    rows = [columns]
+    rows = []
     for number, variant in enumerate(VARIANTS):
         metadata = {
             "labels": json.dumps(labels),
@@ -340,9 +340,10 @@ def finished(tmp_path: Path) -> Path:
         }
         file = tiny_onnx.write(tmp_path / paths.onnx(variant), metadata=metadata)
         parent = "teacher" if variant == "fp32" else "pruned-50" if variant == "pruned-50-int8" else "fp32"
-        size, latency, digest = 7_000_000 - number * 1_500_000, 3.0 - number / 2, provenance.sha256(file)
-        rows.append(f"{variant},{parent},0.93,0.92,0.94,-0.01,accept,{size},{latency},{digest}")
-    (tmp_path / paths.VARIANTS).write_text("\n".join(rows) + "\n")
+        size, milliseconds = 7_000_000 - number * 1_500_000, 3.0 - number / 2
+        digest = provenance.sha256(file)
+        rows.append(row(variant, parent, size_bytes=size, milliseconds=milliseconds, sha256=digest))
+    table.write(tmp_path / paths.VARIANTS, rows)
     write_photographs(tmp_path / "photos", 4)
     return tmp_path
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import fingerprint
+from pipeline import fingerprint, provenance
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -137,5 +137,7 @@ def test_every_import_of_the_project_can_be_seen_without_running_it() -> None:
 
 def test_a_constant_that_changes_changes_the_plain_code_and_a_docstring_does_not() -> None:
     source = 'class A:\n    """One."""\n\n    x: int = 1\n    """Two."""\n'
-    assert fingerprint.plain(source) == fingerprint.plain(source.replace("One", "1").replace("Two", "2"))
-    assert fingerprint.plain(source) != fingerprint.plain(source.replace("= 1", "= 2"))
+    assert provenance.plain_code(source) == provenance.plain_code(
+        source.replace("One", "1").replace("Two", "2")
+    )
+    assert provenance.plain_code(source) != provenance.plain_code(source.replace("= 1", "= 2"))

@@ -135,13 +135,6 @@ def test_another_machines_times_stay_in_the_file_and_do_not_count(
     assert json.loads(file.read_text())["a slow machine"] == other
 
 
-def test_a_comment_in_the_writer_of_graphs_keeps_the_table() -> None:
-    source = "def write(x):\n    return x + 1\n"
-    commented = '"""Writes."""\n\ndef write(x):\n    """One more."""\n    return x + 1  # not two\n'
-    assert kernels._plain(commented) == kernels._plain(source)
-    assert kernels._plain(source.replace("1", "2")) != kernels._plain(source)
-
-
 @pytest.mark.parametrize(
     ("slow", "contract", "expected"),
     [

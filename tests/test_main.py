@@ -104,7 +104,7 @@ def test_predict_names_what_it_cannot_read_and_exits_with_1(
     [
         ("predict big photos", "'big' is neither a variant (tiny) nor an .onnx file"),
         ("predict absent.onnx photos", "absent.onnx does not exist"),
-        ("ship tiny photos", "photos is there already and not empty; give a new folder"),
+        ("ship tiny photos", "photos exists already and is not empty; choose a new folder"),
         ("choose --max-drop 2", "params.yaml: budget.max_drop = 2.0: must be less than or equal to 1"),
     ],
 )

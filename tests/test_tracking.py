@@ -298,7 +298,7 @@ class Follower:
         self.done = True
         arguments = (case.variants[0].run, lambda: self.lines, self.ended, server or case.server)
         self.thread = threading.Thread(
-            target=live.follow, args=arguments, kwargs={"finished": lambda: self.done}
+            target=live.follow, args=arguments, kwargs={"finished": lambda: self.done}, daemon=True
         )
         self.thread.start()
 
@@ -313,7 +313,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "SAMPLE_SECONDS", 1)
 
 
-def until(what: Any, seconds: float = 20) -> None:
+def until(what: Any, seconds: float = 300) -> None:
+    """Wait; the deadline only keeps a failing test from hanging."""
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline
@@ -380,10 +381,19 @@ def test_another_training_with_the_same_settings_has_its_own_run(case: Case) -> 
 
 def test_a_training_goes_on_without_a_server(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    follower = Follower(case, TrackingServer("http://127.0.0.1:9", "nowhere", Path()))
-    follower.lines = HISTORY
-    time.sleep(0.5)
-    follower.end()
+    attempts: list[TrackingServer] = []
+    connect = tracking_client.connect
+
+    def counted(server: TrackingServer) -> Any:
+        attempts.append(server)
+        return connect(server)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking_client, "connect", counted)
+        follower = Follower(case, TrackingServer("http://127.0.0.1:9", "nowhere", Path()))
+        follower.lines = HISTORY
+        until(lambda: len(attempts) > 2)
+        follower.end()
     runs.track(*case)
     assert shown(case) == expected("loss")
 
@@ -408,7 +418,7 @@ class Server:
             stderr=subprocess.DEVNULL,
             process_group=0,
         )
-        until(self.answers, 240)
+        until(self.answers)
 
     def answers(self) -> bool:
         try:
@@ -434,17 +444,15 @@ def test_a_server_killed_during_training_has_every_point_once_afterwards(
     try:
         follower = Follower(case)
         follower.lines = HISTORY[:1]
-        until(lambda: shown(case) == expected("loss")[:1], 60)
-        until(
-            lambda: any(key.startswith("system/") for key in experiment_runs(case)["fp32"].data.metrics), 60
-        )
+        until(lambda: shown(case) == expected("loss")[:1])
+        until(lambda: any(key.startswith("system/") for key in experiment_runs(case)["fp32"].data.metrics))
         server.kill()
         follower.lines = HISTORY[:2]
         time.sleep(3)
         assert follower.thread.is_alive()
         server.start()
         # It is told what it missed as soon as it is there again, while the training goes on.
-        until(lambda: shown(case) == expected("loss")[:2], 60)
+        until(lambda: shown(case) == expected("loss")[:2])
         server.kill()
         follower.lines = HISTORY
         follower.end()

@@ -430,7 +430,7 @@ def test_views_that_are_scored_each_epoch_are_rendered_once_a_size_unless_they_a
     assert rendered == [32, 64, 32]
     torch.testing.assert_close(shown[1], shown[4], rtol=0, atol=0)
     assert sum(map(len, shown[1])) == len(val_set)
-    monkeypatch.setattr(batches, "KEPT_BYTES", len(val_set) * 64 * 64 * 3 - 1)
+    monkeypatch.setattr(batches, "CACHE_BYTES", len(val_set) * 64 * 64 * 3 - 1)
     assert [len(list(views.at(size))) for size in (64, 64)] == [1, 1]
     assert rendered == [32, 64, 32, 64, 64]
 

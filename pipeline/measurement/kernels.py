@@ -11,7 +11,6 @@ the conversions right before it. Other networks run between the runs, since a la
 does not find its weights in the caches either.
 """
 
-import ast
 import functools
 import hashlib
 import json
@@ -28,6 +27,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from pipeline import provenance
 from pipeline.measurement import machine
 from pipeline.models.layers import IMAGES, Layer, Network, trace, unit
 from pipeline.models.storage import Quantization
@@ -357,24 +357,9 @@ def _any_quantization(network: Network, float_layers: list[str]) -> Quantization
 def _machine() -> str:
     """The conditions of the times: the processor, the runtime, and the code that writes the graph."""
     description = machine.describe()
-    code = "".join(_plain(Path(str(module.__file__)).read_text()) for module in (graph, layout))
+    code = "".join(
+        provenance.plain_code(Path(str(module.__file__)).read_text()) for module in (graph, layout)
+    )
     writer = hashlib.sha256(code.encode()).hexdigest()[:12]
     flags = " ".join(description["flags"])
     return f"{description['cpu']} {flags}, onnxruntime {ort.__version__}, graphs {writer}"
-
-
-def _plain(source: str) -> str:
-    """A module's syntax tree without comments and docstrings, which change no graph."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            node.body = [line for line in node.body if not _is_text(line)] or [ast.Pass()]
-    return ast.dump(tree)
-
-
-def _is_text(line: ast.stmt) -> bool:
-    return (
-        isinstance(line, ast.Expr)
-        and isinstance(line.value, ast.Constant)
-        and isinstance(line.value.value, str)
-    )

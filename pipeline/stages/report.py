@@ -56,8 +56,8 @@ def main() -> None:
     (paths.REPORT / "report.html").write_text(page.render(run))
     (paths.REPORT / "model_card.md").write_text(card.render(run))
     for row in rows:
-        score, size = f"{100 * row.score:.2f} %", f"{row.size_bytes / 1e6:5.2f} MB"
-        print(f"{row.variant:20} {score}  {size}  {row.latency_ms_p50:5.2f} ms")
+        score, megabytes = 100 * row.score, row.size_bytes / 1e6
+        print(f"{row.variant:20} {score:.2f} %  {megabytes:5.2f} MB  {row.latency_ms_p50:5.2f} ms")
     print(run.choice.reason)
 
 

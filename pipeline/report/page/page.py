@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jinja2
 from markupsafe import Markup
 
+from pipeline.lineage import REFERENCE
 from pipeline.models.histories import continued
 from pipeline.report import findings, pictures, words
 from pipeline.report.evidence import Part
@@ -184,11 +185,11 @@ def _title(results: RunResults) -> str:
 
 def _speed(row: Row) -> str:
     ratio = row.latency_ratio_to_fp32
-    if ratio is None or row.variant == "fp32":
+    if ratio is None or row.variant == REFERENCE:
         return f"{figure(row.latency_ms_p50, 'ms', 1)} per image"
     if ratio >= 1:
-        return f"{figure(ratio, 'times', 1)} faster than fp32"
-    return f"{figure(1 / ratio, 'times', 1)} slower than fp32"
+        return f"{figure(ratio, 'times', 1)} faster than {REFERENCE}"
+    return f"{figure(1 / ratio, 'times', 1)} slower than {REFERENCE}"
 
 
 def _lead(results: RunResults) -> str:
