@@ -76,4 +76,5 @@ def _gap(groups: Part) -> str:
     if groups["gap"] is None:
         return "not compared: fewer than two groups have enough images"
     significance = "" if groups["distinguishable"] else ", not significant"
-    return f"gap {figure(groups['gap'], 'gap')} ({span(groups['gap_lo'], groups['gap_hi'], 'gap')}){significance}"
+    interval = span(groups["gap_lo"], groups["gap_hi"], "gap")
+    return f"gap {figure(groups['gap'], 'gap')} ({interval}){significance}"
