@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import matplotlib
 import numpy as np
 import torch
 from captum.attr import LayerGradCam
@@ -36,6 +35,14 @@ PAIRS, EXAMPLES = 5, 3
 
 OPACITY = 0.55
 """Opacity of the warmest place of a map over its image."""
+
+INFERNO = np.array(
+    [
+        *((0, 0, 4), (33, 12, 74), (87, 16, 110), (138, 34, 106), (188, 55, 84)),
+        *((228, 90, 49), (249, 142, 9), (249, 203, 53), (252, 255, 164)),
+    ]
+)
+"""Red, green and blue of Matplotlib's colour map `inferno` at nine equal steps from 0 to 1."""
 
 
 def last_map(module: nn.Module) -> str:
@@ -66,7 +73,8 @@ def grad_cam(
 def overlay(image: UInt8[np.ndarray, "side side 3"], warmth: Float[np.ndarray, "side side"]) -> Image.Image:
     """Lay the map over the image in grey, in colours that do not need red and green to be told apart."""
     grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float64)[..., None].repeat(3, axis=2)
-    colours = 255 * matplotlib.colormaps["inferno"](warmth)[..., :3]
+    steps = np.linspace(0, 1, len(INFERNO))
+    colours = np.stack([np.interp(warmth, steps, channel) for channel in INFERNO.T], axis=-1)
     share = OPACITY * warmth[..., None]
     return Image.fromarray(((1 - share) * grey + share * colours).round().astype(np.uint8))
 

@@ -66,5 +66,6 @@ def largest_groups(groups: Sequence[Part]) -> list[Part]:
 def first_attack(results: RunResults) -> Part | None:
     """The strongest attack of the smallest radius on the variant that is shipped."""
     attacks = results.evidence.adversarial
-    own = [one for one in attacks["results"] if one["variant"] == results.closest.variant] if attacks else []
-    return min(own, key=lambda attack: (attack["radius"], attack["accuracy"]), default=None)
+    shipped = results.closest.variant
+    candidates = [one for one in attacks["results"] if one["variant"] == shipped] if attacks else []
+    return min(candidates, key=lambda attack: (attack["radius"], attack["accuracy"]), default=None)

@@ -54,8 +54,8 @@ def speeds(results: RunResults) -> str:
         if batched:
             line.append(figure(batched["variants"][row.variant]["images_per_second"], "/s"))
         if footprint:
-            own = footprint[row.variant]
-            line += [figure(own["load_ms"], "ms"), figure(own["memory_peak_bytes"], "MB")]
+            memory = footprint[row.variant]
+            line += [figure(memory["load_ms"], "ms"), figure(memory["memory_peak_bytes"], "MB")]
         rows.append(line)
     return _table(header, rows)
 
@@ -70,8 +70,8 @@ def efforts(results: RunResults) -> str:
         speeds = [line["images_per_second"] for line in history if line.get("images_per_second")]
         line = [name, duration, figure(max(speeds), "/s") if speeds else "not recorded"]
         if costs:
-            own = costs["training"][name]["own"]
-            line += [figure(own["kwh"], "Wh"), figure(own["gram_co2"], "g")]
+            cost = costs["training"][name]["own"]
+            line += [figure(cost["kwh"], "Wh"), figure(cost["gram_co2"], "g")]
         rows.append(line)
     energy = ["energy", "CO2"] if costs else []
     return _table(["step", "training time", "fastest epoch", *energy], rows)
@@ -167,15 +167,15 @@ def groups(results: RunResults) -> list[str]:
             [words.spaced(part["column"]), "images", f"accuracy of {variant}"],
             (
                 [
-                    words.group(part["column"], group["group"], [one["group"] for one in own]),
+                    words.group(part["column"], group["group"], [one["group"] for one in parts]),
                     figure(group["n"]),
                     _interval(group["score"], group["lo"], group["hi"], "%", 1),
                 ]
-                for group in findings.largest_groups(own)
+                for group in findings.largest_groups(parts)
             ),
         )
         for part in results.groupings
-        for own in (part["variants"][variant]["groups"],)
+        for parts in (part["variants"][variant]["groups"],)
     ]
 
 

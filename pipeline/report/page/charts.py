@@ -289,7 +289,7 @@ def standalone(charts: Sequence[Markup], size: tuple[float, float], title: str) 
     """
     width, height = size
     gap, margin = 36.0, 14.0
-    whole = 2 * margin + len(charts) * (width + gap) - gap, 2 * margin + height
+    total = 2 * margin + len(charts) * (width + gap) - gap, 2 * margin + height
     places = [margin + number * (width + gap) for number in range(len(charts))]
     inside = "".join(
         str(chart).replace(
@@ -300,7 +300,7 @@ def standalone(charts: Sequence[Markup], size: tuple[float, float], title: str) 
     style = files("pipeline.report.page").joinpath("charts.css").read_text()
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(title)}" '
-        f'viewBox="0 0 {whole[0]:g} {whole[1]:g}" width="{whole[0]:g}" height="{whole[1]:g}">'
+        f'viewBox="0 0 {total[0]:g} {total[1]:g}" width="{total[0]:g}" height="{total[1]:g}">'
         f"<style>{style}</style>"
         f'<rect width="100%" height="100%" fill="var(--paper)"/>{inside}</svg>\n'
     )

@@ -13,9 +13,9 @@ def groups(results: RunResults) -> list[Figure]:
     variant = results.closest.variant
     drawn = []
     for part in results.groupings:
-        own = part["variants"][variant]
-        shown = findings.largest_groups(own["groups"])
-        names = [group["group"] for group in own["groups"]]
+        shipped = part["variants"][variant]
+        shown = findings.largest_groups(shipped["groups"])
+        names = [group["group"] for group in shipped["groups"]]
         bars = [
             charts.Bar(
                 name=f"{words.group(part['column'], group['group'], names)}, n = {figure(group['n'])}",
@@ -27,14 +27,14 @@ def groups(results: RunResults) -> list[Figure]:
             for group in shown
         ]
         name = words.spaced(part["column"])
-        hidden = len(own["groups"]) - len(shown)
+        hidden = len(shipped["groups"]) - len(shown)
         note = words.sentence(part["note"][:1].upper() + part["note"][1:]) if part["note"] else ""
         if hidden:
             note += f" {words.counted(hidden, 'smaller group')} not shown."
         drawn.append(
             Figure(
                 title=name.capitalize(),
-                text=_gap(own),
+                text=_gap(shipped),
                 note=note.strip(),
                 chart=charts.bars(bars, title=f"Accuracy of {variant} by {name}", unit=" %"),
             )
@@ -72,8 +72,9 @@ def gaps(results: RunResults) -> Grid | None:
     return Grid("gap by", variants, rows, note)
 
 
-def _gap(own: Part) -> str:
-    if own["gap"] is None:
+def _gap(groups: Part) -> str:
+    if groups["gap"] is None:
         return "not compared: fewer than two groups have enough images"
-    significance = "" if own["distinguishable"] else ", not significant"
-    return f"gap {figure(own['gap'], 'gap')} ({span(own['gap_lo'], own['gap_hi'], 'gap')}){significance}"
+    significance = "" if groups["distinguishable"] else ", not significant"
+    interval = span(groups["gap_lo"], groups["gap_hi"], "gap")
+    return f"gap {figure(groups['gap'], 'gap')} ({interval}){significance}"

@@ -94,14 +94,14 @@ def classes(results: RunResults) -> Grid:
 
 def verdicts(results: RunResults) -> list[Verdict]:
     """Why each variant is accepted or rejected, and which answers changed."""
-    found = []
+    sentences = []
     for row in results.table:
         change = results.change(row.variant)
         details = [words.flips(change)]
         for key, direction in (("classes_worse", "worse"), ("classes_better", "better")):
             if change[key]:
                 details.append(f"Significantly {direction}: {listed(change[key])}.")
-        found.append(
+        sentences.append(
             Verdict(
                 row.variant,
                 row.verdict,
@@ -109,7 +109,7 @@ def verdicts(results: RunResults) -> list[Verdict]:
                 " ".join(part for part in details if part),
             )
         )
-    return found
+    return sentences
 
 
 def export_check(results: RunResults) -> Grid | None:

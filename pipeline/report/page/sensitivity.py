@@ -42,11 +42,11 @@ def note(part: Part | None) -> str:
     )
 
 
-def _channels(variant: str, whole: float, layers: Mapping[str, Scores], task: Task) -> Figure:
+def _channels(variant: str, uncompressed: float, layers: Mapping[str, Scores], task: Task) -> Figure:
     ratios = sorted(next(iter(layers.values())), key=float, reverse=True)
     shares = [f"{figure(float(ratio), '%', 0)} kept" for ratio in ratios]
     rows = {name: [of[ratio]["score"] for ratio in ratios] for name, of in layers.items()}
-    worst = {name: min(scores) - whole for name, scores in rows.items()}
+    worst = {name: min(scores) - uncompressed for name, scores in rows.items()}
     least, most = min(worst, key=lambda name: worst[name]), max(worst, key=lambda name: worst[name])
     return Figure(
         title=f"{variant}: pruning one layer",
@@ -56,7 +56,7 @@ def _channels(variant: str, whole: float, layers: Mapping[str, Scores], task: Ta
         chart=charts.dots(
             list(rows.items()),
             shares,
-            ("all channels", whole),
+            ("all channels", uncompressed),
             title=f"{task.words} of {variant} with fewer channels in one layer",
             x_label=f"{task.words}, %",
         ),
@@ -68,7 +68,7 @@ def _channels(variant: str, whole: float, layers: Mapping[str, Scores], task: Ta
     )
 
 
-def _int8(variant: str, whole: float, int8: Part, task: Task) -> Figure:
+def _int8(variant: str, uncompressed: float, int8: Part, task: Task) -> Figure:
     layers: Mapping[str, Scores] = int8["layers"]
     together = int8["together"]
     rows = {name: [of["spared"]["moved"], of["alone"]["moved"]] for name, of in layers.items()}
@@ -81,7 +81,7 @@ def _int8(variant: str, whole: float, int8: Part, task: Task) -> Figure:
         "right is worse. Pale dots: only this layer is float; further left of the line means that leaving "
         f"it in float helps more. Most sensitive: {most} ({figure(rows[most][1], '%')} shifted). Leaving "
         f"{spare} in float reduces the shift from {figure(together['moved'], '%')} to "
-        f"{figure(rows[spare][0], '%')}. Score: {figure(whole, '%', 1)} in float, "
+        f"{figure(rows[spare][0], '%')}. Score: {figure(uncompressed, '%', 1)} in float, "
         f"{span(min(alone), max(alone), '%', 1)} with one layer in int8, "
         f"{figure(together['score'], '%', 1)} with all layers in int8.",
         chart=charts.dots(
