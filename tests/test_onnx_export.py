@@ -101,7 +101,7 @@ def test_every_int8_layer_of_the_file_agrees_with_the_simulator(
 
 
 def test_a_mean_in_the_middle_between_two_integers_may_be_rounded_either_way(tmp_path: Path) -> None:
-    # The mean of 4 x 4 integers is such a value in one of 16 cases, where the scale stays the same.
+    # The mean of 4 x 4 integers is such a value once in 16 cases where the pool reads and writes one scale.
     network, quantization = uneven_student(size=128, classes=4, activation="relu6")
     scales = dict.fromkeys(quantization.activation_scales, 6 / 255) | {"images": PIXEL_SCALE}
     arguments = {"classes": 4, "channels": UNEVEN, "size": 128, "norm": False, "activation": "relu6"}

@@ -27,7 +27,7 @@ FLOAT_TOLERANCE = 1e-3
 BATCH_TOLERANCE = 1e-3
 """Greatest allowed difference between one batch and image by image, as a share of the logits' spread."""
 ROUNDING_TOLERANCE = 1e-3
-"""Greatest allowed share of an int8 layer's outputs that lie one step beside the simulator's, except ties."""
+"""Greatest allowed share of an int8 layer's outputs that are one step off the simulator's, ties excepted."""
 
 
 class VerificationError(DistilleryError):
