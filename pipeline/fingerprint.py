@@ -1,12 +1,11 @@
 """Fingerprints of the code: one hash per stage over everything that can change the stage's results.
 
 A fingerprint covers every module of this project that the stage imports, directly or not, with comments and
-docstrings left out, the files beside those modules that they read (templates), and the locked versions of the
-third-party packages that these modules import. DVC depends on the fingerprints rather than on the files, so a
-stage reruns when one of these changed, and only then.
+docstrings left out, the templates beside those modules, and the locked versions of the third-party packages
+that these modules import. DVC depends on the fingerprints rather than on the files, so a stage reruns when one
+of these changed, and only then.
 """
 
-import ast
 import hashlib
 import sys
 from collections.abc import Iterable
@@ -25,6 +24,9 @@ PROJECT = ("pipeline", "students", "teachers")
 
 NO_RESULTS = ("pipeline.parameters", "pipeline.paths", "pipeline.process", "pipeline.errors")
 """Modules on which no result depends. DVC tracks the values of the parameters and the paths by itself."""
+
+TEMPLATES = (".css", ".html", ".md")
+"""Endings of files beside the modules that are part of the code."""
 
 NO_RESULT_PACKAGES = ("jaxtyping", "psutil", "tqdm")
 """Third-party packages for annotations, process control and progress bars."""
@@ -89,18 +91,13 @@ def _packages_of(modules: Iterable[str]) -> set[str]:
 
 
 def _parts(root: Path, module: str) -> list[bytes]:
-    """A module's plain code, and the files beside it whose names stand in it as strings."""
+    """A module's plain code, and the templates beside it."""
     path = root / module.replace(".", "/")
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    source = file.read_text(encoding="utf-8")
-    names = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
-    beside = sorted(
+    code = provenance.plain_code(file.read_text(encoding="utf-8"))
+    templates = sorted(
         other
         for other in file.parent.iterdir()
-        if other.name in names and other.is_file() and other.suffix != ".py"
+        if other.suffix in TEMPLATES and not other.name.startswith((".", "#"))
     )
-    return [
-        module.encode(),
-        provenance.plain_code(source).encode(),
-        *(other.read_bytes() for other in beside),
-    ]
+    return [module.encode(), code.encode(), *(other.read_bytes() for other in templates)]

@@ -91,9 +91,14 @@ def test_a_constant_of_the_pruning_code_changes_the_stages_that_prune_and_no_oth
     assert changed(checkout, current) == {"prune", "sensitivity"}
 
 
-def test_a_template_changes_the_stage_that_renders_it(checkout: Path, current: dict[str, str]) -> None:
-    for file in (checkout / "pipeline/report").rglob("*.html"):
-        file.write_text(f"{file.read_text()}<!-- -->")
+@pytest.mark.parametrize("suffix", fingerprint.TEMPLATES)
+def test_a_template_changes_the_stage_that_renders_it(
+    suffix: str, checkout: Path, current: dict[str, str]
+) -> None:
+    files = list((checkout / "pipeline/report").rglob(f"*{suffix}"))
+    assert files
+    for file in files:
+        file.write_text(f"{file.read_text()}\n")
     assert changed(checkout, current) == {"report"}
 
 
