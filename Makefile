@@ -78,4 +78,4 @@ pipeline/shipping/node_modules: pipeline/shipping/package-lock.json
 
 clean: ## Remove what the pipeline made; downloads, the environment and MLflow's database stay
 	rm -rf $(TINY)
-	find artifacts -mindepth 1 -maxdepth 1 ! -name raw -exec rm -rf {} +
+	test ! -d artifacts || find artifacts -mindepth 1 -maxdepth 1 ! -name raw -exec rm -rf {} +

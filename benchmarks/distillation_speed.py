@@ -73,7 +73,7 @@ OPENMP = "GOMP_SPINCOUNT"
 """What importing `pipeline` sets, before PyTorch is loaded."""
 
 Loop = Callable[[argparse.Namespace, Path], dict[str, float]]
-"""From the arguments and the folder of the lesson to images a second."""
+"""Takes the arguments and the folder of the training data; returns images per second."""
 
 
 class Shrunk(nn.Module):
@@ -107,7 +107,7 @@ def main() -> None:
         if made_up:
             arguments.folder = Path(folder) / "images"
             _make_up(arguments.folder, arguments.images + 2 * HELD_OUT)
-        _write_lesson(Path(folder), arguments.folder, arguments.images)
+        _write_training_data(Path(folder), arguments.folder, arguments.images)
         for turn in range(arguments.rounds):
             for loop in (_torchdistill, _plain, _ours):
                 for name, rate in _alone(loop, arguments, Path(folder)).items():
@@ -156,7 +156,7 @@ def _result(rounds: dict[str, list[float]], arguments: argparse.Namespace) -> di
     }
 
 
-def _write_lesson(folder: Path, images: Path, count: int) -> None:
+def _write_training_data(folder: Path, images: Path, count: int) -> None:
     """Some photographs with a store of random answers."""
     listing = sources.read("folder", images)
     made = splits.assign(listing.labelled, train=count, val=HELD_OUT, test=HELD_OUT, seed=0, anew=True)

@@ -65,7 +65,7 @@ def main() -> None:
         files = {arguments.parent: parent, **ours}
         for name in arguments.peers:
             target = folder / f"{name}.onnx"
-            rows[name] = {"how": side_by_side.told(MAKERS[name].make)}
+            rows[name] = {"how": side_by_side.description(MAKERS[name].make)}
             print(f"{name}: {rows[name]['how']}", file=sys.stderr, flush=True)
             try:
                 rows[name] |= _make(name, parent, folder / "calibration.npy", target, arguments)

@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("images", type=int, nargs="?")
     parser.add_argument("--all-rungs", action="store_true")
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     p = parameters.load()
     threads = p.compute.threads or compute.usable_cores()
     torch.set_num_threads(threads)
@@ -38,7 +38,7 @@ def main() -> None:
         if model.quantization is None:
             continue
         test = ViewSet(store.read(paths.DATA, "test"), None, model.card.input)
-        chosen = sampling.choose(test.images, told.images or len(test), p.seed)
+        chosen = sampling.choose(test.images, arguments.images or len(test), p.seed)
         requests = batches.sequential(chosen.tolist(), None, model.card.input.size, BATCH)
         began = time.perf_counter()
         found = ladder.climb(
@@ -47,7 +47,7 @@ def main() -> None:
             (test[request].images for request in requests),
             test.images.labels[chosen],
             threads=threads,
-            skip=() if told.all_rungs else SIDE_RUNGS,
+            skip=() if arguments.all_rungs else SIDE_RUNGS,
         )
         print(f"{variant}: {found['n']} images, {time.perf_counter() - began:.0f} s; {found}", flush=True)
 

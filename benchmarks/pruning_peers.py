@@ -48,7 +48,7 @@ GRAPH_SIZE = 32
 SAME_MACS = 0.02
 """Multiply-accumulates within this share count as the same."""
 HALVINGS = 10
-"""Of the interval of ratios, in the search for the wanted multiply-accumulates."""
+"""Number of halvings of the interval of ratios in the search for the multiply-accumulates."""
 
 Cut = Callable[[nn.Module, float], nn.Module]
 """Removes about this share of the channels; may work in place, and returns the smaller network."""
@@ -158,14 +158,14 @@ def main() -> None:
         )
         rows: dict[str, Row] = {
             arguments.parent: {"how": "the parent", **_weight(parent.module, contract.size)},
-            arguments.ours: {"how": _told(ours), **_weight(ours.module, contract.size)},
+            arguments.ours: {"how": _describe(ours), **_weight(ours.module, contract.size)},
         }
         after = {name: artifacts / paths.ONNX.name / f"{name}.onnx" for name in rows}
         before: dict[str, Path] = {}
         if (start := _start_of(ours, setting)) is not None:
             before[arguments.ours] = _write(f"{arguments.ours}-before", start, setting)
         for name in arguments.peers:
-            rows[name] = {"how": side_by_side.told(METHODS[name])}
+            rows[name] = {"how": side_by_side.description(METHODS[name])}
             try:
                 network, rows[name]["ratio_removed"] = at_macs(METHODS[name], parent, target)
             except Exception as error:  # whatever a peer dies of is a row
@@ -226,7 +226,7 @@ def at_macs(cut: Cut, parent: Model, target: int) -> tuple[nn.Module, float]:
 
 
 def _channels(module: nn.Module) -> list[int]:
-    """Of every convolution whose number is free; depthwise ones follow theirs."""
+    """Channels of every convolution whose number is free; depthwise ones follow theirs."""
     convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
     return [part.out_channels for part in convolutions if part.groups == 1]
 
@@ -294,7 +294,7 @@ def _weight(module: nn.Module, size: int) -> Row:
     }
 
 
-def _told(ours: Model) -> str:
+def _describe(ours: Model) -> str:
     settings = ours.card.settings
     return f"ours: {', '.join(str(settings[key]) for key in ('criterion', 'shape') if key in settings)}"
 

@@ -36,9 +36,11 @@ def main() -> None:
             print(f"  {name}: {seen['sessions']} sessions, +-{seen['ratio_half_width']:.1%}, {called}")
         for variant in files:
             rows = [r["conditions"][number]["variants"][variant] for r in (first, second, beside)]
-            told = (f"{row['ratio']:.3f} ({row['ratio_lo']:.3f} to {row['ratio_hi']:.3f})" for row in rows)
+            intervals = (
+                f"{row['ratio']:.3f} ({row['ratio_lo']:.3f} to {row['ratio_hi']:.3f})" for row in rows
+            )
             agree = rows[0]["ratio_lo"] <= rows[1]["ratio_hi"] and rows[1]["ratio_lo"] <= rows[0]["ratio_hi"]
-            print(f"    {variant}: {', '.join(told)}; {'agree' if agree else 'do not agree'}")
+            print(f"    {variant}: {', '.join(intervals)}; {'agree' if agree else 'do not agree'}")
 
 
 if __name__ == "__main__":

@@ -156,19 +156,19 @@ def verdicts(
     result: dict[str, Row] = {}
     for column in columns:
         own, peer = best(ours, column), best(peers, column)
-        told: Row = {"ours": own, "peer": peer}
+        comparison: Row = {"ours": own, "peer": peer}
         mine, theirs = rows[own], rows[peer]
         if column == "top1":
             difference = gate.compare(answers[own].right, answers[peer].right)
-            told |= {"delta": difference.delta, "delta_lo": difference.lo, "delta_hi": difference.hi}
+            comparison |= {"delta": difference.delta, "delta_lo": difference.lo, "delta_hi": difference.hi}
             tied, better = not difference.distinguishable, difference.delta > 0
         elif column == "size_bytes":
-            told["share"] = mine[column] / theirs[column]
-            tied, better = abs(told["share"] - 1) <= SAME_SIZE, told["share"] < 1
+            comparison["share"] = mine[column] / theirs[column]
+            tied, better = abs(comparison["share"] - 1) <= SAME_SIZE, comparison["share"] < 1
         else:
             tied = mine["ratio_lo"] <= theirs["ratio_hi"] and theirs["ratio_lo"] <= mine["ratio_hi"]
             better = mine["ratio"] > theirs["ratio"]
-        result[column] = {**told, "verdict": "tied" if tied else "best" if better else "behind"}
+        result[column] = {**comparison, "verdict": "tied" if tied else "best" if better else "behind"}
     return result
 
 
@@ -186,7 +186,7 @@ def ratio(row: Row) -> str:
     return f"{row['ratio']:.2f} ({row['ratio_lo']:.2f} to {row['ratio_hi']:.2f})"
 
 
-def told(method: Callable[..., object]) -> str:
+def description(method: Callable[..., object]) -> str:
     """What a method's docstring says of it, for a cell."""
     return (method.__doc__ or "").removesuffix(".")
 

@@ -2,8 +2,8 @@
 
 A fingerprint covers every module of this project that the stage imports, directly or not, with comments and
 docstrings left out, the templates beside those modules, and the locked versions of the third-party packages
-that these modules import. DVC depends on the fingerprints rather than on the files, so a stage reruns when one
-of these changed, and only then.
+that these modules import. DVC depends on the fingerprints rather than on the files, so a stage reruns when
+one of these changed, and only then.
 """
 
 import hashlib

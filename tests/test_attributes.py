@@ -166,12 +166,12 @@ def test_a_file_is_scored_by_mean_average_precision(tmp_path: Path) -> None:
 
 def test_predicted_attributes_do_not_share_one_whole(tmp_path: Path) -> None:
     contract = {"size": 8, "interpolation": "bilinear", "crop": 1.0}
-    told = {
+    metadata = {
         "labels": json.dumps(NAMES),
         "input": json.dumps(contract),
         "task": tasks.MULTI_LABEL.onnx,
     }
-    model = tiny_onnx.write(tmp_path / "tiny.onnx", metadata=told)
+    model = tiny_onnx.write(tmp_path / "tiny.onnx", metadata=metadata)
     paint(tmp_path / "photo.png", 200, [1.0, 1.0, 0.0])
     classifier = inference.open_classifier(model, threads=1)
     prediction = inference.predict(classifier, tmp_path / "photo.png", top=3)

@@ -243,11 +243,11 @@ def test_a_class_without_an_image_is_named(tmp_path: Path, photographs: Path) ->
         sources.folder(tmp_path / "set")
 
 
-def test_a_folder_beside_the_splits_is_told(tmp_path: Path, photographs: Path) -> None:
+def test_a_folder_beside_the_splits_is_listed(tmp_path: Path, photographs: Path) -> None:
     shutil.copytree(photographs, tmp_path / "set" / "train")
     shutil.copytree(photographs / "red", tmp_path / "set" / "more reds")
-    told = [item for item in sources.folder(tmp_path / "set").rejected if item.source == "more reds"]
-    assert [item.reason for item in told] == ["a folder beside train; its images are not used"]
+    rejected = [item for item in sources.folder(tmp_path / "set").rejected if item.source == "more reds"]
+    assert [item.reason for item in rejected] == ["a folder beside train; its images are not used"]
 
 
 def test_the_same_picture_under_two_labels_is_reported(tmp_path: Path, photographs: Path) -> None:

@@ -29,8 +29,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 @pytest.fixture
 def classifiers(tmp_path: Path) -> list[Classifier]:
     """A classifier that is right, and one that confuses red and green."""
-    told = {"size": 32, "crop": 0.9, "interpolation": "bilinear"}
-    metadata = {"labels": json.dumps(LABELS), "input": json.dumps(told), "task": "image-classification"}
+    preparation = {"size": 32, "crop": 0.9, "interpolation": "bilinear"}
+    metadata = {
+        "labels": json.dumps(LABELS),
+        "input": json.dumps(preparation),
+        "task": "image-classification",
+    }
     weights = np.eye(3, dtype=np.float32) / 64
     files = [
         tiny_onnx.write(tmp_path / "right.onnx", size=32, weights=weights, metadata=metadata),

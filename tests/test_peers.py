@@ -27,7 +27,7 @@ SIZE = 32
 
 
 def answers(wrong: int) -> Answers:
-    """Of 1,000 images, the first ``wrong`` are answered wrongly."""
+    """Answers to 1,000 images, of which the first ``wrong`` are wrong."""
     predictions = np.arange(1000) < wrong
     return Answers(predictions.astype(np.int64), ~predictions)
 
@@ -42,7 +42,7 @@ def row(wrong: int, size: int, ratio: float) -> Row:
     }
 
 
-def told(ours: tuple[int, int, float], peer: tuple[int, int, float]) -> dict[str, str]:
+def verdicts(ours: tuple[int, int, float], peer: tuple[int, int, float]) -> dict[str, str]:
     rows = {"a": row(*ours), "b": row(*peer), "c": row(900, 10**9, 0.1)}
     seen = {"a": answers(ours[0]), "b": answers(peer[0]), "c": answers(900)}
     found = side_by_side.verdicts(rows, seen, ["a"], ["b", "c"])
@@ -51,13 +51,21 @@ def told(ours: tuple[int, int, float], peer: tuple[int, int, float]) -> dict[str
 
 
 def test_what_intervals_cannot_tell_apart_is_tied_with_the_best_peer() -> None:
-    assert told((102, 1000, 2.0), (100, 995, 2.1)) == {"top1": "tied", "size_bytes": "tied", "ratio": "tied"}
+    assert verdicts((102, 1000, 2.0), (100, 995, 2.1)) == {
+        "top1": "tied",
+        "size_bytes": "tied",
+        "ratio": "tied",
+    }
 
 
 def test_the_best_and_the_one_behind_are_called_so_in_each_column() -> None:
-    assert told((50, 900, 3.0), (100, 1000, 2.0)) == {"top1": "best", "size_bytes": "best", "ratio": "best"}
+    assert verdicts((50, 900, 3.0), (100, 1000, 2.0)) == {
+        "top1": "best",
+        "size_bytes": "best",
+        "ratio": "best",
+    }
     behind = {"top1": "behind", "size_bytes": "behind", "ratio": "behind"}
-    assert told((100, 1000, 2.0), (50, 900, 3.0)) == behind
+    assert verdicts((100, 1000, 2.0), (50, 900, 3.0)) == behind
 
 
 def test_accuracy_is_paired_with_the_reference_image_by_image() -> None:
@@ -110,8 +118,8 @@ def test_a_peers_file_takes_raw_pixels_says_what_the_parent_says_and_runs_in_int
         "onnxruntime-per-channel", made.file, made.images, made.target, asked("onnxruntime", sys.executable)
     )
     assert facts["version"]
-    told = [{p.key: p.value for p in onnx.load(file).metadata_props} for file in (made.file, made.target)]
-    assert told[0] == told[1]
+    metadata = [{p.key: p.value for p in onnx.load(file).metadata_props} for file in (made.file, made.target)]
+    assert metadata[0] == metadata[1]
     assert side_by_side.fault(made.target) is None
     assert side_by_side.convolutions(made.target) == (27, 27)
     assert side_by_side.convolutions(made.file) == (0, 27)

@@ -104,8 +104,8 @@ def test_a_lock_file_names_no_host() -> None:
 
 @pytest.mark.parametrize("task", ["image-classification", "multi-label-image-classification"])
 def test_the_examples_say_what_predict_says(task: str, tmp_path: Path, photos: list[Path]) -> None:
-    told = {"size": 16, "crop": 0.9, "interpolation": "bicubic"}
-    metadata = {"labels": json.dumps(tiny_onnx.LABELS), "input": json.dumps(told), "task": task}
+    preparation = {"size": 16, "crop": 0.9, "interpolation": "bicubic"}
+    metadata = {"labels": json.dumps(tiny_onnx.LABELS), "input": json.dumps(preparation), "task": task}
     model = tiny_onnx.write(tmp_path / "tiny.onnx", size=16, metadata=metadata)
     target = shipped(model, tmp_path / "out")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

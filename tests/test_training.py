@@ -146,42 +146,42 @@ def test_a_checkpoint_of_other_settings_is_not_used(
     data: Path, answers: Path, tmp_path: Path, oracle: Path
 ) -> None:
     learn(data, answers, tmp_path, oracle)
-    told: list[float] = []
+    shares: list[float] = []
     learn(
         data,
         answers,
         tmp_path,
         oracle,
         start="another parent",
-        on_epoch=lambda _module, share: told.append(share),
+        on_epoch=lambda _module, share: shares.append(share),
     )
-    assert told == [0.0, 0.25, 0.5, 0.75]
-    told.clear()
+    assert shares == [0.0, 0.25, 0.5, 0.75]
+    shares.clear()
     learn(
         data,
         answers,
         tmp_path,
         oracle,
         start="another parent",
-        on_epoch=lambda _module, share: told.append(share),
+        on_epoch=lambda _module, share: shares.append(share),
     )
-    assert told == []
+    assert shares == []
 
 
 def test_a_checkpoint_of_other_arithmetic_is_not_used(
     data: Path, answers: Path, tmp_path: Path, oracle: Path
 ) -> None:
     learn(data, answers, tmp_path, oracle)
-    told: list[float] = []
+    shares: list[float] = []
     learn(
         data,
         answers,
         tmp_path,
         oracle,
         precision="bf16-mixed",
-        on_epoch=lambda _module, share: told.append(share),
+        on_epoch=lambda _module, share: shares.append(share),
     )
-    assert told == [0.0, 0.25, 0.5, 0.75]
+    assert shares == [0.0, 0.25, 0.5, 0.75]
 
 
 def test_a_device_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,9 +202,9 @@ def test_a_damaged_checkpoint_starts_anew(data: Path, answers: Path, tmp_path: P
     learn(data, answers, tmp_path, oracle)
     file = tmp_path / checkpoints.FILE
     file.write_bytes(file.read_bytes()[:1000])
-    told: list[float] = []
-    learn(data, answers, tmp_path, oracle, on_epoch=lambda _module, share: told.append(share))
-    assert told[0] == 0.0
+    shares: list[float] = []
+    learn(data, answers, tmp_path, oracle, on_epoch=lambda _module, share: shares.append(share))
+    assert shares[0] == 0.0
 
 
 def test_a_student_learns_what_the_answers_say(

@@ -42,7 +42,11 @@ def write(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     contract = {"size": size, "mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bilinear", "crop": 1.0}
     # A reader must get along with keys that it does not know.
-    told = {"labels": json.dumps(labels), "input": json.dumps({**contract, "layout": "NHWC"}), "note": note}
-    helper.set_model_props(model, dict(told if metadata is None else metadata))
+    default = {
+        "labels": json.dumps(labels),
+        "input": json.dumps({**contract, "layout": "NHWC"}),
+        "note": note,
+    }
+    helper.set_model_props(model, dict(default if metadata is None else metadata))
     onnx.save(model, path)
     return path

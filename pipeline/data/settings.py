@@ -33,7 +33,7 @@ class DataSettings(Settings):
     epoch decodes images of several megapixels. Validation and test images stay as they are. Small crops
     (`views.crop_scale`) need a greater length. Null keeps the files."""
     license: str = "unknown"
-    """License of the images, recorded in every shipped file."""
+    """Licence of the images, recorded in every shipped file."""
 
 
 class Augmentation(Settings):

@@ -1,5 +1,7 @@
 """Views: random crops, flips, colours and mixtures, a pure function of (seed, image, view number).
 
+A mixture also depends on which images the split holds, in their order, since its partner is one of them.
+
 The teacher's stored answer for a view is therefore the answer for the very pixels that the student
 gets, however often and in whatever process they are rendered again (Beyer et al. 2022, "function
 matching"; Shen and Xing 2022, FKD).

@@ -1,4 +1,4 @@
-"""From an `Objective` to the loss terms of the training loop."""
+"""The loss terms of the training loop, made from an `Objective`."""
 
 from collections.abc import Callable
 

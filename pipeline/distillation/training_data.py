@@ -27,7 +27,7 @@ class TrainingData:
     classes: tuple[str, ...]
     """Names of the classes or attributes, in the order of the logits."""
     license: str
-    """License of the images."""
+    """Licence of the images."""
     teacher: str
     """Description of the teacher."""
     key: str

@@ -56,7 +56,7 @@ class Card:
     teacher: str
     data_sha256: str
     license: str
-    """License of the training images."""
+    """Licence of the training images."""
     settings: dict[str, Any]
     """The operation's settings as they were applied."""
     start: str = "random weights"

@@ -21,8 +21,9 @@ class PruningSettings(Settings):
     """Share of the parent's multiply-accumulates that remains. Exactly one of `macs` and `speedup` is
     given."""
     speedup: Annotated[float, Field(gt=1, le=100)] | None = None
-    """How many times faster than its parent's the float file becomes in ONNX Runtime on this machine,
-    predicted from measured layers. Exactly one of `macs` and `speedup` is given."""
+    """Speed of the float file in ONNX Runtime on the machine that trains, as a multiple of its parent's. It
+    is predicted from measured layers and corrected by measuring the whole network. Exactly one of `macs` and
+    `speedup` is given."""
     multiple: Annotated[int, Field(ge=1, le=64)] = 16
     """Number that divides all channel counts; the kernels of the runtime prefer multiples of 16."""
     steps: Annotated[int, Field(ge=1, le=20)] = 1

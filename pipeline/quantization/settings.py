@@ -31,7 +31,7 @@ class QuantizationSettings(Settings):
     float_layers: Literal["auto"] | tuple[str, ...] = ()
     """Layers that stay in float because they are faster so; they are recorded in the metadata of the file.
     `auto` takes the fastest number of first layers, according to the measured cost of layers in ONNX Runtime
-    on this machine."""
+    on the machine that trains."""
     saturation_safe: bool = True
     """Whether weights are limited to 7 bits, so that 16-bit sums cannot saturate on CPUs without VNNI
     (`vpmaddubsw`)."""

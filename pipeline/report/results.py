@@ -40,7 +40,7 @@ class RunResults:
     table: Sequence[Row]
     """The rows of ``variants.csv``."""
     variants: Sequence[VariantResults]
-    """What the rows were made from, in the same order."""
+    """Measurements behind the rows, in the same order."""
     comparison: Part
     """Each variant against its parent, as the stage `compare` writes it."""
     teacher: Part
@@ -86,7 +86,7 @@ class RunResults:
 
     @cached_property
     def closest_results(self) -> VariantResults:
-        """What the row ``closest`` was made from."""
+        """Measurements behind the row ``closest``."""
         return next(one for one in self.variants if one.variant == self.choice.closest)
 
     @property

@@ -16,7 +16,7 @@ class CardSettings(Settings):
     shared_by: str | None = None
     """People or organisation that publishes the model."""
     license: str | None = None
-    """License of the weights, as an SPDX identifier."""
+    """Licence of the weights, as an SPDX identifier."""
     language: str | None = None
     """Language of the class names, as an ISO 639 code."""
     repository: str | None = None

@@ -1,1 +1,4 @@
-"""One script per DVC stage: load, call, save."""
+"""The scripts that DVC runs, named by their verbs: load, call, save.
+
+The stage `build` runs distill, prune or quantize. `follow` runs beside a training and shows it in MLflow.
+"""

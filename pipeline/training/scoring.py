@@ -54,7 +54,7 @@ def predict(
 def logits(
     fabric: Fabric, module: nn.Module, views: CentredViews, size: int
 ) -> Float[torch.Tensor, "images classes"]:
-    """As ``predict``, for views that may already be rendered."""
+    """Like ``predict``, for views that may already be rendered."""
     module.eval()
     contract = views.dataset.contract
     with fabric.autocast():

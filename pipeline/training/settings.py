@@ -18,8 +18,8 @@ class ComputeSettings(Settings):
     """Number of processes that render images, at low priority."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "32-true"
     """Arithmetic, as Lightning Fabric names it. `auto` trains in bf16 at those image sizes where a short
-    trial on this machine is faster. Quantisation-aware training always uses 32 bits. This is the only key of
-    `compute` that changes results."""
+    trial on the machine that trains is faster. Quantisation-aware training always uses 32 bits. This is the
+    only key of `compute` that changes results."""
 
 
 class Phase(Settings):

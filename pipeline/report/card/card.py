@@ -49,7 +49,7 @@ class Card:
     shipped: Row
     """The best variant, or the one that comes closest to the budget."""
     result: VariantResults
-    """What the row ``shipped`` was made from."""
+    """Measurements behind the row ``shipped``."""
     change: Part
     """Comparison of ``shipped`` with its parent."""
     path: Sequence[str]

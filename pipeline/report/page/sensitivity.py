@@ -16,7 +16,7 @@ def pictures(part: Part | None) -> list[Figure]:
     """One chart per variant and kind of compression; none where nothing was measured.
 
     Args:
-        part: the result of the stage `dissect`.
+        part: the result of the stage `sensitivity`.
     """
     if not part or "variants" not in part:
         return []
