@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -46,6 +47,7 @@ SMALL = [
     "probe.steps=2",
     "probe.out_of_distribution_images=4",
     "sensitivity.images=6",
+    "gate.max_drop=1.0",
 ]
 
 
@@ -105,7 +107,7 @@ def test_the_pipeline_from_a_kill_to_the_last_prediction(checkout: Path, photogr
         first.send_signal(signal.SIGKILL)
     again = repro(checkout)
     assert again.returncode == 0, again.stderr[-2000:]
-    assert "fp32: goes on after step" in again.stderr
+    assert re.search(r"fp32: .*step \d+ of \d+", again.stderr)
     assert stages_run(again.stdout)[0] == "build@fp32"
 
     with (checkout / "artifacts/report/variants.csv").open() as file:

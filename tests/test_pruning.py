@@ -253,6 +253,14 @@ def test_channels_that_never_fire_are_kept_unless_they_are_masked() -> None:
     assert widths.output_channels(pruned) == tuple(NARROW)
 
 
+def test_channels_that_hardly_vary_are_kept_unless_they_are_masked() -> None:
+    parent = random_network()
+    with torch.no_grad():
+        parent.get_parameter("blocks.3.pointwise.norm.weight")[:20] = 1e-9
+    pruned, _ = surgery.remove_channels(parent, ARGUMENTS, NARROW, size=SIZE, criterion="l1")
+    assert widths.output_channels(pruned) == tuple(NARROW)
+
+
 def test_a_parent_without_explicit_channels_is_left_as_it_was() -> None:
     arguments = {"classes": 3}
     parent = random_network(arguments)
