@@ -32,14 +32,14 @@ repro: install ## The whole pipeline: default data, then everything that is out 
 	$(BIN)/dvc repro
 
 # Its own DVC and MLflow, in a folder that links to this checkout's code: the default run's state stays as it is.
-tiny: install ## A first look: the whole pipeline with few and small images, in some three minutes
+tiny: install ## A first look: the whole pipeline with few and small images, in about three minutes
 	@mkdir -p artifacts/raw $(TINY)/.dvc $(TINY)/artifacts
 	@ln -sfn ../../artifacts/raw $(TINY)/artifacts/raw
 	@ln -sfn ../../.dvc/plots $(TINY)/.dvc/plots
 	@for name in .dvcignore configs dvc.yaml pipeline requirements.lock students teachers; do ln -sfn "../$$name" "$(TINY)/$$name"; done
 	@printf '[core]\n    no_scm = true\n    analytics = false\n' > $(TINY)/.dvc/config
 	@unset MLFLOW_TRACKING_URI; cd $(TINY) && python -m pipeline params tiny && python -m pipeline fetch && dvc repro
-	@echo "The tiny pipeline is complete. Its accuracies mean nothing: 600 images of 64 pixels and seconds of training."
+	@echo "The tiny pipeline is complete. Its accuracies mean nothing: it trains for seconds, on 320 images of 64 pixels."
 	@echo "  $(TINY)/artifacts/report/report.html     open it in a browser"
 	@echo "  $(TINY)/artifacts/onnx/                  the files that would ship"
 	@echo "The real run is \`make repro\`; nothing of it was touched."
