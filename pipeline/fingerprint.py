@@ -14,29 +14,39 @@ from pathlib import Path
 
 import grimp
 from grimp import ImportGraph
+from grimp.exceptions import SourceSyntaxError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from pipeline import provenance
+from pipeline.errors import DistilleryError
 
 PROJECT = ("pipeline", "students", "teachers")
 """Packages of this project that stages import."""
 
 NO_RESULTS = ("pipeline.parameters", "pipeline.paths", "pipeline.process", "pipeline.errors")
-"""Modules on which no result depends. DVC tracks the values of the parameters and the paths by itself."""
+"""Modules that are left out. DVC tracks the paths and the values of the parameters by itself; the settings of
+the packages, which the parameters put together, belong to the packages."""
 
 TEMPLATES = (".css", ".html", ".md")
-"""Endings of files beside the modules that are part of the code."""
+"""Endings of templates, which are part of the code of the modules that name them."""
 
 NO_RESULT_PACKAGES = ("jaxtyping", "psutil", "tqdm")
 """Third-party packages for annotations, process control and progress bars."""
 
 
+class CodeError(DistilleryError):
+    """A file of the code cannot be read; the message names it."""
+
+
 def import_graph() -> ImportGraph:
     """The imports between the modules of this project and of third-party packages, without the parameters."""
-    graph = grimp.build_graph(
-        *PROJECT, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
-    )
+    try:
+        graph = grimp.build_graph(
+            *PROJECT, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
+        )
+    except (SourceSyntaxError, OSError, UnicodeError) as error:
+        raise CodeError(f"the imports of {', '.join(PROJECT)} cannot be read: {error}") from error
     for module in [m for m in graph.modules if m.startswith(NO_RESULTS)]:
         graph.remove_module(module)
     return graph
@@ -60,7 +70,7 @@ def fingerprints(root: Path) -> dict[str, str]:
     result = {}
     for stage in stage_names(root):
         script = f"pipeline.stages.{stage}"
-        modules = graph.find_upstream_modules(script) | {script}
+        modules = _with_settings(graph, graph.find_upstream_modules(script) | {script})
         own = {module for module in modules if module.split(".")[0] in PROJECT}
         digest = hashlib.sha256()
         for module in sorted(own | _packages_of(own)):
@@ -71,6 +81,13 @@ def fingerprints(root: Path) -> dict[str, str]:
                 digest.update(f"{name}=={versions.get(name)}\n".encode())
         result[stage] = digest.hexdigest()
     return result
+
+
+def _with_settings(graph: ImportGraph, modules: set[str]) -> set[str]:
+    """The modules with the settings of their packages, which a stage gets through the parameters."""
+    packages = {".".join(module.split(".")[:2]) for module in modules}
+    settings = {f"{package}.settings" for package in packages} & graph.modules
+    return modules.union(settings, *(graph.find_upstream_modules(module) for module in settings))
 
 
 def locked_versions(lock: Path) -> dict[str, str]:
@@ -91,13 +108,17 @@ def _packages_of(modules: Iterable[str]) -> set[str]:
 
 
 def _parts(root: Path, module: str) -> list[bytes]:
-    """A module's plain code, and the templates beside it."""
+    """A module's plain code, and the templates beside it that it names or that these include."""
     path = root / module.replace(".", "/")
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    code = provenance.plain_code(file.read_text(encoding="utf-8"))
-    templates = sorted(
-        other
-        for other in file.parent.iterdir()
-        if other.suffix in TEMPLATES and not other.name.startswith((".", "#"))
-    )
-    return [module.encode(), code.encode(), *(other.read_bytes() for other in templates)]
+    source = file.read_text(encoding="utf-8")
+    beside = [
+        other for other in sorted(file.parent.iterdir()) if other.suffix in TEMPLATES and other.is_file()
+    ]
+    templates: list[Path] = []
+    text = source
+    while named := [other for other in beside if other not in templates and other.name in text]:
+        templates += named
+        text = "".join(other.read_text(encoding="utf-8") for other in named)
+    code = provenance.plain_code(source)
+    return [module.encode(), code.encode(), *(other.read_bytes() for other in sorted(templates))]

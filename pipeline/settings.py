@@ -1,7 +1,8 @@
 """The base of every group of settings. A library declares its own; `pipeline.parameters` composes them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -25,3 +26,12 @@ OptionalPath = Annotated[
     Path | None, BeforeValidator(lambda value: None if value == str(paths.NONE) else value)
 ]
 """A path, or ``configs/none`` where there is none: DVC, which depends on the path, takes no null."""
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` on top, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged

@@ -80,6 +80,7 @@ def test_comments_docstrings_and_files_beside_the_code_change_no_fingerprint(
         file.write_text(f"# A comment before.\n{reworded}\n# A comment after.\n")
         (file.parent / f".{file.name}.swp").write_bytes(b"swap")
         (file.parent / f"{file.name}~").write_text("x = 1\n")
+        (file.parent / "NOTES.md").write_text("To do.")
     assert changed(checkout, current) == set()
 
 
@@ -89,6 +90,32 @@ def test_a_constant_of_the_pruning_code_changes_the_stages_that_prune_and_no_oth
     file = checkout / "pipeline/pruning/masks.py"
     file.write_text(f"{file.read_text()}\nEXTRA = 1\n")
     assert changed(checkout, current) == {"prune", "sensitivity"}
+
+
+def test_the_settings_of_a_package_are_part_of_its_code(checkout: Path, current: dict[str, str]) -> None:
+    """Stages get them through the parameters, which are not followed."""
+    file = checkout / "pipeline/pruning/settings.py"
+    file.write_text(file.read_text().replace('"taylor")', '"taylor", "l2")'))
+    assert changed(checkout, current) == {"prune", "sensitivity"}
+
+
+def test_a_file_that_is_no_python_is_one_line(checkout: Path) -> None:
+    (checkout / "pipeline/pruning/scratch.py").write_text("def (")
+    code = (
+        "from pipeline import fingerprint, process\n"
+        "with process.one_line_errors(): fingerprint.import_graph()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=checkout,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "scratch" in done.stderr
 
 
 @pytest.mark.parametrize("suffix", fingerprint.TEMPLATES)

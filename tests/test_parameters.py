@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from pipeline import parameters, paths
 from pipeline.parameters import Distill, ParameterError, Prune, Quantize, reference
+from pipeline.settings import merge
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,7 +23,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 def complaint(change: dict[str, Any]) -> str:
     with pytest.raises(ParameterError) as caught:
-        parameters.check(parameters.merge(composed(), change), "params.yaml")
+        parameters.check(merge(composed(), change), "params.yaml")
     return str(caught.value)
 
 
@@ -153,7 +154,7 @@ def test_a_variant_overrides_its_operations_section_key_by_key() -> None:
 def test_merging_leaves_both_sides_as_they_were() -> None:
     base, change = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
     before = copy.deepcopy((base, change))
-    assert parameters.merge(base, change) == {"a": {"b": 3, "c": 2}}
+    assert merge(base, change) == {"a": {"b": 3, "c": 2}}
     assert (base, change) == before
 
 

@@ -2,7 +2,7 @@
 
 from pipeline.parameters.checks import ParameterError, check, load
 from pipeline.parameters.sections import Parameters
-from pipeline.parameters.variants import Distill, Prune, Quantize, merge
+from pipeline.parameters.variants import Distill, Prune, Quantize
 
 __all__ = [
     "Distill",
@@ -12,5 +12,4 @@ __all__ = [
     "Quantize",
     "check",
     "load",
-    "merge",
 ]

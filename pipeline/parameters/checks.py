@@ -12,7 +12,8 @@ from pipeline.distillation.settings import Objective, TeacherMember
 from pipeline.errors import DistilleryError
 from pipeline.parameters import messages
 from pipeline.parameters.sections import Parameters
-from pipeline.parameters.variants import OPERATIONS, Prune, merge
+from pipeline.parameters.variants import OPERATIONS, Prune
+from pipeline.settings import merge
 from pipeline.training.settings import TrainingSettings
 
 
@@ -111,7 +112,7 @@ def _contains(values: Mapping[str, Any], location: Sequence[int | str]) -> bool:
 
 def _path_problems(parameters: Parameters) -> Iterator[str]:
     data = parameters.data
-    if data.path != paths.RAW_FASHION_MNIST and not data.path.exists():
+    if data.path != paths.RAW_FASHION_MNIST and not data.path.is_dir():
         yield f"data.path = {str(data.path)!r}: no such folder; allowed: a folder of images by class"
     for key, path in (
         ("evaluation.metadata", parameters.evaluation.metadata),

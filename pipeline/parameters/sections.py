@@ -7,16 +7,21 @@ from pydantic import Field
 
 from pipeline.data.settings import DataSettings, ViewSettings
 from pipeline.distillation.settings import TeacherSettings
+from pipeline.errors import DistilleryError
 from pipeline.evaluation.settings import EvaluationSettings, GateSettings
 from pipeline.inspection.settings import ExplainSettings, ProbeSettings, SensitivitySettings
 from pipeline.measurement.settings import BenchmarkSettings, EnergySettings
 from pipeline.models.settings import StudentSettings
-from pipeline.parameters.variants import OPERATIONS, Operation, Variant, VariantName, merge
+from pipeline.parameters.variants import OPERATIONS, Operation, Variant, VariantName
 from pipeline.report.settings import CardSettings
 from pipeline.selection.settings import BudgetSettings
-from pipeline.settings import Settings
+from pipeline.settings import Settings, merge
 from pipeline.tracking.settings import TrackingSettings
 from pipeline.training.settings import ComputeSettings
+
+
+class UnknownVariantError(DistilleryError):
+    """A variant is not declared in the parameters."""
 
 
 class Parameters(Settings):
@@ -54,6 +59,9 @@ class Parameters(Settings):
 
     def settings(self, variant: str, kind: type[Operation]) -> Operation:
         """The settings of one variant: the section of its operation with the keys of the variant on top."""
+        if variant not in self.variants:
+            allowed = ", ".join(self.variants)
+            raise UnknownVariantError(f"{variant!r} is not a variant of params.yaml; allowed: {allowed}")
         declared = self.variants[variant]
         merged = merge(getattr(self, declared.op), declared.model_extra or {})
         return kind.model_validate(merged)

@@ -1,7 +1,6 @@
 """Variants, and the settings of the operations that make them."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 
@@ -41,12 +40,3 @@ class Variant(Settings):
     """`teacher`, or the name of another variant."""
     op: Literal["distill", "prune", "quantize"]
     """The operation that makes the variant from its parent."""
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` on top, mappings merged key by key."""
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
