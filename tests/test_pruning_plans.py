@@ -1,6 +1,8 @@
 """Channel counts within a budget, and the choice among plans, with a known table of costs."""
 
 import itertools
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 
 import students
 from pipeline.models.costs import count_macs
-from pipeline.pruning import plans, widths
+from pipeline.pruning import plans, surgery, widths
 from pipeline.pruning.masks import Loss
 from pipeline.pruning.plans import PruningPlan, TrialData
 from pipeline.tasks import SINGLE_LABEL
@@ -116,6 +118,50 @@ def test_plans_cost_the_same_and_the_best_on_val_is_first(target: dict[str, floa
     assert shaped.channels != uniform.channels
     assert plans.format_table(ranked).count("\n") == len(ranked)
     assert ranked[0].to_dict()["channels"] == list(ranked[0].channels)
+
+
+@pytest.mark.parametrize("broken", [("l1",), ("l1", "l2")])
+def test_a_plan_that_cannot_be_carried_out_is_left_out(
+    broken: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when NNI removes a channel more than was masked."""
+    channel_masks, remove_masked = surgery.masks.channel_masks, surgery.masks.remove_masked
+    criteria: list[str] = []
+
+    def masks_of(module: Any, channels: Any, criterion: Any, *arguments: Any) -> Any:
+        criteria.append(criterion)
+        return channel_masks(module, channels, criterion, *arguments)
+
+    def one_too_many(module: Any, masks: Any, size: int) -> dict[str, torch.Tensor]:
+        tensors = remove_masked(module, masks, size)
+        if criteria[-1] in broken:
+            tensors["classifier.weight"] = tensors["classifier.weight"][:, 1:]
+        return tensors
+
+    monkeypatch.setattr(surgery.masks, "channel_masks", masks_of)
+    monkeypatch.setattr(surgery.masks, "remove_masked", one_too_many)
+    parent = random_network()
+    rank = partial(
+        plans.rank,
+        parent,
+        ARGUMENTS,
+        trial_data(parent),
+        architecture="mobilenet_v1",
+        size=SIZE,
+        criteria=("l1", "l2"),
+        shapes=("uniform",),
+        macs=0.5,
+        speedup=None,
+        multiple=8,
+        milliseconds=milliseconds,
+        speed=lambda before, after: milliseconds(before) / milliseconds(after),
+    )
+    if len(broken) == 2:
+        with pytest.raises(surgery.PruningError, match=r"classifier\.weight"):
+            rank()
+    else:
+        assert [plan.criterion for plan in rank()] == ["l2"]
+        assert "l1" in capsys.readouterr().err
 
 
 def rank_uniform(parent: torch.nn.Module, speedup: float, factor: float = 1.0) -> list[PruningPlan]:

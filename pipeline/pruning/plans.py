@@ -6,6 +6,7 @@ al. 2020, "EagleEye", https://arxiv.org/abs/2007.02491).
 """
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from pipeline.distillation.training_data import TrainingData
 from pipeline.models.costs import count_macs
 from pipeline.pruning import channel_sensitivity, surgery, widths
 from pipeline.pruning.masks import Criterion, Loss
+from pipeline.pruning.surgery import PruningError
 from pipeline.pruning.widths import BudgetError, Cost
 from pipeline.tasks import Task
 from pipeline.training import loop, norms
@@ -171,7 +173,7 @@ def rank(
 
     Raises:
         BudgetError: the target cannot be reached.
-        PruningError: a network without its masked channels computes something else.
+        PruningError: no plan can be carried out. If only some cannot, they are left out, with a line each.
     """
     channels = widths.output_channels(module)
     largest_within = partial(widths.largest_within, architecture, arguments, channels, multiple=multiple)
@@ -204,17 +206,23 @@ def rank(
     except BudgetError as error:
         key = f"`macs` (={macs})" if speedup is None else f"`speedup` (={speedup})"
         raise BudgetError(f"{key}: {error}") from None
-    plans = []
+    plans: list[PruningPlan] = []
+    failures: list[PruningError] = []
     for shape_name, criterion in itertools.product(shapes, criteria):
-        pruned, _ = surgery.remove_channels(
-            module,
-            arguments,
-            counts[shape_name],
-            size=size,
-            criterion=criterion,
-            losses=data.losses,
-            architecture=architecture,
-        )
+        try:
+            pruned, _ = surgery.remove_channels(
+                module,
+                arguments,
+                counts[shape_name],
+                size=size,
+                criterion=criterion,
+                losses=data.losses,
+                architecture=architecture,
+            )
+        except PruningError as error:
+            failures.append(error)
+            print(f"plan left out: criterion {criterion}, shape {shape_name}: {error}", file=sys.stderr)
+            continue
         norms.reestimate(pruned, data.settling)
         logits = data.logits(pruned)
         plans.append(
@@ -229,6 +237,8 @@ def rank(
                 milliseconds=milliseconds(pruned),
             )
         )
+    if not plans:
+        raise failures[0]
     return sorted(plans, key=lambda plan: (-plan.score, plan.cross_entropy))
 
 

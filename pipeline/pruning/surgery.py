@@ -51,7 +51,8 @@ def remove_channels(
         The smaller network in evaluation mode, and the arguments that rebuild it.
 
     Raises:
-        PruningError: the smaller network's logits are not those of the masked parent.
+        PruningError: other channels than the masked ones were removed, or the logits of the smaller network
+            are not those of the masked parent.
     """
     smaller_arguments = {**arguments, "channels": list(channels)}
     smaller = students.build(architecture, smaller_arguments)
@@ -61,7 +62,11 @@ def remove_channels(
     removal = {
         path: {name: mask.cpu() for name, mask in targets.items()} for path, targets in removal.items()
     }
-    smaller.load_state_dict(masks.remove_masked(parent, removal, GRAPH_SIZE))
+    try:
+        smaller.load_state_dict(masks.remove_masked(parent, removal, GRAPH_SIZE))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise PruningError(f"NNI removed other channels than the masked ones: {reason}") from error
     smaller.eval()
     check_same_logits(masks.apply_masks(parent, removal), smaller, size)
     return smaller.to(next(module.parameters()).device), smaller_arguments
