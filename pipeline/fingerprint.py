@@ -9,6 +9,7 @@ one of these changed, and only then.
 import hashlib
 import sys
 from collections.abc import Iterable
+from functools import cache, partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def fingerprints(root: Path) -> dict[str, str]:
     graph = import_graph()
     versions = locked_versions(root / "requirements.lock")
     distributions = packages_distributions()
+    parts = cache(partial(_parts, root))  # most modules belong to many stages
     result = {}
     for stage in stage_names(root):
         script = f"pipeline.stages.{stage}"
@@ -74,7 +76,7 @@ def fingerprints(root: Path) -> dict[str, str]:
         own = {module for module in modules if module.split(".")[0] in PROJECT}
         digest = hashlib.sha256()
         for module in sorted(own | _packages_of(own)):
-            for part in _parts(root, module):
+            for part in parts(module):
                 digest.update(part)
         for package in sorted(modules - own - sys.stdlib_module_names - {*NO_RESULT_PACKAGES}):
             for name in sorted({canonicalize_name(name) for name in distributions.get(package, ())}):
