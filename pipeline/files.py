@@ -1,4 +1,4 @@
-"""The one way in which files are written: whole or not at all, under a name of the process until they are whole."""
+"""The one way to write a file: whole or not at all, under a temporary name until it is whole."""
 
 import os
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path to write to, which takes the place of ``path`` when the block ends without an error.
 
-    The content is on the disk before the name changes, so that a kill or a power cut leaves either the previous
-    file or the new one. The temporary name holds the process number: two processes never share it. Missing
-    folders are made.
+    The content is on the disk before the name changes, so that a kill or a power cut leaves either the
+    previous file or the new one. The temporary name holds the process number: two processes never share it.
+    Missing folders are created.
 
     Args:
         path: the file to write or to replace.
