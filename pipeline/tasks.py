@@ -11,7 +11,9 @@ from jaxtyping import Float, Int64, Num
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.statistics import chance
 from pipeline.statistics.average_precision import mean_average_precision
+from pipeline.statistics.chance import Chance
 
 TaskName = Literal["single_label", "multi_label"]
 Metric = Literal["top1", "map"]
@@ -39,6 +41,8 @@ class Task:
     """Predictions from logits, as needed to score them and to compare variants image by image."""
     score: Callable[[np.ndarray, np.ndarray], float]
     """Value of the metric from predictions and targets."""
+    chance: Callable[[np.ndarray, np.ndarray], Chance]
+    """Chance of the metric from predictions and targets."""
 
 
 def softmax_cross_entropy(
@@ -124,6 +128,7 @@ SINGLE_LABEL = Task(
     mean=softmax_mean,
     predictions=_classes,
     score=_accuracy,
+    chance=chance.of_classes,
 )
 MULTI_LABEL = Task(
     name="multi_label",
@@ -135,6 +140,7 @@ MULTI_LABEL = Task(
     mean=sigmoid_mean,
     predictions=_logits,
     score=mean_average_precision,
+    chance=chance.of_attributes,
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in (SINGLE_LABEL, MULTI_LABEL)}
 """Task by name."""

@@ -17,6 +17,7 @@ from pipeline.report.results import RunResults, VariantResults
 from pipeline.report.settings import CardSettings
 from pipeline.selection import budget
 from pipeline.selection.table import Row
+from pipeline.statistics import chance
 from pipeline.statistics.intervals import wilson
 
 CLASSES = ("red", "green", "blue")
@@ -322,6 +323,7 @@ def comparison(
     for entry in entries:
         new, old = answers[entry.variant], answers[entry.parent]
         found = gate.compare(new == labels, old == labels)
+        above = chance.of_classes(new, labels)
         of_classes = [
             gate.compare((new == labels)[labels == k], (old == labels)[labels == k])
             for k in range(len(CLASSES))
@@ -334,8 +336,9 @@ def comparison(
             "hi": found.hi,
             "mcnemar_p": found.mcnemar_p,
             "distinguishable": not found.lo <= 0 <= found.hi,
-            "verdict": gate.verdict(found, max_drop),
-            "reason": gate.explain(found, max_drop, entry.parent),
+            "verdict": gate.verdict(found, max_drop, above),
+            "reason": gate.explain(found, max_drop, entry.parent, above),
+            "chance": above.expected,
             "flips": {
                 "gained": int(((new == labels) & (old != labels)).sum()),
                 "lost": int(((new != labels) & (old == labels)).sum()),

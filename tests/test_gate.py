@@ -3,6 +3,9 @@ import pytest
 
 from pipeline.evaluation import gate
 from pipeline.evaluation.gate import Difference
+from pipeline.statistics.chance import Chance
+
+ABOVE = Chance(score=0.9, expected=0.1, deviation=0.001)
 
 
 def test_compare_counts_the_images_that_only_one_gets_right() -> None:
@@ -57,7 +60,7 @@ def test_a_loss_within_the_limit_is_rejected_while_the_test_set_is_too_small_to_
         variant[images // 100 : images // 20] = True
         difference = gate.compare(variant, parent)
         assert difference.delta == pytest.approx(-0.01)
-        verdicts.append(gate.verdict(difference, max_drop=0.02))
+        verdicts.append(gate.verdict(difference, 0.02, ABOVE))
     assert verdicts == ["reject", "accept"]
 
 
@@ -95,4 +98,14 @@ def test_a_loss_within_the_limit_is_rejected_while_the_test_set_is_too_small_to_
 def test_the_explanation_holds_the_loss_its_interval_and_the_limit(
     delta: float, lo: float, hi: float, sentence: str
 ) -> None:
-    assert gate.explain(Difference(10_000, delta, lo, hi, None), 0.04, "fp32") == sentence
+    assert gate.explain(Difference(10_000, delta, lo, hi, None), 0.04, "fp32", ABOVE) == sentence
+
+
+def test_a_variant_at_chance_is_rejected_even_if_it_loses_nothing() -> None:
+    equal = Difference(1000, 0.0, -0.001, 0.001, 1.0)
+    chance = Chance(score=0.11, expected=0.1, deviation=0.0095)
+    assert gate.verdict(equal, 0.04, ABOVE) == "accept"
+    assert gate.verdict(equal, 0.04, chance) == "reject"
+    sentence = gate.explain(equal, 0.04, "fp32", chance)
+    assert "11.0%" in sentence
+    assert "10.0%" in sentence

@@ -27,6 +27,7 @@ from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
 from pipeline.training import checkpoints, compute, norms, optimisation, precision, scoring
 from pipeline.training.compute import ComputeError
 from pipeline.training.loop import TrainingError
+from pipeline.training.scoring import ScoreError
 from pipeline.training.settings import ComputeSettings, Phase
 from teachers.contract import InputContract
 
@@ -220,7 +221,7 @@ def test_a_student_learns_what_the_answers_say(
 def test_a_loss_that_explodes_and_too_few_images_are_said(
     data: Path, answers: Path, tmp_path: Path, oracle: Path
 ) -> None:
-    with pytest.raises(TrainingError, match=r"the loss is .* in epoch .*; try a learning_rate below 1e"):
+    with pytest.raises(TrainingError, match=r"the loss is nan for .*\.jpg.*learning_rate below 1e\+30"):
         learn(
             data,
             answers,
@@ -717,3 +718,11 @@ def test_a_score_counts(data: Path) -> None:
     assert len(score.predictions) == score.images == len(view_set)
     assert score.value == np.mean(score.predictions == view_set.images.labels)
     assert score.to_dict() == {"n": score.images, "top1": score.value}
+
+
+def test_outputs_that_are_not_finite_are_refused_with_the_names_of_their_images(data: Path) -> None:
+    images = store.read(data, "val")
+    logits = torch.zeros(len(images), 3)
+    logits[1, 2] = torch.nan
+    with pytest.raises(ScoreError, match=f"1 of {len(images)} images .*{images.table['source'][1]}"):
+        scoring.score(logits, images)

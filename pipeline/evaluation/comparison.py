@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from pipeline.evaluation import confidence, gate
 from pipeline.evaluation.confidence import Confidence
-from pipeline.statistics import bootstrap
+from pipeline.statistics import bootstrap, chance
 from pipeline.statistics.average_precision import PRESENT, average_precisions
 from pipeline.statistics.intervals import holm
 
@@ -49,9 +49,9 @@ def compare_with_parent(
     Returns:
         ``delta`` with the ends ``lo`` and ``hi`` of its interval (Tango's for classes, the paired bootstrap's
         for attributes), the paired ``bootstrap`` interval, McNemar's exact ``mcnemar_p``, whether the
-        difference is ``distinguishable`` from none, the ``verdict`` with its ``reason``, ``flips`` in both
-        directions, every one of ``classes`` with its own paired interval and a p value that is corrected for
-        their number (Holm), and the drift of ``calibration``.
+        difference is ``distinguishable`` from none, the ``verdict`` with its ``reason``, the score by
+        ``chance``, ``flips`` in both directions, every one of ``classes`` with its own paired interval and a
+        p value that is corrected for their number (Holm), and the drift of ``calibration``.
 
     Raises:
         ValueError: the outputs are for different numbers of images.
@@ -66,6 +66,7 @@ def compare_with_parent(
         difference = gate.compare(correct, parent_correct)
         gained, lost = int((correct & ~parent_correct).sum()), int((parent_correct & ~correct).sum())
         lo, hi = bootstrap.difference_interval(gained, lost, len(labels))
+        shuffled = chance.of_classes(variant.predictions, labels)
         changed = int((variant.predictions != parent.predictions).sum())
         flips = {
             "gained": gained,
@@ -77,6 +78,7 @@ def compare_with_parent(
     else:
         difference = gate.compare_map(variant.predictions, parent.predictions, labels)
         lo, hi, flips = difference.lo, difference.hi, None
+        shuffled = chance.of_attributes(variant.predictions, labels)
         classes = _compare_attributes(variant.predictions, parent.predictions, labels, names)
     return {
         "n": difference.images,
@@ -90,8 +92,9 @@ def compare_with_parent(
         },
         "mcnemar_p": difference.mcnemar_p,
         "distinguishable": difference.distinguishable,
-        "verdict": gate.verdict(difference, max_drop),
-        "reason": gate.explain(difference, max_drop, parent_name),
+        "verdict": gate.verdict(difference, max_drop, shuffled),
+        "reason": gate.explain(difference, max_drop, parent_name, shuffled),
+        "chance": shuffled.expected,
         "flips": flips,
         "classes": classes,
         "classes_worse": [c["label"] for c in classes if c["worse"]],

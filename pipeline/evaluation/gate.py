@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 
 from pipeline.statistics import bootstrap
 from pipeline.statistics.average_precision import mean_average_precision
+from pipeline.statistics.chance import Chance
 from pipeline.statistics.intervals import mcnemar, paired_interval
 
 Verdict = Literal["accept", "reject"]
@@ -71,25 +72,32 @@ def compare_map(
     return Difference(len(targets), delta, lo, hi, None)
 
 
-def verdict(difference: Difference, max_drop: float) -> Verdict:
-    """Accept a variant when its loss is shown to be at most ``max_drop``, a fraction of 1.
+def verdict(difference: Difference, max_drop: float, chance: Chance) -> Verdict:
+    """Accept a variant that is shown to be above chance and to lose at most ``max_drop``, a fraction of 1.
 
     This is a non-inferiority test with a one-sided error of 2.5 %: the lower end of the 95 % interval of the
     difference must not lie below ``-max_drop``. A point estimate within the limit is not enough, because on a
     small test set it may be there by chance. The burden of proof lies with the variant: a rule that rejected
-    only proven losses would accept everything on a test set that is small enough.
+    only proven losses would accept everything on a test set that is small enough. A variant at chance loses
+    nothing against a parent at chance, hence the other condition.
     """
-    return "accept" if difference.lo >= -max_drop else "reject"
+    return "accept" if difference.lo >= -max_drop and chance.is_exceeded else "reject"
 
 
-def explain(difference: Difference, max_drop: float, parent: str) -> str:
+def explain(difference: Difference, max_drop: float, parent: str, chance: Chance) -> str:
     """One sentence that says what the verdict is, and why.
 
     Args:
         difference: the variant's difference from its parent.
         max_drop: the greatest loss that is allowed, as a fraction of 1.
         parent: name of the parent.
+        chance: the variant's score beside that of the same predictions for shuffled images.
     """
+    if not chance.is_exceeded:
+        return (
+            f"Rejected: {chance.score:.1%} is not shown to be above chance "
+            f"({chance.expected:.1%} on the same images shuffled)."
+        )
     above = difference.delta > 0
     ends = (difference.lo, difference.hi) if above else (-difference.hi, -difference.lo)
     distance, least, greatest = (f"{100 * value:z.1f}" for value in (abs(difference.delta), *ends))
@@ -97,7 +105,7 @@ def explain(difference: Difference, max_drop: float, parent: str) -> str:
     allowed = (
         f"a loss of up to {100 * max_drop:g} is allowed" if above else f"up to {100 * max_drop:g} are allowed"
     )
-    if verdict(difference, max_drop) == "accept":
+    if verdict(difference, max_drop, chance) == "accept":
         return f"Accepted: {measured}; {allowed}."
     if difference.hi < -max_drop:
         return f"Rejected: {measured}; {allowed}."

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,9 @@ class Card:
     """Initial weights of the first student, in words."""
     task: str = "single_label"
     """Key of ``tasks.TASKS``."""
-    val: dict[str, int | float] | None = None
-    """Number of validation images, and the torch module's score as a fraction of 1 under the metric's
-    name."""
+    val: dict[str, int | float] = field(default_factory=dict)
+    """Number ``n`` of validation images, the torch module's score as a fraction of 1 under the metric's name,
+    its ``chance``, and whether it is ``at_chance``; see ``statistics.chance``."""
     calibration_sha256: str | None = None
     """SHA-256 over the images that set the activation ranges; None if there are none."""
 

@@ -67,7 +67,7 @@ def main(variant: str) -> None:
         settings=settings.model_dump(mode="json"),
         start=start.origin,
         task=data.task.name,
-        val=val.to_dict(),
+        val=results.describe(val),
     )
     results.save(
         Model(module.cpu(), card),

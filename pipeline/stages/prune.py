@@ -21,6 +21,7 @@ def main(variant: str) -> None:
     settings = p.settings(variant, Prune)
     fabric = compute.start(p.compute, trials=paths.PRECISION_TRIALS)
     parent = storage.load(paths.model(p.variants[variant].parent))
+    results.check_parent(parent.card)
     contract = parent.card.input
     space = views.space(p.views, p.seed)
     data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
@@ -96,7 +97,7 @@ def main(variant: str) -> None:
             "shape": best.shape,
             "candidates": [plan.to_dict() for plan in ranked],
         },
-        val=val.to_dict(),
+        val=results.describe(val),
     )
     results.save(
         Model(module.cpu(), card),

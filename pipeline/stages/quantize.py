@@ -34,6 +34,7 @@ def main(variant: str) -> None:
     # In 32 bits: in fewer bits, an integer times its step is no longer on the grid of the shipped file.
     fabric = compute.start(p.compute.model_copy(update={"precision": "32-true"}))
     parent = storage.load(paths.model(p.variants[variant].parent))
+    results.check_parent(parent.card)
     contract = parent.card.input
     space = views.space(p.views, p.seed)
     data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
@@ -109,7 +110,7 @@ def main(variant: str) -> None:
         op="quantize",
         arguments=arguments,
         settings=applied,
-        val=val.to_dict(),
+        val=results.describe(val),
         calibration_sha256=sampling.fingerprint(data.train_set.images, calibration),
     )
     results.save(

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from pipeline import provenance
 from pipeline.data import batches
 from pipeline.data.batches import Batch, CentredViews, Request, ViewSet
+from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
 from pipeline.training import checkpoints, optimisation, precision, scoring
 from pipeline.training.checkpoints import History, Progress
@@ -27,6 +28,10 @@ from pipeline.training.settings import Phase, TrainingSettings
 
 LossTerms = Callable[[nn.Module, Batch], dict[str, Tensor]]
 """Function from a network and a batch to named, unweighted loss terms, each a mean over the batch."""
+
+
+CHECKED_TOGETHER = 20
+"""Number of steps whose losses are looked at together, since the host waits for a GPU each time."""
 
 
 class TrainingError(DistilleryError):
@@ -135,6 +140,7 @@ def train(
         if on_epoch is not None:
             on_epoch(module, step / steps)
         first, rate = step, 0.0
+        losses: list[Tensor] = []
         for batch in itertools.islice(stream, end - first):
             rate = optimisation.learning_rate(
                 step, steps, peak=settings.learning_rate, warmup=settings.warmup, phases=falls
@@ -155,18 +161,22 @@ def train(
             fabric_optimizer.zero_grad()
             for name, term in [("loss", loss), *terms.items()]:
                 sums[name] += term.detach()
+            losses.append(loss.detach())
             if averaged is not None:
                 _average(averaged, module, min(settings.ema, (1 + step) / (10 + step)))
             step += 1
             bar.update(settings.batch_size)
+            if len(losses) == CHECKED_TOGETHER or step == end:
+                shown = requests[step - done.step - len(losses) : step - done.step]
+                if explosion := _infinite_loss(losses, shown, train_set.images):
+                    raise TrainingError(
+                        f"{run.name}: at step {step} of {steps} the loss is {explosion}; "
+                        f"try a learning_rate below {settings.learning_rate:g}"
+                    )
+                losses.clear()
         precision.use(fabric, False)
         seconds = time.perf_counter() - began
         means = {name: (total / (step - first)).item() for name, total in sums.items()}
-        if not math.isfinite(means["loss"]):
-            raise TrainingError(
-                f"{run.name}: the loss is {means['loss']} in epoch {len(history) + 1}; "
-                f"try a learning_rate below {settings.learning_rate}"
-            )
         size = requests[step - 1 - done.step].size
         val = scoring.score(scoring.logits(fabric, averaged or module, val_views, size), val_set.images)
         history.append(
@@ -186,6 +196,17 @@ def train(
         checkpoints.save(run.folder, identity, Progress(step, history), **state)
     bar.close()
     return (averaged or module).eval(), history
+
+
+def _infinite_loss(losses: Sequence[Tensor], batches: Sequence[Request], images: ImageSet) -> str | None:
+    """The first loss that is not a finite number, with the images of its batch; None if all are finite."""
+    values = torch.stack(list(losses))
+    infinite = (~values.isfinite()).nonzero()
+    if not len(infinite):
+        return None
+    first = int(infinite[0])
+    sources = [images.table["source"][int(index)] for index in batches[first].indices]
+    return f"{values[first].item()} for {scoring.named(sources)}"
 
 
 @torch.no_grad()

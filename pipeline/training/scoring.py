@@ -1,5 +1,6 @@
 """Scores of a PyTorch network on a split."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,16 @@ from torch import nn
 
 from pipeline.data.batches import CentredViews, ViewSet
 from pipeline.data.store import ImageSet
+from pipeline.errors import DistilleryError
+from pipeline.statistics.chance import Chance
 from pipeline.tasks import Task
+
+NAMED = 3
+"""Number of images that an error names."""
+
+
+class ScoreError(DistilleryError):
+    """Predictions cannot be scored."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,8 @@ class Score:
     """``task.metric``, a fraction of 1."""
     cross_entropy: float
     """Cross entropy in nats, mean over images."""
+    labels: np.ndarray
+    """Labels of the images."""
 
     def __str__(self) -> str:
         return f"{self.task.words} {self.value:.2%} of {self.images}"
@@ -33,6 +45,10 @@ class Score:
     def to_dict(self) -> dict[str, int | float]:
         """Number of images and the metric under its name, for a card."""
         return {"n": self.images, self.task.metric: self.value}
+
+    def chance(self) -> Chance:
+        """The score beside those of the same predictions for shuffled images."""
+        return self.task.chance(self.predictions, self.labels)
 
 
 def evaluate(fabric: Fabric, module: nn.Module, dataset: ViewSet, size: int, workers: int) -> Score:
@@ -61,9 +77,24 @@ def logits(
         return torch.cat([module(contract.normalise(batch.images)).float().cpu() for batch in views.at(size)])
 
 
+def named(sources: Sequence[str]) -> str:
+    """The first of some images in words."""
+    return ", ".join(sources[:NAMED]) + (", ..." if len(sources) > NAMED else "")
+
+
 def score(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> Score:
-    """The score of the logits of a whole split."""
+    """The score of the logits of a whole split.
+
+    Raises:
+        ScoreError: a logit is not a finite number.
+    """
+    if len(infinite := np.flatnonzero(~torch.isfinite(logits).all(1).numpy())):
+        sources = [images.table["source"][int(index)] for index in infinite]
+        raise ScoreError(
+            f"the outputs for {len(infinite)} of {len(images)} images are not finite: {named(sources)}"
+        )
     task = images.task
     predictions = task.predictions(logits)
     loss = task.cross_entropy(logits, torch.from_numpy(images.labels))
-    return Score(task, predictions, len(images), task.score(predictions, images.labels), float(loss))
+    value = task.score(predictions, images.labels)
+    return Score(task, predictions, len(images), value, float(loss), images.labels)

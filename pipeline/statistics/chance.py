@@ -1,0 +1,87 @@
+"""Whether a classifier's score is above chance: above that of the same predictions for shuffled images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+
+from pipeline.statistics.average_precision import mean_average_precision
+
+CONFIDENCE = 0.99
+"""One-sided confidence level at which a score is above chance."""
+
+QUANTILE = float(stats.norm.ppf(CONFIDENCE))
+"""Standard normal quantile of that level."""
+
+LEAST_SKILL = 0.1
+"""Skill that must be detectable before a score that is not above chance counts as at chance."""
+
+SHUFFLES = 50
+"""Number of shuffles from which the chance of a mean average precision is estimated."""
+
+
+@dataclass(frozen=True)
+class Chance:
+    """A score beside the scores that the same predictions reach for shuffled images.
+
+    Unlike one over the number of classes, this takes into account how often each class occurs and is
+    predicted: a classifier that always answers with the most frequent class is at chance.
+    """
+
+    score: float
+    """Score of the classifier, a fraction of 1."""
+    expected: float
+    """Mean score for shuffled images."""
+    deviation: float
+    """Standard deviation of the score for shuffled images."""
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether the score is shown to be above chance, at 99 % confidence."""
+        return self.score - self.expected > QUANTILE * self.deviation
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the classifier is at chance: its score is not above chance, although there are enough
+        images to show a skill of 0.1, where 0 is chance and 1 is a perfect classifier."""
+        detectable = QUANTILE * self.deviation < LEAST_SKILL * (1 - self.expected)
+        return not self.is_exceeded and detectable
+
+
+def of_classes(predictions: Int[np.ndarray, " images"], labels: Int[np.ndarray, " images"]) -> Chance:
+    """Chance of an accuracy; its distance from the score is Cohen's kappa, not yet divided by its maximum.
+
+    Mean and variance over all shuffles are exact (Hoeffding 1951, https://doi.org/10.1214/aoms/1177729545).
+
+    Args:
+        predictions: predicted class of each image.
+        labels: true class of each image.
+    """
+    images = len(labels)
+    classes = max(int(predictions.max()), int(labels.max())) + 1
+    predicted, true = (np.bincount(each, minlength=classes) for each in (predictions, labels))
+    expected = float(predicted @ true) / images**2
+    # Rows are true classes, columns predicted ones; a pair of them occurs true * predicted times among all
+    # pairs of images.
+    centred = np.eye(classes) - predicted[:, None] / images - true[None, :] / images + expected
+    variance = float((true[:, None] * predicted[None, :] * centred**2).sum()) / max(1, images - 1)
+    score = float((predictions == labels).mean())
+    return Chance(score, expected, float(np.sqrt(variance)) / images)
+
+
+def of_attributes(
+    scores: Float[np.ndarray, "images attributes"], targets: Float[np.ndarray, "images attributes"]
+) -> Chance:
+    """Chance of a mean average precision, from 50 seeded shuffles of the images.
+
+    Args:
+        scores: score of each attribute; the higher, the more certain.
+        targets: share of each attribute, from 0 to 1.
+    """
+    random = np.random.default_rng(0)
+    shuffled = [
+        mean_average_precision(scores, targets[random.permutation(len(targets))]) for _ in range(SHUFFLES)
+    ]
+    score = mean_average_precision(scores, targets)
+    return Chance(score, float(np.mean(shuffled)), float(np.std(shuffled, ddof=1)))

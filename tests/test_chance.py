@@ -1,0 +1,86 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.models import storage
+from pipeline.models.storage import Model
+from pipeline.statistics import chance
+from pipeline.tasks import SINGLE_LABEL
+from pipeline.training import results
+from pipeline.training.results import ChanceError
+from pipeline.training.scoring import Score
+from tests import tiny_students
+
+
+def test_the_chance_of_an_accuracy_is_that_of_shuffled_images() -> None:
+    random = np.random.default_rng(0)
+    labels = random.choice(4, 300, p=[0.5, 0.3, 0.15, 0.05])
+    predictions = random.choice(4, 300, p=[0.7, 0.1, 0.1, 0.1])
+    result = chance.of_classes(predictions, labels)
+    shuffled = [float((random.permutation(predictions) == labels).mean()) for _ in range(20_000)]
+    assert result.expected == pytest.approx(np.mean(shuffled), abs=0.001)
+    assert result.deviation == pytest.approx(np.std(shuffled), rel=0.03)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05])
+def test_independent_answers_seldom_exceed_chance(share: float) -> None:
+    """One in a hundred does, at a confidence of 99 %; a skill of 5 % is found nearly always."""
+    random = np.random.default_rng(1)
+    exceeded = 0
+    for _ in range(300):
+        labels = random.integers(0, 10, 2000)
+        predictions = np.where(random.random(2000) < share, labels, random.integers(0, 10, 2000))
+        exceeded += chance.of_classes(predictions, labels).is_exceeded
+    assert exceeded <= 10 if not share else exceeded >= 290
+
+
+def test_a_constant_answer_is_at_chance_however_frequent_its_class() -> None:
+    labels = np.array([0] * 900 + [1] * 100)
+    result = chance.of_classes(np.zeros(1000, int), labels)
+    assert result.score == result.expected == 0.9
+    assert result.deviation == 0
+    assert result.is_reached
+
+
+def test_few_images_do_not_show_that_a_classifier_is_at_chance() -> None:
+    """5 of 12 right in three classes may be skill or chance: it is neither accepted nor called at chance."""
+    labels = np.arange(12) % 3
+    predictions = np.where(np.arange(12) < 5, labels, (labels + 1) % 3)
+    result = chance.of_classes(predictions, labels)
+    assert not result.is_exceeded
+    assert not result.is_reached
+    assert chance.of_classes(labels, labels).is_exceeded
+
+
+def test_attributes_at_chance_are_told_from_learned_ones() -> None:
+    random = np.random.default_rng(2)
+    targets = (random.random((2000, 3)) < [0.5, 0.2, 0.05]).astype(np.float32)
+    noise = random.normal(size=targets.shape)
+    assert chance.of_attributes(noise, targets).is_reached
+    assert chance.of_attributes(noise + 0.5 * targets, targets).is_exceeded
+
+
+@pytest.mark.parametrize(("right", "at_chance"), [(0.25, True), (0.5, False)])
+def test_a_student_at_chance_is_named_and_is_not_a_parent(
+    right: float, at_chance: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.arange(1000) % 4
+    predictions = np.where(labels < 4 * right, labels, 0)
+    score = Score(SINGLE_LABEL, predictions, 1000, float((predictions == labels).mean()), 1.4, labels)
+    model = tiny_students.student()
+    card = replace(model.card, val=results.describe(score), settings={"learning_rate": 100.0})
+    folder = tmp_path / "model"
+    results.save(
+        Model(model.module, card), [], folder=folder, timings=tmp_path / "t.jsonl", run=tmp_path / "run"
+    )
+    parent = storage.load(folder).card
+    if at_chance:
+        assert re.search(r"tiny is at chance.* learning_rate below 100", capsys.readouterr().err)
+        with pytest.raises(ChanceError, match="tiny"):
+            results.check_parent(parent)
+    else:
+        assert not capsys.readouterr().err
+        results.check_parent(parent)
