@@ -2,10 +2,12 @@
 
 Each rung changes one thing, so that a loss of accuracy shows where it arises. Between rungs that must
 compute the same, answers may differ only in ties. In floating point a tie is two logits whose distance is
-less than ``FLOAT_TIE`` of their spread. Among integers it is a value within ``TIE`` of the middle between
-two steps, where the order of floating-point sums decides which way it is rounded. Everywhere else, in every
-layer, the simulator must give the runtime's integers when it reads the runtime's integers, and the
-runtime's logits in the end.
+less than ``FLOAT_TIE`` of their spread. Among integers it is a value within ``layerwise.TIE`` of the middle
+between two steps, where the order of floating-point sums decides which way it is rounded. Everywhere else,
+in every layer, the simulator must give the runtime's integers when it reads the runtime's integers, and the
+runtime's logits in the end. Fake quantisation does not round its biases to whole steps of the sums; where
+that moves a value across the middle, it is a tie, too. How many answers such ties change depends on how
+near the answers are to each other, so their number is reported and limits nothing.
 """
 
 import tempfile
@@ -19,7 +21,6 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from jaxtyping import Bool, Float, UInt8
-from scipy import stats
 from torch import Tensor, nn
 
 from pipeline.errors import DistilleryError
@@ -33,20 +34,10 @@ from pipeline.parity import layerwise, saturation
 from pipeline.quantization.simulator import fake_quantize, simulate
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
-TIE = 1e-3
-"""Greatest distance of a tie from the middle between two steps, in steps; the greatest that occurred is
-4e-5."""
 FLOAT_TIE = 1e-4
 """Greatest distance of two logits that tie, as a share of the logits' spread."""
 FLOAT_DRIFT = 1e-3
 """Greatest allowed difference of a float layer's outputs, as a share of their spread."""
-FAKE_QUANT_AGREEMENT = 0.99
-"""Least share of fake-quantised answers that must be the simulator's."""
-CHANCE = 0.05
-"""Level of the binomial test for whether chance explains fewer equal answers, among few images."""
-ROUNDING_SHARE = 1e-3
-"""Share of a layer's integers that fake quantisation may round to the next step, since its biases are not
-whole steps."""
 COMPARED_TOGETHER = 32
 """Number of images whose activations are compared at once."""
 
@@ -70,10 +61,9 @@ class Rung:
     """The computation; None if it is proven to give the answers of ``against``."""
     against: RungName | None = None
     """The earlier rung that this one is compared with."""
-    least: float = 0.0
-    """Least share of answers that must be the same, unless chance explains fewer; with 1, all except ties."""
-    diverges: Callable[[Images, float], str | None] = lambda _images, _spread: None
-    """Explains different answers to some images, given the spread of all logits; None if they are ties."""
+    diverges: Callable[[Images, float], str | None] | None = None
+    """Explains different answers to some images, given the spread of all logits, and returns None if they are
+    ties. The function itself is None if the two rungs are different networks, whose answers may differ."""
 
 
 @torch.no_grad()
@@ -99,14 +89,14 @@ def climb(
     Returns:
         ``n`` and ``rungs``, from floating point to the shipped file. Each rung has its score; the share of
         answers that equal those of the rung named by ``against`` (``agreement``), the number of ``ties``
-        among the others, and the greatest difference of a logit (``logits``); and the share of answers that
-        equal the shipped file's (``shipped``). For int8 there is also ``pair_sums``, the least and greatest
-        sum of two products that any image can cause: within -32768 and 32767, 16 bits change nothing, and
-        that rung is not computed but ``proven``.
+        among the others, the greatest distance of such an answer from being equal (``margin``, as a share
+        of the logits' spread), and the greatest difference of a logit (``logits``); and the share of
+        answers that equal the shipped file's (``shipped``). For int8 there is also ``pair_sums``, the least
+        and greatest sum of two products that any image can cause: within -32768 and 32767, 16 bits change
+        nothing, and that rung is not computed but ``proven``.
 
     Raises:
-        ParityError: answers differ that are not ties, or fewer than 99 % of the fake-quantised ones are the
-            simulator's and chance does not explain it.
+        ParityError: answers differ that are not ties.
     """
     task = TASKS[model.card.task]
     with tempfile.TemporaryDirectory() as folder:
@@ -148,13 +138,11 @@ def _compare(
     own = logits[rung.name]
     result: dict[str, Any] = {"rung": rung.name, task.metric: task.score(task.predictions(own), labels)}
     if rung.against is not None:
-        unlike, reason = torch.cat(list(apart)), None
-        if stats.binomtest(len(unlike), len(own), 1 - rung.least, "greater").pvalue < CHANCE:
-            spread = _spread(logits[rung.against])
+        other, unlike = logits[rung.against], torch.cat(list(apart))
+        spread, reason = _spread(other), None
+        if rung.diverges and len(unlike):
             reasons = (rung.diverges(images, spread) for images in unlike.split(COMPARED_TOGETHER))
             reason = next((each for each in reasons if each), None)
-            if rung.least < 1:
-                reason = reason or "no layer diverges by itself"
         if reason:
             raise ParityError(
                 f"{model.card.variant}: {rung.name} answers {len(unlike)} of {len(own)} images differently "
@@ -163,8 +151,9 @@ def _compare(
         result |= {
             "against": rung.against,
             "agreement": 1 - len(unlike) / len(own),
-            "ties": len(unlike) if rung.least == 1 else 0,
-            "logits": float((own - logits[rung.against]).abs().max()),
+            "ties": len(unlike) if rung.diverges else 0,
+            "margin": _margin(own, other, task) / spread,
+            "logits": float((own - other).abs().max()),
         }
     if rung.answer is None:
         result["proven"] = True
@@ -183,7 +172,7 @@ def _float_rungs(model: Model, path: Path, threads: int) -> list[Rung]:
 
     def file(name: RungName, level: ort.GraphOptimizationLevel, against: RungName) -> Rung:
         diverges = partial(_float_divergence, model, network, path, level)
-        return Rung(name, _file(path, level, threads), against, 1.0, diverges)
+        return Rung(name, _file(path, level, threads), against, diverges)
 
     return [
         Rung("torch_float", _module(model, model.module)),
@@ -211,22 +200,19 @@ def _int8_rungs(model: Model, path: Path, twin: Path, threads: int) -> tuple[lis
     compare = partial(_int8_divergence, model, network)
     rungs = [
         Rung("torch_float", _module(model, network.module)),
-        Rung(
-            "onnx_float", twins, "torch_float", 1.0, partial(_float_divergence, model, network, twin, FUSED)
-        ),
+        Rung("onnx_float", twins, "torch_float", partial(_float_divergence, model, network, twin, FUSED)),
         Rung("fake_quant", _module(model, rounded), "onnx_float"),
         Rung(
             "simulator",
             _module(model, simulated),
             "fake_quant",
-            FAKE_QUANT_AGREEMENT,
             partial(_rounding_divergence, model, network, rounded, simulated),
         ),
         Rung("sums_16_bit", None if safe else _module(model, saturating), "simulator"),
-        Rung("onnx_plain", plain, "simulator", 1.0, partial(compare, simulated, path, PLAIN)),
-        Rung("onnx", fused, "sums_16_bit", 1.0, partial(compare, saturating, path, FUSED))
+        Rung("onnx_plain", plain, "simulator", partial(compare, simulated, path, PLAIN)),
+        Rung("onnx", fused, "sums_16_bit", partial(compare, saturating, path, FUSED))
         if in_16_bit
-        else Rung("onnx", fused, "simulator", 1.0, partial(compare, simulated, path, FUSED)),
+        else Rung("onnx", fused, "simulator", partial(compare, simulated, path, FUSED)),
     ]
     return rungs, {"pair_sums": list(extremes)}
 
@@ -248,7 +234,7 @@ def _float_divergence(
     images: Images,
     spread: float,
 ) -> str | None:
-    """The first layer whose output drifts from the module's, unless the logits tie."""
+    """The first layer whose output drifts from the module's, unless the logits tie; None if none does."""
     names = [name for name, layer in network.layers.items() if layer.activation is not None]
     normalised = model.card.input.normalise(images)
     expected = layerwise.outputs_of_module(network.module, network, names, normalised)
@@ -256,11 +242,13 @@ def _float_divergence(
     if _margin(expected[LOGITS], actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
         return None
     for name in [*names, LOGITS]:
-        unit = spread if name == LOGITS else _spread(expected[name])
+        unit = _spread(expected[name])
+        if name == LOGITS:
+            unit = layerwise.logit_unit(network, normalised, spread)
         drift = float((expected[name] - actual[name]).abs().max()) / unit
         if not drift <= FLOAT_DRIFT:
             return f"the first layer that diverges is {name}, by {drift:.2g} of its spread"
-    return "no layer diverges by itself"
+    return None
 
 
 def _int8_divergence(
@@ -270,28 +258,13 @@ def _int8_divergence(
     path: Path,
     level: ort.GraphOptimizationLevel,
     images: Images,
-    spread: float,
+    _spread_of_logits: float,
 ) -> str | None:
     """The first layer with integers to which the simulator's values do not round, even in a tie."""
     assert model.quantization is not None
-    scales = model.quantization.activation_scales
     integers = layerwise.integers_of_file(path, network, images, level)
     normalised = model.card.input.normalise(images)
-    for stage in layerwise.stages(integers, simulated, network, model.quantization, normalised):
-        beyond = stage.beyond_half()
-        if (wrong := int((~(beyond <= TIE)).sum())) > 0:
-            return (
-                f"the first layer that diverges is {stage.name}, in {wrong} of {beyond.numel()} integers, "
-                f"by up to {float(stage.steps().max()):g}"
-            )
-    head = network.head
-    if head.name in model.quantization.weight_scales:
-        read = integers[head.reads].flatten(1) * scales[head.reads]
-        expected = simulated.get_submodule(head.weights)(read)
-        drift = float((expected - integers[LOGITS]).abs().max()) / spread
-        if not drift <= FLOAT_TIE:
-            return f"the first layer that diverges is {head.name}, by {drift:.2g} of its spread"
-    return None
+    return layerwise.compare(integers, simulated, network, model.quantization, normalised).divergence
 
 
 def _rounding_divergence(
@@ -302,23 +275,17 @@ def _rounding_divergence(
     images: Images,
     _spread_of_logits: float,
 ) -> str | None:
-    """The first layer in which more values than ties change when its sums become integers."""
+    """The first layer with integers to which fake quantisation does not round, even in a tie."""
     assert model.quantization is not None
     normalised = model.card.input.normalise(images)
     integers = layerwise.integers_of_module(rounded, network, model.quantization, images, normalised)
-    for stage in layerwise.stages(integers, simulated, network, model.quantization, normalised):
-        steps = stage.steps()
-        share = float((steps > 0).double().mean())
-        if share > ROUNDING_SHARE or steps.max() > 1:
-            return (
-                f"the first layer that diverges is {stage.name}, in {share:.2%} of its integers, "
-                f"by up to {float(steps.max()):g}"
-            )
-    return None
+    return layerwise.compare(
+        integers, simulated, network, model.quantization, normalised, whole_biases=False
+    ).divergence
 
 
 def _margin(own: Logits, other: Logits, task: Task) -> float:
-    """The distance of the answers that differ from a tie, in logits."""
+    """The greatest distance of an answer that differs from being equal, in logits; 0 if none differs."""
     if task is not SINGLE_LABEL:
         differ = (own > 0) != (other > 0)
         return max(float((logits.abs() * differ).max()) for logits in (own, other))

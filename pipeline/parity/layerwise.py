@@ -9,15 +9,24 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from jaxtyping import Float, Num, UInt8
+from jaxtyping import Bool, Float, Num, UInt8
 from onnx import TensorProto, helper
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.models.layers import IMAGES, Network
 from pipeline.models.storage import Quantization
 from pipeline.onnx.graph import LOGITS
 from pipeline.onnx.sessions import open_session
-from pipeline.quantization.grid import LEVELS
+from pipeline.quantization.grid import LEVELS, integer_bias, product_scale
+
+TIE = 1e-3
+"""Greatest distance of a tie from the middle between two steps, in steps; the greatest that occurred is
+2e-4."""
+LOGIT_DRIFT = 1e-5
+"""Greatest difference of logits that are computed from the same integers, as a share of the greatest one."""
+CANCELLATION = 1e-2
+"""Share of the magnitude of a logit's terms below which the spread of logits is no unit for differences."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class Stage:
     """The simulator's value in steps, before it is rounded and clamped."""
     integers: Num[Tensor, "batch channels *pixels"]
     """The integers of the other network."""
+    slack: Float[Tensor, " channels"] | None = None
+    """Distance in steps by which the other network's value may differ for a known reason; None for none."""
 
     def steps(self) -> Float[Tensor, "batch channels *pixels"]:
         """Number of steps between the simulator's integers and the other's."""
@@ -40,9 +51,14 @@ class Stage:
     def beyond_half(self) -> Float[Tensor, "batch channels *pixels"]:
         """Distance in steps, beyond half a step, between a value and the integer that the other made of it.
 
-        Only the order of floating-point sums can bring this above 0.
+        Apart from the slack, only the order of floating-point sums can bring this above 0.
         """
-        return (self.reference.clamp(0, LEVELS) - self.integers).abs() - 0.5
+        beyond = (self.reference.clamp(0, LEVELS) - self.integers).abs() - 0.5
+        return beyond if self.slack is None else beyond - self.slack.view(-1, *[1] * (beyond.dim() - 2))
+
+    def wrong(self) -> Bool[Tensor, "batch channels *pixels"]:
+        """Which integers are neither the simulator's nor those of a tie; NaN is wrong."""
+        return (self.steps() != 0) & ~(self.beyond_half() <= TIE)
 
 
 def answers(session: ort.InferenceSession, images: UInt8[Tensor, "batch height width 3"]) -> np.ndarray:
@@ -149,6 +165,8 @@ def stages(
     network: Network,
     quantization: Quantization,
     normalised: Float[Tensor, "batch 3 height width"],
+    *,
+    whole_biases: bool = True,
 ) -> Iterator[Stage]:
     """Every quantised activation in the order of the network.
 
@@ -158,6 +176,8 @@ def stages(
         network: the folded network.
         quantization: the steps and scales of both.
         normalised: the images, as the module takes them.
+        whole_biases: whether the other network's biases are whole steps of its sums, like the simulator's;
+            otherwise what rounding them changes is the slack.
     """
     scales = quantization.activation_scales
     for name, source in network.reads.items():
@@ -170,7 +190,84 @@ def stages(
             # The last of the float layers, which lead from the images on.
             end = network.steps.index(network.output(name)) + 1
             reference = _in_steps(simulated, network.steps[:end], normalised)
-        yield Stage(name, reference, integers[name])
+        slack = None
+        if not whole_biases and name in quantization.weight_scales:
+            slack = _bias_error(network, quantization, name) / scales[name]
+        yield Stage(name, reference, integers[name], slack)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All integers of another network beside the simulator's."""
+
+    wrong: float
+    """Greatest share of an activation's integers that are wrong; see ``Stage.wrong``."""
+    steps: float
+    """Greatest number of steps between two integers, ties included."""
+    divergence: str | None
+    """The first layer with wrong values, in words; None if there is none."""
+
+
+def compare(
+    integers: Mapping[str, Tensor],
+    simulated: nn.Module,
+    network: Network,
+    quantization: Quantization,
+    normalised: Float[Tensor, "batch 3 height width"],
+    *,
+    whole_biases: bool = True,
+) -> Comparison:
+    """Compare all activations and the logits; see ``stages`` for the arguments."""
+    share = steps = 0.0
+    divergence = None
+    for stage in stages(integers, simulated, network, quantization, normalised, whole_biases=whole_biases):
+        wrong, apart = stage.wrong(), float(stage.steps().max())
+        share, steps = max(share, float(wrong.double().mean())), max(steps, apart)
+        if divergence is None and wrong.any():
+            divergence = (
+                f"the first layer that diverges is {stage.name}, in {int(wrong.sum())} of {wrong.numel()} "
+                f"integers, by up to {apart:g}"
+            )
+    head = network.head
+    if divergence is None and head.name in quantization.weight_scales:
+        read = integers[head.reads].flatten(1) * quantization.activation_scales[head.reads]
+        expected = simulated.get_submodule(head.weights)(read)
+        allowed = LOGIT_DRIFT * expected.abs().max()
+        if not whole_biases:
+            allowed = allowed + _bias_error(network, quantization, head.name)
+        apart = (expected - integers[LOGITS]).abs()
+        if not (apart <= allowed).all():
+            divergence = f"the first layer that diverges is {head.name}, by up to {float(apart.max()):.2g}"
+    return Comparison(share, steps, divergence)
+
+
+def logit_unit(network: Network, normalised: Float[Tensor, "batch 3 height width"], spread: float) -> float:
+    """The unit of differences between logits: their spread, or a share of their terms if that is more.
+
+    Rounding errors of a sum are relative to its terms. Where the terms cancel, as in a network that answers
+    nearly the same to all images, the errors may be a great share of the spread.
+
+    Args:
+        network: the network in floating point.
+        normalised: images.
+        spread: greatest less least of all logits.
+    """
+    head = network.part(network.head.name)
+    last = list(network.layers)[-2]
+    features = outputs_of_module(network.module, network, [last], normalised)[last].flatten(2).mean(2)
+    bias = None if head.bias is None else head.bias.detach().abs()
+    terms = functional.linear(features.abs(), head.weight.detach().abs(), bias)
+    return max(spread, CANCELLATION * float(terms.max()))
+
+
+def _bias_error(network: Network, quantization: Quantization, name: str) -> Float[Tensor, " channels"]:
+    """Error of a layer's biases when they are rounded to whole steps of its sums."""
+    bias = network.part(name).bias
+    step, read = quantization.weight_scales[name], quantization.activation_scales[network.layers[name].reads]
+    if bias is None:
+        return torch.zeros_like(step)
+    whole = integer_bias(bias, read, step).double() * product_scale(read, step).double()
+    return (bias.detach().double() - whole).abs().float()
 
 
 @torch.no_grad()

@@ -18,7 +18,6 @@ from pipeline.models.storage import Model, Quantization
 from pipeline.onnx.graph import CONVOLUTIONS
 from pipeline.onnx.sessions import FUSED, PLAIN, open_session
 from pipeline.parity import layerwise
-from pipeline.parity.ladder import TIE
 from pipeline.parity.saturation import sums_may_saturate
 from pipeline.quantization.simulator import simulate
 
@@ -26,8 +25,6 @@ FLOAT_TOLERANCE = 1e-3
 """Greatest allowed difference of logits from the module, as a share of the logits' spread."""
 BATCH_TOLERANCE = 1e-3
 """Greatest allowed difference between one batch and image by image, as a share of the logits' spread."""
-ROUNDING_TOLERANCE = 1e-3
-"""Greatest allowed share of an int8 layer's outputs that are one step off the simulator's, ties excepted."""
 
 
 class VerificationError(DistilleryError):
@@ -47,10 +44,10 @@ def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3
     can saturate there. Only then is a difference of the fused kernels reported instead of raised.
 
     Returns:
-        Figures as fractions of 1: ``logits`` and ``batches`` are greatest differences over the logits'
-        spread, ``argmax`` is the share of equal answers, ``exact`` and ``fused`` are the greatest share of
-        a layer's integers that differ by more than a tie, and ``exact_steps`` and ``fused_steps`` the
-        greatest number of steps by which any integer differs.
+        Figures as fractions of 1: ``logits`` and ``batches`` are greatest differences over the unit of
+        ``layerwise.logit_unit``, ``argmax`` is the share of equal answers, ``exact`` and ``fused`` are the
+        greatest share of a layer's integers that differ other than in ties, and ``exact_steps`` and
+        ``fused_steps`` the greatest number of steps by which any integer differs.
 
     Raises:
         VerificationError: a check fails.
@@ -69,10 +66,10 @@ def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3
     normalised = contract.normalise(images)
     with torch.no_grad():
         expected = reference(normalised).numpy()
-    spread = max(float(np.ptp(expected)), 1e-12)
+    unit = layerwise.logit_unit(network, normalised, float(np.ptp(expected)))
     figures = {
-        "batches": float(np.abs(together - single).max()) / spread,
-        "logits": float(np.abs(together - expected).max()) / spread,
+        "batches": float(np.abs(together - single).max()) / unit,
+        "logits": float(np.abs(together - expected).max()) / unit,
         "argmax": float((together.argmax(axis=1) == expected.argmax(axis=1)).mean()),
     }
     if quantization is None:
@@ -80,19 +77,12 @@ def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3
         _limit(path, figures, "batches", BATCH_TOLERANCE)
         return figures
     for name, level in (("exact", PLAIN), ("fused", FUSED)):
-        share = steps = 0.0
         integers = layerwise.integers_of_file(path, network, images, level)
-        for stage in layerwise.stages(integers, reference, network, quantization, normalised):
-            apart = stage.steps()
-            # A value in the middle between two integers may be rounded either way. The mean of a map whose
-            # number of pixels is a power of 2 often is such a value.
-            differ = (apart > 0) & (stage.beyond_half() > TIE)
-            share = max(share, int(differ.sum()) / apart.numel())
-            steps = max(steps, float(apart.max()))
-        figures |= {name: share, f"{name}_steps": steps}
-        if name == "exact" or quantization.weight_limit < 127 or not sums_may_saturate():
-            _limit(path, figures, name, ROUNDING_TOLERANCE)
-            _limit(path, figures, f"{name}_steps", 1.0)
+        result = layerwise.compare(integers, reference, network, quantization, normalised)
+        figures |= {name: result.wrong, f"{name}_steps": result.steps}
+        exact = name == "exact" or quantization.weight_limit < 127 or not sums_may_saturate()
+        if exact and result.divergence:
+            raise VerificationError(f"{path}: with {name} kernels, {result.divergence}")
     if not quantization.float_layers:
         # Float kernels may differ in the last bit between batch sizes, which then tips roundings.
         _limit(path, figures, "batches", BATCH_TOLERANCE)
