@@ -190,7 +190,7 @@ def test_no_path_of_the_machine_is_in_the_file(tmp_path: Path) -> None:
 
 def test_another_models_file_fails_verification(tmp_path: Path) -> None:
     path = ship(student(), tmp_path)
-    with pytest.raises(VerificationError, match="logits"):
+    with pytest.raises(VerificationError, match="diverges is stem"):
         verify(path, student(seed=1), photographs(3))
 
 

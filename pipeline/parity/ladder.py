@@ -28,7 +28,6 @@ from pipeline.models.folding import fold_batch_norm
 from pipeline.models.layers import Network
 from pipeline.models.storage import Model
 from pipeline.onnx import export, layout
-from pipeline.onnx.graph import LOGITS
 from pipeline.onnx.sessions import FUSED, PLAIN, open_session
 from pipeline.parity import layerwise, saturation
 from pipeline.quantization.simulator import fake_quantize, simulate
@@ -36,8 +35,6 @@ from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 FLOAT_TIE = 1e-4
 """Greatest distance of two logits that tie, as a share of the logits' spread."""
-FLOAT_DRIFT = 1e-3
-"""Greatest allowed difference of a float layer's outputs, as a share of their spread."""
 COMPARED_TOGETHER = 32
 """Number of images whose activations are compared at once."""
 
@@ -235,20 +232,13 @@ def _float_divergence(
     spread: float,
 ) -> str | None:
     """The first layer whose output drifts from the module's, unless the logits tie; None if none does."""
-    names = [name for name, layer in network.layers.items() if layer.activation is not None]
     normalised = model.card.input.normalise(images)
-    expected = layerwise.outputs_of_module(network.module, network, names, normalised)
-    actual = layerwise.outputs_of_file(path, names, images, level)
-    if _margin(expected[LOGITS], actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
+    with torch.no_grad():
+        expected = network.module(normalised)
+    actual = _file(path, level, threads=1)(images)
+    if _margin(expected, actual, TASKS[model.card.task]) <= FLOAT_TIE * spread:
         return None
-    for name in [*names, LOGITS]:
-        unit = _spread(expected[name])
-        if name == LOGITS:
-            unit = layerwise.logit_unit(network, normalised, spread)
-        drift = float((expected[name] - actual[name]).abs().max()) / unit
-        if not drift <= FLOAT_DRIFT:
-            return f"the first layer that diverges is {name}, by {drift:.2g} of its spread"
-    return None
+    return layerwise.float_divergence(path, network, images, normalised, spread, level)
 
 
 def _int8_divergence(

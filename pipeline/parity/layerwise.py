@@ -23,6 +23,8 @@ from pipeline.quantization.grid import LEVELS, integer_bias, product_scale
 TIE = 1e-3
 """Greatest distance of a tie from the middle between two steps, in steps; the greatest that occurred is
 2e-4."""
+FLOAT_DRIFT = 1e-3
+"""Greatest allowed difference of a float layer's outputs, as a share of their spread."""
 LOGIT_DRIFT = 1e-5
 """Greatest difference of logits that are computed from the same integers, as a share of the greatest one."""
 CANCELLATION = 1e-2
@@ -39,8 +41,8 @@ class Stage:
     name: str
     reference: Float[Tensor, "batch channels *pixels"]
     """The simulator's value in steps, before it is rounded and clamped."""
-    integers: Num[Tensor, "batch channels *pixels"]
-    """The integers of the other network."""
+    integers: Num[Tensor, "batch channels *pixels_of_the_other"]
+    """The integers of the other network, whose map has another size if its padding is wrong."""
     slack: Float[Tensor, " channels"] | None = None
     """Distance in steps by which the other network's value may differ for a known reason; None for none."""
 
@@ -221,6 +223,9 @@ def compare(
     share = steps = 0.0
     divergence = None
     for stage in stages(integers, simulated, network, quantization, normalised, whole_biases=whole_biases):
+        if stage.reference.shape != stage.integers.shape:
+            divergence = divergence or _shape_divergence(stage.name, stage.reference, stage.integers)
+            break
         wrong, apart = stage.wrong(), float(stage.steps().max())
         share, steps = max(share, float(wrong.double().mean())), max(steps, apart)
         if divergence is None and wrong.any():
@@ -239,6 +244,47 @@ def compare(
         if not (apart <= allowed).all():
             divergence = f"the first layer that diverges is {head.name}, by up to {float(apart.max()):.2g}"
     return Comparison(share, steps, divergence)
+
+
+def float_divergence(
+    path: Path,
+    network: Network,
+    images: UInt8[Tensor, "batch height width 3"],
+    normalised: Float[Tensor, "batch 3 height width"],
+    spread: float,
+    level: ort.GraphOptimizationLevel,
+) -> str | None:
+    """The first layer of a float file whose output drifts from the network's, in words; None if none does.
+
+    Args:
+        path: the file.
+        network: the folded network.
+        images: images as bytes.
+        normalised: the same images, as the network takes them.
+        spread: greatest less least of all logits, of more images perhaps.
+        level: optimisation of the graph.
+    """
+    names = [name for name, layer in network.layers.items() if layer.activation is not None]
+    expected = outputs_of_module(network.module, network, names, normalised)
+    actual = outputs_of_file(path, names, images, level)
+    for name in [*names, LOGITS]:
+        if name == LOGITS:
+            unit = logit_unit(network, normalised, spread)
+        else:
+            unit = float(expected[name].max() - expected[name].min())
+        if expected[name].shape != actual[name].shape:
+            return _shape_divergence(name, expected[name], actual[name])
+        drift = float((expected[name] - actual[name]).abs().max()) / max(unit, 1e-12)
+        if not drift <= FLOAT_DRIFT:
+            return f"the first layer that diverges is {name}, by {drift:.2g} of its spread"
+    return None
+
+
+def _shape_divergence(name: str, expected: Tensor, actual: Tensor) -> str:
+    return (
+        f"the first layer that diverges is {name}, whose output has the shape {list(actual.shape)} and not "
+        f"{list(expected.shape)}"
+    )
 
 
 def logit_unit(network: Network, normalised: Float[Tensor, "batch 3 height width"], spread: float) -> float:

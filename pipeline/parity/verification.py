@@ -73,6 +73,10 @@ def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3
         "argmax": float((together.argmax(axis=1) == expected.argmax(axis=1)).mean()),
     }
     if quantization is None:
+        spread = float(np.ptp(expected))
+        for level in (PLAIN, FUSED):
+            if divergence := layerwise.float_divergence(path, network, images, normalised, spread, level):
+                raise VerificationError(f"{path}: {divergence}")
         _limit(path, figures, "logits", FLOAT_TOLERANCE)
         _limit(path, figures, "batches", BATCH_TOLERANCE)
         return figures
