@@ -233,7 +233,9 @@ def _check_clear(
     within = {inner.name for child in nested for inner in contents.classes(roots[child])}
     several = len(nested) > 1 and len(splits) > 1
     clear = bool(nested) and (several or not others or (len(others) == 1 and len(within) > 1))
-    if clear and all(names.split_of(name) for name in within):
+    if "train" not in splits and (others or len(nested) < len(named)):
+        clear = False
+    if all(names.split_of(name) for name in within):
         clear = False
     if clear:
         by_split: dict[str, list[Path]] = {}

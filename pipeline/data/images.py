@@ -62,7 +62,7 @@ def find(places: Iterable[str], report: Callable[[str], None] | None = None) -> 
     """
     for place in places:
         path = Path(place)
-        if path.is_dir():
+        if _is_folder(path):
             files = list_images(path, report)
         elif os.path.lexists(path):
             files = [path]
@@ -72,7 +72,7 @@ def find(places: Iterable[str], report: Callable[[str], None] | None = None) -> 
             inside: set[Path] = set()
             others: list[Path] = []
             for match in matches:
-                if match.is_dir():
+                if _is_folder(match):
                     # Two stars match the folders as well, whose files are then found on their own.
                     inside.update(list_images(match, None if "**" in place else report))
                 elif match.suffix.lower() in SUFFIXES:
@@ -100,6 +100,13 @@ def list_images(folder: Path, report: Callable[[str], None] | None = None) -> li
     for reason, skipped in reasons.items():
         _report(report, str(folder), f"is left out ({reason})", f"are left out ({reason})", skipped)
     return [file for file in tree.files if file.suffix.lower() in SUFFIXES]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _report(

@@ -64,7 +64,7 @@ def similar(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 def _stem(name: str) -> str:
     letters = re.sub(r"\W", "", normalise(name))
-    return re.sub(r"(?<=[^\W\d]{2})(?:(?<=[sxzh])es|s)$", "", letters)
+    return re.sub(r"(?<=[^\W\d]{2})(?:(?:(?<=ss)|(?<=[csz]h)|(?<=x))es|(?<!s)s)$", "", letters)
 
 
 def _groups(names: Sequence[str], key) -> list[tuple[str, ...]]:

@@ -95,7 +95,8 @@ def check_files(path: Path) -> list[str]:
     first = trees.printable(tree.linked[0].relative_to(path))
     return [
         f"data.path (={trees.printable(path)}) holds {len(tree.linked):,} links to folders, such as "
-        f"{first}. Their images are read, but DVC does not notice when they change: run `dvc repro --force prepare` then"
+        f"{first}. Their images are read, but DVC does not notice when they change: run `dvc repro --force "
+        "prepare` then"
     ]
 
 

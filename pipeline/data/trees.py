@@ -54,7 +54,7 @@ class Tree:
 def walk(root: Path) -> Tree:
     """List everything below a folder.
 
-    Each folder is listed once: real folders first, then what links lead to, in the order of their names. A
+    Each folder is listed once: real folders first, then what links lead to, first those that are less deep. A
     link to a folder that contains it, or that is listed elsewhere, is skipped, so that loops end.
     """
     tree = Tree(root)
@@ -64,12 +64,12 @@ def walk(root: Path) -> Tree:
         if identity := _identity(place):
             seen[identity] = place
     pending: list[tuple[Path, str | None]] = [(root, None)]
-    links: list[tuple[Path, str | None]] = []
+    links: list[tuple[int, Path, str | None]] = []
     while pending or links:
         if pending:
             folder, aside = pending.pop()
         else:
-            folder, aside = heapq.heappop(links)
+            _, folder, aside = heapq.heappop(links)
             identity = _identity(folder)
             if identity is None or identity in seen:
                 place = seen[identity] if identity else folder
@@ -97,7 +97,7 @@ def walk(root: Path) -> Tree:
                 if reason is None:
                     tree.folders.append(path)
                 if is_link:
-                    heapq.heappush(links, (path, reason))
+                    heapq.heappush(links, (len(path.parts), path, reason))
                 else:
                     seen.setdefault(identity, path)
                     pending.append((path, reason))
