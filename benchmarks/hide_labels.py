@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.data import sources, splits
-from pipeline.data.sources import SourceFile
+from pipeline.data import reading, sources, splits
+from pipeline.data.listing import SourceFile
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -43,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if not arguments.drop:
         for image in whole.train:
             if image.sha256 not in chosen:
-                _copy(arguments, image, Path(sources.UNLABELLED))
+                _copy(arguments, image, Path(reading.UNLABELLED))
     print(f"{arguments.target}: {len(labelled)} of {len(whole.train)} training images have labels")
 
 

@@ -179,7 +179,7 @@ def predict(arguments: Namespace) -> None:
     from pipeline.data import images
     from pipeline.onnx import inference
 
-    files = list(images.find(arguments.images))
+    files = list(images.find(arguments.images, lambda line: print(f"note: {line}", file=sys.stderr)))
     width = max(len(str(file)) for file in files)
     rows: list[dict[str, Any]] = []
     failed = 0

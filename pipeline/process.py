@@ -1,6 +1,7 @@
 """The process that a stage runs in: its arguments, its errors, and its end."""
 
 import inspect
+import io
 import os
 import subprocess
 import sys
@@ -59,7 +60,12 @@ def check_arguments() -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn errors that a user can correct into one line per problem and exit status 1."""
+    """Turn errors that a user can correct into one line per problem and exit status 1.
+
+    From here on, characters that the terminal lacks are printed as escapes, such as those in names of files.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except (DistilleryError, TeacherError) as error:

@@ -107,7 +107,7 @@ def test_wrong_tables_are_one_line(tmp_path: Path) -> None:
     [
         ("red,file_name\n1,/etc/a.png\n", r"line 2: file_name = '/etc/a.png'; a path below .* is expected"),
         ("red,file_name\n1,../a.png\n", r"line 2: file_name = '\.\./a.png'; a path below"),
-        ("red,file_name\n1\n", "line 2: file_name = None; a path below"),
+        ("red,file_name\n1\n", "line 2: 2 values are expected, divided by ','; found 1"),
         ("file_name,red,red\na.png,1,0\n", "found file_name, red, red"),
     ],
 )

@@ -246,8 +246,13 @@ def test_a_class_without_an_image_is_named(tmp_path: Path, photographs: Path) ->
 def test_a_folder_beside_the_splits_is_listed(tmp_path: Path, photographs: Path) -> None:
     shutil.copytree(photographs, tmp_path / "set" / "train")
     shutil.copytree(photographs / "red", tmp_path / "set" / "more reds")
-    rejected = [item for item in sources.folder(tmp_path / "set").rejected if item.source == "more reds"]
-    assert [item.reason for item in rejected] == ["a folder beside train; its images are not used"]
+    listing = sources.folder(tmp_path / "set")
+    assert [item.source for item in listing.rejected] == [
+        f"more reds/{number:02}.jpg" for number in range(24)
+    ]
+    assert {item.kind for item in listing.rejected} == {"aside"}
+    assert all("more reds" in item.reason and "beside train" in item.reason for item in listing.rejected)
+    assert any("more reds" in note for note in listing.notes)
 
 
 def test_the_same_picture_under_two_labels_is_reported(tmp_path: Path, photographs: Path) -> None:

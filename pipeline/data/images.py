@@ -2,10 +2,13 @@
 
 import glob
 import io
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps
+
+from pipeline.data import trees
 
 JPEG_SIDE = 65_500
 """Most pixels that a JPEG's side can have."""
@@ -48,27 +51,69 @@ def reduce(encoded: bytes, side: int) -> bytes:
     return buffer.getvalue()
 
 
-def find(places: Iterable[str]) -> Iterator[Path]:
+def find(places: Iterable[str], report: Callable[[str], None] | None = None) -> Iterator[Path]:
     """Yield the image files at each place, in order: a file, a folder's images at any depth, or a pattern's.
 
     A place without images is yielded as it is, so that whoever reads it can report that nothing is there.
+
+    Args:
+        places: files, folders and patterns.
+        report: receives one sentence per reason for which something below a folder or a pattern is left out.
     """
     for place in places:
         path = Path(place)
-        if path.is_dir():
-            files = list_images(path)
-        elif path.exists():
+        if _is_folder(path):
+            files = list_images(path, report)
+        elif os.path.lexists(path):
             files = [path]
         else:
             # `Path.glob` does not take absolute patterns.
             matches = (Path(match) for match in glob.glob(place, recursive=True))  # noqa: PTH207
-            inside = (
-                file for match in matches for file in (list_images(match) if match.is_dir() else [match])
-            )
-            files = sorted({file for file in inside if file.suffix.lower() in SUFFIXES})
+            inside: set[Path] = set()
+            others: list[Path] = []
+            for match in matches:
+                if _is_folder(match):
+                    # Two stars match the folders as well, whose files are then found on their own.
+                    inside.update(list_images(match, None if "**" in place else report))
+                elif match.suffix.lower() in SUFFIXES:
+                    inside.add(match)
+                else:
+                    others.append(match)
+            files = sorted(inside)
+            _report(report, place, "is no image by its suffix", "are no images by their suffix", others)
         yield from files or [path]
 
 
-def list_images(folder: Path) -> list[Path]:
-    """List the images below a folder at any depth, in order."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+def list_images(folder: Path, report: Callable[[str], None] | None = None) -> list[Path]:
+    """List the images below a folder at any depth, in order; links are followed, and loops end.
+
+    Args:
+        folder: the folder.
+        report: receives one sentence per reason for which something is left out.
+    """
+    tree = trees.walk(folder)
+    others = [file for file in tree.files if file.suffix.lower() not in SUFFIXES]
+    _report(report, str(folder), "is no image by its suffix", "are no images by their suffix", others)
+    reasons: dict[str, list[Path]] = {}
+    for item in tree.skipped:
+        reasons.setdefault(item.reason, []).append(item.path)
+    for reason, skipped in reasons.items():
+        _report(report, str(folder), f"is left out ({reason})", f"are left out ({reason})", skipped)
+    return [file for file in tree.files if file.suffix.lower() in SUFFIXES]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def _report(
+    report: Callable[[str], None] | None, place: str, one: str, several: str, files: Sequence[Path]
+) -> None:
+    if report is None or not files:
+        return
+    names = ", ".join(trees.printable(file.name) for file in files[: trees.MOST_NAMES])
+    more = f" and {len(files) - trees.MOST_NAMES:,} more" if len(files) > trees.MOST_NAMES else ""
+    report(f"{trees.printable(place)}: {names}{more} {one if len(files) == 1 else several}")

@@ -17,6 +17,13 @@ class DataSettings(Settings):
     or in the way of CelebA."""
     path: Path
     """Folder that contains the files."""
+    layout: Literal["auto", "classes", "splits"] = "auto"
+    """What the folders of the source `folder` are. `auto`: splits if their names say so (`train`, `Testing`,
+    `val_set`, ...) and they hold class folders; what can be read in two ways is an error. `classes`: all
+    folders are classes, whatever their names. `splits`: folders with such names are splits."""
+    max_rejected: Fraction = 0.1
+    """Greatest share of image files that may be damaged or missing. Files that are no images by their suffix,
+    hidden files and duplicates do not count."""
     train: Annotated[int, Field(ge=1)] | None = None
     """Number of training images, drawn stratified by class; null takes all."""
     val: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=0.5)] = 0.1

@@ -1,27 +1,18 @@
 """Readers of labelled images. A new source is one function and one line in ``SOURCES``."""
 
-import csv
 import gzip
-import hashlib
 import io
-import math
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
+from PIL import Image
 
-from pipeline.data.images import SUFFIXES, decode
-from pipeline.errors import DistilleryError
-from pipeline.tasks import TaskName
-
-FOLDER_SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
-"""Split by the name of its folder."""
+from pipeline.data import folders, reading, tables, trees
+from pipeline.data.listing import Listing, Rejected, SourceError, SourceFile, content_hash
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -36,79 +27,80 @@ FASHION_MNIST_CLASSES = (
     "Ankle boot",
 )
 
-UNLABELLED = "unlabelled"
-"""Name of the folder beside the labelled images that holds images without labels."""
-
-METADATA = "metadata.csv"
-FILE_NAME = "file_name"
-CELEBA = "list_attr_celeba.txt"
-CELEBA_SPLITS = {"0": "train", "1": "val", "2": "test"}
+SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")
+"""Folders of the system whose files are no files on a disk."""
 
 
-class SourceError(DistilleryError):
-    """The images are missing, or do not have the form that the source requires."""
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One image of a source that can be decoded, before it is assigned to a split."""
-
-    split: str | None
-    """``train``, ``val`` or ``test`` if the source is split; otherwise None."""
-    label: int | tuple[float, ...]
-    """Index of its class, or the share from 0 to 1 of each attribute that it has."""
-    source: str
-    """Place in the source, so that a person can find it again."""
-    sha256: str
-    """SHA-256 of the shape and the decoded RGB pixels."""
-    read: Callable[[], bytes]
-    """Function that returns the encoded image."""
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """One file that is not used, with the reason."""
-
-    source: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Everything that a source holds."""
-
-    classes: tuple[str, ...]
-    """Names of the classes, or of the attributes."""
-    labelled: list[SourceFile]
-    rejected: list[Rejected]
-    task: TaskName = "single_label"
-    unlabelled: list[SourceFile] = field(default_factory=list)
-    """Images of the same kind without labels."""
-
-
-def content_hash(image: Image.Image) -> str:
-    """Compute the SHA-256 of an RGB image's shape and pixels, which does not depend on its encoding."""
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-
-
-def read(source: str, path: Path) -> Listing:
+def read(source: str, path: Path, layout: folders.LayoutName = "auto") -> Listing:
     """Read everything that a source holds, with the folder `unlabelled` beside its labelled images.
 
     Args:
         source: key of ``SOURCES``.
         path: folder of the source.
+        layout: what the folders of the source `folder` are; see ``folders.read_layout``.
 
     Raises:
         SourceError: the images are missing, or do not have the form that the source requires.
     """
-    listing = SOURCES[source](path)
-    unknown = -1 if listing.task == "single_label" else (math.nan,) * len(listing.classes)
-    files = [file for file in sorted((path / UNLABELLED).rglob("*")) if file.is_file()]
-    images, rejected = _read_files(path, [(None, unknown, file) for file in files])
-    return replace(listing, rejected=[*listing.rejected, *rejected], unlabelled=images)
+    check_place(path)
+    return SOURCES[source](path, layout)
 
 
-def fashion_mnist(path: Path) -> Listing:
+def check_place(path: Path) -> None:
+    """Check that a path is a folder that may hold images only, without looking into it.
+
+    Raises:
+        SourceError: it is no folder, or it holds this project, a home folder or the system.
+    """
+    shown = f"data.path (={trees.printable(path)})"
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"{shown} must be a folder of images: {reason}") from error
+    if not real.is_dir():
+        raise SourceError(f"{shown} must be a folder of images; it is not a folder")
+    for around, what in ((Path.cwd().resolve(), "this project"), (Path.home(), "a home folder")):
+        if around.is_relative_to(real):
+            raise SourceError(f"{shown} must be a folder of images alone; it holds {what} ({around})")
+    inside = next((place for place in SYSTEM_FOLDERS if real.is_relative_to(place)), None)
+    if inside and not real.is_relative_to("/dev/shm"):
+        raise SourceError(f"{shown} must be a folder of images; {inside} holds the system's state, not files")
+    if not os.access(real, os.R_OK | os.X_OK):
+        raise SourceError(f"{shown} may not be read")
+
+
+def check_files(path: Path) -> list[str]:
+    """Check that DVC can hash everything below a folder, without reading a file.
+
+    Returns:
+        Sentences about what DVC does not notice.
+
+    Raises:
+        SourceError: DVC would stop, or wait for ever; the message lists the files, one per line.
+    """
+    check_place(path)
+    tree = trees.walk(path)
+    if found := list(trees.obstacles(tree)):
+        more = len(found) - trees.MOST_NAMES
+        lines = [
+            f"data.path (={trees.printable(path)}): DVC cannot hash {len(found):,} of its entries; "
+            "remove or rename them:",
+            *found[: trees.MOST_NAMES],
+            *([f"... and {more:,} more"] if more > 0 else []),
+        ]
+        raise SourceError("\n".join(lines))
+    if not tree.linked:
+        return []
+    first = trees.printable(tree.linked[0].relative_to(path))
+    return [
+        f"data.path (={trees.printable(path)}) holds {len(tree.linked):,} links to folders, such as "
+        f"{first}. Their images are read, but DVC does not notice when they change: run `dvc repro --force "
+        "prepare` then"
+    ]
+
+
+def fashion_mnist(path: Path, _layout: folders.LayoutName = "auto") -> Listing:
     """Read Fashion-MNIST's four gzipped IDX files (Xiao et al. 2017, https://arxiv.org/abs/1708.07747)."""
     labelled = []
     for split, stem in (("train", "train"), ("test", "t10k")):
@@ -116,6 +108,10 @@ def fashion_mnist(path: Path) -> Listing:
         labels = _read_idx(path / f"{stem}-labels-idx1-ubyte.gz", dimensions=1)
         if len(images) != len(labels):
             raise SourceError(f"{path}: {len(images)} {split} images but {len(labels)} labels")
+        if labels.size and labels.max() >= len(FASHION_MNIST_CLASSES):
+            raise SourceError(
+                f"{path}: a {split} label is {labels.max()}; the greatest is {len(FASHION_MNIST_CLASSES) - 1}"
+            )
         labelled += [
             SourceFile(
                 split=split,
@@ -126,74 +122,49 @@ def fashion_mnist(path: Path) -> Listing:
             )
             for index, (pixels, label) in enumerate(zip(images, labels, strict=True))
         ]
-    return Listing(FASHION_MNIST_CLASSES, labelled, [])
+    unlabelled, rejected = reading.read_unlabelled(path, trees.walk(path))
+    return Listing(FASHION_MNIST_CLASSES, labelled, rejected, unlabelled=unlabelled)
 
 
-def folder(path: Path) -> Listing:
-    """Read class folders, or train/validation/test folders that hold class folders.
-
-    Files that are not images or cannot be decoded are rejected with their reason.
-    """
+def folder(path: Path, layout: folders.LayoutName = "auto") -> Listing:
+    """Read class folders, or train/validation/test folders that hold class folders."""
     if not path.is_dir():
         raise SourceError(f"data.path (={path}) must be a folder of class folders")
-    below = _folders(path)
-    split_folders = [child for child in below if child.name.lower() in FOLDER_SPLITS]
-    roots: list[tuple[str | None, Path]] = [(FOLDER_SPLITS[c.name.lower()], c) for c in split_folders]
-    beside = [child for child in below if roots and child not in split_folders]
-    if not roots:
-        roots = [(None, path)]
-    classes = tuple(sorted({child.name for _, root in roots for child in _folders(root)}))
-    if len(classes) < 2:
-        raise SourceError(
-            f"data.path (={path}) must hold at least 2 class folders, directly or below "
-            f"train/validation/test; it holds {len(classes)}"
-        )
-    files = [
-        (split, label, file)
-        for split, root in roots
-        for label, name in enumerate(classes)
-        for file in sorted((root / name).rglob("*"))
-        if file.is_file()
-    ]
-    labelled, rejected = _read_files(path, files)
-    if empty := sorted(set(range(len(classes))) - {image.label for image in labelled}):
-        names = ", ".join(repr(classes[label]) for label in empty)
-        raise SourceError(f"{path}: the class folders {names} must hold at least one image that can be read")
-    split_names = " and ".join(child.name for child in split_folders)
-    rejected += [
-        Rejected(child.name, f"a folder beside {split_names}; its images are not used") for child in beside
-    ]
-    return Listing(classes, labelled, rejected)
+    return folders.read(path, layout)
 
 
-def _folders(path: Path) -> list[Path]:
-    """List the folders in order, except that of unlabelled images and those that programs leave behind."""
-    return sorted(
-        child
-        for child in path.iterdir()
-        if child.is_dir() and child.name not in (UNLABELLED, "__MACOSX") and not child.name.startswith(".")
-    )
-
-
-def attributes(path: Path) -> Listing:
+def attributes(path: Path, _layout: folders.LayoutName = "auto") -> Listing:
     """Read images with any number of attributes each, listed in a table.
 
     The table is Hugging Face's ``metadata.csv`` (https://huggingface.co/docs/datasets/image_dataset):
     ``file_name`` and one column per attribute, in the folder itself or in train/validation/test folders. Or
     it is CelebA's ``list_attr_celeba.txt`` beside ``img_align_celeba/`` and, for the splits,
     ``list_eval_partition.txt``, as torchvision keeps them. Values lie between 0 and 1; -1 means 0, as in
-    CelebA.
+    CelebA. Images that no table names are rejected.
     """
     if not path.is_dir():
-        raise SourceError(f"data.path (={path}) must be a folder with {METADATA} or {CELEBA}")
-    if (path / CELEBA).is_file():
-        names, rows = _celeba(path)
-    else:
-        names, rows = _metadata(path)
-    return Listing(names, *_read_files(path, rows), task="multi_label")
+        raise SourceError(f"data.path (={path}) must be a folder with {tables.METADATA} or {tables.CELEBA}")
+    is_celeba = (path / tables.CELEBA).is_file()
+    names, rows = tables.celeba(path) if is_celeba else tables.metadata(path)
+    rows, repeated = tables.once(rows)
+    labelled, rejected = reading.read_files(path, [(row.split, row.values, row.file) for row in rows])
+    tree = trees.walk(path)
+    unlabelled, unread = reading.read_unlabelled(path, tree, len(names))
+    used = {row.file for row in rows}
+    used |= {file for file in tree.files if reading.is_unlabelled(path, file) or file.name in tables.NAMES}
+    rejected += unread + reading.reject_skipped(tree)
+    rejected += [
+        Rejected(reading.place(path, row.file), f"listed again in {row.where}", "duplicate")
+        for row in repeated
+    ]
+    rejected += reading.reject_unused(
+        tree, used, lambda file: Rejected(reading.place(path, file), "no table names it", "unlabelled")
+    )
+    rejected.sort(key=lambda item: item.source)
+    return Listing(names, labelled, rejected, task="multi_label", unlabelled=unlabelled)
 
 
-SOURCES: dict[str, Callable[[Path], Listing]] = {
+SOURCES: dict[str, Callable[[Path, folders.LayoutName], Listing]] = {
     "attributes": attributes,
     "fashion_mnist": fashion_mnist,
     "folder": folder,
@@ -201,129 +172,12 @@ SOURCES: dict[str, Callable[[Path], Listing]] = {
 """Reader by the name of the source (``data.source``)."""
 
 
-Labelled = tuple[str | None, tuple[float, ...], Path]
-"""Split, attributes and file."""
-
-
-def _metadata(path: Path) -> tuple[tuple[str, ...], list[Labelled]]:
-    tables = [(None, path / METADATA)] if (path / METADATA).is_file() else []
-    tables += [
-        (FOLDER_SPLITS[child.name.lower()], child / METADATA)
-        for child in sorted(path.iterdir())
-        if child.name.lower() in FOLDER_SPLITS and (child / METADATA).is_file()
-    ]
-    if not tables:
-        raise SourceError(f"{path} must hold {METADATA}, directly or in train/validation/test, or {CELEBA}")
-    names: tuple[str, ...] | None = None
-    rows: list[Labelled] = []
-    for split, file in tables:
-        reader = csv.DictReader(io.StringIO(_text(file), newline=""))
-        header = list(reader.fieldnames or ())
-        columns = tuple(name for name in header if name != FILE_NAME)
-        if FILE_NAME not in header or not columns or columns != (names or columns):
-            raise SourceError(
-                f"{file}: columns {FILE_NAME} and {', '.join(names or ('at least one attribute',))} are "
-                f"expected; found {', '.join(header) or 'none'}"
-            )
-        if len(set(header)) < len(header):
-            raise SourceError(f"{file}: column names must differ; found {', '.join(header)}")
-        names = columns
-        for row in reader:
-            where = f"{file}, line {reader.line_num}"
-            values = tuple(_share(where, name, row[name]) for name in columns)
-            rows.append((split, values, _beside(file.parent, row[FILE_NAME], where)))
-    return names or (), rows
-
-
-def _celeba(path: Path) -> tuple[tuple[str, ...], list[Labelled]]:
-    lines = _text(path / CELEBA).splitlines()
-    partition = path / "list_eval_partition.txt"
-    splits: dict[str, str] = {}
-    for number, line in enumerate(_text(partition).splitlines() if partition.is_file() else (), start=1):
-        match line.split():
-            case []:
-                continue
-            case [name, split] if split in CELEBA_SPLITS:
-                splits[name] = CELEBA_SPLITS[split]
-            case _:
-                raise SourceError(
-                    f"{partition}, line {number}: a file and one of {', '.join(CELEBA_SPLITS)} are expected; "
-                    f"found {line!r}"
-                )
-    names = tuple(lines[1].split()) if len(lines) > 1 else ()
-    rows: list[Labelled] = []
-    for number, line in enumerate(lines[2:], start=3):
-        if not line.strip():
-            continue
-        where = f"{path / CELEBA}, line {number}"
-        name, *values = line.split()
-        if len(values) != len(names):
-            raise SourceError(f"{where}: {len(names)} values are expected; found {len(values)}")
-        if splits and name not in splits:
-            raise SourceError(f"{where}: {name} is not in {partition}")
-        shares = tuple(_share(where, *pair) for pair in zip(names, values, strict=True))
-        rows.append((splits.get(name), shares, _beside(path / "img_align_celeba", name, where)))
-    return names, rows
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{file} is not in UTF-8: {error}") from error
-
-
-def _beside(folder: Path, name: str | None, where: str) -> Path:
-    """Return the path of a file that a table names, which must be in or below the table's folder."""
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise SourceError(f"{where}: {FILE_NAME} = {name!r}; a path below {folder} is expected")
-    return folder / name
-
-
-def _share(where: str, name: str, value: str | None) -> float:
-    try:
-        number = float(value or "")
-    except ValueError:
-        number = math.nan
-    number = 0.0 if number == -1 else number
-    if not 0 <= number <= 1:
-        raise SourceError(f"{where}: {name} = {value!r}; a number from 0 to 1 (or -1 for 0) is expected")
-    return number
-
-
-def _read_files(
-    root: Path, files: Sequence[tuple[str | None, int | tuple[float, ...], Path]]
-) -> tuple[list[SourceFile], list[Rejected]]:
-    with ThreadPoolExecutor() as pool:
-        reading = pool.map(lambda item: _read_file(root, *item), files)
-        read = list(
-            tqdm(reading, "read", len(files), unit=" images", unit_scale=True, delay=5, mininterval=5)
-        )
-    return (
-        [item for item in read if isinstance(item, SourceFile)],
-        [item for item in read if isinstance(item, Rejected)],
-    )
-
-
-def _read_file(
-    root: Path, split: str | None, label: int | tuple[float, ...], file: Path
-) -> SourceFile | Rejected:
-    source = os.fsencode(file.relative_to(root)).decode("utf-8", "backslashreplace")
-    if file.suffix.lower() not in SUFFIXES:
-        return Rejected(source, f"not an image: suffix {file.suffix or 'missing'}")
-    try:
-        image = decode(file)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        return Rejected(source, f"cannot be decoded: {error}")
-    return SourceFile(split, label, source, content_hash(image), file.read_bytes)
-
-
 def _read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
     if not path.is_file():
         raise SourceError(f"{path} is missing; `python -m pipeline fetch` downloads Fashion-MNIST")
     try:
         content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path} is damaged ({error}); delete it and fetch it again") from error
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):

@@ -5,7 +5,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.data.sources import UNLABELLED, Rejected, SourceError, SourceFile
+from pipeline.data.listing import Listing, Rejected, SourceError, SourceFile
+from pipeline.data.names import similar
+from pipeline.data.reading import UNLABELLED
+from pipeline.data.trees import MOST_NAMES, printable
 
 SPLITS = ("train", "val", "test")
 
@@ -71,6 +74,10 @@ def assign(
     validation = _drop_content_of(validation, testing, "test", rejected)
     pool = _drop_content_of(_drop_content_of(pool, testing, "test", rejected), validation, "val", rejected)
     leaked = before - len(pool) - len(validation)
+    if by_split["val"] and not validation:
+        raise SourceError(
+            f"the val split is empty: the content of all its {len(by_split['val'])} images is also in test"
+        )
     if not validation:
         validation = stratified(pool, _count(val, pool), seed)
         pool = _without(pool, validation)
@@ -84,6 +91,75 @@ def assign(
         if not images:
             raise SourceError(f"the {name} split is empty: {len(labelled)} labelled images are too few")
     return splits
+
+
+def check(listing: Listing, splits: Splits, *, anew: bool = False) -> list[str]:
+    """Check the splits class by class.
+
+    Args:
+        listing: everything that the source holds.
+        splits: its images by split.
+        anew: whether the images were split again, whatever the source's splits.
+
+    Returns:
+        One sentence per class that val or test lack, and per attribute that no training image has.
+
+    Raises:
+        SourceError: a class has no training image, is empty in a split that the source has, or has fewer
+            images than there are splits to draw; the message has one line per class.
+    """
+    if listing.task != "single_label":
+        shares = [image.label for image in splits.train if isinstance(image.label, tuple)]
+        return [
+            f"no training image has the attribute {printable(name)!r}"
+            for index, name in enumerate(listing.classes)
+            if not any(share[index] >= 0.5 for share in shares)
+        ]
+    given = set() if anew else {image.split for image in listing.labelled}
+    in_source = Counter((None if anew else image.split, image.label) for image in listing.labelled)
+    empty = set() if anew else set(listing.empty)
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    counts = {name: Counter(image.label for image in images) for name, images in parts.items()}
+    drawn = [split for split in ("val", "test") if split not in given]
+    problems, notes = [], []
+    for label, name in enumerate(listing.classes):
+        numbers = ", ".join(f"{counts[split][label]} {split}" for split in SPLITS)
+        if not counts["train"][label]:
+            like = [
+                other
+                for group in similar(listing.classes)
+                if name in group
+                for other in group
+                if other != name
+            ]
+            hint = f"; is it {printable(like[0])!r}?" if like else ""
+            problems.append(f"class {printable(name)!r} has no training images ({numbers}){hint}")
+        elif (total := in_source[None, label] + in_source["train", label]) < 1 + len(drawn):
+            problems.append(
+                f"class {printable(name)!r} has {total} images, of which {' and '.join(drawn)} are drawn; at "
+                f"least {1 + len(drawn)} are needed"
+            )
+        for split in ("val", "test"):
+            if counts[split][label]:
+                continue
+            if (split, label) in empty:
+                problems.append(
+                    f"class {printable(name)!r}: its folder in {split} holds no image that can be read"
+                )
+            elif split in given and in_source[split, label]:
+                problems.append(
+                    f"class {printable(name)!r}: the content of all its {in_source[split, label]} images of "
+                    f"{split} is also in test"
+                )
+            elif counts["train"][label]:
+                cause = "it is small" if split in drawn else f"the folder of {split} lacks it"
+                notes.append(f"class {printable(name)!r} has no {split} images, because {cause} ({numbers})")
+    if problems:
+        more = len(problems) - MOST_NAMES
+        raise SourceError(
+            "\n".join(problems[:MOST_NAMES] + ([f"... and {more:,} more classes"] if more > 0 else []))
+        )
+    return notes
 
 
 def fingerprint(splits: Splits) -> str:
@@ -101,7 +177,7 @@ def _drop_repeats(images: Sequence[SourceFile], rejected: list[Rejected]) -> tup
         if image.sha256 in first:
             earlier = first[image.sha256]
             suffix = ", which has another label" if image.label != earlier.label else ""
-            rejected.append(Rejected(image.source, f"same content as {earlier.source}{suffix}"))
+            rejected.append(Rejected(image.source, f"same content as {earlier.source}{suffix}", "duplicate"))
         else:
             first[image.sha256] = image
     return list(first.values()), len(images) - len(first)
@@ -112,7 +188,7 @@ def _drop_content_of(
 ) -> list[SourceFile]:
     sources = {image.sha256: image.source for image in others}
     rejected += [
-        Rejected(image.source, f"same content as {sources[image.sha256]} of {split}")
+        Rejected(image.source, f"same content as {sources[image.sha256]} of {split}", "duplicate")
         for image in images
         if image.sha256 in sources
     ]

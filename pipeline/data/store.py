@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,19 +17,18 @@ from typing import Any
 
 import datasets
 import numpy as np
+from datasets.exceptions import DatasetGenerationError
 from jaxtyping import Bool, Float32, Int64, UInt64
 from PIL import Image
 from tqdm import tqdm
 
 from pipeline.data.images import decode, reduce
-from pipeline.data.sources import UNLABELLED, Listing, SourceFile
+from pipeline.data.listing import Listing, SourceFile
+from pipeline.data.reading import UNLABELLED, in_order
 from pipeline.data.splits import SPLITS, Splits, fingerprint
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 REPORT = "report.json"
-ENCODED_AT_ONCE = 256
-"""Number of images that are held in memory while the prepared data are written."""
-
 datasets.disable_progress_bars()
 
 
@@ -82,7 +80,13 @@ class ImageSet:
 
 
 def write(
-    folder: Path, listing: Listing, splits: Splits, facts: dict[str, Any], *, train_side: int | None = None
+    folder: Path,
+    listing: Listing,
+    splits: Splits,
+    facts: dict[str, Any],
+    *,
+    train_side: int | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the three splits, the unlabelled images and ``report.json``; return the report.
 
@@ -93,6 +97,10 @@ def write(
         facts: source, path and license, recorded as they are.
         train_side: number of pixels to which the shorter side of training images is reduced; images of val
             and test stay as they are. None reduces none.
+        notes: what a person should know about the splits, recorded with the notes of the listing.
+
+    Raises:
+        SourceError: an image vanished or changed since it was listed.
     """
     features = datasets.Features(
         image=datasets.Image(decode=False),
@@ -110,12 +118,15 @@ def write(
     # The cache is beside the target and not in the user's home, where a stale one could be used again.
     with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
         for name, images in splits.items():
-            table = datasets.Dataset.from_generator(
-                partial(_rows, name, images, train_side if name in ("train", UNLABELLED) else None),
-                features=features,
-                cache_dir=cache,
-                fingerprint=f"{identity[:16]}-{name}",
-            )
+            try:
+                table = datasets.Dataset.from_generator(
+                    partial(_rows, name, images, train_side if name in ("train", UNLABELLED) else None),
+                    features=features,
+                    cache_dir=cache,
+                    fingerprint=f"{identity[:16]}-{name}",
+                )
+            except DatasetGenerationError as error:
+                raise error.__cause__ or error from None
             shutil.rmtree(folder / name, ignore_errors=True)
             table.save_to_disk(folder / name)
     report = {
@@ -132,6 +143,8 @@ def write(
         "leaked_between_splits": splits.leaked,
         "repeated_within_split": splits.repeated,
     }
+    if every_note := [*listing.notes, *notes]:
+        report["notes"] = every_note
     (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     return report
 
@@ -179,14 +192,12 @@ def _rows(name: str, images: Sequence[SourceFile], side: int | None) -> Iterator
     bar = tqdm(
         desc=f"store {name}", total=len(images), unit=" images", unit_scale=True, delay=5, mininterval=5
     )
-    with bar, ThreadPoolExecutor() as pool:
-        for first in range(0, len(images), ENCODED_AT_ONCE):
-            chunk = images[first : first + ENCODED_AT_ONCE]
-            for image, encoded in zip(chunk, pool.map(encode, chunk), strict=True):
-                yield {
-                    "image": {"bytes": encoded, "path": None},
-                    "label": image.label,
-                    "sha256": image.sha256,
-                    "source": image.source,
-                }
-                bar.update()
+    with bar:
+        for image, encoded in zip(images, in_order(encode, images), strict=True):
+            yield {
+                "image": {"bytes": encoded, "path": None},
+                "label": image.label,
+                "sha256": image.sha256,
+                "source": image.source,
+            }
+            bar.update()

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import fingerprint, parameters, paths
+from pipeline.data import sources
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
 
@@ -28,6 +29,9 @@ def main() -> None:
             f"{paths.PARAMETERS} differs from the default composition of {paths.CONFIGS}/ in "
             f"{', '.join(differing)}; `dvc exp run -S KEY=VALUE` composes it anew"
         )
+    if current.data.path.exists():
+        for note in sources.check_files(current.data.path):
+            print(f"note: {note}")
     paths.CHECKED.parent.mkdir(exist_ok=True)
     # Always the same content: a changed parameter reruns the stages that read it and no others.
     paths.CHECKED.write_text("parameters are valid\n")

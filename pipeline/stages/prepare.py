@@ -1,29 +1,38 @@
 """Read the images, split them, and write the prepared data."""
 
+import sys
+
 from pipeline import parameters, paths
-from pipeline.data import sources, splits, store
+from pipeline.data import listing, sources, splits, store
 from pipeline.process import stage
 
 
 def main() -> None:
     """Write `artifacts/data/`."""
     p = parameters.load()
-    listing = sources.read(p.data.source, p.data.path)
+    contents = sources.read(p.data.source, p.data.path, p.data.layout)
+    listing.refuse_damage(contents, p.data.max_rejected)
+    anew = p.data.splits == "new"
     assigned = splits.assign(
-        listing.labelled,
-        listing.unlabelled,
+        contents.labelled,
+        contents.unlabelled,
         train=p.data.train,
         val=p.data.val,
         test=p.data.test,
         seed=p.seed,
-        anew=p.data.splits == "new",
+        anew=anew,
     )
+    notes = splits.check(contents, assigned, anew=anew)
     facts = {"source": p.data.source, "path": str(p.data.path), "license": p.data.license}
-    report = store.write(paths.DATA, listing, assigned, facts, train_side=p.data.train_side)
+    report = store.write(paths.DATA, contents, assigned, facts, train_side=p.data.train_side, notes=notes)
+    for note in report.get("notes", ()):
+        print(f"note: {note}", file=sys.stderr)
+    rejected = [*contents.rejected, *assigned.rejected]
+    reasons = f" ({listing.count_kinds(rejected)}), listed in {paths.DATA / store.REPORT}" if rejected else ""
     print(
         f"{len(report['classes'])} {'classes' if report['task'] == 'single_label' else 'attributes'}; "
         + ", ".join(f"{count} {name}" for name, count in report["images"].items())
-        + f"; {len(report['rejected'])} rejected"
+        + f"; {len(rejected)} rejected{reasons}"
     )
 
 

@@ -1,0 +1,187 @@
+"""Reading the files of a source: each one is an image that can be decoded, or is rejected with its reason."""
+
+import hashlib
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+from tqdm import tqdm
+
+from pipeline.data import trees
+from pipeline.data.images import SUFFIXES, decode
+from pipeline.data.listing import Rejected, SourceError, SourceFile, content_hash
+
+UNLABELLED = "unlabelled"
+"""Name of the split of images without labels."""
+
+UNLABELLED_FOLDERS = (UNLABELLED, "unlabeled")
+"""Names of the folder beside the labelled images that holds images without labels, in any case."""
+
+OTHER_FORMATS = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC, in which Apple's devices store photographs"),
+    **dict.fromkeys(
+        (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"),
+        "a camera's raw data",
+    ),
+    **dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG 2000"),
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "Netpbm"),
+    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm"), "a film"),
+    **dict.fromkeys((".dcm", ".dicom"), "DICOM"),
+    **dict.fromkeys((".eps", ".ps"), "PostScript"),
+    ".avif": "AVIF",
+    ".jxl": "JPEG XL",
+    ".pdf": "PDF",
+    ".psd": "Photoshop",
+    ".svg": "a drawing in SVG",
+    ".tga": "Targa",
+}
+"""Name of the format by the suffix of pictures that are not read; they must be converted."""
+
+MOST_THREADS = 8
+"""Number of threads that read images, at most."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Labelled = tuple[str | None, int | tuple[float, ...], Path]
+"""Split, label and file."""
+
+
+def is_picture(file: Path) -> bool:
+    """Return whether the suffix is that of a picture, also of one whose format is not read."""
+    return file.suffix.lower() in SUFFIXES or file.suffix.lower() in OTHER_FORMATS
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], threads: int = MOST_THREADS) -> Iterator[R]:
+    """Yield the results of a function, computed by several threads, in the order of the items.
+
+    Twice as many results as threads are computed ahead at most, so that memory is bounded.
+    """
+    threads = min(threads, (os.cpu_count() or 1) + 1)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def read_files(root: Path, files: Sequence[Labelled]) -> tuple[list[SourceFile], list[Rejected]]:
+    """Decode all files once, to hash their pixels.
+
+    Args:
+        root: folder relative to which the files are called.
+        files: split, label and path of each.
+
+    Returns:
+        The images that can be decoded, and the other files with their reasons, both in the given order.
+    """
+    reading = in_order(lambda item: _read_file(root, *item), files)
+    results = list(tqdm(reading, "read", len(files), unit=" images", unit_scale=True, delay=5, mininterval=5))
+    return (
+        [item for item in results if isinstance(item, SourceFile)],
+        [item for item in results if isinstance(item, Rejected)],
+    )
+
+
+def read_unlabelled(
+    root: Path, tree: trees.Tree, attributes: int | None = None
+) -> tuple[list[SourceFile], list[Rejected]]:
+    """Read the images without labels in the folder `unlabelled` of a source.
+
+    Args:
+        root: folder that holds `unlabelled`.
+        tree: everything below the source.
+        attributes: number of attributes that an image may have; None if images have one class each.
+    """
+    unknown = -1 if attributes is None else (math.nan,) * attributes
+    return read_files(tree.root, [(None, unknown, file) for file in tree.files if is_unlabelled(root, file)])
+
+
+def is_unlabelled(root: Path, file: Path) -> bool:
+    """Return whether a file is in the folder `unlabelled` of a source."""
+    return file.is_relative_to(root) and file.relative_to(root).parts[0].lower() in UNLABELLED_FOLDERS
+
+
+def reject_skipped(tree: trees.Tree) -> list[Rejected]:
+    """List what was not taken for a file when the folder was listed: hidden files, loops, pipes."""
+    return [
+        Rejected(
+            place(tree.root, item.path),
+            item.reason,
+            "damaged" if item.kind == "unreadable" and item.path.suffix.lower() in SUFFIXES else item.kind,
+        )
+        for item in tree.skipped
+    ]
+
+
+def reject_unused(
+    tree: trees.Tree, used: Iterable[Path], reason: Callable[[Path], Rejected]
+) -> list[Rejected]:
+    """List every file below the folder that was neither used nor is in `unlabelled`.
+
+    Args:
+        tree: everything below the source.
+        used: files that were read.
+        reason: function that gives the rejection of an image file; other files are no images.
+    """
+    used = set(used)
+    return [
+        reason(file) if file.suffix.lower() in SUFFIXES else reject_suffix(tree.root, file)
+        for file in tree.files
+        if file not in used
+    ]
+
+
+def reject_suffix(root: Path, file: Path) -> Rejected:
+    """Give the rejection of a file that is no image by its suffix."""
+    suffix = file.suffix.lower()
+    reason = f"not an image: suffix {trees.printable(file.suffix) or 'missing'}"
+    if suffix in OTHER_FORMATS:
+        reason = f"not read: {file.suffix} is {OTHER_FORMATS[suffix]}; convert it to JPEG or PNG"
+    return Rejected(place(root, file), reason, "no image")
+
+
+def place(root: Path, file: Path) -> str:
+    """Return the place of a file in the source, as printable text."""
+    return trees.printable(file.relative_to(root))
+
+
+def _read_file(
+    root: Path, split: str | None, label: int | tuple[float, ...], file: Path
+) -> SourceFile | Rejected:
+    source = place(root, file)
+    if file.suffix.lower() not in SUFFIXES:
+        return reject_suffix(root, file)
+    try:
+        encoded = file.read_bytes()
+        image = decode(encoded)
+    except FileNotFoundError:
+        return Rejected(source, "there is no such file", "missing")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return Rejected(source, f"cannot be decoded: {error}", "damaged")
+    digest = hashlib.blake2b(encoded).digest()
+    return SourceFile(split, label, source, content_hash(image), lambda: _read_again(file, source, digest))
+
+
+def _read_again(file: Path, source: str, digest: bytes) -> bytes:
+    """Read an encoded image, which must be the one that was hashed."""
+    try:
+        encoded = file.read_bytes()
+    except OSError as error:
+        raise SourceError(
+            f"{source} could not be read a second time ({error.strerror}); prepare again when nothing "
+            "changes the folder"
+        ) from error
+    if hashlib.blake2b(encoded).digest() != digest:
+        raise SourceError(
+            f"{source} changed while it was read; prepare again when nothing changes the folder"
+        )
+    return encoded

@@ -1,0 +1,238 @@
+"""Tables that list images: CSV with a column ``file_name``, and CelebA's lists."""
+
+import codecs
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+
+from pipeline.data.listing import SourceError
+from pipeline.data.names import splits_of
+from pipeline.data.trees import printable
+
+METADATA = "metadata.csv"
+FILE_NAME = "file_name"
+CELEBA = "list_attr_celeba.txt"
+CELEBA_IMAGES = "img_align_celeba"
+CELEBA_PARTITION = "list_eval_partition.txt"
+CELEBA_SPLITS = {"0": "train", "1": "val", "2": "test"}
+NAMES = (METADATA, CELEBA, CELEBA_PARTITION)
+"""Names of the tables."""
+
+DELIMITERS = ",;\t|"
+"""Characters that may divide the columns of a table."""
+LONGEST_FIELD = 2**27
+"""Most characters of one field of a table."""
+
+
+class TableError(SourceError):
+    """A table cannot be read; the message names the file, the line and the reason."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV table with the column ``file_name``."""
+
+    file: Path
+    columns: tuple[str, ...]
+    """Names of the other columns, in order."""
+    rows: list[tuple[int, dict[str, str]]]
+    """Number of the last line of each row, and its values by column."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image that a table lists."""
+
+    split: str | None
+    values: tuple[float, ...]
+    """Share from 0 to 1 of each attribute."""
+    file: Path
+    where: str
+    """Table and line."""
+
+
+def read(file: Path) -> Table:
+    """Read a CSV table in UTF-8 or UTF-16, whose columns are divided by commas, semicolons, tabs or bars.
+
+    Raises:
+        TableError: the file cannot be read, lacks the column ``file_name`` or repeats a column, or a row has
+            more or fewer values than there are columns.
+    """
+    content = text(file)
+    names = {
+        mark: [name.strip(' "\r') for name in content.partition("\n")[0].split(mark)] for mark in DELIMITERS
+    }
+    delimiter = next((mark for mark in DELIMITERS if FILE_NAME in names[mark]), ",")
+    # The limit belongs to the process; it protects from a quote that is never closed, which `strict` notices.
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    rows: list[tuple[int, dict[str, str]]] = []
+    header: list[str] = []
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for values in reader:
+            if not any(value.strip() for value in values):
+                continue
+            if len(values) != len(header):
+                raise TableError(
+                    f"{printable(file)}, line {reader.line_num}: {len(header)} values are expected, divided "
+                    f"by {delimiter!r}; found {len(values)}"
+                )
+            rows.append((reader.line_num, dict(zip(header, values, strict=True))))
+    except csv.Error as error:
+        raise TableError(f"{printable(file)}, line {reader.line_num}: not a CSV table: {error}") from error
+    columns = tuple(name for name in header if name != FILE_NAME)
+    if FILE_NAME not in header or not columns:
+        raise TableError(
+            f"{printable(file)}: columns {FILE_NAME} and at least one other are expected; "
+            f"found {', '.join(header) or 'none'}"
+        )
+    if len(set(header)) < len(header):
+        raise TableError(f"{printable(file)}: column names must differ; found {', '.join(header)}")
+    return Table(file, columns, rows)
+
+
+def text(file: Path) -> str:
+    """Read a text file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises:
+        TableError: the file cannot be read, or has another encoding.
+    """
+    try:
+        content = file.read_bytes() if file.is_file() else None
+    except OSError as error:
+        raise TableError(f"{printable(file)} could not be read: {error.strerror}") from error
+    if content is None:
+        raise TableError(f"{printable(file)} is not a file")
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise TableError(
+            f"{printable(file)} is not in {'UTF-16' if wide else 'UTF-8'} (line {line}); save it in UTF-8"
+        ) from error
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a file with the separators of this system, without blanks around it."""
+    return name.strip().replace("\\", "/")
+
+
+def metadata(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    """Read Hugging Face's ``metadata.csv`` in a folder, or in its train, validation and test folders.
+
+    Source: https://huggingface.co/docs/datasets/image_dataset
+
+    Raises:
+        TableError: there is no table, or one is not valid.
+    """
+    folders = sorted(child for child in path.iterdir() if child.is_dir())
+    splits = splits_of([child.name for child in folders])
+    tables = [(None, path / METADATA)] if (path / METADATA).exists() else []
+    tables += [
+        (splits[child.name], child / METADATA)
+        for child in folders
+        if child.name in splits and (child / METADATA).exists()
+    ]
+    if not tables:
+        raise TableError(
+            f"data.path (={printable(path)}) must hold {METADATA}, directly or in train/validation/test, or "
+            f"{CELEBA}"
+        )
+    names: tuple[str, ...] | None = None
+    rows: list[Row] = []
+    for split, file in tables:
+        table = read(file)
+        if table.columns != (names or table.columns):
+            raise TableError(
+                f"{printable(file)}: columns {FILE_NAME} and {', '.join(names or ())} are expected; "
+                f"found {', '.join((FILE_NAME, *table.columns))}"
+            )
+        names = table.columns
+        for line, row in table.rows:
+            where = f"{printable(file)}, line {line}"
+            values = tuple(_share(where, name, row[name]) for name in names)
+            rows.append(Row(split, values, _below(file.parent, row[FILE_NAME], where), where))
+    return names or (), rows
+
+
+def celeba(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    """Read CelebA's ``list_attr_celeba.txt`` and ``list_eval_partition.txt``, as torchvision keeps them.
+
+    Raises:
+        TableError: a table is not valid.
+    """
+    lines = text(path / CELEBA).splitlines()
+    partition = path / CELEBA_PARTITION
+    splits: dict[str, str] = {}
+    for number, line in enumerate(text(partition).splitlines() if partition.exists() else (), start=1):
+        match line.split():
+            case []:
+                continue
+            case [name, split] if split in CELEBA_SPLITS:
+                splits[name] = CELEBA_SPLITS[split]
+            case _:
+                raise TableError(
+                    f"{printable(partition)}, line {number}: a file and one of {', '.join(CELEBA_SPLITS)} "
+                    f"are expected; found {line!r}"
+                )
+    names = tuple(lines[1].split()) if len(lines) > 1 else ()
+    rows: list[Row] = []
+    for number, line in enumerate(lines[2:], start=3):
+        if not line.strip():
+            continue
+        where = f"{printable(path / CELEBA)}, line {number}"
+        name, *values = line.split()
+        if len(values) != len(names):
+            raise TableError(f"{where}: {len(names)} values are expected; found {len(values)}")
+        if splits and name not in splits:
+            raise TableError(f"{where}: {name} is not in {printable(partition)}")
+        shares = tuple(_share(where, *pair) for pair in zip(names, values, strict=True))
+        rows.append(Row(splits.get(name), shares, _below(path / CELEBA_IMAGES, name, where), where))
+    return names, rows
+
+
+def once(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Divide rows into the first of each file, and the repetitions.
+
+    Raises:
+        TableError: two rows of one file have different values or splits.
+    """
+    first: dict[Path, Row] = {}
+    repeated: list[Row] = []
+    for row in rows:
+        earlier = first.setdefault(row.file, row)
+        if earlier is row:
+            continue
+        if (earlier.split, earlier.values) != (row.split, row.values):
+            raise TableError(f"{row.where}: {row.file.name!r} has other values than in {earlier.where}")
+        repeated.append(row)
+    return list(first.values()), repeated
+
+
+def _below(folder: Path, name: str, where: str) -> Path:
+    """Return the path of a file that a table names, which must be in or below the table's folder."""
+    plain = plain_name(name)
+    # Only Windows' paths have backslashes, except that a file here may have one in its name.
+    if "\\" in name and "\0" not in name and (folder / name.strip()).exists():
+        plain = name.strip()
+    absolute = plain.startswith("/") or PureWindowsPath(plain).drive
+    if not Path(plain).name or absolute or ".." in Path(plain).parts:
+        raise TableError(f"{where}: {FILE_NAME} = {name!r}; a path below {printable(folder)} is expected")
+    return folder / plain
+
+
+def _share(where: str, name: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    number = 0.0 if number == -1 else number
+    if not 0 <= number <= 1:
+        shown = value if len(value) <= 50 else f"{value[:50]}..."
+        raise TableError(f"{where}: {name} = {shown!r}; a number from 0 to 1 (or -1 for 0) is expected")
+    return number

@@ -1,0 +1,137 @@
+"""Tables that list images, as spreadsheets and other systems write them."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.data import listing, sources, tables
+from pipeline.data.listing import Listing, SourceError
+
+
+def write(folder: Path, content: str | bytes, files: tuple[str, ...] = ("a.png", "b.png")) -> Path:
+    """Write metadata.csv and different images beside it."""
+    for number, name in enumerate(files):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / tables.METADATA).write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def labels(contents: Listing) -> dict[str, int | tuple[float, ...]]:
+    return {image.source: image.label for image in contents.labelled}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "file_name,red,big\na.png,1,0\nb.png,0,0.5\n",
+        "file_name;red;big\r\na.png;1;0\r\nb.png;0;0.5\r\n",
+        "file_name\tred\tbig\na.png\t1\t0\nb.png\t0\t0.5",
+        "red|file_name|big\n1|a.png|0\n0|b.png|0.5\n",
+        "\ufefffile_name,red,big\na.png,1,0\nb.png,0,0.5\n",
+        "file_name,red,big\na.png,1,0\nb.png,0,0.5\n".encode("utf-16"),
+        "\ufefffile_name;red;big\na.png;1;0\nb.png;0;0.5\n".encode("utf-16-be"),
+        '"file_name","red","big"\n"a.png","1","0"\n"b.png","0","0.5"\n',
+        " file_name , red ,big\n a.png ,1,0\n\n , , \nb.png, 0 ,0.5\n",
+        "file_name,red,big\r./a.png,1,-1\rb.png,0,.5\r",
+        "file_name,red,big\na.png,1,0\nb.png,0,0.5\na.png,1.0,-1\n",
+    ],
+)
+def test_tables_are_read_as_spreadsheets_write_them(tmp_path: Path, content: str | bytes) -> None:
+    contents = sources.attributes(write(tmp_path, content))
+    assert contents.classes == ("red", "big")
+    assert labels(contents) == {"a.png": (1.0, 0.0), "b.png": (0.0, 0.5)}
+
+
+def test_windows_separators_are_those_of_this_system_unless_a_file_has_that_name(tmp_path: Path) -> None:
+    content = "file_name,red\none\\two\\a.png,1\nc\\d.png,0\n.\\b.png,1\n"
+    root = write(tmp_path, content, ("one/two/a.png", "c\\d.png", "b.png"))
+    assert labels(sources.attributes(root)) == {"one/two/a.png": (1.0,), "c\\d.png": (0.0,), "b.png": (1.0,)}
+
+
+def test_split_folders_with_tables_have_the_names_that_people_use(tmp_path: Path) -> None:
+    for number, split in enumerate(("Training", "valid", "test_set")):
+        write(tmp_path / split, f"file_name,red\n{number}.png,1\n", (f"{number}.png",))
+    assert [image.split for image in sources.attributes(tmp_path).labelled] == ["train", "test", "val"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("file_name,red\na.png," + "x" * 200_000, ["line 2", "red", "a number from 0 to 1"]),
+        ('file_name,red\na.png,"1\nb.png,0\n', ["line 3", "not a CSV table"]),
+        ('file_name,red\n"a.png"x,1\n', ["line 2", "not a CSV table"]),
+        ("file_name,red\na.png,1,0\n", ["line 2", "2 values", "found 3"]),
+        ("file_name,red\na.png\n", ["line 2", "2 values", "found 1"]),
+        ("file_name;red\na.png;0,5\n", ["line 2", "red = '0,5'"]),
+        ("file_name,red\na.png,nan\n", ["line 2", "red = 'nan'"]),
+        ("file_name,red\na.png,\n", ["line 2", "red = ''"]),
+        ("file_name,red\na.png,yes\n", ["line 2", "red = 'yes'"]),
+        ("file_name,red\n,1\n", ["line 2", "file_name = ''"]),
+        ("file_name,red\n.,1\n", ["line 2", "file_name = '.'"]),
+        ("file_name,red\n/etc/passwd,1\n", ["line 2", "'/etc/passwd'"]),
+        ("file_name,red\nC:\\photos\\a.png,1\n", ["line 2", "C:", "a path below"]),
+        ("file_name,red\n\\\\server\\a.png,1\n", ["line 2", "server", "a path below"]),
+        ("file_name,red\n..\\a.png,1\n", ["line 2", "a path below"]),
+        ("file_name,red\na.png,1\na.png,0\n", ["line 3", "'a.png'", "line 2"]),
+        ("file_name,red, red\na.png,1,0\n", ["must differ", "red"]),
+        ("file_name\na.png\n", ["columns file_name and at least one other"]),
+        ("File_Name,red\na.png,1\n", ["columns file_name", "File_Name"]),
+        ("", ["columns file_name", "none"]),
+        ("file_name,gr\u00fcn\na.png,1\n".encode("latin-1"), ["not in UTF-8", "line 1"]),
+        (b"\xff\xfef", ["not in UTF-16"]),
+        (b"PK\x03\x04\xff\xfe", ["not in UTF-8"]),
+    ],
+)
+def test_wrong_tables_are_one_line_with_the_file_and_the_line(
+    tmp_path: Path, content: str | bytes, words: list[str]
+) -> None:
+    with pytest.raises(SourceError) as caught:
+        sources.attributes(write(tmp_path, content))
+    [line] = str(caught.value).splitlines()
+    assert str(tmp_path / tables.METADATA) in line
+    assert [word for word in words if word not in line] == []
+    assert len(line) < 1000
+
+
+def test_a_table_that_is_a_folder_or_unreadable_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / tables.METADATA).mkdir()
+    with pytest.raises(SourceError, match=r"metadata\.csv is not a file"):
+        sources.attributes(tmp_path)
+    (tmp_path / tables.METADATA).rmdir()
+    write(tmp_path, "file_name,red\na.png,1\n")
+
+    def refuse(_file: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(SourceError, match=r"metadata\.csv could not be read: Permission denied"):
+        sources.attributes(tmp_path)
+
+
+def test_missing_files_are_listed_and_count_as_damaged_and_others_are_listed(tmp_path: Path) -> None:
+    content = "file_name,red\na.png,1\ngone.png,0\ndeep/gone.png,0\nb.png,0\n"
+    root = write(tmp_path, content, ("a.png", "b.png", "other.png", "deep/other.png"))
+    (root / "notes.txt").write_text("x")
+    contents = sources.attributes(root)
+    assert {item.source: item.kind for item in contents.rejected} == {
+        "gone.png": "missing",
+        "deep/gone.png": "missing",
+        "other.png": "unlabelled",
+        "deep/other.png": "unlabelled",
+        "notes.txt": "no image",
+    }
+    with pytest.raises(SourceError, match=r"2 of 4 image files"):
+        listing.refuse_damage(contents, 0.1)
+
+
+def test_a_row_that_is_repeated_is_listed(tmp_path: Path) -> None:
+    contents = sources.attributes(write(tmp_path, "file_name,red\na.png,1\nb.png,0\n./a.png,1\n"))
+    [item] = contents.rejected
+    assert (item.source, item.kind) == ("a.png", "duplicate")
+    assert "line 4" in item.reason
