@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 # An environment that is there is never replaced because of its Python: it may be somebody's own.
 REFUSE_OTHERS = "$(BIN)/python" -c "$(SUPPORTED)" 2>/dev/null || { \
-	echo "error: .venv has $$("$(BIN)/python" --version 2>&1 || echo "no Python that runs"); supported are Python 3.11, 3.12 and 3.13: move .venv away, then run make install" >&2; exit 1; }
+	echo "error: .venv has $$("$(BIN)/python" --version 2>/dev/null || echo "no Python that runs"); supported are Python 3.11, 3.12 and 3.13: move .venv away, then run make install" >&2; exit 1; }
 TINY := .tiny
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 

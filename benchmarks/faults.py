@@ -37,27 +37,29 @@ VARIANTS = ("fp32", "int8-qat", "pruned-50")
 SETTINGS = (
     "data=folder",
     "data.path=images",
+    "data.val=24",
+    "data.test=24",
     "student.size=32",
     "teacher.size=32",
     "teacher.head.epochs=1",
     "teacher.head.batch_size=16",
     "teacher.full.phases=[]",
-    "teacher.full.epochs=4",
+    "teacher.full.epochs=3",
     "teacher.full.batch_size=16",
     "distill.phases=[]",
-    "distill.epochs=12",
+    "distill.epochs=8",
     "distill.batch_size=16",
     "prune.shape=uniform",
-    "prune.epochs=3",
+    "prune.epochs=2",
     "prune.batch_size=16",
     "quantize.float_layers=[]",
-    "quantize.epochs=3",
+    "quantize.epochs=2",
     "quantize.batch_size=16",
     "quantize.calibration=16",
     "evaluation.parity=8",
     "benchmark.sessions=2",
     "benchmark.seconds=0.2",
-    "benchmark.processes=1",
+    "benchmark.processes=2",
     "benchmark.threads=[1]",
     "benchmark.batch_sizes=[1]",
     "probe.corrupted=2",
@@ -118,7 +120,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=260)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop before a run that ends later")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop before a run that ends later"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / ".tiny" / "faults")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
@@ -126,7 +130,9 @@ def main() -> None:
     pipeline = Pipeline(folder)
     reference = pipeline.reference()
     results = folder / "results.jsonl"
-    kills = [Kill(**json.loads(line)) for line in results.read_text().splitlines()] if results.exists() else []
+    kills = (
+        [Kill(**json.loads(line)) for line in results.read_text().splitlines()] if results.exists() else []
+    )
     kills = [kill for kill in kills if kill.run >= 0]
     run = 1 + max((kill.run for kill in kills), default=-1)
     before, started = len(kills), time.monotonic()
@@ -447,7 +453,9 @@ def _code() -> list[str]:
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     wanted = (".dvc", "configs", "dvc.yaml", "pipeline", "requirements.lock", "students", "teachers")
-    return [name for name in listed.stdout.splitlines() if name.startswith(wanted) and (ROOT / name).is_file()]
+    return [
+        name for name in listed.stdout.splitlines() if name.startswith(wanted) and (ROOT / name).is_file()
+    ]
 
 
 def _digest(files: Sequence[Path | str]) -> str:

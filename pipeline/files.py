@@ -104,7 +104,9 @@ def set_aside(path: Path, reason: str, consequence: str) -> None:
     if path.is_dir() and not path.is_symlink():
         aside.unlink(missing_ok=True)
     path.replace(aside)
-    print(f"note: {path} is damaged ({reason}) and was renamed to {aside.name}; {consequence}", file=sys.stderr)
+    print(
+        f"note: {path} is damaged ({reason}) and was renamed to {aside.name}; {consequence}", file=sys.stderr
+    )
 
 
 def read_cache(path: Path, kind: type[Content], consequence: str) -> Content:

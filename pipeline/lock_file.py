@@ -167,7 +167,7 @@ def _content(entry: str) -> dict[str, Any]:
 
 def _stages(variants: Collection[str]) -> set[str]:
     """Names of all stages of dvc.yaml."""
-    stages = yaml.safe_load(paths.PIPELINE.read_text(encoding="utf-8"))["stages"]
+    stages = yaml.load(paths.PIPELINE.read_bytes(), yaml.CSafeLoader)["stages"]
     return {
         full
         for name, stage in stages.items()

@@ -76,7 +76,7 @@ def alone(file: Path) -> Iterator[None]:
     with file.open("a+") as lock:
         while not _locked(lock.fileno()):
             if time.monotonic() > deadline:
-                number, _, command = file.read_text().partition(" ")
+                number, _, command = " ".join(file.read_text().split()).partition(" ")
                 raise BusyError(
                     f"process {number or 'unknown'} ({command or 'another command'}) does the same work at "
                     f"the moment: let it finish, or end it; it holds {file}"

@@ -31,7 +31,9 @@ def main() -> None:
         )
     # Always the same content: a changed parameter reruns the stages that read it and no others.
     contents = {paths.CHECKED: "parameters are valid\n"}
-    contents |= {paths.CODE / name: f"{digest}\n" for name, digest in fingerprint.fingerprints(Path()).items()}
+    contents |= {
+        paths.CODE / name: f"{digest}\n" for name, digest in fingerprint.fingerprints(Path()).items()
+    }
     for other in {*paths.CODE.glob("*")} - {*contents}:
         other.unlink()
     for file, content in contents.items():
