@@ -6,11 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import pydantic
-
-Content = TypeVar("Content")
+from pydantic import TypeAdapter, ValidationError
 
 
 @contextmanager
@@ -109,21 +107,21 @@ def set_aside(path: Path, reason: str, consequence: str) -> None:
     )
 
 
-def read_cache(path: Path, kind: type[Content], consequence: str) -> Content:
+def read_cache(path: Path, kind: Any, consequence: str) -> Any:
     """The content of a JSON file from which work goes on; empty if there is no such file.
 
     A damaged one is set aside.
 
     Args:
         path: the file.
-        kind: type of the content, which pydantic checks; called without arguments, it is empty.
+        kind: type of the content, a mapping; pydantic checks it.
         consequence: what happens without the content.
     """
     try:
-        return pydantic.TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        what = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else str(error)
+        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         set_aside(path, what, consequence)
-    return kind()
+    return {}

@@ -31,7 +31,7 @@ SHUTDOWN_SECONDS = 15.0
 """Seconds that a process alongside this one may take to end."""
 
 TAKEOVER_SECONDS = 10.0
-"""Seconds in which a process that does the same work may end; the stage of a killed DVC takes less than one."""
+"""Seconds in which a process that does the same work may end; a stage without its DVC takes less than one."""
 
 BUILDERS = ("distill", "prune", "quantize")
 """Scripts of the stage ``build``, which write the same folder."""

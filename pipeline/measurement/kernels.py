@@ -51,6 +51,9 @@ LARGEST_SHARE = 0.02
 CLASSES = 10
 """Number of classes in a layer's network; the time of its classifier is not counted."""
 
+TABLES = dict[str, dict[str, PositiveFloat]]
+"""Content of the file of measurements: machine to layer to microseconds."""
+
 Precision = Literal["float", "int8"]
 Source = Literal["image", "float", "int8"]
 """What a layer reads; ``image`` is the input, with the normalisation before the first layer."""
@@ -153,7 +156,7 @@ class Costs:
 
     def _tables(self) -> dict[str, dict[str, float]]:
         """All tables of the file, by machine."""
-        return files.read_cache(self._cache, dict[str, dict[str, PositiveFloat]], "layers are measured anew")
+        return files.read_cache(self._cache, TABLES, "layers are measured anew")
 
 
 COMPANY = [

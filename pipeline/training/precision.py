@@ -25,6 +25,8 @@ UNTIMED, TIMED = 2, 5
 TRIAL = 2
 """Version of the trial, raised when a change of the training made one of the two faster; trials of another
     version are repeated."""
+GAINS = dict[str, PositiveFloat]
+"""Content of the file of trials: question to the speed of bf16 relative to fp32."""
 
 
 class TriedPrecision(MixedPrecision):
@@ -57,7 +59,7 @@ def choose(fabric: Fabric, module: nn.Module, batch_size: int, sizes: Sequence[i
     if not isinstance(precision, TriedPrecision):
         return frozenset()
     file = precision.trials
-    gains = files.read_cache(file, dict[str, PositiveFloat], "trials are repeated") if file else {}
+    gains: dict[str, float] = files.read_cache(file, GAINS, "trials are repeated") if file else {}
     names = {size: _name(fabric, module, batch_size, size) for size in sizes}
     for size, name in names.items():
         if name not in gains:
