@@ -1,9 +1,12 @@
 # Distillery's commands; `make help` lists them. Everything is installed into .venv.
 # PYTHON is any of 3.11, 3.12 and 3.13; the first one that works here is taken.
-SUPPORTED := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
-	"$$name" -c "$(SUPPORTED)" 2>/dev/null && echo "$$name" && break; done)
+	"$$name" -c "import ensurepip; $(SUPPORTED)" 2>/dev/null && echo "$$name" && break; done)
 BIN := .venv/bin
+# An environment that is there is never replaced because of its Python: it may be somebody's own.
+REFUSE_OTHERS = "$(BIN)/python" -c "$(SUPPORTED)" 2>/dev/null || { \
+	echo "error: .venv has $$("$(BIN)/python" --version 2>/dev/null || echo "no Python that runs"); supported are Python 3.11, 3.12 and 3.13: move .venv away, then run make install" >&2; exit 1; }
 TINY := .tiny
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -13,17 +16,20 @@ help: ## This list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: .venv/installed ## The environment: all packages of requirements.lock in .venv
+	@$(REFUSE_OTHERS)
 
-# A killed installation goes on where it stopped: pip skips what is there and writes a package's INSTALLER last.
+# A killed installation goes on where it stopped: pip writes INSTALLER last, in its own package as in others, and
+# skips what is there. An environment without a whole pip is made anew.
 .venv/installed: requirements.lock
-	@$(BIN)/python -c "import pip; $(SUPPORTED)" 2>/dev/null \
-		|| { "$(PYTHON)" -c "$(SUPPORTED)" 2>/dev/null && "$(PYTHON)" -m venv --clear .venv; } \
-		|| { echo "error: PYTHON (=$(or $(PYTHON),none found)) must be Python 3.11, 3.12 or 3.13 with its venv module; name one with: make install PYTHON=/path/to/python"; exit 1; }
+	@if test -e $(BIN)/python && "$(BIN)/python" -c "" 2>/dev/null; then $(REFUSE_OTHERS); fi
+	@{ "$(BIN)/python" -c "import pip" && test -s $(BIN)/activate && ls .venv/lib/python*/site-packages/pip-*.dist-info/INSTALLER; } >/dev/null 2>&1 \
+		|| { "$(PYTHON)" -c "import ensurepip; $(SUPPORTED)" 2>/dev/null && "$(PYTHON)" -m venv --clear .venv; } \
+		|| { echo "error: PYTHON (=$(or $(PYTHON),none found)) must be Python 3.11, 3.12 or 3.13 with its venv module; name one with: make install PYTHON=/path/to/python" >&2; exit 1; }
 	@for package in .venv/lib/python*/site-packages/*.dist-info; do \
 		test -e "$$package/INSTALLER" || rm -rf "$$package"; done
 	@echo "Installing the packages of requirements.lock into .venv, with $$($(BIN)/python --version). This takes a few minutes and 6 GB of disk."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -r requirements.lock || { \
-		echo "error: the installation is not complete; the next \`make install\` goes on with what is missing"; exit 1; }
+		echo "error: the installation is not complete; the next \`make install\` goes on with what is missing" >&2; exit 1; }
 	@touch $@
 
 repro: install ## The whole pipeline: default data, then everything that is out of date
@@ -38,7 +44,7 @@ tiny: install ## A first look: the whole pipeline with few and small images, in 
 	@ln -sfn ../../.dvc/plots $(TINY)/.dvc/plots
 	@for name in .dvcignore configs dvc.yaml pipeline requirements.lock students teachers; do ln -sfn "../$$name" "$(TINY)/$$name"; done
 	@printf '[core]\n    no_scm = true\n    analytics = false\n' > $(TINY)/.dvc/config
-	@unset MLFLOW_TRACKING_URI; cd $(TINY) && python -m pipeline params tiny && python -m pipeline fetch && dvc repro
+	@unset MLFLOW_TRACKING_URI; cd $(TINY) && python -m pipeline params tiny && python -m pipeline.stages.check && python -m pipeline fetch && dvc repro
 	@echo "The tiny pipeline is complete. Its accuracies mean nothing: it trains for seconds, on 320 images of 64 pixels."
 	@echo "  $(TINY)/artifacts/report/report.html     open it in a browser"
 	@echo "  $(TINY)/artifacts/onnx/                  the files that would ship"

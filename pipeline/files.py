@@ -1,9 +1,14 @@
 """The one way to write a file: whole or not at all, under a temporary name until it is whole."""
 
+import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 
 @contextmanager
@@ -33,3 +38,90 @@ def write(path: Path, content: str | bytes) -> None:
     """Write a file, text in UTF-8, or replace it: whole or not at all."""
     with replacing(path) as fresh:
         fresh.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files below a folder whose processes have ended: a kill leaves them."""
+    for file in folder.rglob(".*.*.new"):
+        number = file.suffixes[-2][1:]
+        if number.isdecimal() and not _runs(int(number)):
+            file.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def seal(path: Path) -> None:
+    """Append the SHA-256 of a file to it, 32 bytes."""
+    with path.open("r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.write(digest)
+
+
+def intact(path: Path, consequence: str) -> bool:
+    """Whether there is a file that is as ``seal`` left it. Anything else in its place is set aside.
+
+    Args:
+        path: the file.
+        consequence: what happens without it.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        set_aside(path, str(error), consequence)
+        return False
+    size = hashlib.sha256().digest_size
+    if hashlib.sha256(memoryview(content)[:-size]).digest() != content[-size:]:
+        set_aside(path, "its content does not match its checksum", consequence)
+        return False
+    return True
+
+
+def set_aside(path: Path, reason: str, consequence: str) -> None:
+    """Rename a damaged file, or what lies in its place, and say so in one line on standard error.
+
+    Args:
+        path: the file; ``.damaged`` is added to its name, in place of an earlier damaged one.
+        reason: what is wrong with it.
+        consequence: what happens without it.
+    """
+    aside = path.with_name(f"{path.name}.damaged")
+    number = 1
+    while aside.is_dir():  # a folder is not replaced
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+    if path.is_dir() and not path.is_symlink():
+        aside.unlink(missing_ok=True)
+    path.replace(aside)
+    print(
+        f"note: {path} is damaged ({reason}) and was renamed to {aside.name}; {consequence}", file=sys.stderr
+    )
+
+
+def read_cache(path: Path, kind: Any, consequence: str) -> Any:
+    """The content of a JSON file from which work goes on; empty if there is no such file.
+
+    A damaged one is set aside.
+
+    Args:
+        path: the file.
+        kind: type of the content, a mapping; pydantic checks it.
+        consequence: what happens without the content.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        set_aside(path, what, consequence)
+    return {}

@@ -7,6 +7,7 @@ PARAMETERS = Path("params.yaml")
 CONFIGS = Path("configs")
 NONE = CONFIGS / "none"
 """Stands for no file or folder in a parameter that is a DVC dependency: DVC takes no null."""
+PIPELINE = Path("dvc.yaml")
 LOCK = Path("dvc.lock")
 
 ARTIFACTS = Path("artifacts")
@@ -41,8 +42,8 @@ PLOTS = ARTIFACTS / "plots"
 TRACKED = ARTIFACTS / "tracked.json"
 CHECKPOINTS = ARTIFACTS / "checkpoints"
 """Epoch checkpoints of unfinished training. Not a DVC output: DVC removes outputs before a stage runs."""
-
-
+LOCKS = CHECKPOINTS / "locks"
+"""One lock for each stage or variant that is being made."""
 PRECISION_TRIALS = CHECKPOINTS / "precision.json"
 """What trials of bf16 found on this machine."""
 KERNELS = CHECKPOINTS / "kernels.json"

@@ -1,7 +1,10 @@
 """The process that a stage runs in: its arguments, its errors, and its end."""
 
+import errno
+import fcntl
 import inspect
 import io
+import json
 import os
 import subprocess
 import sys
@@ -15,8 +18,12 @@ from typing import NoReturn
 
 import psutil
 
+from pipeline import lock_file, paths
 from pipeline.errors import DistilleryError
 from teachers.errors import TeacherError
+
+STARTED_BY_DVC = "DVC_STAGE"
+"""Environment variable that DVC sets for the commands of stages."""
 
 POLL_SECONDS = 0.5
 """Seconds between two looks at whether another process is alive."""
@@ -24,14 +31,73 @@ POLL_SECONDS = 0.5
 SHUTDOWN_SECONDS = 15.0
 """Seconds that a process alongside this one may take to end."""
 
+TAKEOVER_SECONDS = 10.0
+"""Seconds in which a process that does the same work may end; a stage without its DVC takes less than one."""
+
+BUILDERS = ("distill", "prune", "quantize")
+"""Scripts of the stage ``build``, which write the same folder."""
+
+
+class BusyError(DistilleryError):
+    """Another process does the same work at the moment; the message names it."""
+
 
 @contextmanager
 def stage() -> Iterator[None]:
-    """Run a stage: check its arguments, end it when DVC ends, and print user errors as single lines."""
+    """Run a stage: check its arguments, keep others from the same work, and print user errors as single
+    lines."""
     check_arguments()
-    exit_with("dvc")
     with one_line_errors():
+        lock_file.keep_copy()
+        with alone(paths.LOCKS / f"{_work()}.lock"):
+            yield
+
+
+def _work() -> str:
+    """Name of what the stage that runs as the main program writes."""
+    program = sys.modules["__main__"].__spec__
+    script = program.name.rpartition(".")[2] if program else Path(sys.argv[0]).stem
+    return "-".join(["build" if script in BUILDERS else script, *sys.argv[1:]])
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Hold a lock while the block runs. The kernel releases it when this process ends, however it ends.
+
+    On a file system without locks, nothing is held.
+
+    Args:
+        file: the lock, which stays behind and holds the number and the command of the last process.
+
+    Raises:
+        BusyError: another process holds the lock, and does not end soon.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + TAKEOVER_SECONDS
+    with file.open("a+") as lock:
+        while not _locked(lock.fileno()):
+            if time.monotonic() > deadline:
+                number, _, command = " ".join(file.read_text().split()).partition(" ")
+                raise BusyError(
+                    f"process {number or 'unknown'} ({command or 'another command'}) does the same work at "
+                    f"the moment: let it finish, or end it; it holds {file}"
+                )
+            time.sleep(0.1)
+        with suppress(OSError):  # a full disk: the lock holds without its text
+            lock.truncate(0)
+            lock.write(f"{os.getpid()} {' '.join(sys.orig_argv)}")
+            lock.flush()
         yield
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        # Unlike those of flock, these locks are not inherited by the processes that render images, which
+        # live on for some seconds when their parent is killed.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 class StageParser(ArgumentParser):
@@ -86,6 +152,8 @@ def run_alongside(module: str, *arguments: str) -> Iterator[None]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,
+        # It ends with this process and not with DVC, so that it can say how the stage has ended.
+        env={name: value for name, value in os.environ.items() if name != STARTED_BY_DVC},
         # Ctrl-C reaches this process only, which then ends the other one.
         start_new_session=True,
     ) as companion:
@@ -101,21 +169,41 @@ def run_alongside(module: str, *arguments: str) -> Iterator[None]:
                 companion.kill()
 
 
-def exit_with(program: str, exit_process: Callable[[], None] = lambda: os._exit(1)) -> None:
-    """End this process when its nearest ancestor that runs ``program`` ends.
+def end_with_dvc(exit_process: Callable[[], None] = lambda: os._exit(1)) -> None:
+    """End this process, which DVC has started, when that DVC ends; at once if it has ended already.
 
     Otherwise, the stage of a killed ``dvc repro`` would go on beside the stage that is started next.
     """
-    ancestor = next((p for p in psutil.Process().parents() if _runs(p, program)), None)
-    if ancestor is None:
+    dvc = _dvc()
+    if dvc is None:
+        sys.stderr.write("error: the DVC that started this stage has ended\n")
+        exit_process()
         return
 
     def watch() -> None:
-        while _alive(ancestor):
+        while _alive(dvc):
             time.sleep(POLL_SECONDS)
         exit_process()
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _dvc() -> psutil.Process | None:
+    """The nearest ancestor that is DVC, by its command or because it holds the outputs of a stage."""
+    holders = _holders(lock_file.HOLDERS)
+    try:
+        ancestors = psutil.Process().parents()
+    except psutil.Error:  # one of them has ended in between
+        ancestors = psutil.Process().parents()
+    return next((process for process in ancestors if process.pid in holders or _runs(process, "dvc")), None)
+
+
+def _holders(file: Path) -> set[int]:
+    """Numbers of the processes that write outputs of stages, by DVC's own notes."""
+    try:
+        return {holder["pid"] for holder in json.loads(file.read_text())["write"].values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return set()
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -126,7 +214,8 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def _runs(process: psutil.Process, program: str) -> bool:
+    """Whether a process runs a program, itself or through Python: ``python -m dvc``."""
     try:
-        return any(Path(part).name == program for part in process.cmdline()[:2])
+        return any(Path(part).name == program for part in process.cmdline()[:3])
     except psutil.Error:
         return False

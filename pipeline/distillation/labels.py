@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline import provenance
+from pipeline import files, provenance
 from pipeline.data import batches
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
@@ -164,7 +164,7 @@ def compute(
     bar = tqdm(desc="label", total=views * len(view_set), unit=" views", unit_scale=True)
     for view in range(views):
         file = partial / f"{view}.npy"
-        if not file.exists():
+        if not files.intact(file, "these views are labelled again"):
             requests = batches.sequential(range(len(view_set)), view, contract.size, 128)
             parts = []
             for batch in batches.load(fabric, view_set, requests, workers):
@@ -177,9 +177,10 @@ def compute(
                     f"the teacher's outputs for {infinite} of {len(logits)} images are not finite in fp16; "
                     "allowed: logits within 65504"
                 )
-            fresh = partial / "new.npy"
-            np.save(fresh, logits)
-            fresh.replace(file)
+            with files.replacing(file) as fresh:
+                with fresh.open("wb") as stream:
+                    np.save(stream, logits)
+                files.seal(fresh)
         else:
             bar.update(len(view_set))
     bar.close()

@@ -1,6 +1,5 @@
 """Check all parameters before any work starts, and take the fingerprints of the code."""
 
-import shutil
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -8,7 +7,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline import fingerprint, parameters, paths
+from pipeline import files, fingerprint, lock_file, parameters, paths
 from pipeline.data import sources
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
@@ -23,6 +22,8 @@ def main() -> None:
             raise ParameterError(f"{paths.CONFIGS}: {' '.join(str(error).split())}") from error
     default = parameters.check(composed, str(paths.CONFIGS))
     current = parameters.load()
+    lock_file.mend(current.variants)
+    files.remove_unfinished(paths.ARTIFACTS)
     differing = [key for key, value in default if getattr(current, key) != value]
     if differing:
         print(
@@ -32,13 +33,17 @@ def main() -> None:
     if current.data.path.exists():
         for note in sources.check_files(current.data.path):
             print(f"note: {note}")
-    paths.CHECKED.parent.mkdir(exist_ok=True)
     # Always the same content: a changed parameter reruns the stages that read it and no others.
-    paths.CHECKED.write_text("parameters are valid\n")
-    shutil.rmtree(paths.CODE, ignore_errors=True)
-    paths.CODE.mkdir()
-    for name, digest in fingerprint.fingerprints(Path()).items():
-        (paths.CODE / name).write_text(f"{digest}\n")
+    contents = {paths.CHECKED: "parameters are valid\n"}
+    contents |= {
+        paths.CODE / name: f"{digest}\n" for name, digest in fingerprint.fingerprints(Path()).items()
+    }
+    for other in {*paths.CODE.glob("*")} - {*contents}:
+        other.unlink()
+    for file, content in contents.items():
+        # What stays the same is not touched: another `dvc repro` may be reading it.
+        if not file.is_file() or file.read_text() != content:
+            files.write(file, content)
 
 
 if __name__ == "__main__":
