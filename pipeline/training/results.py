@@ -8,17 +8,16 @@ from pipeline.training import checkpoints
 from pipeline.training.checkpoints import History
 
 
-def save(model: Model, history: History, *, folder: Path, timings: Path, run: Path) -> None:
+def save(model: Model, history: History, *, folder: Path, timings: histories.Place, run: Path) -> None:
     """Write a student with its history, then remove the checkpoints, from which it could be trained again.
 
     Args:
         model: the student and its card.
         history: one line per epoch; empty for a student that needed no training.
         folder: folder of the student.
-        timings: file of the timings.
+        timings: where the timings of a history belong.
         run: folder of the checkpoints.
     """
     storage.save(folder, model)
-    histories.write(folder, history)
-    histories.write_timings(timings, history)
+    histories.write(folder, history, timings)
     checkpoints.clear(run)
