@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar, runtime_checkable
 
 from pydantic import Field, TypeAdapter
 
@@ -21,6 +21,17 @@ Measured = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A time, or a ratio of times."""
 MEASUREMENTS: TypeAdapter[dict[str, Measured]] = TypeAdapter(dict[str, Measured])
 """Names of what was measured, and the results."""
+
+
+@runtime_checkable
+class Schema(Protocol[Content]):
+    """What a file holds; pydantic's ``TypeAdapter`` is one."""
+
+    def validate_json(self, data: bytes, /) -> Content: ...
+
+    def dump_json(self, instance: Content, /, *, indent: int) -> bytes: ...
+
+
 DAMAGED = ".damaged"
 """Ending of the name under which a file that cannot be read is left aside."""
 
@@ -29,7 +40,7 @@ class CacheError(DistilleryError):
     """The folder of this machine's measurements cannot be used."""
 
 
-def read(file: Path, schema: TypeAdapter[Content]) -> Content | None:
+def read(file: Path, schema: Schema[Content]) -> Content | None:
     """The content of a JSON file; None if there is no such file.
 
     A file that does not fit the schema is left aside under another name, with a line that says so.
@@ -53,7 +64,7 @@ def read(file: Path, schema: TypeAdapter[Content]) -> Content | None:
     return None
 
 
-def write(file: Path, schema: TypeAdapter[Content], content: Content) -> None:
+def write(file: Path, schema: Schema[Content], content: Content) -> None:
     """Replace a JSON file.
 
     Raises:
@@ -86,7 +97,7 @@ def alone(file: Path) -> Iterator[None]:
         yield
 
 
-def recall(file: Path, schema: TypeAdapter[Content], choose: Callable[[], Content]) -> Content:
+def recall(file: Path, schema: Schema[Content], choose: Callable[[], Content]) -> Content:
     """The choice that a file records, or else the one that ``choose`` returns, which is recorded.
 
     Raises:

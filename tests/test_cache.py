@@ -19,7 +19,7 @@ from teachers.contract import InputContract
 from tests.tiny_students import random_network
 
 ANSWER: TypeAdapter[dict[str, int]] = TypeAdapter(dict[str, int])
-LEARNERS = multiprocessing.get_context("spawn")
+LEARNERS = multiprocessing.get_context("fork")
 FIRST = kernels.Convolution(1, 1, 1, 8, 8, 16, "float", "float")
 SECOND = kernels.Convolution(1, 1, 1, 8, 16, 16, "float", "float")
 THIRD = kernels.Convolution(1, 1, 1, 8, 32, 16, "float", "float")
