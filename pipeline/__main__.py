@@ -93,6 +93,15 @@ def main() -> None:
         "--build", action="store_true", help="only write the page, to be served by another web server"
     )
 
+    command = add(
+        "measured",
+        measured,
+        "list what was measured on this machine, and what was chosen by it",
+        "  python -m pipeline measured --forget && dvc repro --single-item --force build@pruned-50",
+    )
+    command.add_argument(
+        "--forget", action="store_true", help="remove it, so that the next stage that needs it measures anew"
+    )
     add(
         "fetch",
         fetch,
@@ -248,6 +257,33 @@ def demo(arguments: Namespace) -> None:
     print(f"http://{page.LOOPBACK}:{server.server_port}/  (press Ctrl-C to stop)", flush=True)
     with server, suppress(KeyboardInterrupt):
         server.serve_forever()
+
+
+def measured(arguments: Namespace) -> None:
+    """Print the files with their entries, and the reasons of the choices; remove them if asked to."""
+    files = [paths.kernels(), paths.precision_trials(), *sorted(paths.choices().glob("*.json"))]
+    for file in files:
+        with suppress(FileNotFoundError):
+            print(f"{file}: {_summary(file)}")
+            if arguments.forget:
+                file.unlink()
+    if arguments.forget:
+        print("removed; a stage that is finished runs again with `dvc repro --single-item --force STAGE`")
+
+
+def _summary(file: Path) -> str:
+    """A choice's answer and reason, or the number of measurements of a table."""
+    try:
+        content = json.loads(file.read_bytes())
+        if "reason" not in content:
+            values = [value if isinstance(value, dict) else {0: value} for value in content.values()]
+            return f"{sum(map(len, values))} measurements"
+        if "layers" in content:
+            return f"float layers: {', '.join(content['layers']) or 'none'}; {content['reason']}"
+        plan = content["plans"][0]
+        return f"criterion {plan['criterion']}, shape {plan['shape']}; {content['reason']}"
+    except (ValueError, TypeError, AttributeError, LookupError):
+        return "damaged"
 
 
 def fetch(_: Namespace) -> None:

@@ -6,9 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 
 @contextmanager
@@ -105,23 +102,3 @@ def set_aside(path: Path, reason: str, consequence: str) -> None:
     print(
         f"note: {path} is damaged ({reason}) and was renamed to {aside.name}; {consequence}", file=sys.stderr
     )
-
-
-def read_cache(path: Path, kind: Any, consequence: str) -> Any:
-    """The content of a JSON file from which work goes on; empty if there is no such file.
-
-    A damaged one is set aside.
-
-    Args:
-        path: the file.
-        kind: type of the content, a mapping; pydantic checks it.
-        consequence: what happens without the content.
-    """
-    try:
-        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        set_aside(path, what, consequence)
-    return {}

@@ -21,7 +21,6 @@ TEACHER_LOGITS = TEACHER / "test_logits.npy"
 """Logits of the teacher for the test images, float32."""
 LABELS = ARTIFACTS / "labels"
 MODELS = ARTIFACTS / "models"
-TIMINGS = ARTIFACTS / "timings"
 ONNX = ARTIFACTS / "onnx"
 METRICS = ARTIFACTS / "metrics"
 COMPARISON = ARTIFACTS / "comparison.json"
@@ -44,10 +43,53 @@ CHECKPOINTS = ARTIFACTS / "checkpoints"
 """Epoch checkpoints of unfinished training. Not a DVC output: DVC removes outputs before a stage runs."""
 LOCKS = CHECKPOINTS / "locks"
 """One lock for each stage or variant that is being made."""
-PRECISION_TRIALS = CHECKPOINTS / "precision.json"
-"""What trials of bf16 found on this machine."""
-KERNELS = CHECKPOINTS / "kernels.json"
-"""What layers take in ONNX Runtime on this machine."""
+
+
+def cache() -> Path:
+    """Folder of what was measured on this machine and chosen by it, shared by all checkouts of a user.
+
+    The variable ``DISTILLERY_CACHE`` takes precedence over ``XDG_CACHE_HOME``. What is here is no DVC output:
+    times differ from run to run. A user without a home folder has a folder per checkout.
+    """
+    if own := os.environ.get("DISTILLERY_CACHE"):
+        return Path(own).absolute()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if base.is_absolute():
+        return base / "distillery"
+    try:
+        return Path.home() / ".cache" / "distillery"
+    except RuntimeError:
+        return CHECKPOINTS.absolute()
+
+
+def kernels() -> Path:
+    """Times of layers in ONNX Runtime on this machine."""
+    return cache() / "kernels.json"
+
+
+def precision_trials() -> Path:
+    """Results of this machine's trials of bf16."""
+    return cache() / "precision.json"
+
+
+def choices() -> Path:
+    """Folder of the recorded choices by measured times."""
+    return cache() / "choices"
+
+
+def choice(kind: str, question: str) -> Path:
+    """A recorded choice.
+
+    Args:
+        kind: what is chosen, for the reader.
+        question: SHA-256 over everything that the choice depends on except for times and code.
+    """
+    return choices() / f"{kind}-{question[:16]}.json"
+
+
+def timings(history: str) -> Path:
+    """Seconds of each epoch of the training on this machine whose ``history.jsonl`` has this SHA-256."""
+    return cache() / "timings" / f"{history}.json"
 
 
 def home() -> Path:
@@ -58,11 +100,6 @@ def home() -> Path:
 def model(variant: str) -> Path:
     """Folder of a variant's ``weights.safetensors``, ``card.json`` and ``history.jsonl``."""
     return MODELS / variant
-
-
-def timings(name: str) -> Path:
-    """Seconds of each epoch of the training of a variant or of ``teacher``."""
-    return TIMINGS / f"{name}.jsonl"
 
 
 def onnx(variant: str) -> Path:

@@ -1,5 +1,8 @@
 """Tiny images and students that all tests share."""
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,24 @@ from PIL import Image
 # Shapes in annotations are checked while the tests run; not in students, whose forward torch.fx traces
 # with proxies that are no tensors.
 install_import_hook(["pipeline", "teachers"], "beartype.beartype")
+
+
+USERS = pytest.StashKey[str | None]()
+CACHE = "DISTILLERY_CACHE"
+"""Variable that names the folder of this machine's measurements."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the tests and the processes that they start a folder of measurements of their own."""
+    config.stash[USERS] = os.environ.get(CACHE)
+    os.environ[CACHE] = tempfile.mkdtemp(prefix="distillery-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the folder."""
+    shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True)
+    if (own := config.stash[USERS]) is not None:
+        os.environ[CACHE] = own
 
 
 @pytest.fixture(scope="session")

@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pydantic import PositiveFloat
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline import files
+from pipeline import cache, files
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import FILE, Progress
 
-CACHE = dict[str, PositiveFloat]
 PROGRESS = Progress(7, [{"epoch": 1.0, "loss": 0.5}])
 
 
@@ -281,15 +279,15 @@ def test_a_damaged_cache_is_left_aside(
 ) -> None:
     file = tmp_path / "cache.json"
     file.write_text(content)
-    assert files.read_cache(file, CACHE, "it is measured again") == {}
+    assert cache.read(file, cache.MEASUREMENTS) is None
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert str(file) in err
     assert (tmp_path / "cache.json.damaged").read_text() == content
-    assert files.read_cache(file, CACHE, "it is measured again") == {}
+    assert cache.read(file, cache.MEASUREMENTS) is None
     assert capsys.readouterr().err == ""
     file.write_text('{"a": 1, "b": 0.5}')
-    assert files.read_cache(file, CACHE, "it is measured again") == {"a": 1.0, "b": 0.5}
+    assert cache.read(file, cache.MEASUREMENTS) == {"a": 1.0, "b": 0.5}
 
 
 def test_files_that_a_killed_process_was_writing_are_removed_and_those_of_a_running_one_stay(

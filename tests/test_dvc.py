@@ -114,10 +114,8 @@ def test_outputs_are_where_the_paths_say() -> None:
         paths.DATA,
         paths.TEACHER,
         paths.model("teacher"),
-        paths.timings("teacher"),
         paths.LABELS,
         paths.model("${key}"),
-        paths.timings("${key}"),
         paths.onnx("${key}"),
         paths.metrics("${key}"),
         paths.confidence("${key}"),
@@ -162,6 +160,24 @@ def test_checkpoints_are_no_outputs_so_dvc_does_not_remove_them() -> None:
     outs = [out for name in STAGES for out in outputs(name)]
     assert outs
     assert not [out for out in outs if str(paths.CHECKPOINTS).startswith(out)]
+
+
+def test_what_was_measured_on_the_machine_lies_outside_of_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in ("DISTILLERY_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert paths.cache() == tmp_path / "home/.cache/distillery"
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")  # to be ignored, says the specification
+    assert paths.cache() == tmp_path / "home/.cache/distillery"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert paths.cache() == tmp_path / "xdg/distillery"
+    monkeypatch.setenv("DISTILLERY_CACHE", "own")
+    assert paths.cache() == tmp_path / "own"
+    places = (paths.kernels(), paths.precision_trials(), paths.choice("pruning", "a"), paths.timings("b"))
+    assert all(place.is_relative_to(tmp_path / "own") for place in places)
 
 
 BESIDE = (

@@ -24,6 +24,16 @@ def test_the_total_of_a_variant_includes_all_its_ancestors() -> None:
     assert result["int8"]["own"]["seconds"] == 3
 
 
+def test_a_training_that_was_not_measured_leaves_its_descendants_without_a_total() -> None:
+    seconds = {"teacher": 100.0, "fp32": None, "pruned": 50.0, "other": 20.0}
+    parents = {"fp32": "teacher", "pruned": "fp32", "other": "teacher"}
+    result = energy.training(seconds, parents, cores=2, gigabytes=4.0, assumptions=ASSUMPTIONS)
+    assert result["fp32"] == {"own": None, "total": None}
+    assert result["pruned"]["own"]["seconds"] == 50
+    assert result["pruned"]["total"] is None
+    assert result["other"]["total"]["seconds"] == 120
+
+
 def test_a_thousand_images_take_a_thousand_times_one() -> None:
     result = energy.inference({"fp32": 4.0}, cores=1, gigabytes={"fp32": 0.1}, assumptions=ASSUMPTIONS)[
         "fp32"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import students
-from pipeline.measurement import kernels
+from pipeline.measurement import kernels, layer_costs
 from pipeline.models.layers import Network, trace
 from pipeline.onnx.graph import ExportError
 from teachers.contract import InputContract
@@ -28,7 +28,7 @@ def parts_of(module: nn.Module, float_layers: tuple[str, ...] | None) -> list[st
     return [str(part) for part in kernels.parts_of(trace(module), SIZE, float_layers)]
 
 
-def table(folder: Path, network: Network, slow: dict[str, float]) -> kernels.Costs:
+def table(folder: Path, network: Network, slow: dict[str, float]) -> layer_costs.Costs:
     """A table in which every part takes 10 us, except those that begin with the given words."""
     names = list(network.layers)
     parts = {
@@ -38,8 +38,8 @@ def table(folder: Path, network: Network, slow: dict[str, float]) -> kernels.Cos
     }
     times = {part: next((t for words, t in slow.items() if part.startswith(words)), 10.0) for part in parts}
     file = folder / "kernels.json"
-    file.write_text(json.dumps({kernels._machine(): times}))
-    return kernels.open_costs(file)
+    file.write_text(json.dumps({layer_costs.name(): times}))
+    return layer_costs.open_costs(file)
 
 
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
@@ -66,7 +66,7 @@ def test_parts_of_an_int8_file_have_the_channels_that_are_written() -> None:
     assert [part.outputs for part in in_float if isinstance(part, kernels.Convolution)][:3] == [8, 8, 24]
 
 
-def test_every_part_of_a_file_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, file = student(), tmp_path / "kernels.json"
     measured: list[str] = []
 
@@ -77,10 +77,11 @@ def test_every_part_of_a_file_is_measured_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(kernels, "measure", measure)
     for float_layers in (None, (), FIRST, None):
         channels = [part.inputs for part in kernels.parts_of(trace(module), SIZE, float_layers)]
-        predicted = kernels.open_costs(file).milliseconds(module, SIZE, float_layers)
+        predicted = layer_costs.open_costs(file).milliseconds(module, SIZE, float_layers)
         assert predicted == pytest.approx(sum(channels) / 1000)
     every = [part for layers in (None, (), FIRST) for part in parts_of(module, layers)]
-    assert sorted(measured) == sorted(set(every))
+    assert set(measured) == set(every)
+    assert len(measured) == sum(len(set(parts_of(module, layers))) for layers in (None, (), FIRST))
 
 
 def test_parts_are_measured_in_the_runtime() -> None:
@@ -117,10 +118,12 @@ def test_the_time_of_a_layer_is_that_between_the_feeders_convolution_and_its_own
 def test_a_speedup_is_measured_in_the_runtime_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "SESSIONS", 1)
     wide, narrow = (student((width,) * 14, norm=False) for width in (16, 8))
-    first = kernels.open_costs(tmp_path / "kernels.json").speedup(wide, narrow, InputContract(SIZE))
+    first = layer_costs.open_costs(tmp_path / "kernels.json").speedup(wide, narrow, InputContract(SIZE))
     assert first > 0
     monkeypatch.setattr(kernels, "measure_speedup", None)
-    assert kernels.open_costs(tmp_path / "kernels.json").speedup(wide, narrow, InputContract(SIZE)) == first
+    assert (
+        layer_costs.open_costs(tmp_path / "kernels.json").speedup(wide, narrow, InputContract(SIZE)) == first
+    )
 
 
 def test_another_machines_times_stay_in_the_file_and_do_not_count(
@@ -130,7 +133,7 @@ def test_another_machines_times_stay_in_the_file_and_do_not_count(
     other = dict.fromkeys(parts_of(student(), None), 1e9)
     file.write_text(json.dumps({"a slow machine": other}))
     monkeypatch.setattr(kernels, "measure", lambda parts: [1.0] * len(parts))
-    predicted = kernels.open_costs(file).milliseconds(student(), SIZE, None)
+    predicted = layer_costs.open_costs(file).milliseconds(student(), SIZE, None)
     assert predicted == pytest.approx(len(parts_of(student(), None)) / 1000)
     assert json.loads(file.read_text())["a slow machine"] == other
 
@@ -138,13 +141,13 @@ def test_another_machines_times_stay_in_the_file_and_do_not_count(
 def test_a_comment_in_the_writer_of_graphs_keeps_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, file = kernels._machine(), tmp_path / "layout.py"
-    source = Path(str(kernels.layout.__file__)).read_text()
-    monkeypatch.setattr(kernels.layout, "__file__", str(file))
+    before, file = layer_costs.name(), tmp_path / "layout.py"
+    source = Path(str(layer_costs.layout.__file__)).read_text()
+    monkeypatch.setattr(layer_costs.layout, "__file__", str(file))
     file.write_text(f'"""Another docstring."""\n# A comment.\n{source.split(chr(34) * 3, 2)[2]}')
-    assert kernels._machine() == before
+    assert layer_costs.name() == before
     file.write_text(source.replace("FILL = 16", "FILL = 32"))
-    assert kernels._machine() != before
+    assert layer_costs.name() != before
 
 
 @pytest.mark.parametrize(
@@ -165,15 +168,15 @@ def test_the_first_layers_stay_float_where_that_is_faster(
     tmp_path: Path, slow: dict[str, float], contract: InputContract, expected: tuple[str, ...] | None
 ) -> None:
     network = trace(student())
-    fastest = kernels.fastest_float_layers(table(tmp_path, network, slow), network, contract)
+    fastest = layer_costs.fastest_float_layers(table(tmp_path, network, slow), network, contract).layers
     if expected is not None:
         assert fastest == expected
     sizes = {name: part.weight.numel() for name, part in network.parts.items()}
     assert list(fastest) == list(sizes)[: len(fastest)]
-    assert sum(sizes[name] for name in fastest) <= kernels.LARGEST_SHARE * sum(sizes.values())
+    assert sum(sizes[name] for name in fastest) <= layer_costs.LARGEST_SHARE * sum(sizes.values())
 
 
 def test_a_float_layer_among_int8_ones_has_no_price(tmp_path: Path) -> None:
-    costs = kernels.open_costs(tmp_path / "kernels.json")
+    costs = layer_costs.open_costs(tmp_path / "kernels.json")
     with pytest.raises(ExportError, match=r"blocks\.3\.depthwise follows an int8 one"):
         costs.milliseconds(student(), SIZE, ["blocks.3.depthwise"])

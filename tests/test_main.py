@@ -174,7 +174,32 @@ def test_ship_notes_a_missing_card_missing_results_and_a_rejection(
     assert "artifacts/report/variants.csv" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["choose", "predict", "ship", "demo", "fetch", "params"])
+def test_what_was_measured_is_listed_with_its_reasons_and_forgotten_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTILLERY_CACHE", str(tmp_path))
+    files = {
+        paths.kernels(): '{"a machine": {"a layer": 1.5, "another": 2.5}}',
+        paths.choice("float-layers", "1"): '{"layers": ["stem"], "reason": "because"}',
+        paths.choice("pruning", "2"): '{"plans": [{"criterion": "l1", "shape": "uniform"}], "reason": "why"}',
+        paths.choice("pruning", "3"): "[",
+        paths.timings("4"): "[]",
+    }
+    for file, content in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    assert run(monkeypatch, "measured") == 0
+    lines = {line.split(": ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(lines) == {str(file) for file in [*files][:4]}
+    assert "2 measurements" in lines[str(paths.kernels())]
+    assert "stem; because" in lines[str(paths.choice("float-layers", "1"))]
+    assert "l1, shape uniform; why" in lines[str(paths.choice("pruning", "2"))]
+    assert "damaged" in lines[str(paths.choice("pruning", "3"))]
+    assert run(monkeypatch, "measured --forget") == 0
+    assert [file.exists() for file in files] == [False] * 4 + [True]  # durations are no choices
+
+
+@pytest.mark.parametrize("command", ["choose", "predict", "ship", "demo", "measured", "fetch", "params"])
 def test_the_help_of_every_command_has_an_example(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

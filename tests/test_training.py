@@ -439,13 +439,13 @@ def test_views_that_are_scored_each_epoch_are_rendered_once_a_size_unless_they_a
 def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_remembered(
     data: Path, answers: Path, oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried: list[tuple[int, bool]] = []
+    tried: list[int] = []
 
-    def seconds(_fabric: object, _module: object, _batch: int, size: int, fast: bool) -> float:
-        tried.append((size, fast))
-        return 1.0 if not fast else {32: 0.95, 64: 0.5}[size]
+    def gain(_fabric: object, _module: object, _batch: int, size: int) -> float:
+        tried.append(size)
+        return {32: 1.05, 64: 2.0}[size]
 
-    monkeypatch.setattr(precision, "_seconds", seconds)
+    monkeypatch.setattr(precision, "_try", gain)
     fabric = compute.start(
         ComputeSettings(accelerator="cpu", threads=1, precision="auto"), trials=tmp_path / "trials.json"
     )
@@ -471,10 +471,10 @@ def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_r
             workers=0,
             folder=tmp_path / str(number),
         )
-    assert tried == [(32, False), (32, True), (64, False), (64, True)]
+    assert tried == [32, 64]
     monkeypatch.setattr(precision, "TRIAL", precision.TRIAL + 1)
     precision.choose(fabric, network, 12, [32])
-    assert tried[4:] == [(32, False), (32, True)]
+    assert tried[2:] == [32]
     assert kinds == {32: {torch.float32}, 64: {torch.bfloat16}}
 
 

@@ -4,7 +4,7 @@ The method is that of Green Algorithms (Lannelongue et al. 2021, https://doi.org
 energy = time x (cores x power per core + memory x power per gigabyte) x power usage effectiveness.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import lineage
@@ -31,7 +31,7 @@ def estimate(seconds: float, watts: float, assumptions: EnergySettings) -> dict[
 
 
 def training(
-    seconds: Mapping[str, float],
+    seconds: Mapping[str, float | None],
     parents: Mapping[str, str],
     *,
     cores: int,
@@ -41,26 +41,25 @@ def training(
     """Estimate the training of the teacher and of each variant, alone (``own``) and with all its ancestors.
 
     Args:
-        seconds: training time of the teacher and of each variant.
+        seconds: training time of the teacher and of each variant; None where it was not measured here.
         parents: parent of each variant.
         cores: number of cores that training kept busy.
         gigabytes: memory of the machine.
         assumptions: constants of the estimate.
 
     Returns:
-        ``own`` and ``total`` of the teacher and of each variant, as ``estimate`` returns them.
+        ``own`` and ``total`` of the teacher and of each variant, as ``estimate`` returns them, or None where
+        a time is missing.
     """
     watts = assumptions.watts(cores, gigabytes)
+
+    def together(names: Sequence[str]) -> dict[str, float] | None:
+        known = [time for name in names if (time := seconds[name]) is not None]
+        return estimate(sum(known), watts, assumptions) if len(known) == len(names) else None
+
     return {
-        name: {
-            "own": estimate(own, watts, assumptions),
-            "total": estimate(
-                sum((seconds[ancestor] for ancestor in lineage.ancestors(parents, name)), own),
-                watts,
-                assumptions,
-            ),
-        }
-        for name, own in seconds.items()
+        name: {"own": together([name]), "total": together([name, *lineage.ancestors(parents, name)])}
+        for name in seconds
     }
 
 

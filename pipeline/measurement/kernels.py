@@ -1,4 +1,4 @@
-"""What a network costs in ONNX Runtime on the machine at hand: a table of measured layers.
+"""What a layer costs in ONNX Runtime on the machine at hand.
 
 Multiply-accumulates do not predict it: a kernel for multiples of 16 channels takes several times as long
 for 24, the first layers are faster in float than in int8, and conversions between the two take time as
@@ -12,7 +12,6 @@ does not find its weights in the caches either.
 """
 
 import functools
-import hashlib
 import json
 import tempfile
 import time
@@ -23,13 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime as ort
 import torch
-from pydantic import PositiveFloat
 from torch import nn
 
-from pipeline import files, provenance
-from pipeline.measurement import machine
 from pipeline.models.layers import IMAGES, Layer, Network, trace, unit
 from pipeline.models.storage import Quantization
 from pipeline.onnx import graph, layout
@@ -38,21 +33,18 @@ from pipeline.onnx.sessions import open_session
 from pipeline.quantization.grid import PIXEL_SCALE, int8_activations
 from teachers.contract import InputContract
 
+PASSES = 3
+"""Number of times that all layers are measured, with sessions of their own: the place of their memory changes
+a time by some per cent. The median counts."""
 UNTIMED, TIMED = 2, 16
-"""Number of runs of a layer's network that are not timed, and of those that are."""
+"""Number of runs of a layer's network in a pass that are not timed, and of those that are."""
 SESSIONS, RUNS = 8, 60
 """Number of sessions, and of runs in each, in which two complete networks are timed in turn."""
 QUANTILE = 0.1
 """Quantile of the timed runs that is taken; a neighbour on the same core only ever adds time."""
-ALIKE = 0.02
-"""Relative difference of two predicted latencies below which they count as equal."""
-LARGEST_SHARE = 0.02
-"""Largest share of the weights that may stay in float; it makes an int8 file 6 % larger."""
 CLASSES = 10
 """Number of classes in a layer's network; the time of its classifier is not counted."""
 
-TABLES = dict[str, dict[str, PositiveFloat]]
-"""Content of the file of measurements: machine to layer to microseconds."""
 
 Precision = Literal["float", "int8"]
 Source = Literal["image", "float", "int8"]
@@ -99,98 +91,11 @@ class Head:
         )
 
 
-class Costs:
-    """Latencies on this machine with one thread and one image; unknown layers are measured when needed."""
-
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
-        self._machine = _machine()
-        tables = self._tables()
-        self._measured: dict[str, float] = tables.get(self._machine, {})
-        """Microseconds of layers, and ratios of networks."""
-
-    def milliseconds(self, module: nn.Module, size: int, float_layers: Collection[str] | None) -> float:
-        """Predicted latency of a student's ONNX file.
-
-        Args:
-            module: a student; weights and batch norms do not matter.
-            size: side of the image in pixels.
-            float_layers: layers in float of an int8 file; None for a float file.
-
-        Raises:
-            ExportError: a float convolution follows an int8 one; such a file cannot be written.
-        """
-        return self.total(parts_of(trace(module), size, float_layers))
-
-    def total(self, parts: Sequence[Convolution | Head]) -> float:
-        """Milliseconds of all parts of a file together."""
-        self.learn(parts)
-        return sum(self._measured[str(part)] for part in parts) / 1000
-
-    def speedup(self, parent: nn.Module, module: nn.Module, contract: InputContract) -> float:
-        """The latency of the parent's float file over that of a network's, measured as a whole.
-
-        Args:
-            parent: the parent without batch norms; weights do not matter.
-            module: the network, likewise.
-            contract: the input contract of both.
-        """
-        networks = trace(parent), trace(module)
-        parts = [str(part) for network in networks for part in parts_of(network, contract.size, None)]
-        question = f"speedup {hashlib.sha256(' '.join(parts).encode()).hexdigest()}"
-        if question not in self._measured:
-            self._measured[question] = measure_speedup(*networks, contract)
-            self._save()
-        return self._measured[question]
-
-    def learn(self, parts: Sequence[Convolution | Head]) -> None:
-        """Measure the parts that are not known yet, all of them in turn so that they can be compared."""
-        if new := [part for part in dict.fromkeys(parts) if str(part) not in self._measured]:
-            self._measured |= {str(part): time for part, time in zip(new, measure(new), strict=True)}
-            self._save()
-
-    def _save(self) -> None:
-        tables = self._tables()
-        tables[self._machine] = dict(sorted(self._measured.items()))
-        files.write(self._cache, json.dumps(tables, indent=2) + "\n")
-
-    def _tables(self) -> dict[str, dict[str, float]]:
-        """All tables of the file, by machine."""
-        return files.read_cache(self._cache, TABLES, "layers are measured anew")
-
-
 COMPANY = [
     Convolution(1, 1, 1, channels, channels, 9216 // channels, "float", "float") for channels in (96, 768)
 ]
 """Layers that run between the measured ones: a layer of a complete network finds neither its weights nor
 its memory in a core's caches, since other layers have run in between."""
-
-
-def open_costs(cache: Path) -> Costs:
-    """This machine's table, stored in a JSON file, so that the same question always has the same answer."""
-    return Costs(cache)
-
-
-def fastest_float_layers(costs: Costs, network: Network, contract: InputContract) -> tuple[str, ...]:
-    """The first layers that make an int8 file fastest on this machine if they stay in float.
-
-    Later layers are int8 in any case, since ONNX Runtime turns a float layer between int8 ones into int8.
-    Among choices that are equally fast within ``ALIKE``, the one with the fewest float layers is taken. The
-    float layers have at most ``LARGEST_SHARE`` of the weights, since they are stored in four times the
-    bytes. Images with a mean or a standard deviation of their own need a float stem.
-    """
-    weights = {name: part.weight.numel() for name, part in network.parts.items()}
-    names = list(weights)
-    choices = [
-        names[:count]
-        for count in range(0 if contract.is_plain else 1, len(names))
-        if count <= 1 or sum(weights[name] for name in names[:count]) <= LARGEST_SHARE * sum(weights.values())
-    ]
-    files = [parts_of(network, contract.size, choice) for choice in choices]
-    costs.learn([part for parts in files for part in parts])
-    latencies = [costs.total(parts) for parts in files]
-    first = next(i for i, latency in enumerate(latencies) if latency <= (1 + ALIKE) * min(latencies))
-    return tuple(choices[first])
 
 
 def parts_of(network: Network, size: int, float_layers: Collection[str] | None) -> list[Convolution | Head]:
@@ -199,7 +104,7 @@ def parts_of(network: Network, size: int, float_layers: Collection[str] | None) 
     Args:
         network: the student.
         size: side of the image in pixels.
-        float_layers: see ``Costs.milliseconds``.
+        float_layers: layers in float of an int8 file; None for a float file.
 
     Raises:
         ExportError: a float convolution follows an int8 one.
@@ -254,7 +159,12 @@ def _filled(parts: list[Convolution | Head]) -> list[Convolution | Head]:
 
 
 def measure(parts: Sequence[Convolution | Head]) -> list[float]:
-    """Microseconds of each part within a network.
+    """Microseconds of each part within a network: the median of ``PASSES``."""
+    return np.median([_measure_once(parts) for _ in range(PASSES)], axis=0).tolist()
+
+
+def _measure_once(parts: Sequence[Convolution | Head]) -> list[float]:
+    """Microseconds of each part.
 
     All networks run in turn, as in a latency measurement, so that a machine that slows down affects all of
     them.
@@ -293,9 +203,9 @@ def measure_speedup(parent: Network, network: Network, contract: InputContract) 
                 began = time.perf_counter()
                 session.run(None, image)
                 row[index] = time.perf_counter() - began
-        medians = np.median(times[UNTIMED:], axis=0)
-        ratios.append(medians[0] / medians[1])
-    return float(np.exp(np.mean(np.log(ratios))))
+        fast = np.quantile(times[UNTIMED:], QUANTILE, axis=0)
+        ratios.append(fast[0] / fast[1])
+    return float(np.median(ratios))
 
 
 def _time_of(part: Convolution | Head, events: Sequence[Mapping[str, Any]]) -> float:
@@ -357,17 +267,3 @@ def _any_quantization(network: Network, float_layers: list[str]) -> Quantization
         activation_scales=dict.fromkeys(int8_activations(network, float_layers), PIXEL_SCALE),
         float_layers=tuple(float_layers),
     )
-
-
-def _machine() -> str:
-    """The conditions of the times: the processor, the runtime, and the code that writes the graph.
-
-    Comments and docstrings of that code do not count.
-    """
-    description = machine.describe()
-    code = "".join(
-        provenance.plain_code(Path(str(module.__file__)).read_text()) for module in (graph, layout)
-    )
-    writer = hashlib.sha256(code.encode()).hexdigest()[:12]
-    flags = " ".join(description["flags"])
-    return f"{description['cpu']} {flags}, onnxruntime {ort.__version__}, graphs {writer}"

@@ -1,48 +1,63 @@
 """Histories of trainings: one line per epoch, with the time that it took in a file of its own.
 
-Timings differ from run to run. Kept apart, they do not change the hash of a model whose training gave the
-same result again, so that DVC does not rerun what depends on it.
+Timings differ from run to run. They are kept outside of DVC's outputs, with what else was measured on this
+machine: the hash of a model whose training gave the same result again stays the same, so that DVC does not
+rerun what depends on it. Timings are found by the hash of their history, so a variant that came from another
+machine has none.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+
+from pipeline import cache, files
+from pipeline.cache import CacheError
 
 HISTORY = "history.jsonl"
 TIMINGS = ("seconds", "images_per_second")
 """Keys of a line that differ from run to run."""
-POSITION = ("part", "epoch", "step")
-"""Keys that say which epoch a line is about."""
+Timings = list[dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
+TIMINGS_FILE: TypeAdapter[Timings] = TypeAdapter(Timings)
+Place = Callable[[str], Path]
+"""Function from the SHA-256 of a ``history.jsonl`` to the file of its timings."""
 
 
-def write(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
-    """Write ``history.jsonl`` without timings: one line per epoch."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_lines(folder / HISTORY, ({k: v for k, v in line.items() if k not in TIMINGS} for line in history))
+def write(folder: Path, history: Sequence[Mapping[str, Any]], place: Place) -> None:
+    """Write ``history.jsonl`` without timings, one line per epoch, and the timings where they belong.
+
+    Timings that cannot be written are given up with a line that says so: the training itself is complete.
+    """
+    lines = ({key: value for key, value in line.items() if key not in TIMINGS} for line in history)
+    files.write(folder / HISTORY, "".join(json.dumps(line) + "\n" for line in lines))
+    timings = [{key: float(line[key]) for key in TIMINGS if key in line} for line in history]
+    if any(timings):
+        try:
+            cache.write(place(_hash(folder)), TIMINGS_FILE, timings)
+        except CacheError as error:
+            print(f"the durations of this training are not recorded: {error}", file=sys.stderr)
 
 
-def write_timings(file: Path, history: Iterable[Mapping[str, Any]]) -> None:
-    """Write the timings: one line per epoch with its part, epoch and step, seconds and images per second."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    keys = (*POSITION, *TIMINGS)
-    _write_lines(file, ({key: line[key] for key in keys if key in line} for line in history))
-
-
-def read(folder: Path, timings: Path | None = None) -> list[dict[str, Any]]:
+def read(folder: Path, place: Place) -> list[dict[str, Any]]:
     """The lines of ``history.jsonl``, none for a variant that needed no training.
 
-    With the file ``timings``, each line has its timings too.
+    Each line has its timings where the training was measured on this machine.
     """
-    lines = _read_lines(folder / HISTORY)
-    if timings is None:
+    lines = [json.loads(line) for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines()]
+    timings = _timings(folder, place) if lines else None
+    if timings is None or len(timings) != len(lines):
         return lines
-    return [line | measured for line, measured in zip(lines, read_timings(timings), strict=True)]
+    return [line | measured for line, measured in zip(lines, timings, strict=True)]
 
 
-def read_timings(file: Path) -> list[dict[str, Any]]:
-    """The timings of a training: one line per epoch, none if nothing was trained."""
-    return _read_lines(file)
+def seconds(history: Iterable[Mapping[str, Any]]) -> float | None:
+    """The duration of a training; None if it was not measured on this machine, 0 if nothing was trained."""
+    times = [line.get("seconds") for line in history]
+    return None if None in times else float(sum(time for time in times if time is not None))
 
 
 def continued(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -62,9 +77,12 @@ def continued(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
-def _write_lines(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+def _timings(folder: Path, place: Place) -> Timings | None:
+    try:
+        return cache.read(place(_hash(folder)), TIMINGS_FILE)
+    except CacheError:
+        return None
 
 
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+def _hash(folder: Path) -> str:
+    return hashlib.sha256((folder / HISTORY).read_bytes()).hexdigest()

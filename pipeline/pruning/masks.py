@@ -123,15 +123,26 @@ def apply_masks(module: nn.Module, masks: Masks) -> nn.Module:
     return masked
 
 
-def remove_masked(module: nn.Module, masks: Masks, size: int) -> dict[str, Tensor]:
-    """Return the state dict of the network without its masked channels; ``size`` as in ``channel_masks``."""
+def remove_masked(module: nn.Module, masks: Masks, size: int, seed: int = 0) -> dict[str, Tensor]:
+    """Return the state dict of the network without its masked channels.
+
+    NNI looks for channels that are constant by putting random numbers into the network and its weights: one
+    whose eight values differ by less than 1e-6 is removed as well, masked or not.
+
+    Args:
+        module: the network; left as it is.
+        masks: masks of the channels.
+        size: as in ``channel_masks``.
+        seed: seed of these numbers.
+    """
     # NNI writes into the network and into the masks that it is given, so it gets copies.
     subject, masks = copy.deepcopy((module, masks))
     subject.eval()
     images = _random_images(subject, size)
-    # NNI's own tracer does not run on this PyTorch, so it gets torch.fx's graph. It finds constant values by
-    # random inputs, which it draws from PyTorch's global generator: the fork leaves that as it was.
+    # NNI's own tracer does not run on this PyTorch, so it gets torch.fx's graph. It draws its random numbers
+    # from PyTorch's global generator, whose state depends on what was measured before: the fork leaves it.
     with nni_edge.quiet(), torch.random.fork_rng():
+        torch.manual_seed(seed)
         graph, logger = symbolic_trace(subject), nni_edge.LOGGER
         smaller = nni_edge.ModelSpeedup(
             subject, images, masks, graph_module=graph, logger=logger

@@ -3,8 +3,13 @@
 A network without some of its channels still has batch norm statistics from before. With statistics estimated
 again on some training images, its score before fine-tuning tells which plan will be the best after it (Li et
 al. 2020, "EagleEye", https://arxiv.org/abs/2007.02491).
+
+Measured times differ from one measurement to the next. Where they decide, they do so between few networks
+that are clearly apart, and the simpler one, whose layers all keep the same share, is taken unless the other
+one is better by more than a margin.
 """
 
+import bisect
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +20,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from lightning_fabric import Fabric
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 import students
@@ -27,7 +33,7 @@ from pipeline.models.costs import count_macs
 from pipeline.pruning import channel_sensitivity, surgery, widths
 from pipeline.pruning.masks import Criterion, Loss
 from pipeline.pruning.surgery import PruningError
-from pipeline.pruning.widths import BudgetError, Cost
+from pipeline.pruning.widths import BudgetError
 from pipeline.tasks import Task
 from pipeline.training import loop, norms
 
@@ -46,11 +52,14 @@ DAMAGE_SHARE = 0.5
 """Share of its channels that a layer keeps when its damage is measured."""
 BATCH = 32
 """Number of images per forward pass."""
-SAME_SPEED = 0.03
-"""Relative difference between the measured and the requested speedup that is accepted."""
-CORRECTIONS = 3
-"""Most corrections of the predicted milliseconds by a measurement of the whole network; the sum of the layers
-differs from the whole by some per cent."""
+SLOWER = 0.08
+"""Share of the uniform network's speed that a network of another shape with equal multiply-accumulates may
+lack. One that lacks more is left out where ``auto`` chooses."""
+GAIN = 0.02
+"""Least gain of the score, a fraction of 1, for which another shape than the uniform one is taken: on
+``VAL_IMAGES`` images, smaller ones are noise."""
+RULES = 1
+"""Version of the rules, raised when a change of them makes recorded choices out of date."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,38 @@ class PruningPlan:
     """Latency of the float file, predicted from measured layers."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a card."""
-        return {**asdict(self), "channels": list(self.channels)}
+        """Return plain values for a card, without the time: a card is the same whenever the plan is."""
+        values = {**asdict(self), "channels": list(self.channels)}
+        del values["milliseconds"]
+        return values
+
+
+@dataclass(frozen=True)
+class PlanChoice:
+    """The plans that were tried, and the one to carry out."""
+
+    plans: tuple[PruningPlan, ...]
+    """The plan to carry out, and the others, the best first."""
+    speeds: dict[str, float]
+    """Shape to the measured speed of its network, as a multiple of the parent's (with ``speedup``) or of the
+    uniform network's (with ``macs``); only where a speed decides."""
+    reason: str
+
+    @property
+    def best(self) -> PruningPlan:
+        return self.plans[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a card, without times."""
+        return {
+            "criterion": self.best.criterion,
+            "shape": self.best.shape,
+            "reason": self.reason,
+            "candidates": [plan.to_dict() for plan in self.plans],
+        }
+
+
+PLAN_CHOICE: TypeAdapter[PlanChoice] = TypeAdapter(PlanChoice)
 
 
 @dataclass(frozen=True)
@@ -134,7 +173,7 @@ def gather_trial_data(
     )
 
 
-def rank(
+def choose(
     module: nn.Module,
     arguments: dict[str, Any],
     data: TrialData,
@@ -148,13 +187,13 @@ def rank(
     multiple: int,
     milliseconds: Callable[[nn.Module], float],
     speed: Callable[[nn.Module, nn.Module], float],
-) -> list[PruningPlan]:
-    """Try every shape with every criterion; return the plans by score and then cross entropy, the best first.
+) -> PlanChoice:
+    """Try every shape with every criterion, and choose by score and then cross entropy.
 
-    All plans cost the same, so that scores are compared at equal cost. With ``speedup``, every shape gets the
-    same predicted milliseconds: as many as make the uniform network, measured whole, as fast as requested.
-    With ``macs``, every shape gets the same multiply-accumulates, and since some shapes are slower than
-    others at equal work, none may take longer than the uniform one either.
+    With ``macs``, every shape gets the same multiply-accumulates; of several shapes, one that is slower than
+    the uniform network by more than ``SLOWER`` is left out. With ``speedup``, every shape gets the widest
+    network of its ladder that is as fast as requested, measured whole. The uniform shape is taken unless
+    another one scores higher by ``GAIN``.
 
     Args:
         module: the parent; left as it is.
@@ -176,44 +215,55 @@ def rank(
         PruningError: no plan can be carried out. If only some cannot, they are left out, with a line each.
     """
     channels = widths.output_channels(module)
-    largest_within = partial(widths.largest_within, architecture, arguments, channels, multiple=multiple)
 
     def without_norms(counts: Sequence[int]) -> nn.Module:
         return students.build(architecture, {**arguments, "channels": counts, "norm": False})
 
+    forms: dict[ShapeName, widths.Shape] = {"uniform": widths.uniform}
+    if "sensitivity" in shapes:
+        forms["sensitivity"] = _sensitivity_shape(module, arguments, data, size, architecture)
+    counts: dict[ShapeName, tuple[int, ...]] = {}
+    speeds: dict[str, float] = {}
     try:
-        if speedup is not None:
-            allowed = milliseconds(module) / speedup
-            cost = widths.latency_cost(milliseconds, allowed)
-            uniform = largest_within(cost=cost)
-            for _ in range(CORRECTIONS):
-                measured = speed(without_norms(channels), without_norms(uniform))
-                if abs(measured / speedup - 1) <= SAME_SPEED:
-                    break
-                allowed *= measured / speedup
-                cost = widths.latency_cost(milliseconds, allowed)
-                uniform = largest_within(cost=cost)
-        else:
-            assert macs is not None
-            work = widths.macs_cost(macs, module, size)
-            uniform = largest_within(cost=work)
-            reference = students.build(architecture, {**arguments, "channels": uniform})
-            cost = widths.greater_cost(work, widths.latency_cost(milliseconds, milliseconds(reference)))
-        counts = {"uniform": uniform}
-        if "sensitivity" in shapes:
-            shape = _sensitivity_shape(module, arguments, data, cost, architecture)
-            counts["sensitivity"] = largest_within(cost=cost, shape=shape)
+        for shape in shapes:
+            if speedup is None:
+                assert macs is not None
+                counts[shape] = widths.largest_within(
+                    architecture,
+                    arguments,
+                    channels,
+                    cost=widths.macs_cost(macs, module, size),
+                    multiple=multiple,
+                    shape=forms[shape],
+                )
+            else:
+                counts[shape], speeds[shape] = _widest_as_fast(
+                    widths.ladder(channels, multiple=multiple, shape=forms[shape]),
+                    speedup,
+                    predicted=lambda each: milliseconds(module) / milliseconds(without_norms(each)),
+                    measured=lambda each: speed(without_norms(channels), without_norms(each)),
+                )
     except BudgetError as error:
         key = f"`macs` (={macs})" if speedup is None else f"`speedup` (={speedup})"
         raise BudgetError(f"{key}: {error}") from None
+    if speedup is None and len(counts) > 1:
+        for shape in [shape for shape in counts if shape != "uniform"]:
+            speeds[shape] = speed(without_norms(counts["uniform"]), without_norms(counts[shape]))
+            if speeds[shape] < 1 - SLOWER:
+                print(
+                    f"plans left out: shape {shape}: with as many multiply-accumulates, it has "
+                    f"{speeds[shape]:.2f} times the speed of the uniform network, and not {1 - SLOWER:.2f}",
+                    file=sys.stderr,
+                )
+                del counts[shape]
     plans: list[PruningPlan] = []
     failures: list[PruningError] = []
-    for shape_name, criterion in itertools.product(shapes, criteria):
+    for shape, criterion in itertools.product(counts, criteria):
         try:
             pruned, _ = surgery.remove_channels(
                 module,
                 arguments,
-                counts[shape_name],
+                counts[shape],
                 size=size,
                 criterion=criterion,
                 losses=data.losses,
@@ -221,25 +271,79 @@ def rank(
             )
         except PruningError as error:
             failures.append(error)
-            print(f"plan left out: criterion {criterion}, shape {shape_name}: {error}", file=sys.stderr)
+            print(f"plan left out: criterion {criterion}, shape {shape}: {error}", file=sys.stderr)
             continue
         norms.reestimate(pruned, data.settling)
         logits = data.logits(pruned)
         plans.append(
             PruningPlan(
                 criterion=criterion,
-                shape=shape_name,
-                channels=counts[shape_name],
+                shape=shape,
+                channels=counts[shape],
                 score=data.task.score(data.task.predictions(logits), data.labels.numpy()),
                 cross_entropy=float(data.task.cross_entropy(logits, data.labels)),
                 images=len(logits),
                 macs=count_macs(pruned, size),
-                milliseconds=milliseconds(pruned),
+                milliseconds=round(milliseconds(pruned), 4),
             )
         )
     if not plans:
         raise failures[0]
-    return sorted(plans, key=lambda plan: (-plan.score, plan.cross_entropy))
+    return _choose(plans, speeds)
+
+
+def _choose(plans: Sequence[PruningPlan], speeds: dict[str, float]) -> PlanChoice:
+    """The plan with the best score, a uniform one if none is better by ``GAIN``."""
+    ranked = sorted(plans, key=lambda plan: (-plan.score, plan.cross_entropy))
+    best, reason = ranked[0], "the best score on val"
+    uniform = next((plan for plan in ranked if plan.shape == "uniform"), None)
+    if uniform is not None and best.shape != "uniform":
+        if best.score < uniform.score + GAIN:
+            best = uniform
+            reason = f"the best score on val of the uniform shape; another one is not better by {GAIN:.0%}"
+        else:
+            reason = f"the best score on val, by at least {GAIN:.0%} better than the uniform shape"
+    return PlanChoice((best, *(plan for plan in ranked if plan is not best)), speeds, reason)
+
+
+def _widest_as_fast(
+    rungs: Sequence[tuple[int, ...]],
+    speedup: float,
+    *,
+    predicted: Callable[[tuple[int, ...]], float],
+    measured: Callable[[tuple[int, ...]], float],
+) -> tuple[tuple[int, ...], float]:
+    """Find the widest network that reaches a speed, and its speed.
+
+    Measured layers add up to within some per cent of the whole: they tell where to begin to measure whole
+    networks.
+
+    Args:
+        rungs: channel counts of the networks, the widest first.
+        speedup: the speed to reach.
+        predicted: function from channel counts to the speed that the layers of the network add up to.
+        measured: function from channel counts to the speed of the whole network.
+
+    Raises:
+        BudgetError: no network is as fast.
+    """
+
+    def first(target: float) -> int:
+        index = bisect.bisect_left(rungs, target, key=predicted)
+        return min(index, len(rungs) - 1)
+
+    index = first(speedup)
+    index = first(speedup * predicted(rungs[index]) / measured(rungs[index]))
+    while index > 0 and measured(rungs[index - 1]) >= speedup:
+        index -= 1
+    while (fast := measured(rungs[index])) < speedup:
+        index += 1
+        if index == len(rungs):
+            raise BudgetError(
+                f"the narrowest network, with {' '.join(map(str, rungs[-1]))} channels, is only {fast:.2f} "
+                "times as fast; lower the target or `multiple`"
+            )
+    return rungs[index], fast
 
 
 def format_table(plans: Sequence[PruningPlan]) -> str:
@@ -254,9 +358,12 @@ def format_table(plans: Sequence[PruningPlan]) -> str:
 
 
 def _sensitivity_shape(
-    module: nn.Module, arguments: dict[str, Any], data: TrialData, cost: Cost, architecture: str
+    module: nn.Module, arguments: dict[str, Any], data: TrialData, size: int, architecture: str
 ) -> widths.Shape:
-    """Build the shape from each layer's damage: the KL divergence of the logits from the parent's."""
+    """Build the shape from each layer's damage: the KL divergence of the logits from the parent's.
+
+    What a layer saves is counted in multiply-accumulates, so that the shape is the same on every machine.
+    """
     parent_logits = data.logits(module, DAMAGE_IMAGES)
     damages = channel_sensitivity.measure(
         module,
@@ -267,6 +374,10 @@ def _sensitivity_shape(
         architecture=architecture,
     )
     savings = widths.layer_savings(
-        architecture, arguments, widths.output_channels(module), cost=cost, share=DAMAGE_SHARE
+        architecture,
+        arguments,
+        widths.output_channels(module),
+        cost=lambda network: float(count_macs(network, size)),
+        share=DAMAGE_SHARE,
     )
     return widths.worth_shape([scores[DAMAGE_SHARE] for scores in damages.values()], savings)

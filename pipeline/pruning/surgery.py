@@ -17,6 +17,9 @@ TOLERANCE = 1e-4
 standard deviation."""
 PROBES = 8
 """Number of random images on which the two networks are compared."""
+SEEDS = range(3)
+"""Seeds of the random numbers by which NNI looks for constant channels; the next is tried where NNI takes one
+for constant that is not."""
 GRAPH_SIZE = 32
 """Side in pixels of the image with which NNI traces a network: the channels do not depend on it, but the time
 that tracing takes does."""
@@ -62,11 +65,14 @@ def remove_channels(
     removal = {
         path: {name: mask.cpu() for name, mask in targets.items()} for path, targets in removal.items()
     }
-    try:
-        smaller.load_state_dict(masks.remove_masked(parent, removal, GRAPH_SIZE))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise PruningError(f"NNI removed other channels than the masked ones: {reason}") from error
+    for seed in SEEDS:
+        try:
+            smaller.load_state_dict(masks.remove_masked(parent, removal, GRAPH_SIZE, seed))
+            break
+        except RuntimeError as error:
+            if seed == SEEDS[-1]:
+                reason = " ".join(str(error).split())
+                raise PruningError(f"NNI removed other channels than the masked ones: {reason}") from error
     smaller.eval()
     check_same_logits(masks.apply_masks(parent, removal), smaller, size)
     return smaller.to(next(module.parameters()).device), smaller_arguments

@@ -30,7 +30,8 @@ class VariantResults:
     latency: Mapping[str, Any]
     """The variant's part of ``latency.measure``'s result."""
     history: Sequence[Mapping[str, Any]] = ()
-    """One line per epoch: ``epoch``, ``step``, ``seconds``, ``loss``, validation score, named loss terms."""
+    """One line per epoch: ``epoch``, ``step``, ``loss``, validation score, named loss terms, and ``seconds``
+    where the training was measured on this machine."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def gather(
     *,
     metrics: Callable[[str], Path],
     folder: Callable[[str], Path],
-    timings: Callable[[str], Path],
+    timings: histories.Place,
     benchmark: Part,
 ) -> list[VariantResults]:
     """Read what the earlier stages wrote about each variant.
@@ -118,7 +119,7 @@ def gather(
         declared: variant to its parent and operation.
         metrics: path of a variant's scores.
         folder: path of the folder with a variant's model and history.
-        timings: path of the timings of a variant's training.
+        timings: where the timings of a history are.
         benchmark: result of ``latency.measure``.
     """
     results = []
@@ -135,7 +136,7 @@ def gather(
                 macs=scores["macs"],
                 val=card["val"][scores["metric"]],
                 latency=benchmark["variants"][variant],
-                history=histories.read(folder(variant), timings(variant)),
+                history=histories.read(folder(variant), timings),
             )
         )
     return results

@@ -38,6 +38,8 @@ THIRDS = {
 """Names of the thirds of the test images by the columns that the pipeline measures itself."""
 
 NO_DIFFERENCE = "no significant difference"
+NOT_MEASURED = "not measured here"
+"""Stands for the duration of a training that ran on another machine."""
 
 
 def snippet(variant: str) -> str:
@@ -59,6 +61,17 @@ def noun(task: Task, number: int = 1) -> str:
 def counted(number: int, singular: str, plural: str = "") -> str:
     """The number and its noun: ``1 image``, ``2,000 images``."""
     return f"{figure(number)} {singular if number == 1 else plural or f'{singular}s'}"
+
+
+def duration(seconds: float | None) -> str:
+    """The duration of a training in minutes, if it was measured on this machine."""
+    return NOT_MEASURED if seconds is None else figure(seconds, "minutes")
+
+
+def left_out(costs: Part) -> str:
+    """The trainings that an estimate lacks, as the end of a clause; nothing if it lacks none."""
+    missing = costs["not_measured"]
+    return f", without {', '.join(missing)} ({NOT_MEASURED})" if missing else ""
 
 
 def sentence(text: str) -> str:

@@ -13,10 +13,12 @@ def main() -> None:
     p = parameters.load()
     benchmark = json.loads(paths.BENCHMARK.read_text())
     parents = p.parents()
+    folders = {"teacher": paths.TEACHER, **{name: paths.model(name) for name in parents}}
     seconds = {
-        name: sum((epoch["seconds"] for epoch in histories.read_timings(paths.timings(name))), 0.0)
-        for name in ("teacher", *parents)
+        name: histories.seconds(histories.read(folder, paths.timings)) for name, folder in folders.items()
     }
+    measured = [time for time in seconds.values() if time is not None]
+    missing = [name for name, time in seconds.items() if time is None]
     cores = p.compute.threads or benchmark["machine"]["cores_usable"]
     gigabytes = benchmark["machine"]["memory_bytes"] / 1e9
     condition = benchmark["conditions"][0]
@@ -27,7 +29,8 @@ def main() -> None:
     result = {
         "method": {**energy.METHOD, **p.energy.model_dump(), "cores": cores, "memory_gigabytes": gigabytes},
         "training": energy.training(seconds, parents, cores=cores, gigabytes=gigabytes, assumptions=p.energy),
-        "everything": energy.estimate(sum(seconds.values()), p.energy.watts(cores, gigabytes), p.energy),
+        "everything": energy.estimate(sum(measured), p.energy.watts(cores, gigabytes), p.energy),
+        "not_measured": missing,
         "inference": energy.inference(
             latencies, cores=condition["threads"], gigabytes=memory, assumptions=p.energy
         ),
@@ -36,6 +39,7 @@ def main() -> None:
     print(
         f"all training: {result['everything']['kwh']:.3f} kWh and "
         f"{result['everything']['gram_co2']:.0f} g CO2e (estimated)"
+        + (f", without what was not measured on this machine: {', '.join(missing)}" if missing else "")
     )
 
 

@@ -15,11 +15,11 @@ from teachers.contract import InputContract
 
 
 def main(variant: str) -> None:
-    """Write `artifacts/models/<variant>/` and `artifacts/timings/<variant>.jsonl`."""
+    """Write `artifacts/models/<variant>/`."""
     p = parameters.load()
     settings = p.settings(variant, Distill)
     seed = p.seed if settings.seed is None else settings.seed
-    fabric = compute.start(p.compute, trials=paths.PRECISION_TRIALS)
+    fabric = compute.start(p.compute, trials=paths.precision_trials())
     init = p.student.init
     start = initialisation.SOURCES[init.source](init.path) if init else initialisation.RANDOM
     contract = InputContract(p.student.size, start.mean, start.std, crop=p.views.eval_crop)
@@ -73,7 +73,7 @@ def main(variant: str) -> None:
         Model(module.cpu(), card),
         history,
         folder=paths.model(variant),
-        timings=paths.timings(variant),
+        timings=paths.timings,
         run=paths.checkpoints(variant),
     )
     print(f"{variant}: val {val} at {contract.size} px")

@@ -15,7 +15,7 @@ from pipeline.training import checkpoints, compute, scoring
 def main() -> None:
     """Write `artifacts/labels/`."""
     p = parameters.load()
-    fabric = compute.start(p.compute, trials=paths.PRECISION_TRIALS)
+    fabric = compute.start(p.compute, trials=paths.precision_trials())
     card = teacher_store.read_card(paths.TEACHER)
     images = store.read_training_images(paths.DATA)
     space = views.space(p.views, p.seed)

@@ -3,23 +3,25 @@
 import sys
 from dataclasses import replace
 
-from pipeline import parameters, paths, provenance
+from pipeline import cache, parameters, paths, provenance
 from pipeline.data import views
 from pipeline.distillation import learning, training_data
-from pipeline.measurement import kernels
+from pipeline.measurement import layer_costs
 from pipeline.models import storage
 from pipeline.models.storage import Model
 from pipeline.parameters import Prune
 from pipeline.process import run_alongside, stage
 from pipeline.pruning import plans, surgery, widths
+from pipeline.pruning.plans import PlanChoice
+from pipeline.pruning.settings import PruningSettings
 from pipeline.training import compute, norms, results, scoring
 
 
 def main(variant: str) -> None:
-    """Write `artifacts/models/<variant>/` and `artifacts/timings/<variant>.jsonl`."""
+    """Write `artifacts/models/<variant>/`."""
     p = parameters.load()
     settings = p.settings(variant, Prune)
-    fabric = compute.start(p.compute, trials=paths.PRECISION_TRIALS)
+    fabric = compute.start(p.compute, trials=paths.precision_trials())
     parent = storage.load(paths.model(p.variants[variant].parent))
     results.check_parent(parent.card)
     contract = parent.card.input
@@ -36,23 +38,39 @@ def main(variant: str) -> None:
         seed=p.seed,
         workers=p.compute.workers,
     )
-    costs = kernels.open_costs(paths.KERNELS)
-    ranked = plans.rank(
-        module,
-        arguments,
-        trial_data,
-        architecture=parent.card.architecture,
-        size=contract.size,
-        criteria=settings.criteria(),
-        shapes=settings.shapes(),
-        macs=settings.macs,
-        speedup=settings.speedup,
-        multiple=settings.multiple,
-        milliseconds=lambda network: costs.milliseconds(network, contract.size, None),
-        speed=lambda before, after: costs.speedup(before, after, contract),
+    costs = layer_costs.open_costs(paths.kernels())
+    question = provenance.identity(
+        rules=plans.RULES,
+        parent=identity["parent"],
+        settings=settings.model_dump(mode="json", include={*PruningSettings.model_fields, "objective"}),
+        data=data.key,
+        views=data.views,
+        contract=contract.to_dict(),
+        seed=p.seed,
+        machine=layer_costs.runtime(),
     )
-    best = ranked[0]
-    print(plans.format_table(ranked))
+
+    def choose() -> PlanChoice:
+        return plans.choose(
+            module,
+            arguments,
+            trial_data,
+            architecture=parent.card.architecture,
+            size=contract.size,
+            criteria=settings.criteria(),
+            shapes=settings.shapes(),
+            macs=settings.macs,
+            speedup=settings.speedup,
+            multiple=settings.multiple,
+            milliseconds=lambda network: costs.milliseconds(network, contract.size, None),
+            speed=lambda before, after: costs.speedup(before, after, contract),
+        )
+
+    # A run that is repeated takes the recorded choice: measured again, near ties would end another way.
+    choice = cache.recall(paths.choice("pruning", question), plans.PLAN_CHOICE, choose)
+    best = choice.best
+    print(plans.format_table(choice.plans))
+    print(f"criterion {best.criterion}, shape {best.shape}: {choice.reason}")
 
     history = []
     channel_steps = widths.interpolate(
@@ -93,9 +111,7 @@ def main(variant: str) -> None:
         arguments=arguments,
         settings={
             **settings.model_dump(mode="json"),
-            "criterion": best.criterion,
-            "shape": best.shape,
-            "candidates": [plan.to_dict() for plan in ranked],
+            **choice.to_dict(),
         },
         val=results.describe(val),
     )
@@ -103,7 +119,7 @@ def main(variant: str) -> None:
         Model(module.cpu(), card),
         history,
         folder=paths.model(variant),
-        timings=paths.timings(variant),
+        timings=paths.timings,
         run=paths.checkpoints(variant),
     )
     print(f"{variant}: val {val} at {contract.size} px")

@@ -7,11 +7,11 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline import parameters, paths, provenance
+from pipeline import cache, parameters, paths, provenance
 from pipeline.data import batches, sampling, views
 from pipeline.data.batches import Request, ViewSet
 from pipeline.distillation import learning, training_data
-from pipeline.measurement import kernels
+from pipeline.measurement import kernels, layer_costs
 from pipeline.models import layers, storage
 from pipeline.models.storage import Model
 from pipeline.onnx import graph
@@ -28,7 +28,7 @@ JUDGED_IMAGES = 1000
 
 
 def main(variant: str) -> None:
-    """Write `artifacts/models/<variant>/` and `artifacts/timings/<variant>.jsonl`."""
+    """Write `artifacts/models/<variant>/`."""
     p = parameters.load()
     settings = p.settings(variant, Quantize)
     # In 32 bits: in fewer bits, an integer times its step is no longer on the grid of the shipped file.
@@ -40,10 +40,24 @@ def main(variant: str) -> None:
     data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
 
     network = layers.trace(parent.module)
+    reason = "given by the parameters"
     if settings.float_layers == "auto":
-        costs = kernels.open_costs(paths.KERNELS)
-        fastest = kernels.fastest_float_layers(costs, network, contract)
-        settings = settings.model_copy(update={"float_layers": fastest})
+        question = provenance.identity(
+            rules=layer_costs.RULES,
+            layers=list(network.parts),
+            parts=[str(part) for part in kernels.parts_of(network, contract.size, None)],
+            contract=contract.to_dict(),
+            machine=layer_costs.runtime(),
+        )
+        choice = cache.recall(
+            paths.choice("float-layers", question),
+            layer_costs.FLOAT_LAYERS,
+            lambda: layer_costs.fastest_float_layers(
+                layer_costs.open_costs(paths.kernels()), network, contract
+            ),
+        )
+        settings, reason = settings.model_copy(update={"float_layers": choice.layers}), choice.reason
+        print(layer_costs.table(choice))
     graph.check_float_layers(network, contract, settings.float_layers)
 
     calibration = sampling.choose(data.train_set.images, settings.calibration, p.seed)
@@ -52,7 +66,7 @@ def main(variant: str) -> None:
         for request in batches.sequential(calibration, None, contract.size, CALIBRATION_BATCH):
             yield contract.normalise(data.train_set[request].images)
 
-    history, applied = [], settings.model_dump(mode="json")
+    history, applied = [], {**settings.model_dump(mode="json"), "float_layers_reason": reason}
     if settings.method == "ptq":
         bench = post_training.Workbench(
             parent, calibration_images, weight_limit=settings.weight_limit, float_layers=settings.float_layers
@@ -117,7 +131,7 @@ def main(variant: str) -> None:
         Model(network.module, card, quantization),
         history,
         folder=paths.model(variant),
-        timings=paths.timings(variant),
+        timings=paths.timings,
         run=paths.checkpoints(variant),
     )
     print(f"{variant}: val {val} as the runtime computes")

@@ -30,7 +30,7 @@ def main() -> None:
         variants=variants,
         comparison=comparison,
         teacher=json.loads((paths.TEACHER / storage.CARD).read_text()),
-        teacher_history=histories.read(paths.TEACHER, paths.timings("teacher")),
+        teacher_history=histories.read(paths.TEACHER, paths.timings),
         model_cards=[json.loads((paths.model(name) / storage.CARD).read_text()) for name in p.variants],
         data=store.read_report(paths.DATA),
         benchmark=benchmark,

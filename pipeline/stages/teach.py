@@ -28,7 +28,7 @@ SPLITS = ("train", "val", "test")
 def main() -> None:
     """Write `artifacts/teacher/`, and `artifacts/models/teacher/`, the root of the tree of variants."""
     p = parameters.load()
-    fabric = compute.start(p.compute, trials=paths.PRECISION_TRIALS)
+    fabric = compute.start(p.compute, trials=paths.precision_trials())
     task = TASKS[store.read_report(paths.DATA)["task"]]
     images = {split: store.read(paths.DATA, split) for split in SPLITS}
     settings = p.teacher.members
@@ -49,8 +49,7 @@ def main() -> None:
         teacher_store.write_card(folder, card)
     np.save(paths.TEACHER_LOGITS, logits["test"].float().numpy())
     history = [line for member in members for line in member.history]
-    histories.write(paths.TEACHER, history)
-    histories.write_timings(paths.timings("teacher"), history)
+    histories.write(paths.TEACHER, history, paths.timings)
     for run in (run for member in members for run in member.runs.values()):
         checkpoints.clear(run.folder)
     print(f"teacher: val {val}, test {test}")

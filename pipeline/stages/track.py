@@ -67,7 +67,7 @@ def main() -> None:
         RunRecord("teacher", p.recipe("teacher"), source),
         artifact=outputs["teach"][str(paths.TEACHER)],
         metrics={metric: teacher["test"][metric], f"val_{metric}": teacher["val"][metric]},
-        history=histories.read(paths.TEACHER, paths.timings("teacher")),
+        history=histories.read(paths.TEACHER, paths.timings),
         tags={"origin": teacher["origin"]},
         files=[("teacher", paths.TEACHER / storage.CARD)],
     )
@@ -111,7 +111,7 @@ def _exported_file(
         RunRecord(name, p.recipe(name), source),
         artifact=row.sha256,
         metrics=metrics,
-        history=histories.read(paths.model(name), paths.timings(name)),
+        history=histories.read(paths.model(name), paths.timings),
         tags={
             "parent_variant": row.parent,
             "op": row.op,

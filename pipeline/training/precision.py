@@ -1,7 +1,6 @@
 """Arithmetic in bf16 at image sizes where a short trial on this machine is faster, and in fp32 otherwise."""
 
 import copy
-import json
 import platform
 import time
 from collections.abc import Sequence
@@ -12,21 +11,18 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
-from pydantic import PositiveFloat
 from torch import nn
 
-from pipeline import files
+from pipeline import cache
 from pipeline.training.depthwise import FastDepthwise
 
-GAIN = 1.1
+GAIN = 1.15
 """Minimum speed of bf16 relative to fp32: smaller gains are noise, and fewer bits cost accuracy."""
-UNTIMED, TIMED = 2, 5
-"""Numbers of steps of a trial: warm-up, and timed."""
-TRIAL = 2
+UNTIMED, TIMED = 2, 7
+"""Numbers of steps of a trial of each arithmetic: warm-up, and timed."""
+TRIAL = 3
 """Version of the trial, raised when a change of the training made one of the two faster; trials of another
     version are repeated."""
-GAINS = dict[str, PositiveFloat]
-"""Content of the file of trials: question to the speed of bf16 relative to fp32."""
 
 
 class TriedPrecision(MixedPrecision):
@@ -58,22 +54,27 @@ def choose(fabric: Fabric, module: nn.Module, batch_size: int, sizes: Sequence[i
     precision = fabric.strategy.precision
     if not isinstance(precision, TriedPrecision):
         return frozenset()
-    file = precision.trials
-    gains: dict[str, float] = files.read_cache(file, GAINS, "trials are repeated") if file else {}
-    names = {size: _name(fabric, module, batch_size, size) for size in sizes}
-    for size, name in names.items():
-        if name not in gains:
-            plain, fast = (_seconds(fabric, module, batch_size, size, dtype) for dtype in (False, True))
-            gains[name] = plain / fast
-            if file:
-                files.write(file, json.dumps(gains, indent=2) + "\n")
-    return frozenset(size for size, name in names.items() if gains[name] >= GAIN)
+    gains = {size: _gain(fabric, module, batch_size, size, precision.trials) for size in sizes}
+    return frozenset(size for size, gain in gains.items() if gain >= GAIN)
 
 
 def use(fabric: Fabric, fast: bool) -> None:
     """Switch the network to bf16 or to fp32; without effect unless the precision is ``auto``."""
     if isinstance(fabric.strategy.precision, TriedPrecision):
         fabric.strategy.precision.fast = fast
+
+
+def _gain(fabric: Fabric, module: nn.Module, batch_size: int, size: int, trials: Path | None) -> float:
+    """How many times as fast bf16 is: the recorded result, or that of a trial, which is recorded."""
+    if trials is None:
+        return _try(fabric, module, batch_size, size)
+    name = _name(fabric, module, batch_size, size)
+    with cache.alone(trials):
+        gains = cache.read(trials, cache.MEASUREMENTS) or {}
+        if name not in gains:
+            gains[name] = _try(fabric, module, batch_size, size)
+            cache.write(trials, cache.MEASUREMENTS, gains)
+    return gains[name]
 
 
 def _name(fabric: Fabric, module: nn.Module, batch_size: int, size: int) -> str:
@@ -88,18 +89,24 @@ def _name(fabric: Fabric, module: nn.Module, batch_size: int, size: int) -> str:
     )
 
 
-def _seconds(fabric: Fabric, module: nn.Module, batch_size: int, size: int, fast: bool) -> float:
-    """Seconds per training step: the fastest of ``TIMED``."""
+def _try(fabric: Fabric, module: nn.Module, batch_size: int, size: int) -> float:
+    """Seconds per training step in fp32 over those in bf16, each the fastest of ``TIMED``.
+
+    The two take turns, so that a machine that slows down slows down both.
+    """
     network = copy.deepcopy(module).train()
-    images = torch.rand(batch_size, 3, size, size, device=fabric.device)
+    images = torch.zeros(batch_size, 3, size, size, device=fabric.device).uniform_(
+        generator=torch.Generator(fabric.device).manual_seed(0)
+    )
     images = images.to(memory_format=torch.channels_last)
-    times: list[float] = []
+    times: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(UNTIMED + TIMED):
-        began = time.perf_counter()
-        with torch.autocast(fabric.device.type, torch.bfloat16, enabled=fast), FastDepthwise():
-            logits = network(images)
-        logits.float().square().mean().backward()
-        if fabric.device.type == "cuda":
-            torch.cuda.synchronize(fabric.device)
-        times.append(time.perf_counter() - began)
-    return min(times[UNTIMED:])
+        for fast, measured in times.items():
+            began = time.perf_counter()
+            with torch.autocast(fabric.device.type, torch.bfloat16, enabled=fast), FastDepthwise():
+                logits = network(images)
+            logits.float().square().mean().backward()
+            if fabric.device.type == "cuda":
+                torch.cuda.synchronize(fabric.device)
+            measured.append(time.perf_counter() - began)
+    return min(times[False][UNTIMED:]) / min(times[True][UNTIMED:])

@@ -25,7 +25,7 @@ def describe(score: Score) -> dict[str, Any]:
     return {**score.to_dict(), "chance": round(chance.expected, 6), "at_chance": chance.is_reached}
 
 
-def save(model: Model, history: History, *, folder: Path, timings: Path, run: Path) -> None:
+def save(model: Model, history: History, *, folder: Path, timings: histories.Place, run: Path) -> None:
     """Write a student with its history, then remove the checkpoints, from which it could be trained again.
 
     A student at chance is written, too, so that one can look at it; a line on standard error says so.
@@ -34,12 +34,11 @@ def save(model: Model, history: History, *, folder: Path, timings: Path, run: Pa
         model: the student and its card, whose ``val`` is that of ``describe``.
         history: one line per epoch; empty for a student that needed no training.
         folder: folder of the student.
-        timings: file of the timings.
+        timings: where the timings of a history belong.
         run: folder of the checkpoints.
     """
     storage.save(folder, model)
-    histories.write(folder, history)
-    histories.write_timings(timings, history)
+    histories.write(folder, history, timings)
     checkpoints.clear(run)
     if model.card.val.get("at_chance"):
         print(f"warning: {_at_chance(model.card)}", file=sys.stderr)

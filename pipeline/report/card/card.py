@@ -95,6 +95,7 @@ def render(results: RunResults) -> str:
         "group": words.group,
         "spaced": words.spaced,
         "sentence": words.sentence,
+        "left_out": words.left_out,
         "counted": words.counted,
     }
     card = _card(results)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from pipeline.models.histories import seconds
 from pipeline.report import findings, words
 from pipeline.report.figures import figure, span
 from pipeline.report.results import RunResults
@@ -66,12 +67,14 @@ def efforts(results: RunResults) -> str:
     histories = {TEACHER: results.teacher_history} | {one.variant: one.history for one in results.variants}
     rows = []
     for name, history in histories.items():
-        duration = figure(sum(line["seconds"] for line in history), "minutes") if history else "no training"
+        duration = words.duration(seconds(history)) if history else "no training"
         speeds = [line["images_per_second"] for line in history if line.get("images_per_second")]
         line = [name, duration, figure(max(speeds), "/s") if speeds else "not recorded"]
         if costs:
-            cost = costs["training"][name]["own"]
-            line += [figure(cost["kwh"], "Wh"), figure(cost["gram_co2"], "g")]
+            own = costs["training"][name]["own"]
+            line += (
+                [figure(own["kwh"], "Wh"), figure(own["gram_co2"], "g")] if own else 2 * [words.NOT_MEASURED]
+            )
         rows.append(line)
     energy = ["energy", "CO2"] if costs else []
     return _table(["step", "training time", "fastest epoch", *energy], rows)

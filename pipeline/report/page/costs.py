@@ -7,6 +7,9 @@ from pipeline.report.evidence import Part
 from pipeline.report.figures import figure, span
 from pipeline.report.page.grid import Cell, Grid
 
+ENERGY = (("kwh", "Wh"), ("gram_co2", "g"))
+"""Keys of an estimate with their units."""
+
 
 def energy(part: Part | None) -> list[Grid]:
     """Energy and CO2 of training and of inference; empty where not computed."""
@@ -17,11 +20,8 @@ def energy(part: Part | None) -> list[Grid]:
         (
             step,
             [
-                Cell(figure(of["own"]["seconds"], "minutes", bare=True)),
-                Cell(figure(of["own"]["kwh"], "Wh", bare=True)),
-                Cell(figure(of["own"]["gram_co2"], "g", bare=True)),
-                Cell(figure(of["total"]["kwh"], "Wh", bare=True)),
-                Cell(figure(of["total"]["gram_co2"], "g", bare=True)),
+                _trained(of["own"], "seconds", "minutes"),
+                *(_trained(of[share], key, unit) for share in ("own", "total") for key, unit in ENERGY),
             ],
         )
         for step, of in part["training"].items()
@@ -40,7 +40,7 @@ def energy(part: Part | None) -> list[Grid]:
     ]
     note = (
         f"Total: {figure(total['seconds'], 'minutes')}, {figure(total['kwh'], 'Wh')} and "
-        f"{figure(total['gram_co2'], 'g')} of CO₂. {words.sentence(method['note'])} "
+        f"{figure(total['gram_co2'], 'g')} of CO₂{words.left_out(part)}. {words.sentence(method['note'])} "
         f"Sources: {'; '.join(method['sources'])}."
     )
     return [
@@ -58,6 +58,10 @@ def energy(part: Part | None) -> list[Grid]:
             title="Inference",
         ),
     ]
+
+
+def _trained(estimate: Part | None, key: str, unit: str) -> Cell:
+    return Cell(figure(estimate[key], unit, bare=True) if estimate else words.NOT_MEASURED)
 
 
 def latency(benchmark: Part) -> Grid | None:

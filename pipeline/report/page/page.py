@@ -8,7 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.lineage import REFERENCE
-from pipeline.models.histories import continued
+from pipeline.models.histories import continued, seconds
 from pipeline.report import findings, pictures, words
 from pipeline.report.evidence import Part
 from pipeline.report.figures import figure, span
@@ -308,13 +308,11 @@ def _curves(results: RunResults) -> list[Figure]:
     return [
         Figure(
             title=name,
-            text=f"{history[-1]['epoch']:.3g} epochs, {figure(seconds, 'minutes')}",
+            text=f"{history[-1]['epoch']:.3g} epochs, {words.duration(total)}",
             chart=_curve(name, history),
         )
-        for name, history, seconds in (
-            (name, continued(lines), sum(line["seconds"] for line in lines))
-            for name, lines in histories
-            if lines
+        for name, history, total in (
+            (name, continued(lines), seconds(lines)) for name, lines in histories if lines
         )
     ]
 
