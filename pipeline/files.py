@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+
+from pipeline import resources
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -16,20 +20,30 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: the file to write or to replace.
+
+    Raises:
+        ResourceError: there is no room for the file, or this user may not write it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        yield fresh
-        with fresh.open("rb") as written:
-            os.fsync(written.fileno())
-        fresh.replace(path)
-    finally:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
+    fresh = resources.temporary(path)
+    with resources.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield fresh
+            with fresh.open("rb") as written:
+                os.fsync(written.fileno())
+            fresh.replace(path)
+        finally:
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
 
 
 def write(path: Path, content: str | bytes) -> None:
     """Write a file, text in UTF-8, or replace it: whole or not at all."""
     with replacing(path) as fresh:
         fresh.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array in NumPy's own format, or replace it: whole or not at all."""
+    with replacing(path) as fresh, fresh.open("wb") as file:
+        np.save(file, array)

@@ -14,7 +14,9 @@ from typing import NoReturn
 
 import psutil
 
+from pipeline import resources
 from pipeline.errors import DistilleryError
+from pipeline.resources import ResourceError
 from teachers.errors import TeacherError
 
 POLL_SECONDS = 0.5
@@ -59,12 +61,40 @@ def check_arguments() -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn errors that a user can correct into one line per problem and exit status 1."""
+    """Turn errors that a user can correct into one line per problem and exit status 1.
+
+    They are the errors of this project, and whatever a library raises because the machine lacks room, memory
+    or permission.
+    """
     try:
         yield
+        sys.stdout.flush()
     except (DistilleryError, TeacherError) as error:
-        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
-        raise SystemExit(1) from None
+        message = str(error)
+        if not isinstance(error, ResourceError) and resources.is_exhausted(error.__cause__):
+            message += f"; {resources.explain(error, stage=stage_name())}"
+    except Exception as error:
+        explanation = resources.explain(error, stage=stage_name())
+        if explanation is None:
+            raise
+        message = explanation
+    else:
+        return
+    with suppress(OSError):
+        sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What a full disk has not taken is tried once more when Python ends, which would add lines.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(1)
+
+
+def stage_name() -> str | None:
+    """Name of the stage that runs as the main program."""
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    package, _, name = program.name.rpartition(".") if program else ("", "", "")
+    return name if package == "pipeline.stages" else None
 
 
 @contextmanager

@@ -14,7 +14,6 @@ does not find its weights in the caches either.
 import functools
 import hashlib
 import json
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
@@ -27,7 +26,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from pipeline import provenance
+from pipeline import files, provenance, resources
 from pipeline.measurement import machine
 from pipeline.models.layers import IMAGES, Layer, Network, trace, unit
 from pipeline.models.storage import Quantization
@@ -148,10 +147,7 @@ class Costs:
     def _save(self) -> None:
         tables = json.loads(self._cache.read_text()) if self._cache.exists() else {}
         tables[self._machine] = dict(sorted(self._measured.items()))
-        self._cache.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._cache.with_suffix(".new")
-        fresh.write_text(json.dumps(tables, indent=2) + "\n")
-        fresh.replace(self._cache)  # atomically
+        files.write(self._cache, json.dumps(tables, indent=2) + "\n")
 
 
 COMPANY = [
@@ -256,10 +252,9 @@ def measure(parts: Sequence[Convolution | Head]) -> list[float]:
     """
     everyone = [*COMPANY, *parts]
     images = [np.full((1, part.side, part.side, 3), 127, np.uint8) for part in everyone]
-    with tempfile.TemporaryDirectory() as folder:
+    with resources.scratch() as folder:
         sessions = [
-            open_session(_network(part), profile=Path(folder) / str(number))
-            for number, part in enumerate(everyone)
+            open_session(_network(part), profile=folder / str(number)) for number, part in enumerate(everyone)
         ]
         for _ in range(UNTIMED + TIMED):
             for session, image in zip(sessions, images, strict=True):

@@ -8,7 +8,6 @@ layer, the simulator must give the runtime's integers when it reads the runtime'
 runtime's logits in the end.
 """
 
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +21,7 @@ from jaxtyping import Bool, Float, UInt8
 from scipy import stats
 from torch import Tensor, nn
 
+from pipeline import resources
 from pipeline.errors import DistilleryError
 from pipeline.models.folding import fold_batch_norm
 from pipeline.models.layers import Network
@@ -109,11 +109,11 @@ def climb(
             simulator's and chance does not explain it.
     """
     task = TASKS[model.card.task]
-    with tempfile.TemporaryDirectory() as folder:
+    with resources.scratch() as folder:
         if model.quantization is None:
             rungs, more = _float_rungs(model, path, threads), {}
         else:
-            rungs, more = _int8_rungs(model, path, Path(folder) / "twin.onnx", threads)
+            rungs, more = _int8_rungs(model, path, folder / "twin.onnx", threads)
         rungs = [
             replace(rung, against=None) if rung.against in skip else rung
             for rung in rungs

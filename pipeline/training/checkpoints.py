@@ -75,7 +75,8 @@ def restore(
 
 def clear(folder: Path) -> None:
     """Remove the checkpoints of a training whose result is saved."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _restore_layout(optimizer: Optimizer) -> None:
