@@ -144,7 +144,7 @@ def explain(error: BaseException, file: Path | None = None, *, stage: str | None
             allowed = "its file system" if limit == resource.RLIM_INFINITY else f"`ulimit -f` ({size(limit)})"
             return f"{subject}the file would be larger than {allowed} allows; raise the limit, and {KEPT}"
         case "room":
-            return f"{subject}no space is left: {_where(place)}; make room there, and {KEPT}"
+            return f"{subject}no space is left: {where(place)}; make room there, and {KEPT}"
         case "quota":
             return f"{subject}the disk quota of this user is used up; make room there, and {KEPT}"
         case kind:
@@ -212,13 +212,12 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.new")
 
 
-def size(count: float) -> str:
+def size(count: int) -> str:
     """A number of bytes in words: ``1.5 GB``."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
+        if count >= 1000**power:
+            return f"{count / 1000**power:.1f} {unit}"
+    return f"{count} bytes"
 
 
 def free(path: Path) -> int:
@@ -231,6 +230,22 @@ def existing(path: Path) -> Path:
     """The path itself, or the nearest folder above it that exists."""
     path = Path(os.path.abspath(path))  # noqa: PTH100 - links are not followed
     return next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+
+
+def where(file: Path | None) -> str:
+    """The file system of a file and what is free on it, in words; the fullest one if no file is known."""
+    if file is None:
+        candidates = [Path(), paths.ARTIFACTS, paths.home(), _temporary_folder(), Path.home()]
+        file = min(candidates, key=free)
+        return f"the fullest file system in use is {where(file)}"
+    found = existing(file)
+    statistics = os.statvfs(found)
+    total = statistics.f_blocks * statistics.f_frsize
+    while found != found.parent and not found.is_mount():
+        found = found.parent
+    if statistics.f_files and not statistics.f_favail:
+        return f"the file system at {found} has no entry for a further file (of {statistics.f_files})"
+    return f"the file system at {found} has {size(free(file))} of {size(total)} free"
 
 
 def _kind(error: BaseException) -> Kind | None:
@@ -256,36 +271,20 @@ def _file(error: BaseException) -> Path | None:
     return file.with_name(temporary[1]) if file and temporary else file
 
 
-def _where(file: Path | None) -> str:
-    """The file system of a file and what is free on it; of the fullest one if no file is known."""
-    if file is None:
-        candidates = [Path(), paths.ARTIFACTS, paths.home(), _temporary_folder(), Path.home()]
-        file = min(candidates, key=free)
-        return f"the fullest file system in use is {_where(file)}"
-    found = existing(file)
-    statistics = os.statvfs(found)
-    total = statistics.f_blocks * statistics.f_frsize
-    while found != found.parent and not found.is_mount():
-        found = found.parent
-    if statistics.f_files and not statistics.f_favail:
-        return f"the file system at {found} has no entry for a further file (of {statistics.f_files})"
-    return f"the file system at {found} has {size(free(file))} of {size(total)} free"
-
-
 def _memory(shortage: Shortage, stage: str | None) -> str:
     if shortage.kind == "shared":
         return (
             "the memory that processes share is used up "
-            f"({_where(Path('/dev/shm'))}); set compute.workers to 0, or enlarge /dev/shm"
+            f"({where(Path('/dev/shm'))}); set compute.workers to 0, or enlarge /dev/shm"
         )
     memory = psutil.virtual_memory()
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     limited = "" if limit == resource.RLIM_INFINITY else f", `ulimit -v` is {size(limit)}"
     on_gpu = "CUDA" in str(shortage.error)
-    where = "the memory of the GPU" if on_gpu else "the memory"
+    which = "the memory of the GPU" if on_gpu else "the memory"
     figures = "" if on_gpu else f" ({size(memory.available)} of {size(memory.total)} free{limited})"
     keys = LOWER.get(stage or "", ("the batch size", "the size of the images", "compute.workers"))
-    return f"{where} is used up{figures}; lower {' or '.join(keys)}, and {KEPT}"
+    return f"{which} is used up{figures}; lower {' or '.join(keys)}, and {KEPT}"
 
 
 def _temporary_folder() -> Path:

@@ -111,7 +111,7 @@ def write(
     for name, images in splits.items():
         # The cache is beside the target and not in the user's home, where a stale one could be used again. It
         # takes as much room as the split, for as long as the split is written.
-        with resources.writing(folder / name), resources.scratch(folder.parent) as cache:
+        with resources.scratch(folder.parent) as cache, resources.writing(folder / name):
             try:
                 table = datasets.Dataset.from_generator(
                     partial(_rows, name, images, train_side if name in ("train", UNLABELLED) else None),
