@@ -59,6 +59,7 @@ WORDS: dict[Kind, str] = {
         r"no usable temporary directory"
     ),
     "access": r"read-only file system|permission denied|readonly database",
+    "device": r"disk I/O error|input/output error",
     "processes": r"can.t start new thread",
 }
 """Words of libraries that give no error number; the first kind that fits is taken."""
