@@ -10,6 +10,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 import psutil
@@ -88,6 +89,24 @@ def one_line_errors() -> Iterator[None]:
         # What a full disk has not taken is tried once more when Python ends, which would add lines.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(1)
+
+
+def explain_uncaught_errors() -> None:
+    """Print an error that ends this process, for which the machine is to blame, as one line.
+
+    Unlike in ``one_line_errors``, that includes errors while modules are imported.
+    """
+
+    def explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        explanation = resources.explain(error)
+        if explanation is None:
+            sys.__excepthook__(kind, error, trace)
+        else:
+            sys.stderr.write(f"error: {explanation}\n")
+            sys.stderr.flush()
+            os._exit(1)  # What libraries do at the end of a process fails without memory, in many lines.
+
+    sys.excepthook = explain
 
 
 def stage_name() -> str | None:

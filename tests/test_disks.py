@@ -336,6 +336,20 @@ def test_a_process_without_memory_ends_in_one_line(work: str) -> None:
     assert line.startswith("error: ")
 
 
+def test_a_stage_that_has_no_memory_for_its_imports_ends_in_one_line() -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (600_000_000, 600_000_000))
+
+    command = [sys.executable, "-m", "pipeline.stages.teach"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, check=False, preexec_fn=limit
+    )
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert "`ulimit -v` is 600.0 MB" in line
+
+
 def test_pytorch_without_memory_ends_in_one_line_that_names_parameters(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -22,7 +22,10 @@ LIMIT = 200_000
 STAGES = """
 stages:
   make:
-    cmd: ulimit -S -f unlimited; mkdir -p out; head -c 300000 /dev/zero > out/large; echo {content} > out/small
+    cmd:
+      - mkdir -p out
+      - ulimit -S -f unlimited; head -c 300000 /dev/zero > out/large
+      - echo {content} > out/small
     outs: [out]
   copy:
     cmd: cp out/small copy.txt
@@ -56,7 +59,7 @@ def full_cache() -> Iterator[None]:
 def reproduce() -> list[str]:
     """Run the pipeline; returns the names of the stages that had to run."""
     with Repo() as repo:
-        return [stage.addressing for stage in repo.reproduce()]
+        return [stage.addressing for stage in Repo.reproduce(repo)]
 
 
 def test_results_that_a_full_cache_did_not_take_are_named_and_saved_when_there_is_room(
@@ -110,8 +113,7 @@ def test_results_of_earlier_states_are_unused_and_their_removal_makes_nothing_ag
 
 
 def test_a_cache_that_other_projects_may_use_is_left_alone(project: Path, tmp_path: Path) -> None:
-    with Repo() as repo, repo.config.edit() as config:
-        config["cache"]["dir"] = str(tmp_path / "shared")
+    (project / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {tmp_path / 'shared'}\n")
     reproduce()
     (project / "dvc.yaml").write_text(STAGES.format(content="second"))
     reproduce()
