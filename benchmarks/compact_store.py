@@ -26,6 +26,7 @@ from pipeline.tasks import softmax_kl
 from pipeline.training import compute, norms, scoring
 from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract
+from teachers.runtime import in_runtime
 from teachers.sources import SOURCES
 
 SPACE = ViewSpace(seed=0, crop_scale=(0.5, 1.0), crop_ratio=(0.8, 1.25))
@@ -57,7 +58,8 @@ def main() -> None:
         store.write(folder / "data", listing, made, {"license": "unknown"})
         train, val = (store.read(folder / "data", split) for split in ("train", "val"))
         seen = ViewSet(train, SPACE, contract)
-        whole = labels.compute(fabric, teacher.module, seen, VIEWS, partial=folder / "views", workers=1)
+        network = in_runtime(teacher.module, contract.size).module
+        whole = labels.compute(fabric, network, seen, VIEWS, partial=folder / "views", workers=1)
         wanted = scoring.predict(
             fabric, teacher.module, ViewSet(val, None, contract), contract.size, workers=1
         )

@@ -52,6 +52,7 @@ from pipeline.distillation.training_data import TrainingData
 from pipeline.training import compute
 from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract
+from teachers.runtime import in_runtime
 
 BATCH = 32
 WORKERS = 2
@@ -164,7 +165,7 @@ def _write_training_data(folder: Path, images: Path, count: int) -> None:
     key = Key(report["data_sha256"], "random", SPACE, VIEWS, None)
     classes = len(listing.classes)
     answers = np.random.default_rng(0).normal(size=(count, VIEWS, classes)).astype(np.float16)
-    labels.save(folder / "labels", Store(key, "random answers", Answers(answers, None, classes)))
+    labels.save(folder / "labels", Store(key, "random answers", "PyTorch", Answers(answers, None, classes)))
     (folder / "card.json").write_text(json.dumps({"identity": "random"}))
 
 
@@ -240,7 +241,8 @@ def _labelling(fabric: Fabric, teacher: nn.Module, seen: ViewSet, folder: Path) 
     view_set = ViewSet(seen.images, SPACE, TEACHER)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         began = time.perf_counter()
-        labels.compute(fabric, teacher, view_set, 1, partial=Path(scratch), workers=WORKERS)
+        network = in_runtime(teacher, TEACHER.size).module
+        labels.compute(fabric, network, view_set, 1, partial=Path(scratch), workers=WORKERS)
         return len(view_set) / (time.perf_counter() - began)
 
 

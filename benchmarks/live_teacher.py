@@ -29,6 +29,7 @@ from pipeline.training import compute, loop
 from pipeline.training.loop import Run
 from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract
+from teachers.runtime import in_runtime
 from teachers.sources import SOURCES
 
 VIEWS = 2
@@ -74,9 +75,8 @@ def main() -> None:
         store.write(folder / "data", listing, made, {"license": "unknown"})
         train, val = (store.read(folder / "data", split) for split in ("train", "val"))
         seen = ViewSet(train, SPACE, contract)
-        answers = labels.compute(
-            fabric, teacher.module, seen, VIEWS, partial=folder / "views", workers=workers
-        )
+        network = in_runtime(teacher.module, contract.size).module
+        answers = labels.compute(fabric, network, seen, VIEWS, partial=folder / "views", workers=workers)
         torch.manual_seed(0)
         loop.train(
             fabric,

@@ -118,6 +118,22 @@ def main() -> None:
         "config", nargs="?", default="config", help="a file of configs/, without .yaml (default: %(default)s)"
     )
 
+    add(
+        "save",
+        save,
+        "put results that DVC's cache lacks into it, after its disk was full",
+        "  python -m pipeline save",
+    )
+    command = add(
+        "tidy",
+        tidy,
+        "remove what killed runs and earlier states have left on the disk",
+        "  python -m pipeline tidy --dry-run",
+    )
+    command.add_argument(
+        "--dry-run", action="store_true", help="only list what would be removed, and what stays"
+    )
+
     arguments = parser.parse_args()
     try:
         try:
@@ -302,6 +318,27 @@ def compose(arguments: Namespace) -> None:
     from dvc.utils.hydra import compose_and_dump
 
     compose_and_dump(str(paths.PARAMETERS), str(paths.CONFIGS.resolve()), None, arguments.config, "", [])
+
+
+def save(_: Namespace) -> None:
+    """Complete DVC's cache; say whether it is worth while to tidy up."""
+    from pipeline import parameters
+    from pipeline.upkeep import dvc_cache, tidying
+
+    with one_line_errors():
+        for path in dvc_cache.save():
+            print(f"{path} is in DVC's cache now, which had no room for it")
+        if advice := tidying.advice(parameters.load().variants):
+            print(advice)
+
+
+def tidy(arguments: Namespace) -> None:
+    """List what can be removed with its size and reason, and what stays; remove it unless it is a trial."""
+    from pipeline import parameters
+    from pipeline.upkeep import tidying
+
+    with one_line_errors():
+        tidying.tidy(parameters.load().variants, dry_run=arguments.dry_run)
 
 
 def _model(name: str) -> Path:

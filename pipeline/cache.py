@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline import files
 from pipeline.errors import DistilleryError
+from pipeline.resources import ResourceError
 
 Content = TypeVar("Content")
 Measured = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -66,7 +67,7 @@ def write(file: Path, schema: Schema[Content], content: Content) -> None:
     """
     try:
         files.write(file, schema.dump_json(content, indent=2) + b"\n")
-    except OSError as error:
+    except (OSError, ResourceError) as error:
         raise _unusable(file, error) from error
 
 
@@ -105,8 +106,8 @@ def recall(file: Path, schema: Schema[Content], choose: Callable[[], Content]) -
         return choice
 
 
-def _unusable(file: Path, error: OSError) -> CacheError:
+def _unusable(file: Path, error: OSError | ResourceError) -> CacheError:
+    reason = error.strerror or error if isinstance(error, OSError) else error
     return CacheError(
-        f"{file}: {error.strerror or error}; DISTILLERY_CACHE names another folder for this machine's "
-        "measurements"
+        f"{file}: {reason}; DISTILLERY_CACHE names another folder for this machine's measurements"
     )

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+
+from pipeline import resources
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -18,17 +22,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: the file to write or to replace.
+
+    Raises:
+        ResourceError: there is no room for the file, or this user may not write it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        yield fresh
-        with fresh.open("rb") as written:
-            os.fsync(written.fileno())
-        fresh.replace(path)
-    finally:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
+    fresh = resources.temporary(path)
+    with resources.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield fresh
+            with fresh.open("rb") as written:
+                os.fsync(written.fileno())
+            fresh.replace(path)
+        finally:
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -102,3 +110,12 @@ def set_aside(path: Path, reason: str, consequence: str) -> None:
     print(
         f"note: {path} is damaged ({reason}) and was renamed to {aside.name}; {consequence}", file=sys.stderr
     )
+
+
+def write_array(path: Path, array: np.ndarray, *, sealed: bool = False) -> None:
+    """Write an array in NumPy's own format, or replace it: whole or not at all; ``sealed`` as by ``seal``."""
+    with replacing(path) as fresh:
+        with fresh.open("wb") as file:
+            np.save(file, array)
+        if sealed:
+            seal(fresh)

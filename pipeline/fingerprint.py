@@ -25,7 +25,13 @@ from pipeline.errors import DistilleryError
 PROJECT = ("pipeline", "students", "teachers")
 """Packages of this project that stages import."""
 
-NO_RESULTS = ("pipeline.parameters", "pipeline.paths", "pipeline.process", "pipeline.errors")
+NO_RESULTS = (
+    "pipeline.parameters",
+    "pipeline.paths",
+    "pipeline.process",
+    "pipeline.errors",
+    "pipeline.resources",
+)
 """Modules that are left out. DVC tracks the paths and the values of the parameters by itself; the settings of
 the packages, which the parameters put together, belong to the packages."""
 

@@ -14,12 +14,14 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 import psutil
 
-from pipeline import lock_file, paths
+from pipeline import lock_file, paths, resources
 from pipeline.errors import DistilleryError
+from pipeline.resources import ResourceError
 from teachers.errors import TeacherError
 
 STARTED_BY_DVC = "DVC_STAGE"
@@ -128,15 +130,59 @@ def check_arguments() -> None:
 def one_line_errors() -> Iterator[None]:
     """Turn errors that a user can correct into one line per problem and exit status 1.
 
-    From here on, characters that the terminal lacks are printed as escapes, such as those in names of files.
+    They are the errors of this project, and whatever a library raises because the machine lacks room, memory
+    or permission. From here on, characters that the terminal lacks are printed as escapes, such as those in
+    names of files.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
+        sys.stdout.flush()
     except (DistilleryError, TeacherError) as error:
-        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
-        raise SystemExit(1) from None
+        message = str(error)
+        if not isinstance(error, ResourceError) and resources.is_exhausted(error.__cause__):
+            message += f"; {resources.explain(error, stage=stage_name())}"
+    except Exception as error:
+        explanation = resources.explain(error, stage=stage_name())
+        if explanation is None:
+            raise
+        message = explanation
+    else:
+        return
+    with suppress(OSError):
+        sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What a full disk has not taken is tried once more when Python ends, which would add lines.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(1)
+
+
+def explain_uncaught_errors() -> None:
+    """Print an error that ends this process, for which the machine is to blame, as one line.
+
+    Unlike in ``one_line_errors``, that includes errors while modules are imported.
+    """
+
+    def explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        explanation = resources.explain(error)
+        if explanation is None:
+            sys.__excepthook__(kind, error, trace)
+        else:
+            sys.stderr.write(f"error: {explanation}\n")
+            sys.stderr.flush()
+            os._exit(1)  # What libraries do at the end of a process fails without memory, in many lines.
+
+    sys.excepthook = explain
+
+
+def stage_name() -> str | None:
+    """Name of the stage that runs as the main program."""
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    package, _, name = program.name.rpartition(".") if program else ("", "", "")
+    return name if package == "pipeline.stages" else None
 
 
 @contextmanager

@@ -59,7 +59,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     read = store.read(data, "train")
     truth = np.eye(3, dtype=np.float16)[read.labels] * 6
     key = Key(store.read_report(data)["data_sha256"], "oracle", SPACE, 2, None)
-    labels.save(folder, Store(key, "an oracle", Answers(np.stack([truth, truth], axis=1), None, 3)))
+    labels.save(
+        folder, Store(key, "an oracle", "PyTorch", Answers(np.stack([truth, truth], axis=1), None, 3))
+    )
     return folder
 
 
@@ -265,7 +267,7 @@ def test_a_compact_store_keeps_the_top_and_spreads_the_rest(tmp_path: Path) -> N
     logits = (random.normal(size=(6, 2, 300)) * 3).astype(np.float16)
     small = labels.compact(logits.swapaxes(0, 1), 20)
     key = Key("data", "teacher", SPACE, 2, 20)
-    labels.save(tmp_path, Store(key, "many classes", small))
+    labels.save(tmp_path, Store(key, "many classes", "PyTorch", small))
     found = labels.load(tmp_path, data_sha256="data", teacher_sha256="teacher", space=SPACE).answers
     assert (
         small.values.nbytes + (small.top_classes.nbytes if small.top_classes is not None else 0)
@@ -294,7 +296,7 @@ def test_terms_that_look_beyond_the_most_probable_classes_want_a_whole_store(
 ) -> None:
     key = Key(store.read_report(data)["data_sha256"], "oracle", SPACE, 2, 1)
     logits = np.random.default_rng(0).normal(size=(2, len(store.read(data, "train")), 3)).astype(np.float16)
-    labels.save(tmp_path / "labels", Store(key, "many classes", labels.compact(logits, 1)))
+    labels.save(tmp_path / "labels", Store(key, "many classes", "PyTorch", labels.compact(logits, 1)))
 
     def learn_by(**objective: float) -> None:
         settings = changed(epochs=0.25, objective=Objective(**{"kl": 0.0, **objective}))
@@ -333,7 +335,7 @@ def test_a_live_teacher_gives_the_losses_of_the_stored_one(data: Path, oracle: P
     )
     assert given.values.std() > 0.1
     key = Key(store.read_report(data)["data_sha256"], "oracle", space, 2, None)
-    labels.save(tmp_path / "labels", Store(key, "a network", given))
+    labels.save(tmp_path / "labels", Store(key, "a network", "PyTorch", given))
 
     @torch.no_grad()
     def ask(images: Sequence[torch.Tensor]) -> torch.Tensor:

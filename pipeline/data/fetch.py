@@ -2,12 +2,12 @@
 
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from torchvision.datasets import FashionMNIST
 
+from pipeline import files, resources
 from pipeline.data.sources import SourceError
 
 FILES = tuple(
@@ -36,13 +36,15 @@ def fetch_fashion_mnist(target: Path, report: Callable[[str], None] = print) -> 
     target.parent.mkdir(parents=True, exist_ok=True)
     failures = []
     for download in (_installed, _torchvision, _debian):
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        with resources.scratch(target.parent) as scratch:
             try:
-                folder = download(Path(scratch))
-                target.mkdir(exist_ok=True)
+                folder = download(scratch)
                 for name in FILES:
-                    shutil.copyfile(folder / name, target / name)
+                    with files.replacing(target / name) as fresh:
+                        shutil.copyfile(folder / name, fresh)
             except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                if resources.is_exhausted(error):
+                    raise
                 failures.append(f"{download.__name__.strip('_')}: {' '.join(str(error).split())}")
                 continue
         report(f"Fashion-MNIST is in {target} (from {download.__name__.strip('_')})")

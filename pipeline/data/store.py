@@ -7,7 +7,6 @@ and the same files can be streamed.
 import hashlib
 import json
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from jaxtyping import Bool, Float32, Int64, UInt64
 from PIL import Image
 from tqdm import tqdm
 
+from pipeline import files, resources
 from pipeline.data.images import decode, reduce
 from pipeline.data.listing import Listing, SourceFile
 from pipeline.data.reading import UNLABELLED, in_order
@@ -114,21 +114,24 @@ def write(
     if train_side is not None:
         identity = hashlib.sha256(f"{identity} {train_side}".encode()).hexdigest()
     classes = listing.classes
-    folder.mkdir(parents=True, exist_ok=True)
-    # The cache is beside the target and not in the user's home, where a stale one could be used again.
-    with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
-        for name, images in splits.items():
+    (folder / REPORT).unlink(missing_ok=True)  # Incomplete data have no report.
+    for name, images in splits.items():
+        # The cache is beside the target and not in the user's home, where a stale one could be used again. It
+        # takes as much room as the split, for as long as the split is written.
+        with resources.scratch(folder.parent) as cache, resources.writing(folder / name):
             try:
                 table = datasets.Dataset.from_generator(
                     partial(_rows, name, images, train_side if name in ("train", UNLABELLED) else None),
                     features=features,
-                    cache_dir=cache,
+                    cache_dir=str(cache),
                     fingerprint=f"{identity[:16]}-{name}",
                 )
             except DatasetGenerationError as error:
                 raise error.__cause__ or error from None
-            shutil.rmtree(folder / name, ignore_errors=True)
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
             table.save_to_disk(folder / name)
+            del table  # Its memory is the cache's.
     report = {
         **facts,
         "data_sha256": identity,
@@ -145,7 +148,7 @@ def write(
     }
     if every_note := [*listing.notes, *notes]:
         report["notes"] = every_note
-    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    files.write(folder / REPORT, json.dumps(report, indent=2) + "\n")
     return report
 
 

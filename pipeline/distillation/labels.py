@@ -20,7 +20,6 @@ from pipeline.data.views import ViewSpace
 from pipeline.errors import DistilleryError
 from pipeline.tasks import SINGLE_LABEL, Task
 from teachers.contract import InputContract
-from teachers.runtime import in_runtime
 
 VALUES = "answers.npy"
 TOP_CLASSES = "classes.npy"
@@ -83,6 +82,8 @@ class Store:
     key: Key
     teacher: str
     """Description of the teacher."""
+    engine: str
+    """What computed the answers: ONNX Runtime or PyTorch, which round differently in the last bits."""
     answers: Answers
 
 
@@ -160,7 +161,6 @@ def compute(
     partial.mkdir(parents=True, exist_ok=True)
     contract = view_set.contract
     teacher = fabric.to_device(teacher.eval()).to(memory_format=torch.channels_last)
-    teacher = in_runtime(teacher, contract.size)
     bar = tqdm(desc="label", total=views * len(view_set), unit=" views", unit_scale=True)
     for view in range(views):
         file = partial / f"{view}.npy"
@@ -177,10 +177,7 @@ def compute(
                     f"the teacher's outputs for {infinite} of {len(logits)} images are not finite in fp16; "
                     "allowed: logits within 65504"
                 )
-            with files.replacing(file) as fresh:
-                with fresh.open("wb") as stream:
-                    np.save(stream, logits)
-                files.seal(fresh)
+            files.write_array(file, logits, sealed=True)
         else:
             bar.update(len(view_set))
     bar.close()
@@ -192,18 +189,19 @@ def save(folder: Path, store: Store) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)
     (folder / TOP_CLASSES).unlink(missing_ok=True)
-    np.save(folder / VALUES, store.answers.values)
+    files.write_array(folder / VALUES, store.answers.values)
     if store.answers.top_classes is not None:
-        np.save(folder / TOP_CLASSES, store.answers.top_classes)
+        files.write_array(folder / TOP_CLASSES, store.answers.top_classes)
     card = {
         "teacher": store.teacher,
+        "engine": store.engine,
         "key": store.key.to_dict(),
         "classes": store.answers.classes,
         "files": {
             name: provenance.sha256(folder / name) for name in _files(store.answers.top_classes is not None)
         },
     }
-    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    files.write(folder / CARD, json.dumps(card, indent=2) + "\n")
 
 
 def load(folder: Path, *, data_sha256: str, teacher_sha256: str, space: ViewSpace) -> Store:
@@ -219,7 +217,7 @@ def load(folder: Path, *, data_sha256: str, teacher_sha256: str, space: ViewSpac
             name for name, sha256 in card["files"].items() if provenance.sha256(folder / name) != sha256
         ]
         arrays = [np.load(folder / name, mmap_mode="r") for name in card["files"] if name not in damaged]
-        stored = card["key"]
+        stored, teacher, engine = card["key"], card["teacher"], card["engine"]
     except (OSError, ValueError, KeyError) as error:
         raise LabelError(f"{folder} is not a complete label store ({error}); {again}") from error
     if damaged:
@@ -233,7 +231,7 @@ def load(folder: Path, *, data_sha256: str, teacher_sha256: str, space: ViewSpac
             )
     values, *top_classes = arrays
     answers = Answers(values, top_classes[0] if top_classes else None, card["classes"])
-    return Store(key, card["teacher"], answers)
+    return Store(key, teacher, engine, answers)
 
 
 def _files(compacted: bool) -> list[str]:

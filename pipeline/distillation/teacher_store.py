@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline import provenance
+from pipeline import files, provenance
 from pipeline.distillation.labels import LiveTeacher
 from pipeline.models import storage
 from pipeline.tasks import Task
@@ -36,15 +36,16 @@ def save(folder: Path, teacher: Teacher, classes: Sequence[str], card: Mapping[s
         TeacherError: the teacher does not know these classes.
     """
     indices = columns(teacher, classes)
-    folder.mkdir(parents=True, exist_ok=True)
     if isinstance(teacher.module, OnnxClassifier):
-        shutil.copyfile(teacher.module.path, folder / ONNX)
+        with files.replacing(folder / ONNX) as fresh:
+            shutil.copyfile(teacher.module.path, fresh)
         sha256 = provenance.sha256(folder / ONNX)
     else:
         tensors = {
             name: value.cpu().contiguous().clone() for name, value in teacher.module.state_dict().items()
         }
-        save_file(tensors, folder / storage.WEIGHTS)
+        with files.replacing(folder / storage.WEIGHTS) as fresh:
+            save_file(tensors, fresh)
         sha256 = provenance.sha256(folder / storage.WEIGHTS)
     card = {
         **card,
@@ -59,8 +60,7 @@ def save(folder: Path, teacher: Teacher, classes: Sequence[str], card: Mapping[s
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Write ``card.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / storage.CARD).write_text(json.dumps(card, indent=2) + "\n")
+    files.write(folder / storage.CARD, json.dumps(card, indent=2) + "\n")
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def live(fabric: Fabric, folder: Path, task: Task) -> LiveTeacher:
     """
     members = [load(folder / member) for member in read_card(folder)["members"]]
     networks = [
-        in_runtime(fabric.to_device(module.requires_grad_(False)), contract.size)
+        in_runtime(fabric.to_device(module.requires_grad_(False)), contract.size).module
         for module, contract in members
     ]
     contracts = tuple(contract for _, contract in members)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 from scipy.special import log_softmax
 
+from pipeline import files
 from pipeline.statistics import bootstrap
 
 BINS = 15
@@ -45,8 +46,7 @@ def from_logits(
 
 def save(path: Path, confidence: Confidence | None) -> None:
     """Write a compressed NumPy archive, which is empty for None."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with files.replacing(path) as fresh, fresh.open("wb") as file:
         np.savez_compressed(file, **({} if confidence is None else vars(confidence)))
 
 

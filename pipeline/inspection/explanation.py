@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline import files
 from pipeline.evaluation.confidence import Confidence
 from pipeline.evaluation.scoring import list_confusions
 from pipeline.models.storage import Model
@@ -103,10 +104,15 @@ class Album:
         """Write one image's picture; return its index, source, true class and file."""
         file = f"{index:05}.png"
         if index not in self.written:
-            Image.fromarray(self.render([index])[0].numpy()).save(self.folder / file)
+            self.save(file, Image.fromarray(self.render([index])[0].numpy()))
             self.written.add(index)
         truth = self.names[int(self.labels[index])]
         return {"index": index, "source": self.sources[index], "truth": truth, "file": file}
+
+    def save(self, file: str, picture: Image.Image) -> None:
+        """Write a picture as PNG."""
+        with files.replacing(self.folder / file) as fresh:
+            picture.save(fresh, "PNG")
 
 
 def draw_maps(
@@ -133,7 +139,7 @@ def draw_maps(
         variants = {}
         for name in models:
             file = f"{index:05}-{name}.png"
-            overlay(images[row].numpy(), warmth[name][row]).save(album.folder / file)
+            album.save(file, overlay(images[row].numpy(), warmth[name][row]))
             variants[name] = {
                 "answer": album.names[int(answers[name].predictions[index])],
                 "confidence": float(answers[name].confidence[index]),

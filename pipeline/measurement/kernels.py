@@ -13,7 +13,6 @@ does not find its weights in the caches either.
 
 import functools
 import json
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline import resources
 from pipeline.models.layers import IMAGES, Layer, Network, trace, unit
 from pipeline.models.storage import Quantization
 from pipeline.onnx import graph, layout
@@ -171,10 +171,9 @@ def _measure_once(parts: Sequence[Convolution | Head]) -> list[float]:
     """
     everyone = [*COMPANY, *parts]
     images = [np.full((1, part.side, part.side, 3), 127, np.uint8) for part in everyone]
-    with tempfile.TemporaryDirectory() as folder:
+    with resources.scratch() as folder:
         sessions = [
-            open_session(_network(part), profile=Path(folder) / str(number))
-            for number, part in enumerate(everyone)
+            open_session(_network(part), profile=folder / str(number)) for number, part in enumerate(everyone)
         ]
         for _ in range(UNTIMED + TIMED):
             for session, image in zip(sessions, images, strict=True):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import students
+from pipeline import files
 from teachers.contract import InputContract
 
 WEIGHTS = "weights.safetensors"
@@ -81,7 +82,6 @@ class Model:
 
 def save(folder: Path, model: Model) -> None:
     """Write ``weights.safetensors`` and ``card.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.contiguous() for name, value in model.module.state_dict().items()}
     card = asdict(model.card)
     if model.quantization is not None:
@@ -89,8 +89,10 @@ def save(folder: Path, model: Model) -> None:
             tensors[layer + SCALE_SUFFIX] = scale.contiguous()
         quantization = asdict(replace(model.quantization, weight_scales={}))
         card["quantization"] = {k: v for k, v in quantization.items() if k != "weight_scales"}
-    save_file(tensors, folder / WEIGHTS)
-    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    (folder / CARD).unlink(missing_ok=True)  # An incomplete student has no card.
+    with files.replacing(folder / WEIGHTS) as fresh:
+        save_file(tensors, fresh)
+    files.write(folder / CARD, json.dumps(card, indent=2) + "\n")
 
 
 def load(folder: Path) -> Model:

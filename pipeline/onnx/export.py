@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
+from pipeline import files
 from pipeline.models.folding import fold_batch_norm
 from pipeline.models.storage import Card, Model, Quantization
 from pipeline.onnx.graph import ExportError, write
@@ -31,8 +32,7 @@ def export(model: Model, path: Path, metadata: Mapping[str, str]) -> None:
     except ExportError as error:
         raise ExportError(f"{card.variant}: {error}") from error
     helper.set_model_props(file, dict(metadata))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(file.SerializeToString())
+    files.write(path, file.SerializeToString())
 
 
 def metadata_for(

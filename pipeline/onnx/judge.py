@@ -1,15 +1,14 @@
 """A judge of quantised students: their files in ONNX Runtime against the parent's file."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from pipeline import resources
 from pipeline.models.layers import Network
 from pipeline.models.storage import Model, Quantization
 from pipeline.onnx import export
@@ -41,8 +40,8 @@ def judge_files(
     card = replace(parent.card, arguments={**parent.card.arguments, "norm": False})
 
     def answers(model: Model) -> Float[Tensor, "images classes"]:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "trial.onnx"
+        with resources.scratch() as folder:
+            file = folder / "trial.onnx"
             export.export(model, file, export.metadata_for(model.card, model.quantization))
             classifier = open_classifier(file, threads=threads)
             logits = np.concatenate(list(run(classifier, (batch.numpy() for batch in images))))

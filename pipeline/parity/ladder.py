@@ -10,7 +10,6 @@ that moves a value across the middle, it is a tie, too. How many answers such ti
 near the answers are to each other, so their number is reported and limits nothing.
 """
 
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from pipeline import resources
 from pipeline.errors import DistilleryError
 from pipeline.models.folding import fold_batch_norm
 from pipeline.models.layers import Network
@@ -96,11 +96,11 @@ def climb(
         ParityError: answers differ that are not ties.
     """
     task = TASKS[model.card.task]
-    with tempfile.TemporaryDirectory() as folder:
+    with resources.scratch() as folder:
         if model.quantization is None:
             rungs, more = _float_rungs(model, path, threads), {}
         else:
-            rungs, more = _int8_rungs(model, path, Path(folder) / "twin.onnx", threads)
+            rungs, more = _int8_rungs(model, path, folder / "twin.onnx", threads)
         rungs = [
             replace(rung, against=None) if rung.against in skip else rung
             for rung in rungs

@@ -1,6 +1,5 @@
 """Verification of a shipped file against the network that it was made from, in ONNX Runtime on the CPU."""
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from jaxtyping import UInt8
 from onnx import TensorProto
 from torch import Tensor
 
+from pipeline import resources
 from pipeline.errors import DistilleryError
 from pipeline.models.folding import fold_batch_norm
 from pipeline.models.layers import Network
@@ -100,8 +100,8 @@ def _limit(path: Path, figures: Mapping[str, float], name: str, limit: float) ->
 
 def _check_kernels(path: Path, network: Network, quantization: Quantization | None) -> None:
     """Every convolution except those of the float layers must become a QLinearConv, and no other."""
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with resources.scratch() as folder:
+        optimized = folder / "optimized.onnx"
         open_session(path, optimized=optimized)
         kinds = [node.op_type for node in onnx.load(optimized).graph.node if node.op_type in CONVOLUTIONS]
     convolutions = [name for name, layer in network.layers.items() if layer.kind != "linear"]

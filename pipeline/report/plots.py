@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline import files
 from pipeline.models.histories import continued
 from pipeline.report import tables
 from pipeline.report.evidence import Part
@@ -28,16 +29,14 @@ Points = list[dict[str, Any]]
 
 def write_metrics(folder: Path, table: Sequence[Row]) -> None:
     """Write one JSON file per variant, so that `dvc metrics show` has one line per variant."""
-    folder.mkdir(parents=True, exist_ok=True)
     for row in table:
         values = asdict(row)
         named = {column(name, row.metric): _rounded(values[name]) for name in METRICS}
-        (folder / f"{row.variant}.json").write_text(json.dumps(named, indent=2) + "\n")
+        files.write(folder / f"{row.variant}.json", json.dumps(named, indent=2) + "\n")
 
 
 def write_points(folder: Path, results: RunResults) -> None:
     """Write the points that the plots of `dvc.yaml` draw with the templates in `.dvc/plots/`."""
-    folder.mkdir(parents=True, exist_ok=True)
     histories = {TEACHER: results.teacher_history} | {one.variant: one.history for one in results.variants}
     plots = {
         "training": training(histories, results.task.metric),
@@ -48,7 +47,7 @@ def write_points(folder: Path, results: RunResults) -> None:
     }
     for name, points in plots.items():
         lines = ",\n".join(json.dumps(point) for point in points)
-        (folder / f"{name}.json").write_text(f"[\n{lines}\n]\n")
+        files.write(folder / f"{name}.json", f"[\n{lines}\n]\n")
 
 
 def training(histories: Mapping[str, Sequence[Part]], metric: str) -> Points:

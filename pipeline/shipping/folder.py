@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline import resources
 from pipeline.errors import DistilleryError
 from pipeline.onnx.inference import GEOMETRY, Classifier
 from pipeline.provenance import sha256
@@ -39,6 +40,20 @@ def ship(classifier: Classifier, folder: Path, card: Path) -> list[Path]:
         ShippingError: the folder is not empty.
     """
     make_empty(folder)
+    fresh = resources.temporary(folder)
+    try:
+        with resources.writing(folder):
+            fresh.mkdir()
+            names = _write(classifier, fresh, card)
+            fresh.replace(folder)  # It is empty.
+    finally:
+        if fresh.exists():
+            shutil.rmtree(fresh)
+    return [folder / name for name in names]
+
+
+def _write(classifier: Classifier, folder: Path, card: Path) -> list[str]:
+    """Write all files; returns their names."""
     shutil.copyfile(classifier.path, folder / classifier.path.name)
     _write_json(folder / "labels.json", list(classifier.labels))
     _write_json(folder / "model.json", description(classifier))
@@ -51,7 +66,7 @@ def ship(classifier: Classifier, folder: Path, card: Path) -> list[Path]:
     files = sorted(folder.iterdir())
     sums = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
     (folder / SUMS).write_text(sums)
-    return [*files, folder / SUMS]
+    return [*(file.name for file in files), SUMS]
 
 
 def make_empty(folder: Path) -> None:

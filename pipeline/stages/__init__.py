@@ -2,3 +2,8 @@
 
 The stage `build` runs distill, prune or quantize. `follow` runs beside a training and shows it in MLflow.
 """
+
+from pipeline import process
+
+# Before PyTorch is imported, which takes much memory.
+process.explain_uncaught_errors()

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline import parameters, paths
+from pipeline import files, parameters, paths
 from pipeline.lineage import REFERENCE
 from pipeline.measurement import latency
 from pipeline.process import stage
@@ -15,10 +15,10 @@ from pipeline.process import stage
 def main() -> None:
     """Write `artifacts/benchmark.json`."""
     p = parameters.load()
-    files = {variant: paths.onnx(variant) for variant in p.variants}
+    onnx_files = {variant: paths.onnx(variant) for variant in p.variants}
     with tqdm(desc="benchmark", unit=" sessions") as bar:
-        result = latency.measure(files, **p.benchmark.model_dump(), seed=p.seed, progress=bar.update)
-    paths.BENCHMARK.write_text(json.dumps(result, indent=2) + "\n")
+        result = latency.measure(onnx_files, **p.benchmark.model_dump(), seed=p.seed, progress=bar.update)
+    files.write(paths.BENCHMARK, json.dumps(result, indent=2) + "\n")
     for variant, row in result["variants"].items():
         print(f"{variant}: {row['latency_ms_p50']:.2f} ms{_ratio(row)}")
     if result["noise"]["noisy"]:

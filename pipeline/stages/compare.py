@@ -5,7 +5,7 @@ import json
 import numpy as np
 import torch
 
-from pipeline import parameters, paths
+from pipeline import files, parameters, paths
 from pipeline.data import store
 from pipeline.evaluation import comparison, confidence, slices
 from pipeline.evaluation.comparison import ClassifierOutput
@@ -60,7 +60,7 @@ def main() -> None:
         "variants": variants,
         "slices": [slices.measure(column, predictions, parents, test.labels) for column in columns],
     }
-    paths.COMPARISON.write_text(json.dumps(result, indent=2) + "\n")
+    files.write(paths.COMPARISON, json.dumps(result, indent=2) + "\n")
     for name, figures in variants.items():
         print(f"{name}: {figures['reason']}")
 

@@ -2,7 +2,7 @@
 
 import json
 
-from pipeline import parameters, paths
+from pipeline import files, parameters, paths
 from pipeline.measurement import energy
 from pipeline.models import histories
 from pipeline.process import stage
@@ -35,7 +35,7 @@ def main() -> None:
             latencies, cores=condition["threads"], gigabytes=memory, assumptions=p.energy
         ),
     }
-    paths.COSTS.write_text(json.dumps(result, indent=2) + "\n")
+    files.write(paths.COSTS, json.dumps(result, indent=2) + "\n")
     print(
         f"all training: {result['everything']['kwh']:.3f} kWh and "
         f"{result['everything']['gram_co2']:.0f} g CO2e (estimated)"

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import parameters, paths
+from pipeline import files, parameters, paths
 from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
 from pipeline.evaluation import confidence, scoring
@@ -67,7 +67,7 @@ def main(variant: str) -> None:
         "parity": parity,
     }
     paths.METRICS.mkdir(parents=True, exist_ok=True)
-    paths.metrics(variant).write_text(json.dumps(metrics) + "\n")
+    files.write(paths.metrics(variant), json.dumps(metrics) + "\n")
     confidence.save(paths.confidence(variant), probabilities)
     value, lo, hi = (scores[scores["metric"] + end] for end in ("", "_lo", "_hi"))
     print(f"{variant}: {test_set.images.task.words} {value:.2%} [{lo:.2%}, {hi:.2%}]")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import torch
 
-from pipeline import parameters, paths
+from pipeline import files, parameters, paths
 from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
 from pipeline.evaluation import confidence
@@ -21,7 +21,7 @@ def main() -> None:
     paths.EXPLANATIONS.mkdir(parents=True, exist_ok=True)
     file = paths.EXPLANATIONS / "explanations.json"
     if test.labels.ndim > 1:
-        file.write_text(json.dumps({"note": "not drawn for attributes"}) + "\n")
+        files.write(file, json.dumps({"note": "not drawn for attributes"}) + "\n")
         return
     torch.set_num_threads(1)
     models = {name: storage.load(paths.model(name)) for name in p.variants}
@@ -49,7 +49,7 @@ def main() -> None:
         },
         "confused": {name: explanation.find_confusions(album, answers[name]) for name in p.variants},
     }
-    file.write_text(json.dumps(result, indent=2) + "\n")
+    files.write(file, json.dumps(result, indent=2) + "\n")
     print(f"{len(list(paths.EXPLANATIONS.glob('*.png')))} pictures in {paths.EXPLANATIONS}")
 
 

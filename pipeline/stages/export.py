@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import torch
 
-from pipeline import parameters, paths, provenance
+from pipeline import files, parameters, paths, provenance
 from pipeline.data import batches, store
 from pipeline.data.batches import ViewSet
 from pipeline.models import storage
@@ -33,7 +33,7 @@ def main(variant: str) -> None:
     figures = verification.verify(unverified, model, images)
     if export.differ_in_commit_alone(previous, unverified.read_bytes()):
         # The same file again: what was measured on it holds, so DVC need not measure it anew.
-        unverified.write_bytes(previous)
+        files.write(unverified, previous)
     unverified.replace(file)
     print(
         f"{file}: {file.stat().st_size / 1e6:.2f} MB; " + ", ".join(f"{k} {v:g}" for k, v in figures.items())

@@ -10,6 +10,7 @@ from pipeline.distillation import labels, teacher_store
 from pipeline.distillation.labels import Key, Store
 from pipeline.process import stage
 from pipeline.training import checkpoints, compute, scoring
+from teachers.runtime import in_runtime
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
     card = teacher_store.read_card(paths.TEACHER)
     images = store.read_training_images(paths.DATA)
     space = views.space(p.views, p.seed)
-    logits, partials = [], []
+    logits, partials, engines = [], [], []
     for folder in (paths.TEACHER / member for member in card["members"]):
         module, contract = teacher_store.load(folder)
         identity = provenance.identity(
@@ -28,10 +29,12 @@ def main() -> None:
             views=space.model_dump(mode="json"),
         )
         partials.append(paths.checkpoints(f"labels-{identity[:16]}"))
+        inference = in_runtime(fabric.to_device(module), contract.size)
+        engines.append(str(inference))
         logits.append(
             labels.compute(
                 fabric,
-                module,
+                inference.module,
                 ViewSet(images, space, contract),
                 p.views.per_image,
                 partial=partials[-1],
@@ -45,10 +48,11 @@ def main() -> None:
     top = labels.stored_classes(images.task, p.views.top)
     answers = labels.compact(means, top)
     key = Key(card["data_sha256"], card["identity"], space, p.views.per_image, top)
-    labels.save(paths.LABELS, Store(key, card["origin"], answers))
+    engine = " and ".join(dict.fromkeys(engines))
+    labels.save(paths.LABELS, Store(key, card["origin"], engine, answers))
     for partial in partials:
         checkpoints.clear(partial)
-    print(f"{len(images)} images, {p.views.per_image} views each")
+    print(f"{len(images)} images, {p.views.per_image} views each; computed by {engine}")
     if images.fully_labelled and not space.mixes:
         first = torch.from_numpy(answers.at(np.arange(len(images)), 0)).float()
         print(f"the teacher on the first views: {scoring.score(first, images)}")

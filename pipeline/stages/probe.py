@@ -5,7 +5,7 @@ import json
 import numpy as np
 from jaxtyping import Int64
 
-from pipeline import parameters, paths
+from pipeline import files, parameters, paths
 from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
 from pipeline.evaluation import confidence
@@ -24,7 +24,7 @@ def main() -> None:
     p = parameters.load()
     test, seed = store.read(paths.DATA, "test"), p.seed
     if test.labels.ndim > 1:
-        paths.ROBUSTNESS.write_text(json.dumps({"note": "not measured for attributes"}) + "\n")
+        files.write(paths.ROBUSTNESS, json.dumps({"note": "not measured for attributes"}) + "\n")
         return
     models = {name: storage.load(paths.model(name)) for name in p.variants}
     contract = next(iter(models.values())).card.input
@@ -88,7 +88,7 @@ def main() -> None:
     )
     for kind, scores in result["out_of_distribution"]["sets"].items():
         print(f"{kind}, AUROC: {_format(scores['variants'], 'auroc')}")
-    paths.ROBUSTNESS.write_text(json.dumps(result, indent=2) + "\n")
+    files.write(paths.ROBUSTNESS, json.dumps(result, indent=2) + "\n")
 
 
 def _format(variants: dict[str, dict[str, float]], key: str) -> str:

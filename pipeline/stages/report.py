@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from pipeline import parameters, paths, provenance
+from pipeline import files, parameters, paths, provenance
 from pipeline.data import store
 from pipeline.models import histories, storage
 from pipeline.process import stage
@@ -51,10 +51,10 @@ def main() -> None:
     plots.write_metrics(paths.FIGURES, rows)
     plots.write_points(paths.PLOTS, run)
     table.write(paths.VARIANTS, rows)
-    paths.CHOICE.write_text(json.dumps({**asdict(run.choice), "budget": limits}, indent=2) + "\n")
-    (paths.REPORT / "overview.svg").write_text(pictures.overview(run))
-    (paths.REPORT / "report.html").write_text(page.render(run))
-    (paths.REPORT / "model_card.md").write_text(card.render(run))
+    files.write(paths.CHOICE, json.dumps({**asdict(run.choice), "budget": limits}, indent=2) + "\n")
+    files.write(paths.REPORT / "overview.svg", pictures.overview(run))
+    files.write(paths.REPORT / "report.html", page.render(run))
+    files.write(paths.REPORT / "model_card.md", card.render(run))
     for row in rows:
         score, megabytes = 100 * row.score, row.size_bytes / 1e6
         print(f"{row.variant:20} {score:.2f} %  {megabytes:5.2f} MB  {row.latency_ms_p50:5.2f} ms")

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import parameters, paths
+from pipeline import files, parameters, paths
 from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
 from pipeline.inspection import layer_sensitivity
@@ -33,7 +33,7 @@ def main() -> None:
     }
     models = {name: storage.load(paths.model(name)) for name, parts in changes.items() if any(parts.values())}
     if not settings.images or not models:
-        paths.SENSITIVITY.write_text(json.dumps({"note": "not measured"}) + "\n")
+        files.write(paths.SENSITIVITY, json.dumps({"note": "not measured"}) + "\n")
         return
     torch.set_num_threads(p.compute.threads or compute.usable_cores())
     student_input = next(iter(models.values())).card.input
@@ -66,7 +66,7 @@ def main() -> None:
         "criterion": layer_sensitivity.CRITERION,
         "variants": variants,
     }
-    paths.SENSITIVITY.write_text(json.dumps(result, indent=2) + "\n")
+    files.write(paths.SENSITIVITY, json.dumps(result, indent=2) + "\n")
     for name, scores in variants.items():
         print(f"{name}: {scores['score']:.1%} on {len(labels)} validation images at {contract.size} px")
 

@@ -2,11 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pipeline import parameters, paths, provenance
+from pipeline import files, parameters, paths, provenance
 from pipeline.data import store, views
 from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet
@@ -47,7 +46,7 @@ def main() -> None:
     }
     for folder in (paths.TEACHER, paths.model("teacher")):
         teacher_store.write_card(folder, card)
-    np.save(paths.TEACHER_LOGITS, logits["test"].float().numpy())
+    files.write_array(paths.TEACHER_LOGITS, logits["test"].float().numpy())
     history = [line for member in members for line in member.history]
     histories.write(paths.TEACHER, history, paths.timings)
     for run in (run for member in members for run in member.runs.values()):
@@ -100,9 +99,10 @@ def _adapt(
     }
     card = teacher_store.save(paths.TEACHER / name, teacher, classes, card)
     module, _ = teacher_store.load(paths.TEACHER / name)
-    module = in_runtime(fabric.to_device(module), contract.size)
+    inference = in_runtime(fabric.to_device(module), contract.size)
+    print(f"teacher: computed by {inference}")
     logits = {
-        split: scoring.predict(fabric, module, sets[split], contract.size, p.compute.workers)
+        split: scoring.predict(fabric, inference.module, sets[split], contract.size, p.compute.workers)
         for split in ("val", "test")
     }
     return Member(card, history, logits, runs)

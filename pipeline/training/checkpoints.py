@@ -203,7 +203,8 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def clear(folder: Path) -> None:
     """Remove the checkpoints of a training whose result is saved."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _restore_layout(optimizer: Optimizer) -> None:

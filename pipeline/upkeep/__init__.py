@@ -1,0 +1,1 @@
+"""What the pipeline leaves on the disk beside its results: DVC's cache, and remains of what was killed."""
