@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
-from pipeline.data.images import SUFFIXES, decode
+from pipeline.data.images import SUFFIXES, ImageFileError, opened
 from pipeline.errors import DistilleryError
 from pipeline.tasks import TaskName
 
@@ -88,7 +88,9 @@ class Listing:
 
 def content_hash(image: Image.Image) -> str:
     """Compute the SHA-256 of an RGB image's shape and pixels, which does not depend on its encoding."""
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{image.size}".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
 
 
 def read(source: str, path: Path) -> Listing:
@@ -312,10 +314,11 @@ def _read_file(
     if file.suffix.lower() not in SUFFIXES:
         return Rejected(source, f"not an image: suffix {file.suffix or 'missing'}")
     try:
-        image = decode(file)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        return Rejected(source, f"cannot be decoded: {error}")
-    return SourceFile(split, label, source, content_hash(image), file.read_bytes)
+        with opened(file) as image:
+            digest = content_hash(image)
+    except ImageFileError as error:
+        return Rejected(source, f"cannot be decoded: {error.reason}")
+    return SourceFile(split, label, source, digest, file.read_bytes)
 
 
 def _read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
