@@ -152,6 +152,8 @@ def _reasons() -> Iterator[None]:
         yield
     except UnreadableImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(f"it has too many pixels; at most {PIXELS:,} are read") from error
     except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, OSError | ValueError | SyntaxError):
@@ -185,10 +187,8 @@ def _open(encoded: bytes) -> Image.Image:
 
 def _unidentified(encoded: bytes) -> str:
     kinds = (kind for offset, magic, kind in OTHER_FORMATS if encoded.startswith(magic, offset))
-    formats = f"the formats {', '.join(FORMATS)} are read"
-    if kind := next(kinds, None):
-        return f"it is not an image that is read but {kind}; {formats}"
-    return f"it is not an image of a known format, or its head is damaged; {formats}"
+    what = next(kinds, "not an image of a known format, or its head is damaged")
+    return f"it is {what}; {', '.join(FORMATS)} are read"
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -211,7 +211,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scale grey values from 0..65535 to 0..255: the nearest of value / 257, without wider integers."""
     values = np.asarray(image)
-    grey = ((values - (values >> 8) + 128) >> 8).astype(np.uint8)
+    grey = ((np.minimum(values, 65535 - 128) + 128) // 257).astype(np.uint8)
     if (transparent := image.info.get("transparency")) is not None:
         grey[values == transparent] = 255
     return Image.fromarray(grey)

@@ -28,6 +28,10 @@ def main() -> None:
             f"{paths.PARAMETERS} differs from the default composition of {paths.CONFIGS}/ in "
             f"{', '.join(differing)}; `dvc exp run -S KEY=VALUE` composes it anew"
         )
+    if current.probe.out_of_distribution is not None:
+        from pipeline.inspection import out_of_distribution  # slow to import
+
+        out_of_distribution.check_folder(current.probe.out_of_distribution)
     paths.CHECKED.parent.mkdir(exist_ok=True)
     # Always the same content: a changed parameter reruns the stages that read it and no others.
     paths.CHECKED.write_text("parameters are valid\n")

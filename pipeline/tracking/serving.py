@@ -160,10 +160,9 @@ class Guard:
             await self.app(scope, replay, collect)
         except Exception as error:
             # Deeply nested JSON, for one, exhausts the parser's stack.
-            words = f"{type(error).__name__} while the request was handled"
             if isinstance(error, RecursionError):
-                return await _answer(send, 400, "BAD_REQUEST", words)
-            return await _answer(send, 500, "INTERNAL_ERROR", words)
+                return await _answer(send, 400, "BAD_REQUEST", "the request is nested too deeply")
+            return await _answer(send, 500, "INTERNAL_ERROR", f"the request ended in {type(error).__name__}")
         start, content = response[0], b"".join(message.get("body", b"") for message in response[1:])
         if start["status"] < 400:
             for message in response:
@@ -237,9 +236,11 @@ def _items(model_input: Any) -> Iterable[Any]:
         if not model_input.shape[-1]:
             raise BadRequestError("the data frame has no column")
         return model_input.iloc[:, 0] if model_input.ndim > 1 else model_input
+    if isinstance(model_input, np.ndarray) and model_input.ndim == 0:
+        model_input = model_input.item()
     if isinstance(model_input, str | bytes):
         return [model_input]
-    if not isinstance(model_input, Iterable) or getattr(model_input, "ndim", 1) == 0:
+    if not isinstance(model_input, Iterable):
         raise BadRequestError(f"a list of images is expected; got {type(model_input).__name__}")
     return model_input
 
@@ -257,13 +258,13 @@ def _check_pixels(item: Any) -> np.ndarray:
         values = np.asarray(item)
     except (OverflowError, ValueError) as error:
         raise ValueError("it is neither an image file in base64 nor an array of pixels") from error
+    if values.ndim == 0:
+        raise ValueError("it is neither an image file in base64 nor an array of pixels")
     if values.ndim != 3 or values.shape[2] != 3 or not values.size:
         raise ValueError(f"pixels must have the shape [height, width, 3]; got {list(values.shape)}")
     if not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(
-            f"pixels must be integers from 0 to 255; got {values.dtype}. Multiply values from 0 to 1 by 255 "
-            "and round them"
-        )
+        hint = "; multiply values from 0 to 1 by 255 and round them" if values.dtype.kind == "f" else ""
+        raise ValueError(f"pixels must be integers from 0 to 255; got {values.dtype}{hint}")
     if values.min() < 0 or values.max() > 255:
         raise ValueError(f"pixels must lie in 0..255; got {values.min()}..{values.max()}")
     if values.shape[0] * values.shape[1] > pixels.PIXELS:
