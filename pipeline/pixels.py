@@ -55,6 +55,7 @@ OTHER_FORMATS = (
     (4, b"ftyphevc", "a HEIC sequence"),
     (4, b"ftypmif1", "a HEIF photograph"),
     (4, b"ftypmsf1", "a HEIF sequence"),
+    (4, b"ftypavi", "an AVIF image with a damaged head"),
     (4, b"ftyp", "a film"),
     (0, b"%!PS", "a PostScript file"),
     (0, b"\xc5\xd0\xd3\xc6", "a PostScript file"),
@@ -188,7 +189,7 @@ def _open(encoded: bytes) -> Image.Image:
 def _unidentified(encoded: bytes) -> str:
     kinds = (kind for offset, magic, kind in OTHER_FORMATS if encoded.startswith(magic, offset))
     what = next(kinds, "not an image of a known format, or its head is damaged")
-    return f"it is {what}; {', '.join(FORMATS)} are read"
+    return f"it is {what}; only {', '.join(FORMATS)} are read"
 
 
 def _rgb(image: Image.Image) -> Image.Image:
