@@ -108,10 +108,12 @@ def unreadable() -> dict[str, tuple[bytes, str]]:
     rgb = Image.fromarray(RAMP)
     whole = {kind: encode(rgb, kind) for kind in ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP")}
     head = struct.pack(">IIBBBBB", 70_000, 70_000, 8, 2, 0, 0, 0)
+    wide = struct.pack(">IIBBBBB", 13_300, 13_300, 8, 2, 0, 0, 0)
     palette = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 3, 0, 0, 0)
     signature, lossless = whole["PNG"][:8], encode(rgb, "WEBP", lossless=True)
-    many_scans = encode(Image.new("L", (9_000, 9_000)), "JPEG", progressive=True)
-    scans = many_scans[many_scans.index(b"\xff\xda") : -2]
+    progressive = encode(rgb, "JPEG", progressive=True)
+    scans = progressive[progressive.index(b"\xff\xda") : -2]
+    size, large = struct.pack(">HH", HEIGHT, WIDTH), struct.pack(">HH", 9_000, 9_000)
     return {
         **{f"cut.{kind.lower()}": (content[: len(content) * 2 // 3], "") for kind, content in whole.items()},
         **{f"head.{kind.lower()}": (content[:20], "") for kind, content in whole.items()},
@@ -135,9 +137,12 @@ def unreadable() -> dict[str, tuple[bytes, str]]:
         "checksum.png": (whole["PNG"][:60] + bytes([whole["PNG"][60] ^ 1]) + whole["PNG"][61:], ""),
         "no_palette.png": (signature + chunk(b"IHDR", palette) + whole["PNG"][33:], ""),
         "giant.png": (signature + chunk(b"IHDR", head) + whole["PNG"][33:], "pixels"),
-        "large.png": (encode(Image.new("1", (13_300, 13_300)), "PNG"), r"13300 x 13300 pixels"),
-        "long.gif": (encode(Image.new("P", (60_000, 2_000)), "GIF"), "60000 x 2000 pixels"),
-        "scans.jpg": (many_scans[:-2] + scans * 60 + b"\xff\xd9", r"\d+ scans"),
+        "large.png": (signature + chunk(b"IHDR", wide) + whole["PNG"][33:], "13300 x 13300 pixels"),
+        "long.gif": (
+            whole["GIF"][:6] + struct.pack("<HH", 60_000, 2_000) + whole["GIF"][10:],
+            "60000 x 2000",
+        ),
+        "scans.jpg": (progressive[:-2].replace(size, large) + scans * 60 + b"\xff\xd9", r"\d+ scans"),
         "loop.tif": (b"II*\0\x08\0\0\0\x01\0\0\x01\x04\0\x01\0\0\0\x08\0\0\0\x08\0\0\0", ""),
     }
 

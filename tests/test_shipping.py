@@ -178,7 +178,9 @@ def test_no_reader_guesses_at_a_range_of_grey_values(name: str, tmp_path: Path) 
 
 
 def test_the_example_names_a_bad_file_on_one_line_and_goes_on(tmp_path: Path, photos: list[Path]) -> None:
-    target = shipped(tiny_onnx.write(tmp_path / "tiny.onnx"), tmp_path / "out")
+    preparation = json.dumps({"size": 8, "crop": 1.0, "interpolation": "bilinear"})
+    metadata = {"labels": json.dumps(tiny_onnx.LABELS), "input": preparation, "task": "image-classification"}
+    target = shipped(tiny_onnx.write(tmp_path / "tiny.onnx", metadata=metadata), tmp_path / "out")
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     command = [sys.executable, "-I", target / "predict.py", tmp_path / "bad.jpg", photos[0]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
