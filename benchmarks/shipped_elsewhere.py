@@ -47,7 +47,7 @@ def main() -> None:
         print(f"{classifier.path.stem}: the same top-1 as in Python, of {len(files)}")
         print(f"  Node                    {_agreeing(_node(classifier, files), wanted)}")
         for name, resize in RESIZERS.items():
-            answers = [_answer(classifier, resize(classifier, inference.read_image(file))) for file in files]
+            answers = [_answer(classifier, resize(classifier, images.decode(file))) for file in files]
             print(f"  {name:23} {_agreeing(answers, wanted)}")
 
 

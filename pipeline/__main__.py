@@ -213,7 +213,7 @@ def predict(arguments: Namespace) -> None:
         for file in files:
             try:
                 prediction = inference.predict(classifier, file, arguments.top)
-            except inference.ImageFileError as error:
+            except images.ImageFileError as error:
                 print(f"error: {error}", file=sys.stderr)
                 rows.append({"image": str(file), "error": str(error)})
                 failed += 1

@@ -74,7 +74,11 @@ def test_a_student_at_chance_is_named_and_is_not_a_parent(
     card = replace(model.card, val=results.describe(score), settings={"learning_rate": 100.0})
     folder = tmp_path / "model"
     results.save(
-        Model(model.module, card), [], folder=folder, timings=tmp_path / "t.jsonl", run=tmp_path / "run"
+        Model(model.module, card),
+        [],
+        folder=folder,
+        timings=lambda history: tmp_path / history,
+        run=tmp_path / "run",
     )
     parent = storage.load(folder).card
     if at_chance:

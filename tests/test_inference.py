@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from pipeline import tasks
+from pipeline.data import images
+from pipeline.data.images import ImageFileError
 from pipeline.onnx import inference
-from pipeline.onnx.inference import ImageFileError, ModelFileError
+from pipeline.onnx.inference import ModelFileError
 from tests import tiny_onnx
 
 CONTRACT = {"size": 8, "interpolation": "bilinear", "crop": 1.0}
@@ -82,7 +84,7 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (20, 10)).save(tmp_path / "turned.jpg", exif=exif)
-    assert inference.read_image(tmp_path / "turned.jpg").size == (10, 20)
+    assert images.decode(tmp_path / "turned.jpg").size == (10, 20)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_a_truncated_jpeg_is_refused_rather_than_guessed_at(tmp_path: Path) -> N
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:900])
     with pytest.raises(ImageFileError, match=r"cut\.jpg cannot be read as an image"):
-        inference.read_image(path)
+        images.decode(path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a model"])

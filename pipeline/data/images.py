@@ -3,48 +3,120 @@
 import glob
 import io
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from pipeline import pixels
 from pipeline.data import trees
+from pipeline.errors import DistilleryError
 
 JPEG_SIDE = 65_500
 """Most pixels that a JPEG's side can have."""
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".mpo",
+    ".png",
+    ".apng",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+}
 """Suffixes of the files in a folder that are taken for images."""
 
 
-def decode(encoded: bytes | Path, at_least: int | None = None) -> Image.Image:
-    """Decode an image as RGB, turned upright by its EXIF orientation.
+class ImageFileError(DistilleryError):
+    """A file cannot be read as an image; the message names the file and the reason."""
 
-    With ``at_least`` a large JPEG is decoded at a half, a quarter or an eighth of its size, which takes less
-    time; no side gets fewer pixels than that.
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.reason = reason
+        """What is wrong, without the name, such as "it is empty"."""
+
+    def __str__(self) -> str:
+        name, reason = self.args
+        return f"{name} cannot be read as an image: {reason}"
+
+
+@contextmanager
+def opened(
+    encoded: bytes | Path, at_least: int | None = None, name: str = "the image"
+) -> Iterator[Image.Image]:
+    """Yield an image as RGB of 8 bits, upright, on white where it is transparent (see ``pipeline.pixels``).
+
+    Threads inside this block hold a bounded number of pixels together; a thread may be inside one only.
+
+    Args:
+        encoded: an image file or its content.
+        at_least: with it, a large JPEG is decoded at a half, a quarter or an eighth of its size, which takes
+            less time and memory; no side gets fewer pixels than that.
+        name: what the content is called in an error; a file is called by its path.
 
     Raises:
-        ValueError: the grey values have more than 8 bits, which Pillow would cut off.
+        ImageFileError: the file is missing, not a regular file, too large, or damaged in any way.
     """
-    with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"grey values of more than 8 bits (mode {image.mode}); convert them to 8")
-        if at_least is not None:
-            image.draft(None, (at_least, at_least))
-        return ImageOps.exif_transpose(image).convert("RGB")
+    if isinstance(encoded, Path):
+        name, encoded = trees.printable(encoded), read_bytes(encoded)
+    try:
+        with pixels.opened(encoded, at_least) as image:
+            yield image
+    except pixels.UnreadableImageError as error:
+        raise ImageFileError(name, str(error)) from error
+
+
+def decode(encoded: bytes | Path, at_least: int | None = None, name: str = "the image") -> Image.Image:
+    """Return what ``opened`` yields."""
+    with opened(encoded, at_least, name) as image:
+        return image
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read an image file, which must be a regular file of at most ``pixels.BYTES`` bytes.
+
+    Raises:
+        ImageFileError: the file cannot be read, or is a folder, a pipe, a socket or a device.
+    """
+    try:
+        # Looked at before, since a device may react when it is opened; a pipe without a writer would block.
+        _check_regular(path, path.stat())
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            _check_regular(path, os.fstat(file.fileno()))
+            return file.read(pixels.BYTES + 1) or b""
+    except FileNotFoundError as error:
+        raise ImageFileError(trees.printable(path), "it does not exist") from error
+    except OSError as error:
+        raise ImageFileError(trees.printable(path), error.strerror or str(error)) from error
+    except ValueError as error:  # a zero byte in the name
+        raise ImageFileError(trees.printable(path), str(error)) from error
 
 
 def reduce(encoded: bytes, side: int) -> bytes:
     """Reduce an encoded image to a JPEG whose shorter side has ``side`` pixels, upright.
 
     An image that is small enough already, or would be too long for a JPEG, is returned as it is.
+
+    Raises:
+        ImageFileError: the image cannot be decoded.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
-        if min(image.size) <= side or max(image.size) * side > min(image.size) * JPEG_SIDE:
+    try:
+        size = pixels.measure(encoded)
+        if min(size) <= side or max(size) * side > min(size) * JPEG_SIDE:
             return encoded
-    image = decode(encoded, at_least=2 * side)
-    width, height = (round(length * side / min(image.size)) for length in image.size)
+        with pixels.opened(encoded, at_least=2 * side) as image:
+            width, height = (round(length * side / min(image.size)) for length in image.size)
+            reduced = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    except pixels.UnreadableImageError as error:
+        raise ImageFileError("the image", str(error)) from error
     buffer = io.BytesIO()
-    reduced = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     reduced.save(
         buffer, "JPEG", quality=95, subsampling=0, comment=b""
     )  # an inherited comment may be too long
@@ -117,3 +189,14 @@ def _report(
     names = ", ".join(trees.printable(file.name) for file in files[: trees.MOST_NAMES])
     more = f" and {len(files) - trees.MOST_NAMES:,} more" if len(files) > trees.MOST_NAMES else ""
     report(f"{trees.printable(place)}: {names}{more} {one if len(files) == 1 else several}")
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageFileError(trees.printable(path), "it is a folder without images")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageFileError(trees.printable(path), "it is a pipe, a socket or a device")
+    if status.st_size > pixels.BYTES:
+        raise ImageFileError(
+            trees.printable(path), f"it has {status.st_size:,} bytes; at most {pixels.BYTES:,} are read"
+        )

@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
 from tqdm import tqdm
 
-from pipeline.data import trees
-from pipeline.data.images import SUFFIXES, decode
+from pipeline.data import images, trees
+from pipeline.data.images import SUFFIXES, ImageFileError
 from pipeline.data.listing import Rejected, SourceError, SourceFile, content_hash
 
 UNLABELLED = "unlabelled"
@@ -33,7 +32,6 @@ OTHER_FORMATS = {
     **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm"), "a film"),
     **dict.fromkeys((".dcm", ".dicom"), "DICOM"),
     **dict.fromkeys((".eps", ".ps"), "PostScript"),
-    ".avif": "AVIF",
     ".jxl": "JPEG XL",
     ".pdf": "PDF",
     ".psd": "Photoshop",
@@ -161,23 +159,24 @@ def _read_file(
     if file.suffix.lower() not in SUFFIXES:
         return reject_suffix(root, file)
     try:
-        encoded = file.read_bytes()
-        image = decode(encoded)
-    except FileNotFoundError:
-        return Rejected(source, "there is no such file", "missing")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return Rejected(source, f"cannot be decoded: {error}", "damaged")
+        encoded = images.read_bytes(file)
+        with images.opened(encoded) as image:
+            pixels = content_hash(image)
+    except ImageFileError as error:
+        if not file.exists():
+            return Rejected(source, "there is no such file", "missing")
+        return Rejected(source, f"cannot be decoded: {error.reason}", "damaged")
     digest = hashlib.blake2b(encoded).digest()
-    return SourceFile(split, label, source, content_hash(image), lambda: _read_again(file, source, digest))
+    return SourceFile(split, label, source, pixels, lambda: _read_again(file, source, digest))
 
 
 def _read_again(file: Path, source: str, digest: bytes) -> bytes:
     """Read an encoded image, which must be the one that was hashed."""
     try:
-        encoded = file.read_bytes()
-    except OSError as error:
+        encoded = images.read_bytes(file)
+    except ImageFileError as error:
         raise SourceError(
-            f"{source} could not be read a second time ({error.strerror}); prepare again when nothing "
+            f"{source} could not be read a second time ({error.reason}); prepare again when nothing "
             "changes the folder"
         ) from error
     if hashlib.blake2b(encoded).digest() != digest:

@@ -16,10 +16,10 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     NoSuchFile,
     NotImplemented,
 )
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy.special import softmax
 
-from pipeline.data.images import decode
+from pipeline.data import images
 from pipeline.errors import DistilleryError
 from pipeline.onnx.sessions import open_session
 from teachers.contract import InputContract
@@ -36,10 +36,6 @@ one label."""
 
 class ModelFileError(DistilleryError):
     """A file is not a classifier of this pipeline; the message names the file and what is wrong."""
-
-
-class ImageFileError(DistilleryError):
-    """A file cannot be read as an image; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -102,24 +98,6 @@ def render(classifier: Classifier, image: Image.Image) -> UInt8[np.ndarray, "hei
     return np.asarray(contract.render(image, contract.centre_box(*image.size)))
 
 
-def read_image(path: Path) -> Image.Image:
-    """An upright RGB image.
-
-    Raises:
-        ImageFileError: the file is missing or cannot be decoded.
-    """
-    try:
-        return decode(path)
-    except FileNotFoundError as error:
-        raise ImageFileError(f"{path} does not exist") from error
-    except IsADirectoryError as error:
-        raise ImageFileError(f"{path} is a folder without images") from error
-    except UnidentifiedImageError as error:
-        raise ImageFileError(f"{path} is not an image of a known format") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageFileError(f"{path} cannot be read as an image: {error}") from error
-
-
 def run(
     classifier: Classifier, batches: Iterable[UInt8[np.ndarray, "batch height width 3"]]
 ) -> Iterator[Float32[np.ndarray, "batch classes"]]:
@@ -140,9 +118,11 @@ def predict(classifier: Classifier, image: Path, top: int) -> Prediction:
 
     Raises:
         ModelFileError: a logit is not finite.
-        ImageFileError: the picture is missing or cannot be decoded.
+        ImageFileError: the picture is missing or cannot be read (see ``pipeline.data.images``).
     """
-    [logits] = run(classifier, [render(classifier, read_image(image))[None]])
+    with images.opened(image) as picture:
+        square = render(classifier, picture)
+    [logits] = run(classifier, [square[None]])
     [chances] = probabilities(classifier, logits)
     order = np.argsort(-chances, kind="stable")[:top]
     return Prediction(image, tuple(Guess(classifier.labels[int(i)], float(chances[i])) for i in order))

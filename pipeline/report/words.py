@@ -17,7 +17,16 @@ session = onnxruntime.InferenceSession("{variant}.onnx")
 metadata = session.get_modelmeta().custom_metadata_map
 labels, rule = json.loads(metadata["labels"]), json.loads(metadata["input"])
 
-image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+image = ImageOps.exif_transpose(Image.open("photo.jpg"))
+if image.mode in ("I", "F"):
+    raise ValueError("the range of its grey values is not known")
+if image.mode.startswith("I;16"):  # 16-bit grey
+    grey = np.asarray(image)
+    grey = np.where(grey == image.info.get("transparency", -1), 65535, grey)
+    image = Image.fromarray(np.rint(grey / 257).astype(np.uint8))
+rgba = image.convert("RGBA")
+image = Image.new("RGB", rgba.size, "white")  # under what is transparent
+image.paste(rgba, mask=rgba)
 side = rule["crop"] * min(image.size)
 left, top = (image.width - side) / 2, (image.height - side) / 2
 pixels = image.resize(

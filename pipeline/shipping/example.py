@@ -1,4 +1,8 @@
-"""Classify photographs: pip install onnxruntime numpy pillow, then python predict.py PHOTO..."""
+"""Classify photographs: pip install onnxruntime numpy pillow, then python predict.py PHOTO...
+
+An image is its first frame, upright (EXIF), as RGB of 8 bits: 16-bit grey is divided by 257 and rounded, what
+is transparent is seen on white, and a colour profile is ignored. Pillow resizes its centred square.
+"""
 
 import json
 import sys
@@ -8,11 +12,35 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image, ImageOps
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+
+
+def read(file):
+    """Read an image file as RGB."""
+    image = ImageOps.exif_transpose(Image.open(file, formats=FORMATS))
+    if image.mode in ("I", "F"):
+        raise ValueError("the range of its grey values is not known; convert them to 8 or 16 bits")
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image)
+        grey = np.where(grey == image.info.get("transparency", -1), 65535, grey)
+        image = Image.fromarray(np.rint(grey / 257).astype(np.uint8))
+    rgba = image.convert("RGBA")
+    rgb = Image.new("RGB", rgba.size, "white")
+    rgb.paste(rgba, mask=rgba)
+    return rgb
+
+
 session = ort.InferenceSession(Path(__file__).with_name("MODEL.onnx"))
 metadata = session.get_modelmeta().custom_metadata_map
 labels, rule = json.loads(metadata["labels"]), json.loads(metadata["input"])
+status = 0
 for file in sys.argv[1:]:
-    image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+    try:
+        image = read(file)
+    except Exception as error:
+        print(f"{file}: {error}", file=sys.stderr)
+        status = 1
+        continue
     side = rule["crop"] * min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     resampling = Image.Resampling[rule["interpolation"].upper()]
@@ -23,3 +51,4 @@ for file in sys.argv[1:]:
     probabilities = 1 / (1 + np.exp(-logits)) if multi_label else powers / powers.sum()
     best = np.argsort(-probabilities)[:3]
     print(file, *(f"{labels[index]} {probabilities[index]:.2%}" for index in best), sep="\t")
+sys.exit(status)

@@ -33,6 +33,10 @@ def main() -> None:
     if current.data.path.exists():
         for note in sources.check_files(current.data.path):
             print(f"note: {note}")
+    if current.probe.out_of_distribution is not None:
+        from pipeline.inspection import out_of_distribution  # slow to import
+
+        out_of_distribution.check_folder(current.probe.out_of_distribution)
     # Always the same content: a changed parameter reruns the stages that read it and no others.
     contents = {paths.CHECKED: "parameters are valid\n"}
     contents |= {

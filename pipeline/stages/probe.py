@@ -12,9 +12,11 @@ from pipeline.evaluation import confidence
 from pipeline.inspection import out_of_distribution, robustness
 from pipeline.models import storage
 from pipeline.onnx.inference import open_classifier
-from pipeline.parameters import ParameterError
 from pipeline.process import stage
 from pipeline.training import compute
+
+LISTED = 10
+"""Most names of unreadable files in the result."""
 
 Indices = Int64[np.ndarray, " selection"]
 
@@ -32,17 +34,13 @@ def main() -> None:
     classifiers = {
         name: open_classifier(paths.onnx(name), threads=cores, spinning=False) for name in p.variants
     }
-    folder, folder_images = p.probe.out_of_distribution, {}
+    folder, outside = p.probe.out_of_distribution, None
     if folder is not None:
         classifier, random = next(iter(classifiers.values())), np.random.default_rng(seed)
-        images = out_of_distribution.read_folder(
-            folder, classifier, p.probe.out_of_distribution_images, random
-        )
-        if not len(images):
-            raise ParameterError(
-                f"params.yaml: probe.out_of_distribution = '{folder}': the folder must hold images"
-            )
-        folder_images[folder.name] = images
+        count = p.probe.out_of_distribution_images
+        outside = out_of_distribution.read_folder(folder, classifier, count, random)
+        if outside.unreadable:
+            print(f"{folder}: {len(outside.unreadable)} files are left out, such as {outside.unreadable[0]}")
     parents = {name: variant.parent for name, variant in p.variants.items()}
     result = {"seed": seed, "corruptions": None, "adversarial": None}
 
@@ -83,9 +81,13 @@ def main() -> None:
     sets = {name: make(images, random) for name, make in out_of_distribution.KINDS.items()}
     answers = {name: confidence.load(paths.confidence(name)) for name in p.variants}
     test_confidence = {name: stored.confidence for name, stored in answers.items() if stored is not None}
-    result["out_of_distribution"] = robustness.score_out_of_distribution(
-        classifiers, sets | folder_images, test_confidence
-    )
+    if folder is not None and outside is not None:
+        sets[folder.name] = outside.images
+    scores = robustness.score_out_of_distribution(classifiers, sets, test_confidence)
+    if outside is not None and outside.unreadable:
+        listed = outside.unreadable[:LISTED]
+        scores["unreadable"] = {"count": len(outside.unreadable), "first": listed}
+    result["out_of_distribution"] = scores
     for kind, scores in result["out_of_distribution"]["sets"].items():
         print(f"{kind}, AUROC: {_format(scores['variants'], 'auroc')}")
     files.write(paths.ROBUSTNESS, json.dumps(result, indent=2) + "\n")

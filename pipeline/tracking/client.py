@@ -35,6 +35,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import ParamSchema, ParamSpec
 from mlflow.utils.time import get_current_time_millis
 
+from pipeline import pixels
 from pipeline.tracking import serving
 from pipeline.tracking.records import (
     ARTIFACT,
@@ -255,7 +256,7 @@ def log_model(client: MlflowClient, run: Run, exported: ExportedFile) -> str:
         run_id=run_id,
         model_id=model.model_id,
         loader_module=Path(serving.__file__).stem,
-        code_paths=[serving.__file__],
+        code_paths=[serving.__file__, pixels.__file__],
         data_path=str(exported.file),
         # Without a schema of inputs: the model accepts photographs in base64 as well as arrays of pixels.
         signature=ModelSignature(params=ParamSchema([ParamSpec("top", "integer", 0)])),

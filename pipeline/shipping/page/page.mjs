@@ -104,7 +104,10 @@ async function picture(file, number) {
   const canvas = at("photo");
   canvas.width = canvas.height = Math.min(Math.ceil(side), 1200);
   const [left, top] = [(bitmap.width - side) / 2, (bitmap.height - side) / 2];
-  canvas.getContext("2d").drawImage(bitmap, left, top, side, side, 0, 0, canvas.width, canvas.height);
+  const context = canvas.getContext("2d");
+  context.fillStyle = "white";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(bitmap, left, top, side, side, 0, 0, canvas.width, canvas.height);
   at("drop").classList.add("full");
 }
 

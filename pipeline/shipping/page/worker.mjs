@@ -47,13 +47,15 @@ async function load(entry) {
   }
 }
 
-/** Read upright RGBA pixels as they are in the file, without colour conversion for the screen. */
+/** Read upright pixels as they are in the file, without colour conversion for the screen, on white. */
 async function read(current) {
   try {
     const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
     const bitmap = await createImageBitmap(current.file, options);
     const { width, height } = bitmap;
     const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    context.fillStyle = "white"; // under what is transparent
+    context.fillRect(0, 0, width, height);
     context.drawImage(bitmap, 0, 0);
     bitmap.close();
     Object.assign(current, { source: context.getImageData(0, 0, width, height).data, width, height });
