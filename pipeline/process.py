@@ -15,6 +15,7 @@ from typing import NoReturn
 import psutil
 
 from pipeline.errors import DistilleryError
+from pipeline.escaping import for_terminal
 from teachers.errors import TeacherError
 
 POLL_SECONDS = 0.5
@@ -63,7 +64,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (DistilleryError, TeacherError) as error:
-        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
+        sys.stderr.write("".join(f"error: {for_terminal(problem)}\n" for problem in error.args))
         raise SystemExit(1) from None
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.escaping import for_script
 from pipeline.models.histories import continued
 from pipeline.report import tables
 from pipeline.report.evidence import Part
@@ -86,7 +87,11 @@ def tradeoff(table: Sequence[Row], kind: Cost) -> Points:
 def classes(result: VariantResults) -> Points:
     """Accuracy on each class, or average precision of each attribute, where test images have it."""
     return [
-        {"variant": result.variant, "class": counts["label"], "score": _rounded(class_score(counts))}
+        {
+            "variant": result.variant,
+            "class": for_script(counts["label"]),
+            "score": _rounded(class_score(counts)),
+        }
         for counts in result.scores["classes"]
         if counts["n"]
     ]
@@ -94,7 +99,7 @@ def classes(result: VariantResults) -> Points:
 
 def confusion(result: VariantResults) -> Points:
     """Number of images of each class that got each answer, where any did; none among attributes."""
-    names = [counts["label"] for counts in result.scores["classes"]]
+    names = [for_script(counts["label"]) for counts in result.scores["classes"]]
     return [
         {
             "variant": result.variant,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import DistilleryError
+from pipeline.escaping import for_csv, from_csv
 
 TEACHER = "teacher"
 """Parent of the variants that are distilled from the teacher itself."""
@@ -73,7 +74,10 @@ def column(field: str, metric: str) -> str:
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """Write ``variants.csv``; fractions are rounded to 6 decimals, p values keep 6 significant digits."""
+    """Write ``variants.csv``; fractions are rounded to 6 decimals, p values keep 6 significant digits.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe, which ``read`` removes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -109,9 +113,9 @@ def _row(cells: dict[str, str], metric: Literal["top1", "map"]) -> Row:
     if verdict not in ("accept", "reject"):
         raise ValueError(f"verdict is {verdict!r}; allowed: accept, reject")
     return Row(
-        variant=cells["variant"],
-        parent=cells["parent"],
-        op=cells["op"],
+        variant=from_csv(cells["variant"]),
+        parent=from_csv(cells["parent"]),
+        op=from_csv(cells["op"]),
         score=float(cells[metric]),
         score_lo=float(cells[f"{metric}_lo"]),
         score_hi=float(cells[f"{metric}_hi"]),
@@ -125,7 +129,7 @@ def _row(cells: dict[str, str], metric: Literal["top1", "map"]) -> Row:
         macs=int(cells["macs"]),
         latency_ms_p50=float(cells["latency_ms_p50"]),
         latency_ratio_to_fp32=_optional(cells["latency_ratio_to_fp32"]),
-        sha256=cells["sha256"],
+        sha256=from_csv(cells["sha256"]),
         val_score=float(cells[f"val_{metric}"]),
         metric=metric,
     )
@@ -138,6 +142,8 @@ def _optional(cell: str) -> float | None:
 def _cell(name: str, value: Any) -> Any:
     if value is None:
         return ""
+    if isinstance(value, str):
+        return for_csv(value)
     if name == "mcnemar_p":
         return f"{value:.6g}"
     return round(value, DECIMALS) if isinstance(value, float) else value

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from pipeline.escaping import for_html
 from pipeline.report.placement import Box, settle
 
 LETTER, LINE = 8.4, 17.0
@@ -209,7 +210,7 @@ def bars(rows: Sequence[Bar], *, title: str, unit: str) -> Markup:
     for number, bar in enumerate(rows):
         at = row * number + 16
         parts.append(
-            f'<g class="accept"><title>{escape(bar.note)}</title>{_text(0, at, bar.name, kind="name")}'
+            f'<g class="accept"><title>{for_html(bar.note)}</title>{_text(0, at, bar.name, kind="name")}'
             f"{_across(x(bar.lo), x(bar.hi), at + 12, 'interval')}"
             f'<circle cx="{x(bar.value):.1f}" cy="{at + 12:g}" r="5"/></g>'
         )
@@ -263,7 +264,7 @@ def dots(
             for score, shade in zip(scores, shades, strict=True)
         )
         parts.append(
-            f'<g class="accept"><title>{escape(f"{name}: {note}")}</title>{_text(0, at + 4.5, name)}'
+            f'<g class="accept"><title>{for_html(f"{name}: {note}")}</title>{_text(0, at + 4.5, name)}'
             f"{_across(*ends, at, 'interval')}{marks}</g>"
         )
     return _svg(parts, width, height, title)
@@ -299,7 +300,7 @@ def standalone(charts: Sequence[Markup], size: tuple[float, float], title: str) 
     )
     style = files("pipeline.report.page").joinpath("charts.css").read_text()
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(title)}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{for_html(title)}" '
         f'viewBox="0 0 {total[0]:g} {total[1]:g}" width="{total[0]:g}" height="{total[1]:g}">'
         f"<style>{style}</style>"
         f'<rect width="100%" height="100%" fill="var(--paper)"/>{inside}</svg>\n'
@@ -328,9 +329,9 @@ def _mark(mark: Mark, x: float, y: float, lo: float, hi: float, box: Box) -> str
         ("middle", x) if abs(middle - x) < 1 else ("start", box.x0) if middle > x else ("end", box.x1)
     )
     return (
-        f'<g class="mark {mark.kind}" data-variant="{escape(mark.name)}" '
+        f'<g class="mark {mark.kind}" data-variant="{for_html(mark.name)}" '
         f'data-front="{str(mark.front).lower()}" tabindex="0">'
-        f"<title>{escape(mark.note)}</title>"
+        f"<title>{for_html(mark.note)}</title>"
         f'<path class="interval" d="M{x:.1f} {lo:.1f}V{hi:.1f}"/>{_leader(x, y, box)}{shape}'
         f"{_text(at, box.y1 - 4, mark.name, anchor, 'name')}</g>"
     )
@@ -345,7 +346,7 @@ def _leader(x: float, y: float, box: Box) -> str:
 
 
 def _text(x: int | float, y: int | float, text: str, anchor: str = "start", kind: str = "muted") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{for_html(text)}</text>'
 
 
 def _across(start: float, end: float, y: float, kind: str = "grid") -> str:
@@ -361,6 +362,6 @@ def _svg(
 ) -> Markup:
     inside = "".join(parts)
     return Markup(
-        f'<svg class="{kind}" role="img" aria-label="{escape(title)}" viewBox="0 0 {width:g} {height:g}">'
+        f'<svg class="{kind}" role="img" aria-label="{for_html(title)}" viewBox="0 0 {width:g} {height:g}">'
         f"{inside}</svg>"
     )
