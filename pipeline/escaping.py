@@ -104,12 +104,13 @@ def from_csv(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
-def for_script(text: str) -> str:
-    """The text for JSON that another program puts into a script of a page, as DVC does with its plots.
+def for_embedding(text: str) -> str:
+    """The text for JSON or YAML that other programs put into their pages without escaping it.
 
-    A character without width keeps ``<`` from starting a tag or a comment.
+    DVC does so with its plots, and MLflow with the head of a model card. A character without width keeps
+    ``<`` from starting a tag or a comment, and ``]`` from ending the text of a link.
     """
-    return visible(text).replace("<", "<\N{ZERO WIDTH NON-JOINER}")
+    return re.sub(r"[<\]]", "\\g<0>\N{ZERO WIDTH NON-JOINER}", visible(text))
 
 
 def _python_escape(match: re.Match[str]) -> str:

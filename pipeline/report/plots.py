@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.escaping import for_script
+from pipeline.escaping import for_embedding
 from pipeline.models.histories import continued
 from pipeline.report import tables
 from pipeline.report.evidence import Part
@@ -89,7 +89,7 @@ def classes(result: VariantResults) -> Points:
     return [
         {
             "variant": result.variant,
-            "class": for_script(counts["label"]),
+            "class": for_embedding(counts["label"]),
             "score": _rounded(class_score(counts)),
         }
         for counts in result.scores["classes"]
@@ -99,7 +99,7 @@ def classes(result: VariantResults) -> Points:
 
 def confusion(result: VariantResults) -> Points:
     """Number of images of each class that got each answer, where any did; none among attributes."""
-    names = [for_script(counts["label"]) for counts in result.scores["classes"]]
+    names = [for_embedding(counts["label"]) for counts in result.scores["classes"]]
     return [
         {
             "variant": result.variant,

@@ -119,8 +119,7 @@ def _card(results: RunResults) -> Card:
     data_name = words.data_name(results.data)
     shape = f"{figure(student['width'])}/{figure(student['size'])}"
     return Card(
-        name=" ".join((results.statements["name"] or "").split())
-        or f"{architecture} {shape} for {data_name}",
+        name=results.statements["name"] or f"{architecture} {shape} for {data_name}",
         architecture=architecture,
         data_name=data_name,
         noun=words.noun(results.task),
@@ -162,13 +161,13 @@ def _metadata(name: str, results: RunResults) -> ModelCardData:
     statements, data, table, task = results.statements, results.data, results.table, results.task
     tags = [results.student["architecture"], *(TAGS[row.op] for row in table)]
     return ModelCardData(
-        language=statements["language"],
-        license=" ".join((statements["license"] or "unknown").lower().split()),
+        language=_embedded(statements["language"]) if statements["language"] else None,
+        license=_embedded(statements["license"] or "unknown").lower(),
         library_name="onnx",
         pipeline_tag="image-classification",
         tags=["image-classification", "onnx", *tags],
         metrics=[METRIC_IDS[task.metric]],
-        model_name=name,
+        model_name=_embedded(name),
         eval_results=[_evaluation(row, data, task) for row in table],
     )
 
@@ -176,8 +175,8 @@ def _metadata(name: str, results: RunResults) -> ModelCardData:
 def _evaluation(row: Row, data: Part, task: Task) -> EvalResult:
     return EvalResult(
         task_type="image-classification",
-        dataset_type=words.data_name(data),
-        dataset_name=words.data_name(data),
+        dataset_type=_embedded(words.data_name(data)),
+        dataset_name=_embedded(words.data_name(data)),
         dataset_split="test",
         dataset_revision=data["data_sha256"],
         metric_type=METRIC_IDS[task.metric],
@@ -201,6 +200,10 @@ def _stated(statements: Mapping[str, str | None]) -> dict[str, Markdown | None]:
         else:
             stated[key] = escaping.prose(text if key in PARAGRAPHS else " ".join(text.split()))
     return stated
+
+
+def _embedded(text: str) -> str:
+    return escaping.for_embedding(" ".join(text.split()))
 
 
 def _missing(key: str) -> Markdown:

@@ -19,6 +19,8 @@ LETTER, LINE = 8.4, 17.0
 """Width of a letter and height of a line at the largest text size, by which labels are kept apart."""
 NEAR = 18.0
 """Distance of a label from its point up to which no line has to connect them."""
+NAME = 56
+"""Greatest number of letters of a name above a bar; the tooltip has the whole name."""
 TRADEOFF_SIZE = 460.0, 360.0
 """Width and height of a trade-off chart."""
 
@@ -210,7 +212,8 @@ def bars(rows: Sequence[Bar], *, title: str, unit: str) -> Markup:
     for number, bar in enumerate(rows):
         at = row * number + 16
         parts.append(
-            f'<g class="accept"><title>{for_html(bar.note)}</title>{_text(0, at, bar.name, kind="name")}'
+            f'<g class="accept"><title>{for_html(f"{bar.name}: {bar.note}")}</title>'
+            f"{_text(0, at, _shortened(bar.name, NAME), kind='name')}"
             f"{_across(x(bar.lo), x(bar.hi), at + 12, 'interval')}"
             f'<circle cx="{x(bar.value):.1f}" cy="{at + 12:g}" r="5"/></g>'
         )
@@ -347,6 +350,12 @@ def _leader(x: float, y: float, box: Box) -> str:
 
 def _text(x: int | float, y: int | float, text: str, anchor: str = "start", kind: str = "muted") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{for_html(text)}</text>'
+
+
+def _shortened(text: str, most: int) -> str:
+    """The text, or its beginning and its end."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[: most - half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
 
 
 def _across(start: float, end: float, y: float, kind: str = "grid") -> str:
