@@ -1,11 +1,13 @@
 """The table of variants, ``variants.csv``: one typed row per variant, written and read here only."""
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import files
 from pipeline.errors import DistilleryError
 from pipeline.escaping import for_csv, from_csv
 
@@ -78,11 +80,9 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
     Text that a spreadsheet would take for a formula begins with an apostrophe, which ``read`` removes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(column(name, rows[0].metric) for name in COLUMNS)
-        writer.writerows([_cell(name, getattr(row, name)) for name in COLUMNS] for row in rows)
+    lines = [[column(name, rows[0].metric) for name in COLUMNS]]
+    lines += [[_cell(name, getattr(row, name)) for name in COLUMNS] for row in rows]
+    files.write(path, "".join(map(_line, lines)))
 
 
 def read(path: Path) -> list[Row]:
@@ -106,6 +106,13 @@ def read(path: Path) -> list[Row]:
     if not any(row.parent == TEACHER for row in rows):
         raise TableError(f"{path} has no variant of the teacher; {again}")
     return rows
+
+
+def _line(cells: Sequence[Any]) -> str:
+    # Only with its default end of line does the writer put quotes around every line break within a cell.
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _row(cells: dict[str, str], metric: Literal["top1", "map"]) -> Row:
