@@ -70,12 +70,16 @@ params: install ## Compose params.yaml from configs/, and describe it in docs/pa
 	$(BIN)/python -m pipeline params
 	$(BIN)/python -m pipeline.parameters.reference
 
-ui: install ## MLflow's pages on http://127.0.0.1:5000
-	@echo "variants: http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
-	$(BIN)/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000
+ui: PORT ?= 5000
+ui: install ## MLflow's pages on http://127.0.0.1:5000; PORT=5001 for another port
+	@$(BIN)/python -c "import socket; socket.create_server(('127.0.0.1', int('$(PORT)')))" 2>/dev/null || { \
+		echo "error: port $(PORT) cannot be served; choose another: make ui PORT=5001" >&2; exit 1; }
+	@echo "variants: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
+	$(BIN)/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $(PORT)
 
+demo: PORT ?= 8000
 demo: install pipeline/shipping/node_modules ## All variants in the browser, on http://127.0.0.1:8000; needs npm
-	$(BIN)/python -m pipeline demo
+	@$(BIN)/python -m pipeline demo --port $(PORT)
 
 pipeline/shipping/node_modules: pipeline/shipping/package-lock.json
 	@command -v npm >/dev/null || { echo "error: npm is needed; it comes with Node.js (nodejs.org)"; exit 1; }

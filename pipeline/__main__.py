@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import paths
+from pipeline.escaping import for_terminal
 from pipeline.process import one_line_errors
 
 if TYPE_CHECKING:
@@ -204,8 +205,10 @@ def predict(arguments: Namespace) -> None:
     from pipeline.data import images
     from pipeline.onnx import inference
 
-    files = list(images.find(arguments.images, lambda line: print(f"note: {line}", file=sys.stderr)))
-    width = max(len(str(file)) for file in files)
+    files = list(
+        images.find(arguments.images, lambda line: print(f"note: {for_terminal(line)}", file=sys.stderr))
+    )
+    width = max(len(for_terminal(file)) for file in files)
     rows: list[dict[str, Any]] = []
     failed = 0
     with one_line_errors():
@@ -214,14 +217,16 @@ def predict(arguments: Namespace) -> None:
             try:
                 prediction = inference.predict(classifier, file, arguments.top)
             except images.ImageFileError as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {for_terminal(error)}", file=sys.stderr)
                 rows.append({"image": str(file), "error": str(error)})
                 failed += 1
                 continue
             rows.append({"image": str(file), "classes": [asdict(guess) for guess in prediction.guesses]})
             if not arguments.json:
-                guesses = (f"{guess.probability:7.2%}  {guess.label}" for guess in prediction.guesses)
-                print(f"{file!s:{width}}", *guesses, sep="  ")
+                guesses = (
+                    f"{guess.probability:7.2%}  {for_terminal(guess.label)}" for guess in prediction.guesses
+                )
+                print(f"{for_terminal(file):{width}}", *guesses, sep="  ")
     if arguments.json:
         print(json.dumps(rows, indent=2))
     if failed:
@@ -262,14 +267,15 @@ def demo(arguments: Namespace) -> None:
     from pipeline.shipping import demo as page
 
     with one_line_errors():
+        # The port comes first: if it is taken, the folder may be the one that is served there.
+        server = None if arguments.build else page.server(arguments.folder, arguments.port)
         files = [paths.onnx(variant) for variant in parameters.load().variants]
         rows = table.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
         classifiers = [inference.open_classifier(file, threads=1) for file in files]
         page.build(arguments.folder, classifiers, {row.sha256: row for row in rows})
-        if arguments.build:
-            print(arguments.folder)
-            return
-        server = page.server(arguments.folder, arguments.port)
+    if server is None:
+        print(arguments.folder)
+        return
     print(f"http://{page.LOOPBACK}:{server.server_port}/  (press Ctrl-C to stop)", flush=True)
     with server, suppress(KeyboardInterrupt):
         server.serve_forever()

@@ -35,7 +35,7 @@ NO_RESULTS = (
 """Modules that are left out. DVC tracks the paths and the values of the parameters by itself; the settings of
 the packages, which the parameters put together, belong to the packages."""
 
-TEMPLATES = (".css", ".html", ".md")
+TEMPLATES = (".css", ".html", ".js", ".md")
 """Endings of templates, which are part of the code of the modules that name them."""
 
 NO_RESULT_PACKAGES = ("jaxtyping", "psutil", "tqdm")

@@ -21,6 +21,7 @@ import psutil
 
 from pipeline import lock_file, paths, resources
 from pipeline.errors import DistilleryError
+from pipeline.escaping import for_terminal
 from pipeline.resources import ResourceError
 from teachers.errors import TeacherError
 
@@ -140,18 +141,18 @@ def one_line_errors() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except (DistilleryError, TeacherError) as error:
-        message = str(error)
+        problems = [str(problem) for problem in error.args]
         if not isinstance(error, ResourceError) and resources.is_exhausted(error.__cause__):
-            message += f"; {resources.explain(error, stage=stage_name())}"
+            problems.append(str(resources.explain(error, stage=stage_name())))
     except Exception as error:
         explanation = resources.explain(error, stage=stage_name())
         if explanation is None:
             raise
-        message = explanation
+        problems = [explanation]
     else:
         return
     with suppress(OSError):
-        sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
+        sys.stderr.write("".join(f"error: {for_terminal(problem)}\n" for problem in problems))
     try:
         sys.stdout.flush()
     except OSError:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-VOID = frozenset({"meta", "br", "img"})
+VOID = frozenset({"br", "img", "input", "link", "meta"})
 
 
 @dataclass

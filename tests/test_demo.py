@@ -1,9 +1,15 @@
 """The demo page, in Chromium if it is installed: it answers as `predict` does."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from email.message import Message
+from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +17,14 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
+from pipeline import __main__ as command_line
 from pipeline.onnx import inference
 from pipeline.onnx.inference import Classifier
 from pipeline.provenance import sha256
 from pipeline.shipping import demo
 from pipeline.shipping.folder import ShippingError
-from tests import tiny_onnx
+from tests import document, tiny_onnx
+from tests.hostile import NAMES
 from tests.rows import row
 
 LABELS = ("red", "green", "blue")
@@ -194,3 +202,193 @@ def test_it_is_served_to_this_machine_only_and_a_port_in_use_is_named(tmp_path: 
             demo.server(tmp_path, server.server_port)
     with pytest.raises(ShippingError, match="port 99999 cannot be served"):
         demo.server(tmp_path, 99999)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[int]:
+    """The port of a server whose folder has a page, a model, a link and a folder, beside a secret."""
+    folder = tmp_path / "page"
+    (folder / "below").mkdir(parents=True)
+    (tmp_path / "secret.txt").write_text("secret")
+    (folder / "below" / "secret.txt").write_text("secret")
+    (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
+    for name in ("index.html", "page.mjs", "page.css", "runtime.wasm", "a.onnx", "manifest.json"):
+        (folder / name).write_text(name)
+    with demo.server(folder, 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def ask(port: int, path: str, method: str = "GET", host: str | None = None) -> tuple[int, Message, bytes]:
+    """Status, headers and body of an answer; the path is sent as it is."""
+    connection = HTTPConnection(demo.LOOPBACK, port, timeout=10)
+    connection.putrequest(method, path, skip_host=True)
+    if host != "":
+        connection.putheader("Host", host or f"{demo.LOOPBACK}:{port}")
+    connection.endheaders()
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, answer.headers, body
+
+
+TYPES = {
+    "/": "text/html",
+    "/index.html": "text/html",
+    "/index.html?a=1": "text/html",
+    "/page.mjs": "text/javascript",
+    "/page.css": "text/css",
+    "/runtime.wasm": "application/wasm",
+    "/a.onnx": "application/octet-stream",
+    "/manifest.json": "application/json",
+}
+
+
+@pytest.mark.parametrize(("path", "kind"), TYPES.items())
+def test_each_file_has_its_type_and_every_answer_forbids_to_guess_another(
+    served: int, path: str, kind: str
+) -> None:
+    status, headers, _ = ask(served, path)
+    assert (status, headers.get_content_type()) == (200, kind)
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self'")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/../secret.txt", "/%2e%2e/secret.txt", "/..%2fsecret.txt", "//secret.txt", "/./../secret.txt"),
+        *(
+            "/below",
+            "/below/",
+            "/below/secret.txt",
+            "/link.txt",
+            "/absent",
+            "/page.mjs/",
+            "/%00",
+            "/a.onnx%00.html",
+        ),
+        *(
+            "/etc/passwd",
+            "//etc/passwd",
+            "/%2fetc%2fpasswd",
+            "/.",
+            "/..",
+            "/<img src=x onerror=alert(1)>".replace(" ", "%20"),
+        ),
+        *("/\\..\\secret.txt", "/page.mjs%0d%0aX-Evil:1", "http://[::1/", "*"),
+    ],
+)
+def test_nothing_but_the_files_of_its_folder_is_served(served: int, path: str) -> None:
+    status, headers, body = ask(served, path)
+    assert status == 404
+    assert b"secret" not in body
+    assert b"<img" not in body
+    assert "X-Evil" not in headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example:8000", "", "0.0.0.0", "192.168.0.2:80"]
+)
+def test_a_site_that_points_its_name_to_this_machine_gets_nothing(served: int, host: str) -> None:
+    assert ask(served, "/manifest.json", host=host)[0] == 421
+    assert ask(served, "/manifest.json", method="HEAD", host=host)[0] == 421
+
+
+def test_a_tunnel_may_have_another_port(served: int) -> None:
+    for host in ("localhost", "LOCALHOST:9999", "127.0.0.1:1"):
+        assert ask(served, "/manifest.json", host=host)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "status"),
+    [("HEAD", 200), *((name, 405) for name in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS")), ("TRACE", 501)],
+)
+def test_only_reading_is_allowed(served: int, method: str, status: int) -> None:
+    assert ask(served, "/page.mjs", method=method)[0] == status
+
+
+@pytest.mark.parametrize("target", ["ui", "demo"])
+def test_a_port_in_use_ends_make_before_an_address_is_printed(target: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PORT"}
+    with socket.create_server((demo.LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        # What is installed stays as it is.
+        done = subprocess.run(
+            ["make", "-o", "install", "-o", "pipeline/shipping/node_modules", target, f"PORT={port}"],
+            cwd=Path(__file__).parents[1],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode != 0
+    assert "http" not in done.stdout
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert str(port) in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_leaves_the_folder_that_is_served_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "index.html").write_text("of another demo")
+    with socket.create_server((demo.LOOPBACK, 0)) as taken:
+        port = str(taken.getsockname()[1])
+        monkeypatch.setattr(sys, "argv", ["pipeline", "demo", "--port", port, "--folder", str(tmp_path)])
+        with pytest.raises(SystemExit) as end:
+            command_line.main()
+    said = capsys.readouterr()
+    assert (end.value.code, said.out) == (1, "")
+    assert port in said.err
+    assert (tmp_path / "index.html").read_text() == "of another demo"
+
+
+def test_the_page_has_the_policy_of_its_server() -> None:
+    text = (demo.HERE / "page" / "index.html").read_text()
+    policy = document.parse(text).one("meta", http_equiv="Content-Security-Policy").attributes["content"]
+    # Browsers ignore `frame-ancestors` in a page.
+    assert demo.HEADERS["Content-Security-Policy"] == f"{policy}; frame-ancestors 'none'"
+
+
+@needs_npm
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_shows_hostile_names_as_text(tmp_path: Path) -> None:
+    weights = np.eye(3, len(NAMES), dtype=np.float32) / 64
+    files = []
+    for turn in range(2):
+        of = tiny_onnx.write(
+            tmp_path / f"v{turn}.onnx", size=32, labels=NAMES, weights=np.roll(weights, 3 * turn, 1)
+        )
+        files.append(inference.open_classifier(of, threads=1))
+    demo.build(tmp_path / "page", files, {})
+    complaints: list[str] = []
+    with demo.server(tmp_path / "page", 0) as server, sync_playwright() as playwright:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        view = browser.new_page()
+        view.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        view.on("console", lambda message: complaints.append(message.text))
+        view.goto(f"http://{demo.LOOPBACK}:{server.server_port}/")
+        for channel in range(3):
+            colour = tuple(200 if number == channel else 20 for number in range(3))
+            Image.new("RGB", (40, 30), colour).save(tmp_path / "photo.png")
+            view.set_input_files("#file", tmp_path / "photo.png")
+            for turn in range(2):
+                expect(view.locator(f"#v{turn}")).to_have_attribute("data-best", NAMES[channel + 3 * turn])
+                guess = view.locator(f"#v{turn} .guesses li span").first
+                assert guess.text_content() == NAMES[channel + 3 * turn]
+            assert view.locator("#status bdi").all_text_contents() == [NAMES[channel], NAMES[channel + 3]]
+        assert view.locator("img, #status script, .guesses script").count() == 0
+        browser.close()
+        server.shutdown()
+        thread.join()
+    assert complaints == []

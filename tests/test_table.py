@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.selection import table
 from pipeline.selection.table import Row, TableError
-from tests import results
+from tests import hostile, results
 
 HEADER = (
     "variant,parent,op,top1,top1_lo,top1_hi,top1_delta,delta_lo,delta_hi,mcnemar_p,verdict,"
@@ -59,3 +59,33 @@ def test_a_verdict_that_does_not_exist_is_named(rows: list[Row], tmp_path: Path)
     path.write_text(path.read_text().replace("reject", "perhaps"))
     with pytest.raises(TableError, match=r"v\.csv .*'perhaps'.*accept, reject"):
         table.read(path)
+
+
+FORMULAE = (
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "'=1",
+    "''=1",
+    "'",
+    "'a",
+    "\N{FULLWIDTH EQUALS SIGN}1",
+)
+
+
+@pytest.mark.parametrize("name", [*FORMULAE, *hostile.NAMES])
+def test_no_cell_is_a_formula_and_every_name_reads_back(name: str, rows: list[Row], tmp_path: Path) -> None:
+    table.write(tmp_path / "v.csv", [rows[0], replace(rows[1], variant=name, parent=name, op=name)])
+    with (tmp_path / "v.csv").open(newline="") as file:
+        cells = [
+            cell for line in csv.DictReader(file) for cell in (line["variant"], line["parent"], line["op"])
+        ]
+    assert not any(
+        cell[:1] in ("=", "+", "-", "@", "\t", "\r", "\n", "\N{FULLWIDTH EQUALS SIGN}") for cell in cells
+    )
+    read = table.read(tmp_path / "v.csv")[1]
+    assert (read.variant, read.parent, read.op) == (name, name, name)

@@ -152,7 +152,7 @@ def read(path: Path, layout: LayoutName = "auto") -> Listing:
     classes = tuple(sorted({child.name for children in folders.values() for child in children}))
     problems = list(_class_problems(tree, found, classes, path))
     if problems:
-        raise SourceError("\n".join(problems))
+        raise SourceError(*problems)
     numbers = {name: number for number, name in enumerate(classes)}
     places = {
         child: (found.splits[split_root], numbers[child.name])

@@ -38,13 +38,13 @@ class ImageFileError(DistilleryError):
     """A file cannot be read as an image; the message names the file and the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)
+        super().__init__(f"{name} cannot be read as an image: {reason}")
+        self.name = name
         self.reason = reason
         """What is wrong, without the name, such as "it is empty"."""
 
-    def __str__(self) -> str:
-        name, reason = self.args
-        return f"{name} cannot be read as an image: {reason}"
+    def __reduce__(self) -> tuple[type["ImageFileError"], tuple[str, str]]:
+        return ImageFileError, (self.name, self.reason)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pipeline.training.settings import TrainingSettings
 
 
 class ParameterError(DistilleryError):
-    """A parameter is wrong. Each line of the message names the key, the value and what is allowed."""
+    """A parameter is wrong. Each problem names the key, the value and what is allowed."""
 
 
 def load(file: Path = paths.PARAMETERS, changes: Mapping[str, Any] | None = None) -> Parameters:
@@ -45,11 +45,11 @@ def check(values: Any, origin: str) -> Parameters:
     try:
         parameters = Parameters.model_validate(values)
     except ValidationError as error:
-        raise ParameterError(messages.lines(error, origin, Parameters)) from None
+        raise ParameterError(*messages.lines(error, origin, Parameters)) from None
     checks = _variant_problems, _path_problems, _image_problems, _teacher_problems
     problems = dict.fromkeys(problem for check in checks for problem in check(parameters))
     if problems:
-        raise ParameterError("\n".join(f"{origin}: {problem}" for problem in problems))
+        raise ParameterError(*(f"{origin}: {problem}" for problem in problems))
     return parameters
 
 

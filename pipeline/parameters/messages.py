@@ -8,9 +8,9 @@ from pydantic_core import ErrorDetails
 from pipeline.settings import Settings
 
 
-def lines(error: ValidationError, origin: str, root: type[Settings]) -> str:
+def lines(error: ValidationError, origin: str, root: type[Settings]) -> list[str]:
     """One line per problem that Pydantic reports about ``root``; ``origin`` starts each line."""
-    return "\n".join(line(detail, origin, root) for detail in error.errors())
+    return [line(detail, origin, root) for detail in error.errors()]
 
 
 def line(detail: ErrorDetails, origin: str, root: type[Settings], prefix: str = "") -> str:

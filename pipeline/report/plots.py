@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
+from pipeline.escaping import for_embedding
 from pipeline.models.histories import continued
 from pipeline.report import tables
 from pipeline.report.evidence import Part
@@ -85,7 +86,11 @@ def tradeoff(table: Sequence[Row], kind: Cost) -> Points:
 def classes(result: VariantResults) -> Points:
     """Accuracy on each class, or average precision of each attribute, where test images have it."""
     return [
-        {"variant": result.variant, "class": counts["label"], "score": _rounded(class_score(counts))}
+        {
+            "variant": result.variant,
+            "class": for_embedding(counts["label"]),
+            "score": _rounded(class_score(counts)),
+        }
         for counts in result.scores["classes"]
         if counts["n"]
     ]
@@ -93,7 +98,7 @@ def classes(result: VariantResults) -> Points:
 
 def confusion(result: VariantResults) -> Points:
     """Number of images of each class that got each answer, where any did; none among attributes."""
-    names = [counts["label"] for counts in result.scores["classes"]]
+    names = [for_embedding(counts["label"]) for counts in result.scores["classes"]]
     return [
         {
             "variant": result.variant,

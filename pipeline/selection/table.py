@@ -1,6 +1,7 @@
 """The table of variants, ``variants.csv``: one typed row per variant, written and read here only."""
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal
 
 from pipeline import files
 from pipeline.errors import DistilleryError
+from pipeline.escaping import for_csv, from_csv
 
 TEACHER = "teacher"
 """Parent of the variants that are distilled from the teacher itself."""
@@ -74,11 +76,13 @@ def column(field: str, metric: str) -> str:
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """Write ``variants.csv``; fractions are rounded to 6 decimals, p values keep 6 significant digits."""
-    with files.replacing(path) as fresh, fresh.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(column(name, rows[0].metric) for name in COLUMNS)
-        writer.writerows([_cell(name, getattr(row, name)) for name in COLUMNS] for row in rows)
+    """Write ``variants.csv``; fractions are rounded to 6 decimals, p values keep 6 significant digits.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe, which ``read`` removes.
+    """
+    lines = [[column(name, rows[0].metric) for name in COLUMNS]]
+    lines += [[_cell(name, getattr(row, name)) for name in COLUMNS] for row in rows]
+    files.write(path, "".join(map(_line, lines)))
 
 
 def read(path: Path) -> list[Row]:
@@ -104,14 +108,21 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
+def _line(cells: Sequence[Any]) -> str:
+    # Only with its default end of line does the writer put quotes around every line break within a cell.
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
 def _row(cells: dict[str, str], metric: Literal["top1", "map"]) -> Row:
     verdict = cells["verdict"]
     if verdict not in ("accept", "reject"):
         raise ValueError(f"verdict is {verdict!r}; allowed: accept, reject")
     return Row(
-        variant=cells["variant"],
-        parent=cells["parent"],
-        op=cells["op"],
+        variant=from_csv(cells["variant"]),
+        parent=from_csv(cells["parent"]),
+        op=from_csv(cells["op"]),
         score=float(cells[metric]),
         score_lo=float(cells[f"{metric}_lo"]),
         score_hi=float(cells[f"{metric}_hi"]),
@@ -125,7 +136,7 @@ def _row(cells: dict[str, str], metric: Literal["top1", "map"]) -> Row:
         macs=int(cells["macs"]),
         latency_ms_p50=float(cells["latency_ms_p50"]),
         latency_ratio_to_fp32=_optional(cells["latency_ratio_to_fp32"]),
-        sha256=cells["sha256"],
+        sha256=from_csv(cells["sha256"]),
         val_score=float(cells[f"val_{metric}"]),
         metric=metric,
     )
@@ -138,6 +149,8 @@ def _optional(cell: str) -> float | None:
 def _cell(name: str, value: Any) -> Any:
     if value is None:
         return ""
+    if isinstance(value, str):
+        return for_csv(value)
     if name == "mcnemar_p":
         return f"{value:.6g}"
     return round(value, DECIMALS) if isinstance(value, float) else value

@@ -1,12 +1,16 @@
 """A static page that runs all variants side by side in the browser."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
+from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 from pipeline.onnx.inference import Classifier
 from pipeline.provenance import sha256
@@ -19,6 +23,22 @@ RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-thre
 RUNTIME_FOLDER = HERE / "node_modules" / "onnxruntime-web" / "dist"
 MANIFEST = "manifest.json"
 LOOPBACK = "127.0.0.1"
+HOSTS = (LOOPBACK, "localhost")
+"""Names of this machine, at any port, since a tunnel may have another one. A site whose name has been pointed
+to this machine is asked for under its own name."""
+IDLE_SECONDS = 30
+"""Seconds after which a connection that sends nothing is closed."""
+HEADERS = {
+    "Cache-Control": "no-cache",
+    # ONNX Runtime compiles WebAssembly.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; "
+    "img-src 'self' data:; connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Headers of every answer. The policy is that of ``index.html``, which other web servers send without it."""
 
 
 def build(folder: Path, classifiers: Sequence[Classifier], table: Mapping[str, Row]) -> None:
@@ -67,21 +87,49 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Serves files with the types that browsers require, without caching files that have changed."""
+    """Serves the files of one folder to pages of this machine, with the types that browsers require."""
 
     protocol_version = "HTTP/1.1"
+    server_version = "Distillery"
+    sys_version = ""
+    timeout = IDLE_SECONDS
     extensions_map = {  # noqa: RUF012 - the base class declares it like this
         **SimpleHTTPRequestHandler.extensions_map,
         ".mjs": "text/javascript",
+        ".onnx": "application/octet-stream",
         ".wasm": "application/wasm",
     }
 
+    def send_head(self) -> BytesIO | BinaryIO | None:
+        """Refuse other hosts than this machine, and everything but the files of the folder."""
+        name = unquote(self.path.partition("?")[0].partition("#")[0]).removeprefix("/") or PAGE[0]
+        if self.headers.get("Host", "").partition(":")[0].lower() not in HOSTS:
+            self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
+        elif name not in _regular_files(self.directory):
+            self.send_error(HTTPStatus.NOT_FOUND)
+        else:
+            return super().send_head()
+        return None
+
+    def refuse(self) -> None:
+        """Answer a method that would change something."""
+        self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
+
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = refuse
+
     def end_headers(self) -> None:
-        self.send_header("Cache-Control", "no-cache")
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Do not log requests."""
+
+
+def _regular_files(folder: str) -> set[str]:
+    """Names of the files in a folder, without links, which may lead elsewhere."""
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
 
 
 def _entry(classifier: Classifier, row: Row | None) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from pipeline import files, parameters, paths, provenance
 from pipeline.data import store
 from pipeline.models import histories, storage
@@ -61,7 +63,7 @@ def main() -> None:
         files=[("report", paths.REPORT), ("dvc", paths.LOCK), ("dvc", paths.PARAMETERS)],
         champion=choice["variant"],
         reason=choice["reason"],
-        card=card.read_text() if card.is_file() else None,
+        card=ModelCard(card.read_text()).text if card.is_file() else None,
     )
     trained_teacher = TrainedModel(
         RunRecord("teacher", p.recipe("teacher"), source),

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
+from pipeline.escaping import for_markdown
 from pipeline.models.histories import continued
 from pipeline.tracking import client, registry
 from pipeline.tracking.client import MlflowClient, Run
@@ -163,7 +164,7 @@ def _parent_note(
         origin = "this run" if home == parent else f"[an earlier run]({_link(run, home)})"
         cells = " | ".join(exported.summary.values())
         lines.append(f"| [{exported.run.name}]({_link(run)}) | {cells} | {origin} |")
-    lines += ["", f"Teacher: [{state.tags['teacher']}]({_link(teacher)})"]
+    lines += ["", f"Teacher: [{for_markdown(state.tags['teacher'])}]({_link(teacher)})"]
     return "\n".join(lines)
 
 

@@ -1,10 +1,11 @@
 """The model card of a run in the format of Hugging Face.
 
 Every number in its prose and tables comes through ``figures`` from a value of the artifacts. The card says
-what a run did not measure, and which key of the configuration provides what people have to state.
+what a run did not measure, and which key of the configuration provides what people have to state. Every value
+that the template shows is escaped, unless it is ``Markdown`` already.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from pipeline import lineage
+from pipeline import escaping, lineage
+from pipeline.escaping import Markdown
 from pipeline.report import findings, words
 from pipeline.report.card import tables
 from pipeline.report.evidence import Part
@@ -30,6 +32,9 @@ TAGS = {"distill": "knowledge-distillation", "prune": "pruning", "quantize": "qu
 
 METRIC_IDS = {"top1": "accuracy", "map": "mean_average_precision"}
 """Metric to its name at Hugging Face."""
+
+PARAGRAPHS = ("direct_use", "downstream_use", "out_of_scope_use", "risks", "recommendations")
+"""Statements that may have several paragraphs; the others stand within a line of the card."""
 
 PTQ_SETTINGS = ("method", "calibration", "ptq", "float_layers", "saturation_safe")
 """Settings of a quantisation that trains nothing."""
@@ -62,20 +67,24 @@ class Card:
     extremes: tuple[Part, Part] | None
     """The class with the highest score and the one with the lowest."""
     mistakes: Sequence[Part]
-    snippet: str
-    settings: str
+    stated: Mapping[str, Markdown | None]
+    """What people state about the model; None where they state nothing."""
+    reason: Markdown
+    """Why the variant is recommended, or why none is."""
+    snippet: Markdown
+    settings: Markdown
     """The settings of every training, as YAML."""
-    results: str
-    speeds: str
-    efforts: str
-    classes: str
-    verdicts: str
-    corruptions: str
-    attacks: str
-    out_of_distribution: str
-    groups: Sequence[str]
-    calibrations: str
-    energy: str
+    results: Markdown
+    speeds: Markdown
+    efforts: Markdown
+    classes: Markdown
+    verdicts: Markdown
+    corruptions: Markdown
+    attacks: Markdown
+    out_of_distribution: Markdown
+    groups: Sequence[Markdown]
+    calibrations: Markdown
+    energy: Markdown
 
 
 def render(results: RunResults) -> str:
@@ -86,6 +95,7 @@ def render(results: RunResults) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_finalize,
     )
     environment.globals |= {
         "figure": figure,
@@ -97,6 +107,7 @@ def render(results: RunResults) -> str:
         "sentence": words.sentence,
         "left_out": words.left_out,
         "counted": words.counted,
+        "code": escaping.code,
     }
     card = _card(results)
     text = environment.get_template("card.md").render(card=card, run=results)
@@ -124,7 +135,9 @@ def _card(results: RunResults) -> Card:
         attack=findings.first_attack(results),
         extremes=findings.extremes(results.closest_results),
         mistakes=findings.mistakes(results.closest_results),
-        snippet=words.snippet(shipped.variant).rstrip(),
+        stated=_stated(results.statements),
+        reason=Markdown(words.sentence(results.choice.reason)),
+        snippet=escaping.code_block(words.snippet(shipped.variant), "python"),
         settings=_settings(results.teacher, results.model_cards),
         results=tables.results_table(results),
         speeds=tables.speeds(results),
@@ -149,13 +162,13 @@ def _metadata(name: str, results: RunResults) -> ModelCardData:
     statements, data, table, task = results.statements, results.data, results.table, results.task
     tags = [results.student["architecture"], *(TAGS[row.op] for row in table)]
     return ModelCardData(
-        language=statements["language"],
-        license=(statements["license"] or "unknown").lower(),
+        language=_embedded(statements["language"]) if statements["language"] else None,
+        license=_embedded(statements["license"] or "unknown").lower(),
         library_name="onnx",
         pipeline_tag="image-classification",
         tags=["image-classification", "onnx", *tags],
         metrics=[METRIC_IDS[task.metric]],
-        model_name=name,
+        model_name=_embedded(name),
         eval_results=[_evaluation(row, data, task) for row in table],
     )
 
@@ -163,8 +176,8 @@ def _metadata(name: str, results: RunResults) -> ModelCardData:
 def _evaluation(row: Row, data: Part, task: Task) -> EvalResult:
     return EvalResult(
         task_type="image-classification",
-        dataset_type=words.data_name(data),
-        dataset_name=words.data_name(data),
+        dataset_type=_embedded(words.data_name(data)),
+        dataset_name=_embedded(words.data_name(data)),
         dataset_split="test",
         dataset_revision=data["data_sha256"],
         metric_type=METRIC_IDS[task.metric],
@@ -173,11 +186,32 @@ def _evaluation(row: Row, data: Part, task: Task) -> EvalResult:
     )
 
 
-def _missing(key: str) -> str:
-    return f"Not provided (set `card.{key}`)."
+def _finalize(value: Any) -> Any:
+    return escaping.for_markdown(value) if isinstance(value, str) else value
 
 
-def _settings(teacher: Part, model_cards: Sequence[Part]) -> str:
+def _stated(statements: Mapping[str, str | None]) -> dict[str, Markdown | None]:
+    """The statements as Markdown, on one line except for those that have paragraphs of their own."""
+    stated: dict[str, Markdown | None] = {}
+    for key, text in statements.items():
+        if not text:
+            stated[key] = None
+        elif key == "citation":
+            stated[key] = escaping.code_block(text, "bibtex")
+        else:
+            stated[key] = escaping.prose(text if key in PARAGRAPHS else " ".join(text.split()))
+    return stated
+
+
+def _embedded(text: str) -> str:
+    return escaping.for_embedding(" ".join(text.split()))
+
+
+def _missing(key: str) -> Markdown:
+    return Markdown(f"Not provided (set `card.{key}`).")
+
+
+def _settings(teacher: Part, model_cards: Sequence[Part]) -> Markdown:
     """The settings of every training, as YAML."""
     settings: dict[str, Any] = {TEACHER: teacher["settings"]}
     for card in model_cards:
@@ -185,4 +219,5 @@ def _settings(teacher: Part, model_cards: Sequence[Part]) -> str:
         if applied.get("method") == "ptq":
             applied = {key: applied[key] for key in PTQ_SETTINGS}
         settings[card["variant"]] = {"parent": card["parent"], "op": card["op"], **applied}
-    return yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100).rstrip()
+    text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
+    return escaping.code_block(text, "yaml")

@@ -1,7 +1,8 @@
-"""The tables of the model card, as Markdown; each is empty where a run did not measure it."""
+"""The tables of the model card in Markdown; each is empty where a run did not measure it."""
 
 from collections.abc import Iterable, Sequence
 
+from pipeline.escaping import Markdown, for_markdown
 from pipeline.models.histories import seconds
 from pipeline.report import findings, words
 from pipeline.report.figures import figure, span
@@ -9,7 +10,7 @@ from pipeline.report.results import RunResults
 from pipeline.selection.table import TEACHER
 
 
-def results_table(results: RunResults) -> str:
+def results_table(results: RunResults) -> Markdown:
     """Score, difference to the parent, verdict and size of each variant."""
     header = ["variant", "made by", results.task.words, "vs parent", "verdict", "file", "parameters", "MACs"]
     return _table(
@@ -30,7 +31,7 @@ def results_table(results: RunResults) -> str:
     )
 
 
-def speeds(results: RunResults) -> str:
+def speeds(results: RunResults) -> Markdown:
     """Latency, throughput and memory of each variant."""
     benchmark = results.benchmark
     footprint = benchmark.get("footprint") or {}
@@ -61,7 +62,7 @@ def speeds(results: RunResults) -> str:
     return _table(header, rows)
 
 
-def efforts(results: RunResults) -> str:
+def efforts(results: RunResults) -> Markdown:
     """Duration, speed and energy of each training."""
     costs = results.evidence.costs
     histories = {TEACHER: results.teacher_history} | {one.variant: one.history for one in results.variants}
@@ -80,7 +81,7 @@ def efforts(results: RunResults) -> str:
     return _table(["step", "training time", "fastest epoch", *energy], rows)
 
 
-def classes(results: RunResults) -> str:
+def classes(results: RunResults) -> Markdown:
     """Score of each variant on each class; of many classes, those with the most errors."""
     counts = results.closest_results.scores["classes"]
     rows = []
@@ -92,23 +93,23 @@ def classes(results: RunResults) -> str:
     return _table([words.noun(results.task), "images", *(one.variant for one in results.variants)], rows)
 
 
-def verdicts(results: RunResults) -> str:
+def verdicts(results: RunResults) -> Markdown:
     """Why each variant is accepted or rejected, and which answers changed."""
     lines = []
     for row in results.table:
         change = results.change(row.variant)
-        line = f"- **{row.variant}**: {change['reason']} {words.flips(change)}".rstrip()
+        sentences = f"{change['reason']} {words.flips(change)}".rstrip()
         if change["classes_worse"]:
-            line += f" Significantly worse: {', '.join(change['classes_worse'])}."
-        lines.append(line)
-    return "\n".join(lines)
+            sentences += f" Significantly worse: {', '.join(change['classes_worse'])}."
+        lines.append(f"- **{row.variant}**: {for_markdown(sentences)}")
+    return Markdown("\n".join(lines))
 
 
-def corruptions(results: RunResults) -> str:
+def corruptions(results: RunResults) -> Markdown:
     """Accuracy on corrupted test images, by kind of corruption."""
     part = results.evidence.corruptions
     if not part:
-        return ""
+        return Markdown()
     variants = part["variants"]
     means = [_interval(of["mean"], of["mean_lo"], of["mean_hi"], "%", 1) for of in variants.values()]
     rows = [
@@ -122,11 +123,11 @@ def corruptions(results: RunResults) -> str:
     return _table(["corruption", *variants], rows)
 
 
-def attacks(results: RunResults) -> str:
+def attacks(results: RunResults) -> Markdown:
     """Accuracy on adversarial images, by attack and radius."""
     part = results.evidence.adversarial
     if not part:
-        return ""
+        return Markdown()
     return _table(
         ["attack", "gradients of", "file", "radius, grey levels", "accuracy", "without attack"],
         (
@@ -143,11 +144,11 @@ def attacks(results: RunResults) -> str:
     )
 
 
-def out_of_distribution(results: RunResults) -> str:
+def out_of_distribution(results: RunResults) -> Markdown:
     """Confidence on images that belong to none of the classes."""
     part = results.evidence.out_of_distribution
     if not part:
-        return ""
+        return Markdown()
     rows = [
         [
             words.spaced(name),
@@ -162,7 +163,7 @@ def out_of_distribution(results: RunResults) -> str:
     return _table(["images", "variant", "mean confidence", "90 % or more", "AUROC vs test images"], rows)
 
 
-def groups(results: RunResults) -> list[str]:
+def groups(results: RunResults) -> list[Markdown]:
     """Accuracy of the shipped variant by groups of test images, one table per column."""
     variant = results.closest.variant
     return [
@@ -182,7 +183,7 @@ def groups(results: RunResults) -> list[str]:
     ]
 
 
-def calibrations(results: RunResults) -> str:
+def calibrations(results: RunResults) -> Markdown:
     """Calibration of the teacher and of each variant."""
     rows = [
         [
@@ -198,14 +199,14 @@ def calibrations(results: RunResults) -> str:
         for name, _, of, change in findings.calibrations(results)
     ]
     header = ["variant", "ECE", "ECE vs parent", "mean confidence", "negative log likelihood", "Brier score"]
-    return _table(header, rows) if rows else ""
+    return _table(header, rows) if rows else Markdown()
 
 
-def energy(results: RunResults) -> str:
+def energy(results: RunResults) -> Markdown:
     """Energy and CO2 of inference."""
     costs = results.evidence.costs
     if not costs:
-        return ""
+        return Markdown()
     return _table(
         ["variant", "energy per thousand images", "CO2 per thousand images"],
         (
@@ -215,9 +216,9 @@ def energy(results: RunResults) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Markdown:
+    lines = [header, [Markdown("---")] * len(header), *rows]
+    return Markdown("\n".join(f"| {' | '.join(map(for_markdown, line))} |" for line in lines))
 
 
 def _interval(

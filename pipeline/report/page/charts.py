@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from pipeline.escaping import for_html
 from pipeline.report.placement import Box, settle
 
 LETTER, LINE = 8.4, 17.0
 """Width of a letter and height of a line at the largest text size, by which labels are kept apart."""
 NEAR = 18.0
 """Distance of a label from its point up to which no line has to connect them."""
+NAME = 56
+"""Greatest number of letters of a name above a bar; the tooltip has the whole name."""
 TRADEOFF_SIZE = 460.0, 360.0
 """Width and height of a trade-off chart."""
 
@@ -209,7 +212,8 @@ def bars(rows: Sequence[Bar], *, title: str, unit: str) -> Markup:
     for number, bar in enumerate(rows):
         at = row * number + 16
         parts.append(
-            f'<g class="accept"><title>{escape(bar.note)}</title>{_text(0, at, bar.name, kind="name")}'
+            f'<g class="accept"><title>{for_html(f"{bar.name}: {bar.note}")}</title>'
+            f"{_text(0, at, _shortened(bar.name, NAME), kind='name')}"
             f"{_across(x(bar.lo), x(bar.hi), at + 12, 'interval')}"
             f'<circle cx="{x(bar.value):.1f}" cy="{at + 12:g}" r="5"/></g>'
         )
@@ -263,7 +267,7 @@ def dots(
             for score, shade in zip(scores, shades, strict=True)
         )
         parts.append(
-            f'<g class="accept"><title>{escape(f"{name}: {note}")}</title>{_text(0, at + 4.5, name)}'
+            f'<g class="accept"><title>{for_html(f"{name}: {note}")}</title>{_text(0, at + 4.5, name)}'
             f"{_across(*ends, at, 'interval')}{marks}</g>"
         )
     return _svg(parts, width, height, title)
@@ -299,7 +303,7 @@ def standalone(charts: Sequence[Markup], size: tuple[float, float], title: str) 
     )
     style = files("pipeline.report.page").joinpath("charts.css").read_text()
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(title)}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{for_html(title)}" '
         f'viewBox="0 0 {total[0]:g} {total[1]:g}" width="{total[0]:g}" height="{total[1]:g}">'
         f"<style>{style}</style>"
         f'<rect width="100%" height="100%" fill="var(--paper)"/>{inside}</svg>\n'
@@ -328,9 +332,9 @@ def _mark(mark: Mark, x: float, y: float, lo: float, hi: float, box: Box) -> str
         ("middle", x) if abs(middle - x) < 1 else ("start", box.x0) if middle > x else ("end", box.x1)
     )
     return (
-        f'<g class="mark {mark.kind}" data-variant="{escape(mark.name)}" '
+        f'<g class="mark {mark.kind}" data-variant="{for_html(mark.name)}" '
         f'data-front="{str(mark.front).lower()}" tabindex="0">'
-        f"<title>{escape(mark.note)}</title>"
+        f"<title>{for_html(mark.note)}</title>"
         f'<path class="interval" d="M{x:.1f} {lo:.1f}V{hi:.1f}"/>{_leader(x, y, box)}{shape}'
         f"{_text(at, box.y1 - 4, mark.name, anchor, 'name')}</g>"
     )
@@ -345,7 +349,13 @@ def _leader(x: float, y: float, box: Box) -> str:
 
 
 def _text(x: int | float, y: int | float, text: str, anchor: str = "start", kind: str = "muted") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{for_html(text)}</text>'
+
+
+def _shortened(text: str, most: int) -> str:
+    """The text, or its beginning and its end."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[: most - half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
 
 
 def _across(start: float, end: float, y: float, kind: str = "grid") -> str:
@@ -361,6 +371,6 @@ def _svg(
 ) -> Markup:
     inside = "".join(parts)
     return Markup(
-        f'<svg class="{kind}" role="img" aria-label="{escape(title)}" viewBox="0 0 {width:g} {height:g}">'
+        f'<svg class="{kind}" role="img" aria-label="{for_html(title)}" viewBox="0 0 {width:g} {height:g}">'
         f"{inside}</svg>"
     )

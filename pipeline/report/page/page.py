@@ -1,12 +1,17 @@
 """The report as one self-contained page."""
 
+import base64
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from pipeline.escaping import visible
 from pipeline.lineage import REFERENCE
 from pipeline.models.histories import continued, seconds
 from pipeline.report import findings, pictures, words
@@ -118,11 +123,40 @@ def render(results: RunResults) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.report", "page"),
         autoescape=True,
+        finalize=_visible,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return BREAK.sub("\N{NO-BREAK SPACE}", environment.get_template("page.html").render(page=_page(results)))
+    style, script = _sources("charts.css", "page.css"), _sources("page.js")
+    text = environment.get_template("page.html").render(
+        page=_page(results), style=style, script=script, policy=_policy(style, script)
+    )
+    return BREAK.sub("\N{NO-BREAK SPACE}", text)
+
+
+def _visible(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _sources(*names: str) -> Markup:
+    """Files beside this one, for an element of the page that contains them as they are."""
+    return Markup("".join(files("pipeline.report.page").joinpath(name).read_text() for name in names))
+
+
+def _policy(style: str, script: str) -> str:
+    """The Content-Security-Policy: nothing but the page's own style and script, and pictures within it.
+
+    Attributes of style hold positions and shades, and no text from elsewhere.
+    """
+    return (
+        f"default-src 'none'; script-src {_source_hash(script)}; style-src {_source_hash(style)}; "
+        "style-src-attr 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _source_hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _page(results: RunResults) -> Page:

@@ -153,10 +153,15 @@ function summarise() {
   const [label, count] = [...votes].reduce((most, vote) => (vote[1] > most[1] ? vote : most));
   const apart = answers.filter(({ best }) => best !== label);
   for (const row of answers) row.element.classList.toggle("apart", apart.includes(row));
-  const others = apart.map(({ entry, best }) => `; ${entry.variant}: ${best}`).join("");
-  say(`${apart.length ? `${count} of ${answers.length} variants` : "All variants"}: ${label}${others}.`);
+  const others = apart.flatMap(({ entry, best }) => [`; ${entry.variant}: `, name(best)]);
+  say(`${apart.length ? `${count} of ${answers.length} variants` : "All variants"}: `, name(label), ...others, ".");
 }
 
-function say(text) {
-  at("status").textContent = text;
+/** A name of a class, which may be written from right to left without turning the sentence around. */
+function name(text) {
+  return Object.assign(document.createElement("bdi"), { textContent: text });
+}
+
+function say(...parts) {
+  at("status").replaceChildren(...parts);
 }
