@@ -34,8 +34,9 @@ from mlflow.models import Model, ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import ParamSchema, ParamSpec
 from mlflow.utils.time import get_current_time_millis
+from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.tracking import serving
+from pipeline.tracking import addresses, database, serving
 from pipeline.tracking.records import (
     ARTIFACT,
     NOTE,
@@ -71,16 +72,29 @@ def connect(server: TrackingServer) -> Iterator[MlflowClient]:
     """
     _silence()
     configured, address = os.environ.get(URI_VARIABLE), server.address()
+    file = addresses.database(address)
+    if file is not None:
+        database.prepare(file, _make_database)
     mlflow.set_tracking_uri(address)
     try:
         yield MlflowClient()
-    except (MlflowException, OSError, ModuleNotFoundError) as error:
-        raise TrackingError(f"MLflow at {address}: {' '.join(str(error).split())}") from error
+    except TrackingError:
+        raise
+    except (MlflowException, OSError, ModuleNotFoundError, SQLAlchemyError) as error:
+        if file is not None:
+            raise TrackingError(f"MLflow: {database.explain(file, error)}") from error
+        raise TrackingError(f"MLflow at {address}: {database.reason(error)}") from error
     finally:
         if configured is None:
             os.environ.pop(URI_VARIABLE, None)
         else:
             os.environ[URI_VARIABLE] = configured
+
+
+def _make_database(file: Path) -> None:
+    address = f"{addresses.SQLITE}{file}"
+    # The first question makes all tables.
+    MlflowClient(address, address).search_experiments(max_results=1)
 
 
 def open_experiment(client: MlflowClient, server: TrackingServer, name: str, description: str) -> str:
