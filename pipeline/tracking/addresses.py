@@ -27,9 +27,9 @@ def database(address: str) -> Path | None:
     return Path(address.removeprefix(SQLITE)) if address.startswith(SQLITE) else None
 
 
-def is_server(address: str) -> bool:
-    """Whether the address is that of an HTTP server, Databricks included."""
-    return address.startswith(("http:", "https:", "databricks"))
+def is_local(address: str) -> bool:
+    """Whether the address is that of a file, so that no server has to answer."""
+    return database(address) is not None
 
 
 def _problems(address: str) -> Iterator[str]:
