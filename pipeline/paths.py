@@ -39,6 +39,8 @@ FIGURES = ARTIFACTS / "variants"
 PLOTS = ARTIFACTS / "plots"
 """Points, for `dvc plots`."""
 TRACKED = ARTIFACTS / "tracked.json"
+UNDELIVERED = Path("undelivered")
+"""What MLflow could not be told yet. Beside the database, not below `artifacts`: it cannot be made anew."""
 CHECKPOINTS = ARTIFACTS / "checkpoints"
 """Epoch checkpoints of unfinished training. Not a DVC output: DVC removes outputs before a stage runs."""
 LOCKS = CHECKPOINTS / "locks"

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ import time
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,18 +19,11 @@ from mlflow.entities import Run
 from pipeline.tracking import client as tracking_client
 from pipeline.tracking import live, records, registry, runs
 from pipeline.tracking.records import (
-    ExportedFile,
-    PipelineState,
-    RunRecord,
     TrackingError,
     TrackingServer,
-    TrainedModel,
 )
-from tests import tiny_onnx
-
-HISTORY = [
-    {"epoch": n, "step": 10 * n, "seconds": 2.0 * n, "loss": 1 / n, "val_top1": 0.9} for n in (1, 2, 3)
-]
+from tests import tiny_onnx, tracked
+from tests.tracked import HISTORY, Case, exported
 
 
 @pytest.fixture(scope="module")
@@ -40,63 +32,9 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
 
 
-class Case(NamedTuple):
-    """Arguments of ``track`` for two variants."""
-
-    state: PipelineState
-    teacher: TrainedModel
-    variants: list[ExportedFile]
-    server: TrackingServer
-
-
 @pytest.fixture
 def case(tmp_path: Path, uri: str, request: pytest.FixtureRequest) -> Case:
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "variants.csv").write_text("variant\n")
-    test = request.node.name
-    state = PipelineState(
-        name="colours",
-        sha256="a" * 64,
-        tags={"git_commit": "c0ffee", "teacher": "a teacher", "dvc.artifacts/data": "d41d"},
-        parameters={"seed": 3, "data": {"source": "folder", "val": 0.1}},
-        data={
-            "source": "folder",
-            "path": "photographs",
-            "data_sha256": "d" * 64,
-            "images": {"train": 8, "val": 4, "test": 4},
-        },
-        metrics={"teacher_top1": 0.9, "top1/fp32": 0.9},
-        files=[("report", tmp_path / "report")],
-        champion="int8",
-        reason="int8 is the fastest accepted variant",
-        card="# A card",
-    )
-    teacher = TrainedModel(
-        RunRecord("teacher", {"seed": 3}), test, {"top1": 0.9}, HISTORY, {"origin": "a teacher"}
-    )
-    return Case(
-        state,
-        teacher,
-        [exported(tmp_path, test, "fp32"), exported(tmp_path, test, "int8")],
-        TrackingServer(uri, test, tmp_path),
-    )
-
-
-def exported(folder: Path, test: str, name: str, *, seed: int = 0) -> ExportedFile:
-    """A variant; another seed makes another file."""
-    weights = np.eye(3, dtype=np.float32) / 16 + np.float32(seed / 1000)
-    # Two variants never have the same file, since its metadata name it.
-    file = tiny_onnx.write(folder / f"{name}-{seed}.onnx", weights=weights, note=f"{test} {name}")
-    return ExportedFile(
-        RunRecord(name, {"variant": name, "epochs": 3, "objective": {"kl": 1.0}}),
-        artifact=hashlib.sha256(file.read_bytes()).hexdigest(),
-        metrics={"top1": 0.9 + seed / 100, "latency_ms_p50": 2.5, "size_bytes": file.stat().st_size},
-        history=HISTORY,
-        tags={"op": "distill", "verdict": "accept", records.NOTE: f"what {name} is"},
-        file=file,
-        verdict="accept",
-        summary={"verdict": "accept", "top-1": "0.9"},
-    )
+    return tracked.case(tmp_path, uri, request.node.name)
 
 
 def experiment_runs(case: Case, suffix: str = "") -> dict[str, Run]:
@@ -520,6 +458,9 @@ def test_a_deleted_experiment_is_named(case: Case) -> None:
 
 def test_an_invalid_address_is_named(case: Case, tmp_path: Path) -> None:
     (tmp_path / "a_file").write_text("")
-    for uri in (f"sqlite:///{tmp_path}/a_file/mlflow.db", "ftp://example.invalid"):
-        with pytest.raises(TrackingError, match=uri):
+    for uri, named in (
+        (f"sqlite:///{tmp_path}/a_file/mlflow.db", f"{tmp_path}/a_file"),
+        ("ftp://example.invalid", "ftp://example.invalid"),
+    ):
+        with pytest.raises(TrackingError, match=named):
             runs.track(*case[:3], replace(case.server, uri=uri))

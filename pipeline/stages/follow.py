@@ -1,12 +1,14 @@
 """Show a training in MLflow while it goes on, in a process beside the stage that trains.
 
-It reads the checkpoint that the training writes after each epoch, and ends when its standard input ends.
+It reads the checkpoint that the training writes after each epoch, and ends soon after its standard input
+ends: `track` logs whatever is then missing, so the stage need not wait for a slow server.
 """
 
 import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from pipeline.tracking import live, records
 
 CHECKPOINT = "last.safetensors"
 
+LAST_WORDS_SECONDS = 3.0
+"""Seconds after the end of the training in which its last epochs can still be logged."""
+
 
 def main(variant: str) -> None:
     """Follow a variant or `teacher` until standard input ends; it ends with the line `done` on success."""
@@ -36,6 +41,8 @@ def main(variant: str) -> None:
     def listen() -> None:
         lines.extend(sys.stdin)
         ended.set()
+        time.sleep(LAST_WORDS_SECONDS)
+        os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
     folders = _folders(p, variant)

@@ -1,8 +1,15 @@
-"""Log the variants to MLflow."""
+"""Log the variants to MLflow.
+
+A server that is away does not make a pipeline fail whose models are built: what it was to be told is kept and
+delivered by the next `dvc repro`, and a warning says so.
+"""
 
 import json
 import os
+import sys
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
@@ -15,15 +22,24 @@ from pipeline.process import stage
 from pipeline.selection import table
 from pipeline.selection.table import Row
 from pipeline.tasks import METRICS
-from pipeline.tracking import records, runs
-from pipeline.tracking.records import ExportedFile, PipelineState, RunRecord, TrackingServer, TrainedModel
+from pipeline.tracking import delivery, outbox, patience, records
+from pipeline.tracking.delivery import Outcome
+from pipeline.tracking.outbox import Delivery
+from pipeline.tracking.records import (
+    ExportedFile,
+    PipelineState,
+    RunRecord,
+    TrackingServer,
+    TrainedModel,
+    UnreachableError,
+)
 
 HEADLINES = ("score", "latency_ms_p50", "size_bytes")
 """Metrics of each variant that the parent run has, too, so that states can be compared."""
 
 
 def main() -> None:
-    """Write `artifacts/tracked.json`, which holds the id of the parent run."""
+    """Write `artifacts/tracked.json`: id of the parent run, and hashes of the states not yet delivered."""
     p = parameters.load()
     outputs = _outputs(p)
     teacher = json.loads((paths.TEACHER / storage.CARD).read_text())
@@ -74,10 +90,44 @@ def main() -> None:
         files=[("teacher", paths.TEACHER / storage.CARD)],
     )
     server = TrackingServer(p.tracking.uri, p.tracking.experiment, paths.home())
-    run_id, new = runs.track(state, trained_teacher, variants, server)
-    files.write(paths.TRACKED, json.dumps({"run_id": run_id, "state": state.sha256}) + "\n")
-    print(f"MLflow: run {run_id} with {len(variants)} variants; new: {', '.join(new) or 'none'}")
+    undelivered = paths.home() / paths.UNDELIVERED
+    outcome = delivery.deliver(
+        Delivery(server.experiment, state, trained_teacher, variants), server, undelivered
+    )
+    if outcome.problem is not None:
+        _ask_again()
+        if not isinstance(outcome.problem, UnreachableError):
+            raise outcome.problem
+    content = {"run_id": outcome.run_id, "state": state.sha256, "undelivered": outcome.undelivered}
+    files.write(paths.TRACKED, json.dumps(content) + "\n")
+    if outcome.late:
+        print(f"MLflow: delivered {len(outcome.late)} earlier states that were kept in {undelivered}")
+    if outcome.problem is None:
+        new = ", ".join(outcome.new) or "none"
+        print(f"MLflow: run {outcome.run_id} with {len(variants)} variants; new: {new}")
+    else:
+        print(_warning(outcome, undelivered), file=sys.stderr)
     print(f"{records.CHAMPION}: {choice['reason']}")
+
+
+def _warning(outcome: Outcome, folder: Path) -> str:
+    count, size = len(outcome.undelivered), outbox.size(folder)
+    return (
+        f"warning: {outcome.problem}. All results are complete; MLflow is told of them by the next "
+        f"`dvc repro` ({folder} keeps {count} state{'s' if count != 1 else ''}, {size / 1e6:.0f} MB)"
+    )
+
+
+def _ask_again() -> None:
+    """Make the next `dvc repro` run this stage again, although nothing that it reads has changed.
+
+    DVC notes the fingerprint of this stage's code as it is when the stage ends. One that is not that of the
+    code is restored by the next run of `check`, and differs then from what was noted.
+    """
+    fingerprint = paths.CODE / "track"
+    if fingerprint.is_file():
+        original = fingerprint.read_text().partition("\n")[0]
+        files.write(fingerprint, f"{original}\nnot delivered at {time.time_ns()}\n")
 
 
 def _outputs(p: Parameters) -> dict[str, dict[str, str]]:
@@ -156,3 +206,4 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 if __name__ == "__main__":
     with stage():
         main()
+    patience.leave()

@@ -7,6 +7,7 @@ it.
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,9 +35,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import ParamSchema, ParamSpec
 from mlflow.utils.time import get_current_time_millis
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline import pixels
-from pipeline.tracking import serving
+from pipeline.tracking import addresses, database, patience, serving
 from pipeline.tracking.records import (
     ARTIFACT,
     NOTE,
@@ -46,6 +48,7 @@ from pipeline.tracking.records import (
     RunRecord,
     TrackingError,
     TrackingServer,
+    UnreachableError,
 )
 
 TRAINING = "training/"
@@ -56,6 +59,9 @@ BATCH = 100
 
 SERVING_PACKAGES = ("onnxruntime", "numpy", "pillow")
 """Packages that a logged model needs where it is served."""
+
+LONGEST_MESSAGE = 300
+"""Number of characters of a server's answer that an error shows."""
 
 Point = tuple[str, int]
 """Key and step of a metric."""
@@ -72,16 +78,50 @@ def connect(server: TrackingServer) -> Iterator[MlflowClient]:
     """
     _silence()
     configured, address = os.environ.get(URI_VARIABLE), server.address()
+    file = addresses.database(address)
+    if file is not None:
+        database.prepare(file, _make_database)
     mlflow.set_tracking_uri(address)
     try:
-        yield MlflowClient()
-    except (MlflowException, OSError, ModuleNotFoundError) as error:
-        raise TrackingError(f"MLflow at {address}: {' '.join(str(error).split())}") from error
+        client = MlflowClient()
+        if file is None:
+            _greet(client, address)
+        yield client
+    except TrackingError:
+        raise
+    except (MlflowException, OSError, ModuleNotFoundError, SQLAlchemyError) as error:
+        if file is not None:
+            raise TrackingError(f"MLflow: {database.explain(file, error)}") from error
+        raise UnreachableError(
+            f"MLflow at {address}: {_short(database.reason(error))}",
+            passing=re.search("failed with (timeout )?exception", str(error)) is not None,
+        ) from error
     finally:
         if configured is None:
             os.environ.pop(URI_VARIABLE, None)
         else:
             os.environ[URI_VARIABLE] = configured
+
+
+def _greet(client: MlflowClient, address: str) -> None:
+    """Ask a server something that MLflow can answer, before anything is written to it."""
+    try:
+        default = client.get_experiment_by_name("Default")
+        nameless = default is not None and not default.experiment_id
+        unlike = "an experiment without an id" if nameless else None
+    except (MlflowException, OSError, ModuleNotFoundError, SQLAlchemyError):
+        raise
+    # The answer of another kind of server fails wherever MLflow reads it.
+    except Exception as error:
+        unlike = f"{type(error).__name__}: {error}"
+    if unlike is not None:
+        raise UnreachableError(f"MLflow at {address}: the answer is not one of MLflow ({_short(unlike)})")
+
+
+def _make_database(file: Path) -> None:
+    address = f"{addresses.SQLITE}{file}"
+    # The first question makes all tables.
+    MlflowClient(address, address).search_experiments(max_results=1)
 
 
 def open_experiment(client: MlflowClient, server: TrackingServer, name: str, description: str) -> str:
@@ -104,9 +144,21 @@ def open_experiment(client: MlflowClient, server: TrackingServer, name: str, des
     return experiment.experiment_id
 
 
+def equals(key: str, value: str) -> str:
+    """A condition of MLflow's search filters, which know two kinds of quotes and no way to escape one.
+
+    Raises:
+        TrackingError: the value has both kinds.
+    """
+    quote = '"' if "'" in value else "'"
+    if quote in value:
+        raise TrackingError(f"{key} = {value!r}: MLflow cannot search for a value with both kinds of quotes")
+    return f"{key} = {quote}{value}{quote}"
+
+
 def find_run(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> Run | None:
     """Return a run that has all these tags, if there is one."""
-    condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    condition = " and ".join(equals(f"tags.`{key}`", value) for key, value in tags.items())
     return next(iter(client.search_runs([experiment_id], condition)), None)
 
 
@@ -120,7 +172,7 @@ def find_unfinished_run(
     params = flatten(record.params)
     losses = {(round(line["step"]), float(line["loss"])) for line in history}
     best, most = None, -1
-    for run in client.search_runs([experiment_id], f"tags.`{VARIANT}` = '{record.name}'"):
+    for run in client.search_runs([experiment_id], equals(f"tags.`{VARIANT}`", record.name)):
         if ARTIFACT in run.data.tags or not run.data.params.items() <= params.items():
             continue
         points = client.get_metric_history(run.info.run_id, f"{TRAINING}loss")
@@ -290,7 +342,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _search_models(client: MlflowClient, experiment_id: str, run_id: str) -> Sequence[LoggedModel]:
-    return client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    return client.search_logged_models([experiment_id], equals("source_run_id", run_id))
 
 
 def _batches(items: list[Any]) -> Iterator[list[Any]]:
@@ -298,11 +350,17 @@ def _batches(items: list[Any]) -> Iterator[list[Any]]:
         yield items[first : first + BATCH]
 
 
+def _short(text: str) -> str:
+    """The beginning of a message that may hold a whole page of HTML."""
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
+
+
 def _silence() -> None:
-    """Keep MLflow's progress bars and advice out of the output of the stages, and its retries short."""
+    """Keep MLflow's progress bars and advice out of the output of the stages, and its patience short."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # By default, requests to a server that does not answer are repeated for many minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    for name, value in patience.DEFAULTS.items():
+        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module="mlflow")

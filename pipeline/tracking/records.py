@@ -1,6 +1,7 @@
 """What is recorded in MLflow, as plain values."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 
 from pipeline import provenance
 from pipeline.errors import DistilleryError
+from pipeline.tracking import addresses
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 """Environment variable that takes precedence over the configured address."""
@@ -41,6 +43,16 @@ class TrackingError(DistilleryError):
     """The tracking server cannot be used."""
 
 
+class UnreachableError(TrackingError):
+    """A server is away, refuses, or does not answer as MLflow does. Nothing here has to be changed for the
+    results to be delivered later."""
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+        """Whether the next attempt may succeed: the connection failed, or the server failed by itself."""
+
+
 @dataclass(frozen=True)
 class TrackingServer:
     """Where MLflow writes."""
@@ -53,16 +65,31 @@ class TrackingServer:
     """Folder that the path of a SQLite database is relative to; its ``mlartifacts`` lie there, too."""
 
     @property
+    def model(self) -> str:
+        """Name of the registered model: the experiment's, with `-` for what MLflow does not allow there."""
+        return re.sub(r'[/:;?"\\]+', "-", self.experiment).strip("-. ")
+
+    @property
     def teacher_experiment(self) -> str:
         """Name of the experiment of the teachers, whose metrics are not comparable with the variants'."""
         return f"{self.experiment}-teachers"
 
     def address(self) -> str:
-        """Address that is in effect, with an absolute path if it is a database."""
+        """Address that is in effect, with an absolute path if it is a database.
+
+        Raises:
+            TrackingError: the environment names an address that is not valid.
+        """
         uri = os.environ.get(URI_VARIABLE) or self.uri
-        path = uri.removeprefix("sqlite:///")
-        relative = uri != path and not path.startswith("/")
-        return f"sqlite:///{(self.home / path).resolve()}" if relative else uri
+        if (problem := addresses.problem(uri)) is not None:
+            raise TrackingError(f"{URI_VARIABLE if uri != self.uri else 'tracking.uri'} = {uri!r}: {problem}")
+        file = addresses.database(uri)
+        if file is None or file.is_absolute():
+            return uri
+        address = f"{addresses.SQLITE}{(self.home / file).resolve()}"
+        if (problem := addresses.problem(address)) is not None:
+            raise TrackingError(f"{address}: {problem}")
+        return address
 
 
 @dataclass(frozen=True)

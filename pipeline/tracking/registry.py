@@ -1,5 +1,6 @@
 """The registered model: one version for each accepted variant, and an alias for the one that ships."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 from pipeline.tracking import client
@@ -30,11 +31,11 @@ def register(
         runs: run of each variant.
     """
     accepted = [exported for exported in variants if exported.verdict == "accept"]
-    models = mlflow.search_registered_models(f"name = '{name}'")
+    models = mlflow.search_registered_models(client.equals("name", name))
     if not models and not accepted:
         return
     model = models[0] if models else mlflow.create_registered_model(name, description=_model_note(name))
-    versions = {v.tags.get("sha256"): v for v in mlflow.search_model_versions(f"name = '{name}'")}
+    versions = {v.tags.get("sha256"): v for v in mlflow.search_model_versions(client.equals("name", name))}
     for exported in variants:
         version = versions.get(exported.artifact)
         if version is None and exported.verdict == "accept":
@@ -82,10 +83,11 @@ def _version_note(exported: ExportedFile, state: PipelineState) -> str:
 
 
 def _model_note(name: str) -> str:
+    address = shlex.quote(f"models:/{name}@{CHAMPION}")
     return (
         "The variants that the gate accepts, one version each. The alias `champion` marks the variant that "
         "the budget selects. To serve it:\n\n"
-        f"    mlflow models serve -m models:/{name}@{CHAMPION} --env-manager local -p 5001\n"
+        f"    mlflow models serve -m {address} --env-manager local -p 5001\n"
         "    curl 127.0.0.1:5001/invocations -H 'Content-Type: application/json' "
         "-d '{\"inputs\": [\"'$(base64 -w0 photo.jpg)'\"]}'\n"
     )

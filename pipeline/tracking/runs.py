@@ -75,7 +75,7 @@ def track(
                 client.update_metrics(mlflow, run, exported.metrics)
             runs[name] = run
         _log_parent_run(mlflow, parent, state, teacher_run, variants, runs)
-        registry.register(mlflow, server.experiment, state, variants, runs)
+        registry.register(mlflow, server.model, state, variants, runs)
     return parent.info.run_id, new
 
 

@@ -1,0 +1,69 @@
+"""A state of the pipeline with two variants, as it is told to MLflow."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.tracking import records
+from pipeline.tracking.records import ExportedFile, PipelineState, RunRecord, TrackingServer, TrainedModel
+from tests import tiny_onnx
+
+HISTORY = [
+    {"epoch": n, "step": 10 * n, "seconds": 2.0 * n, "loss": 1 / n, "val_top1": 0.9} for n in (1, 2, 3)
+]
+
+
+class Case(NamedTuple):
+    """Arguments of ``track`` for two variants."""
+
+    state: PipelineState
+    teacher: TrainedModel
+    variants: list[ExportedFile]
+    server: TrackingServer
+
+
+def case(folder: Path, uri: str, experiment: str) -> Case:
+    """A state whose files lie in a folder."""
+    (folder / "report").mkdir()
+    (folder / "report" / "variants.csv").write_text("variant\n")
+    state = PipelineState(
+        name="colours",
+        sha256="a" * 64,
+        tags={"git_commit": "c0ffee", "teacher": "a teacher", "dvc.artifacts/data": "d41d"},
+        parameters={"seed": 3, "data": {"source": "folder", "val": 0.1}},
+        data={
+            "source": "folder",
+            "path": "photographs",
+            "data_sha256": "d" * 64,
+            "images": {"train": 8, "val": 4, "test": 4},
+        },
+        metrics={"teacher_top1": 0.9, "top1/fp32": 0.9},
+        files=[("report", folder / "report")],
+        champion="int8",
+        reason="int8 is the fastest accepted variant",
+        card="# A card",
+    )
+    teacher = TrainedModel(
+        RunRecord("teacher", {"seed": 3}), experiment, {"top1": 0.9}, HISTORY, {"origin": "a teacher"}
+    )
+    variants = [exported(folder, experiment, "fp32"), exported(folder, experiment, "int8")]
+    return Case(state, teacher, variants, TrackingServer(uri, experiment, folder))
+
+
+def exported(folder: Path, test: str, name: str, *, seed: int = 0) -> ExportedFile:
+    """A variant; another seed makes another file."""
+    weights = np.eye(3, dtype=np.float32) / 16 + np.float32(seed / 1000)
+    # Two variants never have the same file, since its metadata name it.
+    file = tiny_onnx.write(folder / f"{name}-{seed}.onnx", weights=weights, note=f"{test} {name}")
+    return ExportedFile(
+        RunRecord(name, {"variant": name, "epochs": 3, "objective": {"kl": 1.0}}),
+        artifact=hashlib.sha256(file.read_bytes()).hexdigest(),
+        metrics={"top1": 0.9 + seed / 100, "latency_ms_p50": 2.5, "size_bytes": file.stat().st_size},
+        history=HISTORY,
+        tags={"op": "distill", "verdict": "accept", records.NOTE: f"what {name} is"},
+        file=file,
+        verdict="accept",
+        summary={"verdict": "accept", "top-1": "0.9"},
+    )
