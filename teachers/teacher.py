@@ -1,6 +1,5 @@
 """The teacher: a classifier, its input contract, and how it is fitted to the classes of the data."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from teachers.contract import InputContract
 from teachers.errors import TeacherError
+from teachers.labels import normalise
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ def columns(teacher: Teacher, classes: Sequence[str]) -> tuple[int, ...]:
     """
     known: dict[str, int] = {}
     for index, label in reversed(list(enumerate(teacher.labels or ()))):
-        known |= {_normalise(label.split(",")[0]): index, _normalise(label): index}
-    unknown = [name for name in classes if _normalise(name) not in known]
+        known |= {normalise(label.split(",")[0]): index, normalise(label): index}
+    unknown = [name for name in classes if normalise(name) not in known]
     if teacher.labels == tuple(classes) or (not teacher.labels and teacher.outputs == len(classes)):
         return tuple(range(len(classes)))
     if teacher.labels and not unknown:
-        return tuple(known[_normalise(name)] for name in classes)
+        return tuple(known[normalise(name)] for name in classes)
     names = f"no {unknown[0]!r} among {', '.join(teacher.labels[:5])}, ..." if teacher.labels else "no names"
     raise TeacherError(
         f"{teacher.origin} knows {teacher.outputs} classes with {names}; the data have {len(classes)}. "
@@ -91,7 +91,3 @@ def last_linear(module: nn.Module) -> str | None:
     """Return the module path of the last linear layer; None if there is none."""
     paths = [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
     return paths[-1] if paths else None
-
-
-def _normalise(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
