@@ -19,9 +19,10 @@ from pipeline.tasks import Task
 from teachers import state_dicts
 from teachers.contract import InputContract
 from teachers.onnx_files import OnnxClassifier
+from teachers.outputs import Form, Logits, as_logits
 from teachers.runtime import in_runtime
 from teachers.sources import SOURCES
-from teachers.teacher import Columns, Teacher, columns, replace_head
+from teachers.teacher import Columns, Teacher, columns, replace_heads
 
 ONNX = "model.onnx"
 
@@ -37,19 +38,22 @@ def save(folder: Path, teacher: Teacher, classes: Sequence[str], card: Mapping[s
     """
     indices = columns(teacher, classes)
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(teacher.module, OnnxClassifier):
-        shutil.copyfile(teacher.module.path, folder / ONNX)
+    module, form = teacher.module, "logits"
+    if isinstance(module, Logits):
+        module, form = module.classifier, module.form
+    if isinstance(module, OnnxClassifier):
+        form = module.form
+        shutil.copyfile(module.path, folder / ONNX)
         sha256 = provenance.sha256(folder / ONNX)
     else:
-        tensors = {
-            name: value.cpu().contiguous().clone() for name, value in teacher.module.state_dict().items()
-        }
+        tensors = {name: value.cpu().contiguous().clone() for name, value in module.state_dict().items()}
         save_file(tensors, folder / storage.WEIGHTS)
         sha256 = provenance.sha256(folder / storage.WEIGHTS)
     card = {
         **card,
         "origin": teacher.origin,
         "outputs": teacher.outputs,
+        "form": form,
         "columns": None if indices == tuple(range(teacher.outputs)) else indices,
         "sha256": sha256,
     }
@@ -71,7 +75,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 def identity(members: Sequence[Mapping[str, Any]]) -> str:
     """Hash over everything that the outputs of a teacher or an ensemble depend on, from the cards of its
     members."""
-    keys = ("source", "name", "sha256", "columns", "input")
+    keys = ("source", "name", "sha256", "columns", "form", "input")
     return provenance.identity(members=[{key: card[key] for key in keys} for card in members])
 
 
@@ -83,14 +87,18 @@ def load(folder: Path) -> tuple[nn.Module, InputContract]:
         WeightsError: the tensors do not fit the architecture.
     """
     card = read_card(folder)
+    form: Form = card["form"]
     if (folder / ONNX).exists():
         module: nn.Module = OnnxClassifier(folder / ONNX)
+        module.form = form
     else:
         teacher = SOURCES[card["source"]](card["name"], None)
         if teacher.outputs != card["outputs"] or card["adapted"]:
-            replace_head(teacher, card["outputs"])
-        module = teacher.module
-        state_dicts.fill(module, state_dicts.read(folder / storage.WEIGHTS), str(folder / storage.WEIGHTS))
+            replace_heads(teacher, card["outputs"])
+        state_dicts.fill(
+            teacher.module, state_dicts.read(folder / storage.WEIGHTS), str(folder / storage.WEIGHTS)
+        )
+        module = as_logits(teacher.module, form)
     network = Columns(module, card["columns"]) if card["columns"] else module
     return network.eval(), InputContract.from_dict(card["input"])
 
