@@ -62,8 +62,8 @@ def load(name: str, weights: str | None) -> Teacher:
         raise TeacherError(f"Hugging Face model {name!r}: {one_line(error)}") from error
     if missing:
         raise WeightsError(
-            f"Hugging Face model {name!r}: {len(missing)} tensors are missing ({', '.join(missing[:2])}); they "
-            "would be random"
+            f"Hugging Face model {name!r}: {len(missing)} tensors are missing ({', '.join(missing[:2])}); "
+            "they would be random"
         )
     names = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
     known = None if all(PLACEHOLDER.fullmatch(label) for label in names) else names

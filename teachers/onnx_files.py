@@ -61,8 +61,8 @@ class OnnxClassifier(nn.Module):
     sigmoid, the module returns the logarithm or the log-odds of its probabilities.
 
     Raises:
-        TeacherError: the file is missing or damaged, is not a classifier of square images, or fails when it is
-            tried.
+        TeacherError: the file is missing or damaged, is not a classifier of square images, or fails when it
+            is tried.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,8 +74,8 @@ class OnnxClassifier(nn.Module):
         self.layouts = _layouts(self.input)
         if not self.layouts:
             raise TeacherError(
-                f"{path}: one input of square images is expected, float or uint8, [batch, 3, height, width] or "
-                f"[batch, height, width, 3]; found {[tuple(port) for port in inputs]}"
+                f"{path}: one input of square images is expected, float or uint8, [batch, 3, height, width] "
+                f"or [batch, height, width, 3]; found {[tuple(port) for port in inputs]}"
             )
         self.output = _port(self.session.get_outputs()[0])
         if self.output.type not in FLOATS:
@@ -211,7 +211,7 @@ def _layouts(port: Port) -> list[Layout]:
         if (port.shape[channels] == 3 or not isinstance(port.shape[channels], int)) and len(fixed) < 2:
             found.append(layout)
     # A side that is declared as 3 is that of the channels.
-    declared = [layout for layout in found if port.shape[sides[layout][0]] == 3]
+    declared: list[Layout] = [layout for layout in found if port.shape[sides[layout][0]] == 3]
     return declared or found
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import re
 import tarfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from teachers.errors import WeightsError, one_line
 from teachers.local_files import KINDS
 
-STATES = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
+STATES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 """Keys below which training scripts store a state dict, beside the state of their optimiser."""
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 """Keys of averaged weights, which take precedence: they are what such a script evaluates."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """Prefixes of every name that `DataParallel`, `torch.compile` and Lightning give."""
+UNPICKLER = re.compile(r"(?:WeightsUnpickler error|Unsupported global): (.+?)(?: was not| Check the|$)")
+"""The reason within PyTorch's advice to read a file unsafely."""
 COUNTERS = ".num_batches_tracked"
 """Ending of the counters of batch norm, which PyTorch writes since 0.4.1 and which no answer depends on."""
 
@@ -93,11 +96,11 @@ def _unpickle(path: Path) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            if "GLOBAL" not in str(error):
-                raise
+            found = UNPICKLER.search(" ".join(str(error).split()))
             raise WeightsError(
                 f"{path} must hold a state dict alone, as torch.save(model.state_dict(), ...) writes it; it is "
-                "rejected, since loading it would run its code"
+                "rejected, since it is damaged, or loading it would run its code: "
+                f"{found[1] if found else one_line(error)}"
             ) from error
 
 

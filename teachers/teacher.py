@@ -72,8 +72,9 @@ def columns(teacher: Teacher, classes: Sequence[str]) -> tuple[int, ...]:
     by_text, by_number = tuple(sorted(classes)), labels.natural(classes)
     if by_text != by_number:
         raise TeacherError(
-            f"{teacher.origin} has {teacher.outputs} logits without names, and the classes of the data have two "
-            f"usual orders: {labels.listing(by_text)} and natural, {labels.listing(by_number)}. {HOW_TO_NAME}"
+            f"{teacher.origin} has {teacher.outputs} logits without names, and the classes of the data have "
+            f"two usual orders: {labels.listing(by_text)} and natural, {labels.listing(by_number)}. "
+            f"{HOW_TO_NAME}"
         )
     return tuple(range(len(classes)))
 
@@ -130,7 +131,7 @@ def describe(
         raise TeacherError(f"{origin} fails at its first image: {one_line(error)}") from error
     if not paths:
         raise TeacherError(
-            f"{origin}: its last layers cannot be found; allowed: linear layers or convolutions whose outputs "
-            "are the logits"
+            f"{origin}: its last layers cannot be found; allowed: linear layers or convolutions whose "
+            "outputs are the logits"
         )
     return Teacher(module, heads.count_outputs(module, paths), contract, paths, origin, names)

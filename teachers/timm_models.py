@@ -13,8 +13,9 @@ from teachers.contract import InputContract
 from teachers.errors import TeacherError, one_line
 from teachers.teacher import Teacher
 
-FLEXIBLE = {"dynamic_img_size": True}
-"""Argument with which vision transformers take images of any size; at their own size they compute the same."""
+FLEXIBLE: dict[str, Any] = {"dynamic_img_size": True}
+"""Argument with which vision transformers take images of any size; at their own size they compute the
+same."""
 
 
 def load(name: str, weights: str | None) -> Teacher:
@@ -48,7 +49,7 @@ def load(name: str, weights: str | None) -> Teacher:
 def create(name: str, **arguments: Any) -> nn.Module:
     """Create a model that takes images of any size, if its architecture can do so."""
     try:
-        return timm.create_model(name, **arguments, **FLEXIBLE)
+        return timm.create_model(name, **{**FLEXIBLE, **arguments})
     except TypeError as error:
         if next(iter(FLEXIBLE)) not in str(error):
             raise

@@ -13,7 +13,8 @@ from teachers.errors import TeacherError, one_line
 from teachers.teacher import Teacher
 
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
-"""Classifiers of GoogLeNet and Inception that stand in the middle of the network and only help to train it."""
+"""Classifiers of GoogLeNet and Inception that stand in the middle of the network and only help to train
+it."""
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -75,10 +76,10 @@ def create(name: str, **arguments: Any) -> nn.Module:
         arguments |= {"init_weights": False}
     module = models.get_model(name, **arguments)
     if hasattr(module, "transform_input"):
-        module.transform_input = False  # pyright: ignore[reportAttributeAccessIssue]
+        setattr(module, "transform_input", False)  # noqa: B010 - typed as a tensor or a module
     for part in AUXILIARY:
         if hasattr(module, part):
             setattr(module, part, None)
     if hasattr(module, "aux_logits"):
-        module.aux_logits = False  # pyright: ignore[reportAttributeAccessIssue]
+        setattr(module, "aux_logits", False)  # noqa: B010 - typed as a tensor or a module
     return module

@@ -18,7 +18,6 @@ from teachers import outputs as forms
 from teachers.errors import TeacherError
 from teachers.onnx_files import OnnxClassifier
 from teachers.outputs import Form
-from teachers.runtime import in_runtime
 from teachers.teacher import Teacher, columns, name_logits
 
 IMAGES = 512
@@ -47,8 +46,8 @@ def settle(
         workers: number of processes that render images.
 
     Raises:
-        TeacherError: it is not certain which logit is whose, or in which form the answers are; or some of them
-            are not finite.
+        TeacherError: it is not certain which logit is whose, or in which form the answers are; or some of
+            them are not finite.
     """
     if names is not None:
         teacher = name_logits(teacher, names, val_set.images.classes)
@@ -81,7 +80,7 @@ def _answers(
     chosen = np.unique(np.linspace(0, len(images) - 1, IMAGES).round().astype(int))
     some = ImageSet(images.table.select(chosen.tolist()), images.classes, images.task)
     size = val_set.contract.size
-    module = in_runtime(fabric.to_device(teacher.module.eval()), size)
+    module = fabric.to_device(teacher.module)
     values = scoring.predict(fabric, module, replace(val_set, images=some), size, workers)
     doubts.check_finite(values, some, "val", teacher.origin)
     return values

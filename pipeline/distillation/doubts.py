@@ -20,8 +20,9 @@ from teachers.errors import TeacherError
 LISTED = 3
 """Number of images, or of classes, that a message names."""
 GAIN = 0.2
-"""Least gain of another order of the logits that counts, as a share of the images of the classes that it moves
-or as a difference of the area under the ROC curve. An adapted teacher that confuses two classes gains less."""
+"""Least gain of another order of the logits that counts, as a share of the images of the classes that it
+moves or as a difference of the area under the ROC curve. An adapted teacher that confuses two classes gains
+less."""
 SHUFFLES = 100
 """Number of random pairings of answers with images from which the chance level of a mean average precision is
 taken."""
@@ -50,14 +51,8 @@ def check_finite(
     if len(bad):
         raise TeacherError(
             f"{origin}: its answers to {len(bad)} of {len(logits)} images of {split} are not finite: "
-            f"{name_images(images, bad)}; use other weights or another teacher.input"
+            f"{images.name(bad)}; use other weights or another teacher.input"
         )
-
-
-def name_images(images: ImageSet, indices: Int[np.ndarray, " some"]) -> str:
-    """The sources of the first of some images, for a message."""
-    names = [images.table[int(index)]["source"] for index in indices[:LISTED]]
-    return ", ".join(names) + (", ..." if len(indices) > LISTED else "")
 
 
 def check(
@@ -120,8 +115,8 @@ def _class_doubts(
     could_tell = wilson(images, images)[0] > float(shares @ shares)
     if could_tell and low <= chance:
         found.append(
-            f"{correct} of {images} val images are right ({CONFIDENCE:.0%} interval {low:.1%} to {high:.1%}), "
-            f"which cannot be told from chance ({chance:.1%})"
+            f"{correct} of {images} val images are right ({CONFIDENCE:.0%} interval {low:.1%} to "
+            f"{high:.1%}), which cannot be told from chance ({chance:.1%})"
         )
     return found
 
@@ -168,7 +163,8 @@ def _halves(truth: Int64[np.ndarray, " images"]) -> Bool[np.ndarray, " images"]:
 def _best_order(
     fit: Float[np.ndarray, "classes classes"] | Int64[np.ndarray, "classes classes"],
 ) -> np.ndarray:
-    """The logit of each class with which the sum of ``fit`` is greatest (Kuhn 1955); of equal ones, its own."""
+    """The logit of each class with which the sum of ``fit`` is greatest (Kuhn 1955); of equal ones, its
+    own."""
     return linear_sum_assignment(fit + 1e-3 * np.eye(len(fit)), maximize=True)[1]
 
 
@@ -180,7 +176,7 @@ def _order(columns: Int[np.ndarray, " classes"]) -> Order | None:
 def _describe(order: Order, classes: Sequence[str]) -> str:
     """Another order in words, with the way to set it."""
     # The class whose images each logit answers.
-    names = [classes[index] for index in np.argsort(order.columns)]
+    names = [classes[int(index)] for index in np.argsort(order.columns)]
     usual = {
         "natural": labels.natural(classes),
         "alphabetical": tuple(sorted(classes)),
@@ -195,8 +191,8 @@ def _describe(order: Order, classes: Sequence[str]) -> str:
             return f"the {words} order ({labels.listing(candidate)}); set teacher.labels to {key}"
     pairs = [f"the logit of {classes[order.columns[i]]!r} fits {classes[i]!r}" for i in order.moved[:LISTED]]
     return (
-        f"another one: {', '.join(pairs)}{', ...' if len(order.moved) > LISTED else ''}; set teacher.labels to "
-        f"the names in the order of its logits, perhaps {labels.listing(names)}"
+        f"another one: {', '.join(pairs)}{', ...' if len(order.moved) > LISTED else ''}; set teacher.labels "
+        f"to the names in the order of its logits, perhaps {labels.listing(names)}"
     )
 
 
@@ -212,8 +208,8 @@ def _attribute_doubts(
         stated = float(areas[order.moved, order.moved].mean())
         fitting = float(areas[order.moved, order.columns[list(order.moved)]].mean())
         found.append(
-            f"of {len(order.moved)} attributes, the mean area under the ROC curve on val is {stated:.2f} with "
-            f"the logits in the stated order, and {fitting:.2f} with {_describe(order, names)}"
+            f"of {len(order.moved)} attributes, the mean area under the ROC curve on val is {stated:.2f} "
+            f"with the logits in the stated order, and {fitting:.2f} with {_describe(order, names)}"
         )
     deviations = _deviations(present)
     critical = float(stats.norm.isf((1 - CONFIDENCE) / 2 / len(names)))
@@ -261,8 +257,11 @@ def _deviations(present: Bool[np.ndarray, "images attributes"]) -> Float[np.ndar
 def _better_attribute_order(
     scores: Float[np.ndarray, "images attributes"], present: Bool[np.ndarray, "images attributes"]
 ) -> Order | None:
-    """The best order of the logits, if it is better beyond what chance explains: on either half of the images,
-    the order that is best on the other half gains at least ``GAIN``, and more than two standard deviations."""
+    """The best order of the logits, if it is better beyond what chance explains.
+
+    On either half of the images, the order that is best on the other half must gain at least ``GAIN``, and
+    more than two standard deviations.
+    """
     half = np.arange(len(scores)) % 2 == 0
     for fitted in (half, ~half):
         order = _order(_best_order(_areas(scores[fitted], present[fitted])))

@@ -41,10 +41,10 @@ class TeacherMember(Settings):
     input: TeacherInput = TeacherInput()
     """Corrections, which take precedence over what the weights declare."""
     labels: Names = None
-    """Names of the logits of a teacher that is not adapted, in their order: a list, or a file with one name per
-    line (.json: a list). `data` is the order of the classes in the data, `natural` the one in which numbers
-    within names count by value (1, 2, 10). null takes the names that come with the weights; without any, there
-    must be as many logits as classes, in the order of the data."""
+    """Names of the logits of a teacher that is not adapted, in their order: a list, or a file with one name
+    per line (.json: a list). `data` is the order of the classes in the data, `natural` the one in which
+    numbers within names count by value (1, 2, 10). null takes the names that come with the weights; without
+    any, there must be as many logits as classes, in the order of the data."""
     outputs: Literal["auto", "logits", "probabilities"] = "auto"
     """What a teacher that is not adapted returns. `auto` judges by the file and by the values on val."""
     doubtful: Literal["refuse", "accept"] = "refuse"
@@ -62,8 +62,8 @@ class TeacherMember(Settings):
             for name, allowed in (("labels", None), ("outputs", "auto")):
                 if getattr(self, name) != allowed:
                     raise ValueError(
-                        f"{name}: only for a teacher that is taken as it is; with head or full, its last layer is "
-                        f"replaced; allowed: {'null' if allowed is None else allowed}"
+                        f"{name}: only for a teacher that is taken as it is; with head or full, its last "
+                        f"layer is replaced; allowed: {'null' if allowed is None else allowed}"
                     )
         return self
 

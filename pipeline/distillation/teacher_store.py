@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,16 @@ def save(folder: Path, teacher: Teacher, classes: Sequence[str], card: Mapping[s
     Raises:
         TeacherError: the teacher does not know these classes.
     """
+    teacher, form = _bare(teacher)
     indices = columns(teacher, classes)
     folder.mkdir(parents=True, exist_ok=True)
-    module, form = teacher.module, "logits"
-    if isinstance(module, Logits):
-        module, form = module.classifier, module.form
-    if isinstance(module, OnnxClassifier):
-        form = module.form
-        shutil.copyfile(module.path, folder / ONNX)
+    if isinstance(teacher.module, OnnxClassifier):
+        shutil.copyfile(teacher.module.path, folder / ONNX)
         sha256 = provenance.sha256(folder / ONNX)
     else:
-        tensors = {name: value.cpu().contiguous().clone() for name, value in module.state_dict().items()}
+        tensors = {
+            name: value.cpu().contiguous().clone() for name, value in teacher.module.state_dict().items()
+        }
         save_file(tensors, folder / storage.WEIGHTS)
         sha256 = provenance.sha256(folder / storage.WEIGHTS)
     card = {
@@ -59,6 +59,13 @@ def save(folder: Path, teacher: Teacher, classes: Sequence[str], card: Mapping[s
     }
     write_card(folder, card)
     return card
+
+
+def _bare(teacher: Teacher) -> tuple[Teacher, Form]:
+    """A teacher whose module returns what its weights compute, and the form of that."""
+    if isinstance(teacher.module, Logits):
+        return replace(teacher, module=teacher.module.classifier), teacher.module.form
+    return teacher, teacher.module.form if isinstance(teacher.module, OnnxClassifier) else "logits"
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
@@ -95,9 +102,8 @@ def load(folder: Path) -> tuple[nn.Module, InputContract]:
         teacher = SOURCES[card["source"]](card["name"], None)
         if teacher.outputs != card["outputs"] or card["adapted"]:
             replace_heads(teacher, card["outputs"])
-        state_dicts.fill(
-            teacher.module, state_dicts.read(folder / storage.WEIGHTS), str(folder / storage.WEIGHTS)
-        )
+        weights = folder / storage.WEIGHTS
+        state_dicts.fill(teacher.module, state_dicts.read(weights), str(weights))
         module = as_logits(teacher.module, form)
     network = Columns(module, card["columns"]) if card["columns"] else module
     return network.eval(), InputContract.from_dict(card["input"])
