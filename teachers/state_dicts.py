@@ -5,6 +5,7 @@ import pickle
 import re
 import tarfile
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,8 @@ def _unpickle(path: Path) -> Any:
         except pickle.UnpicklingError as error:
             found = UNPICKLER.search(" ".join(str(error).split()))
             raise WeightsError(
-                f"{path} must hold a state dict alone, as torch.save(model.state_dict(), ...) writes it; it is "
-                "rejected, since it is damaged, or loading it would run its code: "
+                f"{path} must hold a state dict alone, as torch.save(model.state_dict(), ...) writes it; it "
+                "is rejected, since it is damaged, or loading it would run its code: "
                 f"{found[1] if found else one_line(error)}"
             ) from error
 
@@ -146,4 +147,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
         raise WeightsError(
             f"{origin}: {len(damaged)} tensors hold values that are not finite ({', '.join(damaged[:2])})"
         )
-    module.load_state_dict(tensors)
+    # The versions of the modules, which some read: the tensors have those of the network as it is built here.
+    versioned = OrderedDict(tensors)
+    versioned._metadata = expected._metadata  # pyright: ignore[reportAttributeAccessIssue]
+    module.load_state_dict(versioned)

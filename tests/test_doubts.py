@@ -1,4 +1,4 @@
-"""Teachers at chance, with logits in another order, or the wrong way round are noticed on validation images."""
+"""Teachers at chance, with logits in another order, or the wrong way round are noticed on val."""
 
 from collections.abc import Sequence
 
