@@ -31,26 +31,25 @@ from pipeline.stages import teach
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = {
     "torchvision": (
-        "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 "
-        "maxvit_t mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_y_400mf resnet18 resnext50_32x4d "
-        "shufflenet_v2_x0_5 squeezenet1_0 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_16 "
-        "wide_resnet50_2"
+        "alexnet convnext_tiny densenet121 efficientnet_b0 googlenet inception_v3 "
+        "maxvit_t mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_y_400mf resnet18 "
+        "shufflenet_v2_x0_5 squeezenet1_1 swin_t swin_v2_t vgg11 vit_b_16"
     ),
     "timm": (
         "beit_base_patch16_224 botnet26t_256 cait_xxs24_224 coat_lite_tiny coat_tiny coatnet_nano_rw_224 "
-        "convit_tiny convmixer_768_32 convnextv2_atto crossvit_tiny_240 cspresnet50 davit_tiny "
-        "deit_tiny_distilled_patch16_224 dla34 dm_nfnet_f0 dpn48b eca_nfnet_l0 edgenext_xx_small "
+        "convit_tiny convnextv2_atto crossvit_tiny_240 davit_tiny "
+        "deit_tiny_distilled_patch16_224 dla34 dpn48b eca_nfnet_l0 edgenext_xx_small "
         "efficientformer_l1 efficientformerv2_s0 efficientvit_b0 efficientvit_m0 eva02_tiny_patch14_224 "
-        "fastvit_t8 focalnet_tiny_srf gcvit_xxtiny gernet_s ghostnet_050 ghostnetv2_100 gmlp_ti16_224 "
-        "halonet26t hardcorenas_a hgnetv2_b0 hiera_tiny_224 hrnet_w18_small inception_next_atto "
-        "inception_resnet_v2 lcnet_050 levit_128s mambaout_femto maxvit_rmlp_pico_rw_256 "
-        "maxvit_tiny_tf_224 mixer_s32_224 mixnet_s mobilenetv4_conv_small mobileone_s0 mobilevit_xxs "
+        "fastvit_t8 focalnet_tiny_srf gcvit_xxtiny ghostnet_050 ghostnetv2_100 gmlp_ti16_224 "
+        "hgnetv2_b0 hiera_tiny_224 hrnet_w18_small inception_next_atto "
+        "lcnet_050 levit_128s mambaout_femto maxvit_rmlp_pico_rw_256 "
+        "mixer_s32_224 mixnet_s mobilenetv4_conv_small mobileone_s0 mobilevit_xxs "
         "mobilevitv2_050 mvitv2_tiny nest_tiny pit_ti_224 poolformer_s12 pvt_v2_b0 regnetx_002 "
         "repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_26w_4s resmlp_12_224 resnest14d resnetv2_50 "
-        "rexnet_100 sebotnet33ts_256 selecsls42 sequencer2d_s skresnet18 starnet_s1 "
-        "swin_tiny_patch4_window7_224 swinv2_cr_tiny_ns_224 swinv2_tiny_window8_256 swiftformer_xs "
+        "rexnet_100 selecsls42 starnet_s1 "
+        "swin_tiny_patch4_window7_224 swinv2_cr_tiny_ns_224 swiftformer_xs "
         "tinynet_e tiny_vit_5m_224 tnt_s_legacy_patch16_224 tresnet_m twins_svt_small vgg11 "
-        "visformer_tiny vit_tiny_patch16_224 vitamin_small_224 volo_d1_224 xception41 "
+        "visformer_tiny vit_tiny_patch16_224 volo_d1_224 "
         "xcit_nano_12_p16_224"
     ),
 }

@@ -110,7 +110,7 @@ def test_probabilities_become_logits_by_the_file_or_by_their_values(
 class Colours(nn.Module):
     """A network by mean colour, with an operation after its last layer."""
 
-    def __init__(self, after: Callable[[Tensor], Tensor] = lambda x: x, least: int = 1) -> None:
+    def __init__(self, after: Callable[[Tensor], Any] = lambda x: x, least: int = 1) -> None:
         super().__init__()
         self.last = nn.Linear(3, 3, bias=False)
         self.last.weight = nn.Parameter(torch.from_numpy(odd_onnx.MATRIX).T.contiguous())
