@@ -73,4 +73,5 @@ def load(name: str, weights: str | None) -> Teacher:
         teacher,
         input=replace(teacher.input, mean=half, std=half),
         origin=f"{teacher.origin}, ImageNet weights from {package}",
+        labels=timm_models.image_net_names(module),
     )

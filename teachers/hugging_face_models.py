@@ -1,5 +1,6 @@
 """Any image classifier of Hugging Face: a folder that ``save_pretrained`` wrote, or a hub id."""
 
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, BaseImageProcessor
 from transformers.utils import logging
 
+from teachers import teacher
 from teachers.contract import InputContract
-from teachers.errors import TeacherError
-from teachers.teacher import Teacher, last_linear
+from teachers.errors import TeacherError, WeightsError, one_line
+from teachers.teacher import Teacher
 
 logging.disable_progress_bar()
 
@@ -27,8 +29,13 @@ class Logits(nn.Module):
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
         self.classifier = classifier
+        self.size = getattr(getattr(classifier, "config", None), "image_size", None)
+        """Side of the images for which a vision transformer has positions, which it can interpolate."""
+        self.interpolates = "interpolate_pos_encoding" in inspect.signature(classifier.forward).parameters
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+        if self.interpolates and x.shape[-1] != self.size:
+            return self.classifier(pixel_values=x, interpolate_pos_encoding=True).logits
         return self.classifier(pixel_values=x).logits
 
 
@@ -37,29 +44,33 @@ def load(name: str, weights: str | None) -> Teacher:
 
     Raises:
         TeacherError: the model does not exist, is not an image classifier, or has unknown preprocessing.
+        WeightsError: some of its tensors are missing.
     """
     if weights not in ("default", None):
         raise TeacherError(f"teacher.weights (={weights!r}) must be `default` or null for hugging_face")
     try:
         config = AutoConfig.from_pretrained(name)
-        classifier = (
-            AutoModelForImageClassification.from_config(config)
-            if weights is None
-            else AutoModelForImageClassification.from_pretrained(name, use_safetensors=None)
-        )
+        if weights is None:
+            classifier, missing = AutoModelForImageClassification.from_config(config), []
+        else:
+            classifier, loading = AutoModelForImageClassification.from_pretrained(
+                name, use_safetensors=None, output_loading_info=True
+            )
+            missing = sorted(loading["missing_keys"])
         rule, _ = BaseImageProcessor.get_image_processor_dict(name)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise TeacherError(f"Hugging Face model {name!r}: {' '.join(str(error).split())}") from error
-    module = Logits(classifier)
+    except Exception as error:  # the library, its hub and the file system fail in many ways
+        raise TeacherError(f"Hugging Face model {name!r}: {one_line(error)}") from error
+    if missing:
+        raise WeightsError(
+            f"Hugging Face model {name!r}: {len(missing)} tensors are missing ({', '.join(missing[:2])}); "
+            "they would be random"
+        )
     names = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
-    return Teacher(
-        module,
-        len(names),
-        contract(name, rule),
-        last_linear(module),
-        f"Hugging Face {name}",
-        None if all(PLACEHOLDER.fullmatch(label) for label in names) else names,
-    )
+    known = None if all(PLACEHOLDER.fullmatch(label) for label in names) else names
+    loaded = teacher.describe(Logits(classifier), contract(name, rule), f"Hugging Face {name}", known)
+    if known and len(known) != loaded.outputs:
+        raise TeacherError(f"Hugging Face model {name!r}: {len(known)} names for {loaded.outputs} logits")
+    return loaded
 
 
 def contract(name: str, rule: dict[str, Any]) -> InputContract:

@@ -1,47 +1,60 @@
 """State dicts from files of any origin; only tensors are read, and no code in a file is run."""
 
+import argparse
 import pickle
+import re
+import tarfile
 import warnings
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from teachers.errors import WeightsError
+from teachers.errors import WeightsError, one_line
+from teachers.local_files import KINDS
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-KINDS = " or ".join(SUFFIXES)
-PARALLEL = "module."
-"""Prefix that `DataParallel` gives every name."""
+STATES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
+"""Keys below which training scripts store a state dict, beside the state of their optimiser."""
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+"""Keys of averaged weights, which take precedence: they are what such a script evaluates."""
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""Prefixes of every name that `DataParallel`, `torch.compile` and Lightning give."""
+UNPICKLER = re.compile(r"(?:WeightsUnpickler error|Unsupported global): (.+?)(?: was not| Check the|$)")
+"""The reason within PyTorch's advice to read a file unsafely."""
+COUNTERS = ".num_batches_tracked"
+"""Ending of the counters of batch norm, which PyTorch writes since 0.4.1 and which no answer depends on."""
 
 
-def is_file(weights: str | None) -> bool:
-    """Whether the name of weights is that of a local file, by its suffix."""
-    return weights is not None and Path(weights).suffix in SUFFIXES
-
-
-def build(make: Callable[[int], nn.Module], head: str | None, path: Path) -> nn.Module:
+def build(
+    make: Callable[[int], nn.Module], paths: Sequence[str], file: Path, unused: Sequence[str] = ()
+) -> nn.Module:
     """Build a network with the tensors of a file, for as many classes as the file's head has.
 
     Args:
         make: function from the number of classes to a network with fresh weights.
-        head: module path of the network's last linear layer.
-        path: file that ``read`` takes.
+        paths: module paths of the network's last layers.
+        file: file that ``read`` takes.
+        unused: module paths of parts that the network is built without.
 
     Raises:
         WeightsError: the file is damaged or rejected, or its tensors do not fit the network.
     """
-    tensors = read(path)
-    weight = f"{head}.weight"
-    if weight not in tensors:
+    tensors = {
+        name: value
+        for name, value in read(file).items()
+        if not name.startswith(tuple(f"{u}." for u in unused))
+    }
+    weight = f"{paths[0]}.weight"
+    if weight not in tensors or not tensors[weight].ndim:
         raise WeightsError(
-            f"{path}: a head `{weight}` is expected; found {', '.join(list(tensors)[-2:]) or 'nothing'}"
+            f"{file}: a head `{weight}` is expected; found {', '.join(list(tensors)[-2:]) or 'nothing'}"
         )
     module = make(len(tensors[weight]))
-    fill(module, tensors, str(path))
+    fill(module, tensors, str(file))
     return module
 
 
@@ -53,38 +66,66 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; a {KINDS} file with a state dict is expected")
+    safe = path.suffix.lower() == ".safetensors"
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about old pickle formats, which are loaded or rejected like others
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is not an intact safetensors file: {error}") from error
-    except pickle.UnpicklingError as error:
+        content = load_file(path) if safe else _unpickle(path)
+    except WeightsError:
+        raise
+    except Exception as error:  # a damaged file can make its reader fail in any way
+        kind = "safetensors" if safe else "PyTorch"
+        raise WeightsError(f"{path} is not an intact {kind} file: {one_line(error)}") from error
+    tensors = _state(content)
+    if not tensors:
+        names = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
+        raise WeightsError(f"{path} holds {names}; a state dict of tensors is expected")
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _unpickle(path: Path) -> Any:
+    """Read a file of ``torch.save`` without running code."""
+    if tarfile.is_tarfile(path):
         raise WeightsError(
-            f"{path} must hold a state dict alone; it is rejected, since loading it would run its code"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(f"{path} is not an intact PyTorch file: {' '.join(str(error).split())}") from error
-    if isinstance(content, dict):
-        content = content.get("state_dict", content)
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path} holds {type(content).__name__}; a state dict of tensors is expected")
-    if content and all(name.startswith(PARALLEL) for name in content):
-        content = {name.removeprefix(PARALLEL): value for name, value in content.items()}
-    return content
+            f"{path} has the tar format of PyTorch before 0.1.10, which is not read without running code; "
+            "store its state dict again with torch.save"
+        )
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        # about old pickle formats, which are loaded or rejected like others
+        warnings.simplefilter("ignore")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = UNPICKLER.search(" ".join(str(error).split()))
+            raise WeightsError(
+                f"{path} must hold a state dict alone, as torch.save(model.state_dict(), ...) writes it; it "
+                "is rejected, since it is damaged, or loading it would run its code: "
+                f"{found[1] if found else one_line(error)}"
+            ) from error
+
+
+def _state(content: Any) -> dict[str, Tensor]:
+    """The state dict that a file holds, alone or below one of the usual keys; empty if there is none."""
+    if not isinstance(content, Mapping):
+        return {}
+    for key in (*AVERAGES, *STATES):
+        if isinstance(content.get(key), Mapping) and (found := _state(content[key])):
+            return found
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+        return {}
+    return dict(content)
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
-    """Load a state dict by name.
+    """Load a state dict by name. Counters of batch norm may be missing.
 
     Raises:
         WeightsError: names or shapes differ; the message gives the first of each kind.
     """
     expected = module.state_dict()
+    counters = {name: value for name, value in expected.items() if name.endswith(COUNTERS)}
+    tensors = {**counters, **tensors}
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]
     shapes = [
@@ -99,4 +140,14 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
     ]
     if problems:
         raise WeightsError(f"{origin}: {len(expected)} tensors are expected; {', '.join(problems)}")
-    module.load_state_dict(tensors)
+    damaged = [
+        name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if damaged:
+        raise WeightsError(
+            f"{origin}: {len(damaged)} tensors hold values that are not finite ({', '.join(damaged[:2])})"
+        )
+    # The versions of the modules, which some read: the tensors have those of the network as it is built here.
+    versioned = OrderedDict(tensors)
+    versioned._metadata = expected._metadata  # pyright: ignore[reportAttributeAccessIssue]
+    module.load_state_dict(versioned)

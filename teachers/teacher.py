@@ -1,14 +1,20 @@
 """The teacher: a classifier, its input contract, and how it is fitted to the classes of the data."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from teachers import heads, labels
 from teachers.contract import InputContract
-from teachers.errors import TeacherError
-from teachers.labels import normalise
+from teachers.errors import TeacherError, one_line
+from teachers.labels import LabelsError
+
+HOW_TO_NAME = (
+    "Set teacher.labels to the names in the order of its logits (a list or a file), or to data or natural"
+)
 
 
 @dataclass(frozen=True)
@@ -21,9 +27,8 @@ class Teacher:
     """Number of logits per image."""
     input: InputContract | None
     """Input contract; None if it is not known from the weights, so that the user must give it."""
-    head: str | None
-    """Module path of the last linear layer, which adaptation replaces; None if the network cannot be
-    changed."""
+    heads: tuple[str, ...]
+    """Module paths of the last layers, which adaptation replaces; none if the network cannot be changed."""
     origin: str
     """Architecture and weights in words, for cards."""
     labels: tuple[str, ...] | None = None
@@ -45,49 +50,88 @@ class Columns(nn.Module):
 def columns(teacher: Teacher, classes: Sequence[str]) -> tuple[int, ...]:
     """Find the logits of the classes of the data, for a teacher that knows these classes already.
 
-    If the teacher has class names, they are matched: whole or up to the first comma, ignoring case, with
-    blanks for underscores and hyphens. Without names there must be as many logits as classes.
+    If the teacher has class names, they are matched by ``labels.match``. Without names there must be as many
+    logits as classes, and there must be one usual order of the classes: of names with numbers there are two.
 
     Raises:
-        TeacherError: the teacher does not know these classes.
+        TeacherError: the teacher does not know these classes, or it is not certain which logit is whose.
     """
-    known: dict[str, int] = {}
-    for index, label in reversed(list(enumerate(teacher.labels or ()))):
-        known |= {normalise(label.split(",")[0]): index, normalise(label): index}
-    unknown = [name for name in classes if normalise(name) not in known]
-    if teacher.labels == tuple(classes) or (not teacher.labels and teacher.outputs == len(classes)):
-        return tuple(range(len(classes)))
-    if teacher.labels and not unknown:
-        return tuple(known[normalise(name)] for name in classes)
-    names = f"no {unknown[0]!r} among {', '.join(teacher.labels[:5])}, ..." if teacher.labels else "no names"
-    raise TeacherError(
-        f"{teacher.origin} knows {teacher.outputs} classes with {names}; the data have {len(classes)}. "
-        "Set teacher.head or teacher.full to adapt it"
-    )
-
-
-def replace_head(teacher: Teacher, classes: int) -> None:
-    """Replace the classifier by a new linear layer for ``classes``, initialised with zeros.
-
-    Raises:
-        TeacherError: the teacher has no head, or it is not a linear layer.
-    """
-    if teacher.head is None:
-        raise TeacherError(f"{teacher.origin} cannot be adapted; teacher.head and teacher.full must be null")
-    parent_path, _, name = teacher.head.rpartition(".")
-    parent = teacher.module.get_submodule(parent_path)
-    old = getattr(parent, name)
-    if not isinstance(old, nn.Linear):
+    if teacher.labels:
+        try:
+            return labels.match(classes, teacher.labels)
+        except LabelsError as error:
+            raise TeacherError(
+                f"{teacher.origin} has {teacher.outputs} logits; {error}. {HOW_TO_NAME}, or adapt it with "
+                "teacher.head or teacher.full"
+            ) from error
+    if teacher.outputs != len(classes):
         raise TeacherError(
-            f"{teacher.origin}: the head `{teacher.head}` (={type(old).__name__}) must be a linear layer"
+            f"{teacher.origin} has {teacher.outputs} logits without names; the data have {len(classes)} "
+            f"classes. {HOW_TO_NAME}, or adapt it with teacher.head or teacher.full"
         )
-    new = nn.Linear(old.in_features, classes)
-    nn.init.zeros_(new.weight)
-    nn.init.zeros_(new.bias)
-    setattr(parent, name, new)
+    by_text, by_number = tuple(sorted(classes)), labels.natural(classes)
+    if by_text != by_number:
+        raise TeacherError(
+            f"{teacher.origin} has {teacher.outputs} logits without names, and the classes of the data have "
+            f"two usual orders: {labels.listing(by_text)} and natural, {labels.listing(by_number)}. "
+            f"{HOW_TO_NAME}"
+        )
+    return tuple(range(len(classes)))
 
 
-def last_linear(module: nn.Module) -> str | None:
-    """Return the module path of the last linear layer; None if there is none."""
-    paths = [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
-    return paths[-1] if paths else None
+def name_logits(teacher: Teacher, names: str | Sequence[str], classes: Sequence[str]) -> Teacher:
+    """Return the teacher with the names of its logits as the user gives them.
+
+    Args:
+        teacher: the teacher as it was loaded.
+        names: names in the order of the logits; or ``data`` for the classes in the order of the data, or
+            ``natural`` for the classes sorted so that numbers within them count by value; or a file with one
+            name per line, or with a JSON list.
+        classes: classes of the data.
+
+    Raises:
+        TeacherError: the file cannot be read, or there are not as many names as logits.
+    """
+    if names == "data":
+        given = tuple(classes)
+    elif names == "natural":
+        given = labels.natural(classes)
+    else:
+        given = labels.read(Path(names)) if isinstance(names, str) else tuple(names)
+    if len(given) != teacher.outputs:
+        raise TeacherError(
+            f"teacher.labels: {len(given)} names ({labels.listing(given)}) for {teacher.outputs} logits of "
+            f"{teacher.origin}; allowed: as many names as logits"
+        )
+    return replace(teacher, labels=given)
+
+
+def replace_heads(teacher: Teacher, classes: int) -> None:
+    """Replace the last layers by new ones for ``classes``, initialised with zeros.
+
+    Raises:
+        TeacherError: the teacher has no last layer that can be replaced.
+    """
+    if not teacher.heads:
+        raise TeacherError(f"{teacher.origin} cannot be adapted; teacher.head and teacher.full must be null")
+    heads.replace(teacher.module, teacher.heads, classes)
+
+
+def describe(
+    module: nn.Module, contract: InputContract, origin: str, names: tuple[str, ...] | None = None
+) -> Teacher:
+    """Return a teacher of a network, whose last layers are found by trying it once at its own size.
+
+    Raises:
+        TeacherError: the network does not answer an image of this size with one row of logits.
+    """
+    try:
+        paths = heads.find(module, contract.size)
+    except Exception as error:  # a network can fail in any way
+        raise TeacherError(f"{origin} fails at its first image: {one_line(error)}") from error
+    if not paths:
+        raise TeacherError(
+            f"{origin}: its last layers cannot be found; allowed: linear layers or convolutions whose "
+            "outputs are the logits"
+        )
+    return Teacher(module, heads.count_outputs(module, paths), contract, paths, origin, names)

@@ -1,15 +1,21 @@
 """Any model of timm (https://github.com/huggingface/pytorch-image-models)."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 from timm.data.config import resolve_model_data_config
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from teachers import state_dicts
+from teachers import local_files, state_dicts, teacher
 from teachers.contract import InputContract
-from teachers.errors import TeacherError
+from teachers.errors import TeacherError, one_line
 from teachers.teacher import Teacher
+
+FLEXIBLE: dict[str, Any] = {"dynamic_img_size": True}
+"""Argument with which vision transformers take images of any size; at their own size they compute the
+same."""
 
 
 def load(name: str, weights: str | None) -> Teacher:
@@ -21,34 +27,55 @@ def load(name: str, weights: str | None) -> Teacher:
         TeacherError: the name is unknown, or the weights cannot be downloaded.
         WeightsError: the local file is damaged, contains code, or belongs to another model.
     """
-    local = state_dicts.is_file(weights)
+    local = local_files.is_weights(weights)
     if not local and weights not in ("default", None):
         raise TeacherError(
-            f"teacher.weights (={weights!r}) must be `default`, a {state_dicts.KINDS} file or null for timm"
+            f"teacher.weights (={weights!r}) must be `default`, a {local_files.KINDS} file or null for timm"
         )
     try:
-        module = timm.create_model(name, pretrained=weights == "default")
-    except (RuntimeError, OSError, ValueError) as error:
-        raise TeacherError(f"timm model {name!r}: {' '.join(str(error).split())}") from error
-    teacher = describe(module, f"timm {name}")
+        module = create(name, pretrained=weights == "default")
+    except Exception as error:  # the library, its hub and the file system fail in many ways
+        raise TeacherError(f"timm model {name!r}: {one_line(error)}") from error
     if not local:
-        return teacher
-    module = state_dicts.build(
-        lambda classes: timm.create_model(name, num_classes=classes), teacher.head, Path(str(weights))
+        names = image_net_names(module) if weights else None
+        return describe(module, f"timm {name}", names)
+    file = Path(str(weights))
+    loaded = state_dicts.build(
+        lambda classes: create(name, num_classes=classes), describe(module, f"timm {name}").heads, file
     )
-    return describe(module, f"timm {name}, weights of {Path(str(weights)).name}")
+    return describe(loaded, f"timm {name}, weights of {file.name}")
 
 
-def describe(module: nn.Module, origin: str) -> Teacher:
+def create(name: str, **arguments: Any) -> nn.Module:
+    """Create a model that takes images of any size, if its architecture can do so."""
+    try:
+        return timm.create_model(name, **{**FLEXIBLE, **arguments})
+    except TypeError as error:
+        if next(iter(FLEXIBLE)) not in str(error):
+            raise
+        return timm.create_model(name, **arguments)
+
+
+def describe(module: nn.Module, origin: str, names: tuple[str, ...] | None = None) -> Teacher:
     """Make a teacher of a timm module, with the input contract from timm's configuration."""
     config = resolve_model_data_config(module)
-    interpolation = config["interpolation"]
-    classifier = module.default_cfg["classifier"]  # pyright: ignore[reportIndexIssue, reportArgumentType] - a dict
     contract = InputContract(
         size=config["input_size"][-1],
         mean=config["mean"],
         std=config["std"],
-        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
+        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
         crop=config["crop_pct"],
     )
-    return Teacher(module, int(module.num_classes), contract, str(classifier), origin)  # pyright: ignore[reportArgumentType] - timm's
+    return teacher.describe(module, contract, origin, names)
+
+
+def image_net_names(module: nn.Module) -> tuple[str, ...] | None:
+    """Synset id and names of every logit of published weights, if those are of one of ImageNet's sets."""
+    subset = infer_imagenet_subset(module)
+    if subset is None:
+        return None
+    info = ImageNetInfo(subset)
+    return tuple(
+        f"{info.index_to_label_name(index)}, {info.index_to_description(index)}"
+        for index in range(info.num_classes())
+    )

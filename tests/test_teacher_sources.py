@@ -65,7 +65,7 @@ def test_a_hugging_face_classifier_gives_its_own_logits(hub_folder: Path, images
     torch.testing.assert_close(ask(teacher.module, images), theirs, rtol=0, atol=0)
     assert (teacher.outputs, teacher.labels) == (3, NAMES)
     assert teacher.input == InputContract(64, HALF, QUARTER, "bilinear", 1.0)
-    assert isinstance(teacher.module.get_submodule(str(teacher.head)), nn.Linear)
+    assert [type(teacher.module.get_submodule(path)) for path in teacher.heads] == [nn.Linear]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_an_onnx_file_is_a_black_box(tmp_path: Path, images: torch.Tensor, batch
     matrix = torch.from_numpy(onnx_file(tmp_path / "box.onnx", batch=batch))
     teacher = SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
     torch.testing.assert_close(ask(teacher.module, images), images.mean((2, 3)) @ matrix, rtol=0, atol=1e-5)
-    assert (teacher.outputs, teacher.input, teacher.head, teacher.labels) == (4, None, None, None)
+    assert (teacher.outputs, teacher.input, teacher.heads, teacher.labels) == (4, None, (), None)
     given = TeacherInput(mean=HALF, std=QUARTER)
     assert adaptation.contract(teacher, size=None, crop=0.9, corrections=given) == InputContract(
         64, HALF, QUARTER, "bilinear", 0.9
@@ -214,15 +214,15 @@ def test_wrong_onnx_files_are_one_line(tmp_path: Path) -> None:
 
 
 def box(outputs: int, names: tuple[str, ...] | None) -> Teacher:
-    return Teacher(nn.Identity(), outputs, None, None, "a box", names)
+    return Teacher(nn.Identity(), outputs, None, (), "a box", names)
 
 
 def test_classes_are_found_by_name_or_by_number() -> None:
     assert columns(box(3, NAMES), ["shoe", "t_shirt"]) == (2, 0)
     assert columns(box(3, None), ["a", "b", "c"]) == (0, 1, 2)
-    with pytest.raises(TeacherError, match="knows 3 classes with no 'glove' among T-shirt, hat"):
+    with pytest.raises(TeacherError, match="no 'glove' among 'T-shirt', 'hat'"):
         columns(box(3, NAMES), ["hat", "glove"])
-    with pytest.raises(TeacherError, match="knows 3 classes with no names; the data have 2"):
+    with pytest.raises(TeacherError, match="3 logits without names; the data have 2"):
         columns(box(3, None), ["a", "b"])
 
 

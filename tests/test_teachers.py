@@ -14,7 +14,7 @@ from teachers.contract import InputContract
 from teachers.errors import TeacherError, WeightsError
 from teachers.runtime import in_runtime
 from teachers.sources import SOURCES
-from teachers.teacher import Columns, replace_head
+from teachers.teacher import Columns, replace_heads
 
 
 class Twice(nn.Module):
@@ -107,9 +107,9 @@ def test_an_unknown_teacher_is_reported_in_one_line_with_what_is_allowed(
 @pytest.mark.parametrize(("source", "name"), [("timm", "mobilenetv3_small_050"), ("torchvision", "resnet18")])
 def test_any_models_head_can_be_replaced(source: str, name: str) -> None:
     teacher = SOURCES[source](name, None)
-    replace_head(teacher, 7)
+    replace_heads(teacher, 7)
     assert teacher.module.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 7)
-    assert isinstance(teacher.module.get_submodule(str(teacher.head)), nn.Linear)
+    assert [type(teacher.module.get_submodule(path)) for path in teacher.heads] == [nn.Linear]
 
 
 def test_normalising_gives_the_range_of_the_weights_in_channels_last() -> None:

@@ -29,6 +29,8 @@ from pipeline.data.splits import SPLITS, Splits, fingerprint
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 REPORT = "report.json"
+NAMED = 3
+"""Number of images that a message names."""
 datasets.disable_progress_bars()
 
 
@@ -47,6 +49,11 @@ class ImageSet:
     def image(self, index: int) -> Image.Image:
         """Decode one image as RGB, upright."""
         return decode(self.table[index]["image"]["bytes"])
+
+    def name(self, indices: Sequence[int] | Int64[np.ndarray, " some"]) -> str:
+        """The sources of the first of some images, for a message."""
+        names = [self.table[int(index)]["source"] for index in indices[:NAMED]]
+        return ", ".join(names) + (", ..." if len(indices) > NAMED else "")
 
     @cached_property
     def labels(self) -> Int64[np.ndarray, " images"] | Float32[np.ndarray, "images attributes"]:

@@ -15,7 +15,7 @@ from pipeline.training.settings import TrainingSettings
 from teachers.contract import InputContract
 from teachers.errors import TeacherError
 from teachers.onnx_files import OnnxClassifier
-from teachers.teacher import Teacher, replace_head
+from teachers.teacher import Teacher, replace_heads
 
 OBJECTIVE = Objective(kl=0.0, cross_entropy=1.0)
 """A teacher is trained on the labels alone."""
@@ -75,15 +75,15 @@ def adapt(
     if not any(parts.values()):
         return teacher, []
     classes = sets["train"].images.classes
-    replace_head(teacher, len(classes))
-    assert teacher.head is not None
+    replace_heads(teacher, len(classes))
     teacher = replace(teacher, outputs=len(classes), labels=tuple(classes))
     history: History = []
     for part, settings in parts.items():
         if settings is None:
             continue
         teacher.module.requires_grad_(part == "full")
-        teacher.module.get_submodule(str(teacher.head)).requires_grad_(True)
+        for path in teacher.heads:
+            teacher.module.get_submodule(path).requires_grad_(True)
         module, lines = loop.train(
             fabric,
             teacher.module,

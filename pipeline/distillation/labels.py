@@ -172,9 +172,11 @@ def compute(
                 parts.append(logits.to(torch.float16).cpu().numpy())
                 bar.update(len(logits))
             logits = np.concatenate(parts)
-            if infinite := int((~np.isfinite(logits).all(1)).sum()):
+            infinite = np.flatnonzero(~np.isfinite(logits).all(1))
+            if len(infinite):
                 raise LabelError(
-                    f"the teacher's outputs for {infinite} of {len(logits)} images are not finite in fp16; "
+                    f"the teacher's outputs for {len(infinite)} of {len(logits)} images are not finite in "
+                    f"fp16 ({view_set.images.name(infinite)}); "
                     "allowed: logits within 65504"
                 )
             files.write_array(file, logits, sealed=True)

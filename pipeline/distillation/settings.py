@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.settings import ImageSize, Settings
 from pipeline.training.settings import TrainingSettings
@@ -19,6 +19,13 @@ class TeacherInput(Settings):
     """Interpolation with which images are resized, with antialiasing."""
 
 
+Names = Annotated[
+    str | tuple[str, ...] | None,
+    BeforeValidator(lambda value: [*map(str, value)] if isinstance(value, list | tuple) else value),
+]
+"""Names in a list, where YAML may have read numbers; or a word or a file that stands for them."""
+
+
 class TeacherMember(Settings):
     """One teacher and how it is adapted to the data."""
 
@@ -33,11 +40,32 @@ class TeacherMember(Settings):
     """Height and width of the input in pixels; null takes the size that the weights declare."""
     input: TeacherInput = TeacherInput()
     """Corrections, which take precedence over what the weights declare."""
+    labels: Names = None
+    """Names of the logits of a teacher that is not adapted, in their order: a list, or a file with one name
+    per line (.json: a list). `data` is the order of the classes in the data, `natural` the one in which
+    numbers within names count by value (1, 2, 10). null takes the names that come with the weights; without
+    any, there must be as many logits as classes, in the order of the data."""
+    outputs: Literal["auto", "logits", "probabilities"] = "auto"
+    """What a teacher that is not adapted returns. `auto` judges by the file and by the values on val."""
+    doubtful: Literal["refuse", "accept"] = "refuse"
+    """What happens if the score on val cannot be told from chance, or if another order of the logits fits val
+    far better. `refuse` ends the run before anything is built on the teacher; `accept` prints a warning."""
     head: TrainingSettings | None = None
     """First training: a new classifier, the rest of the network frozen; null skips it."""
     full: TrainingSettings | None = None
     """Second training: the whole network; null skips it. If both are null, the teacher must already know the
     classes of the data."""
+
+    @model_validator(mode="after")
+    def _as_it_is(self) -> "TeacherMember":
+        if any(self.parts().values()):
+            for name, allowed in (("labels", None), ("outputs", "auto")):
+                if getattr(self, name) != allowed:
+                    raise ValueError(
+                        f"{name}: only for a teacher that is taken as it is; with head or full, its last "
+                        f"layer is replaced; allowed: {'null' if allowed is None else allowed}"
+                    )
+        return self
 
     def parts(self) -> dict[str, TrainingSettings | None]:
         """The trainings by name, in order."""

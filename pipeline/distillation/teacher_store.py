@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from pipeline.tasks import Task
 from teachers import state_dicts
 from teachers.contract import InputContract
 from teachers.onnx_files import OnnxClassifier
+from teachers.outputs import Form, Logits, as_logits
 from teachers.runtime import in_runtime
 from teachers.sources import SOURCES
-from teachers.teacher import Columns, Teacher, columns, replace_head
+from teachers.teacher import Columns, Teacher, columns, replace_heads
 
 ONNX = "model.onnx"
 
@@ -35,6 +37,7 @@ def save(folder: Path, teacher: Teacher, classes: Sequence[str], card: Mapping[s
     Raises:
         TeacherError: the teacher does not know these classes.
     """
+    teacher, form = _bare(teacher)
     indices = columns(teacher, classes)
     if isinstance(teacher.module, OnnxClassifier):
         with files.replacing(folder / ONNX) as fresh:
@@ -51,11 +54,19 @@ def save(folder: Path, teacher: Teacher, classes: Sequence[str], card: Mapping[s
         **card,
         "origin": teacher.origin,
         "outputs": teacher.outputs,
+        "form": form,
         "columns": None if indices == tuple(range(teacher.outputs)) else indices,
         "sha256": sha256,
     }
     write_card(folder, card)
     return card
+
+
+def _bare(teacher: Teacher) -> tuple[Teacher, Form]:
+    """A teacher whose module returns what its weights compute, and the form of that."""
+    if isinstance(teacher.module, Logits):
+        return replace(teacher, module=teacher.module.classifier), teacher.module.form
+    return teacher, teacher.module.form if isinstance(teacher.module, OnnxClassifier) else "logits"
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
@@ -71,7 +82,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 def identity(members: Sequence[Mapping[str, Any]]) -> str:
     """Hash over everything that the outputs of a teacher or an ensemble depend on, from the cards of its
     members."""
-    keys = ("source", "name", "sha256", "columns", "input")
+    keys = ("source", "name", "sha256", "columns", "form", "input")
     return provenance.identity(members=[{key: card[key] for key in keys} for card in members])
 
 
@@ -83,14 +94,17 @@ def load(folder: Path) -> tuple[nn.Module, InputContract]:
         WeightsError: the tensors do not fit the architecture.
     """
     card = read_card(folder)
+    form: Form = card["form"]
     if (folder / ONNX).exists():
         module: nn.Module = OnnxClassifier(folder / ONNX)
+        module.form = form
     else:
         teacher = SOURCES[card["source"]](card["name"], None)
         if teacher.outputs != card["outputs"] or card["adapted"]:
-            replace_head(teacher, card["outputs"])
-        module = teacher.module
-        state_dicts.fill(module, state_dicts.read(folder / storage.WEIGHTS), str(folder / storage.WEIGHTS))
+            replace_heads(teacher, card["outputs"])
+        weights = folder / storage.WEIGHTS
+        state_dicts.fill(teacher.module, state_dicts.read(weights), str(weights))
+        module = as_logits(teacher.module, form)
     network = Columns(module, card["columns"]) if card["columns"] else module
     return network.eval(), InputContract.from_dict(card["input"])
 

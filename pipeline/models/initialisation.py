@@ -17,7 +17,7 @@ import students
 from pipeline.models import storage
 from students import published
 from students.mobilenet_v1 import ACTIVATIONS
-from teachers import state_dicts
+from teachers import local_files, state_dicts
 from teachers.errors import WeightsError
 
 TENSORFLOW_EPSILON = 1e-3
@@ -91,7 +91,7 @@ def hugging_face(path: str) -> Start:
 
 def timm_model(path: str) -> Start:
     """Read a ``.safetensors`` or ``.pth`` file of timm's ``mobilenetv1``, or a model name of timm's hub."""
-    if state_dicts.is_file(path):
+    if local_files.is_weights(path):
         tensors = state_dicts.read(Path(path))
     else:
         try:

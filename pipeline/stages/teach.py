@@ -9,7 +9,7 @@ from pipeline import files, parameters, paths, provenance
 from pipeline.data import store, views
 from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet
-from pipeline.distillation import adaptation, teacher_store
+from pipeline.distillation import adaptation, as_it_is, doubts, teacher_store, trial
 from pipeline.distillation.settings import TeacherMember
 from pipeline.models import histories
 from pipeline.parameters import Parameters
@@ -32,7 +32,8 @@ def main() -> None:
     images = {split: store.read(paths.DATA, split) for split in SPLITS}
     settings = p.teacher.members
     names = [str(index) for index in range(len(settings))] if p.teacher.ensemble else ["."]
-    members = [_adapt(p, fabric, images, *member) for member in zip(settings, names, strict=True)]
+    keys = ["teacher", *(f"teacher.ensemble.{index}" for index in range(len(p.teacher.ensemble)))]
+    members = [_adapt(p, fabric, images, *member) for member in zip(settings, names, keys, strict=True)]
     logits = {split: task.mean([member.logits[split] for member in members]) for split in ("val", "test")}
     val, test = (scoring.score(values, images[split]) for split, values in logits.items())
     card = {
@@ -65,17 +66,28 @@ class Member(NamedTuple):
 
 
 def _adapt(
-    p: Parameters, fabric: Fabric, images: dict[str, ImageSet], settings: TeacherMember, name: str
+    p: Parameters, fabric: Fabric, images: dict[str, ImageSet], settings: TeacherMember, name: str, key: str
 ) -> Member:
-    """Load a teacher, adapt it, write it below `artifacts/teacher/`, and compute its logits of val and
-    test."""
+    """Load a teacher, try it, adapt it, write it below `artifacts/teacher/`, and compute its logits of val
+    and test."""
     fabric.seed_everything(p.seed, verbose=False)
     teacher = SOURCES[settings.source](settings.name, settings.weights)
     contract = adaptation.contract(
         teacher, size=settings.size, crop=p.views.eval_crop, corrections=settings.input
     )
+    classes, task, parts = images["train"].classes, images["train"].task, settings.parts()
+    trial.try_out(teacher, contract, parts, task=task, classes=len(classes), key=key)
     space = views.space(p.views, p.seed).plain()
     sets = {split: ViewSet(part, space, contract) for split, part in images.items()}
+    if not any(parts.values()):
+        teacher = as_it_is.settle(
+            fabric,
+            teacher,
+            sets["val"],
+            names=settings.labels,
+            outputs=settings.outputs,
+            workers=p.compute.workers,
+        )
     facts = {
         "settings": settings.model_dump(mode="json"),
         "data_sha256": store.read_report(paths.DATA)["data_sha256"],
@@ -83,12 +95,11 @@ def _adapt(
     identity = provenance.identity(**facts, views=space.model_dump(mode="json"), seed=p.seed)
     runs = {
         part: Run(f"teach {part}", paths.checkpoints(f"teacher-{name.strip('.')}{part}"), identity)
-        for part in settings.parts()
+        for part in parts
     }
     teacher, history = adaptation.adapt(
-        fabric, teacher, sets, settings.parts(), seed=p.seed, workers=p.compute.workers, runs=runs
+        fabric, teacher, sets, parts, seed=p.seed, workers=p.compute.workers, runs=runs
     )
-    classes = images["train"].classes
     card = {
         **facts,
         "source": settings.source,
@@ -105,6 +116,11 @@ def _adapt(
         split: scoring.predict(fabric, inference.module, sets[split], contract.size, p.compute.workers)
         for split in ("val", "test")
     }
+    for split, answers in logits.items():
+        doubts.check_finite(answers, images[split], split, f"{key}: {teacher.origin}")
+    doubts.check(
+        logits["val"], images["val"], f"{key}: {teacher.origin}", accept=settings.doubtful == "accept"
+    )
     return Member(card, history, logits, runs)
 
 

@@ -205,8 +205,7 @@ def _infinite_loss(losses: Sequence[Tensor], batches: Sequence[Request], images:
     if not len(infinite):
         return None
     first = int(infinite[0])
-    sources = [images.table["source"][int(index)] for index in batches[first].indices]
-    return f"{values[first].item()} for {scoring.named(sources)}"
+    return f"{values[first].item()} for {images.name(batches[first].indices)}"
 
 
 @torch.no_grad()

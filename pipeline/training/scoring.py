@@ -1,6 +1,5 @@
 """Scores of a PyTorch network on a split."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +13,6 @@ from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
 from pipeline.statistics.chance import Chance
 from pipeline.tasks import Task
-
-NAMED = 3
-"""Number of images that an error names."""
 
 
 class ScoreError(DistilleryError):
@@ -77,11 +73,6 @@ def logits(
         return torch.cat([module(contract.normalise(batch.images)).float().cpu() for batch in views.at(size)])
 
 
-def named(sources: Sequence[str]) -> str:
-    """The first of some images in words."""
-    return ", ".join(sources[:NAMED]) + (", ..." if len(sources) > NAMED else "")
-
-
 def score(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> Score:
     """The score of the logits of a whole split.
 
@@ -89,9 +80,8 @@ def score(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> Sc
         ScoreError: a logit is not a finite number.
     """
     if len(infinite := np.flatnonzero(~torch.isfinite(logits).all(1).numpy())):
-        sources = [images.table["source"][int(index)] for index in infinite]
         raise ScoreError(
-            f"the outputs for {len(infinite)} of {len(images)} images are not finite: {named(sources)}"
+            f"the outputs for {len(infinite)} of {len(images)} images are not finite: {images.name(infinite)}"
         )
     task = images.task
     predictions = task.predictions(logits)

@@ -1,0 +1,476 @@
+"""Odd teachers are supported, or refused in one line before anything is trained or stored."""
+
+import argparse
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline.data import sources, splits, store
+from pipeline.data.batches import ViewSet
+from pipeline.distillation import as_it_is, doubts, teacher_store, trial
+from pipeline.distillation.settings import TeacherMember
+from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
+from pipeline.training import compute, scoring
+from pipeline.training.settings import ComputeSettings, Phase, TrainingSettings
+from teachers import labels, local_files, outputs, state_dicts
+from teachers.contract import InputContract
+from teachers.errors import TeacherError, WeightsError
+from teachers.onnx_files import OnnxClassifier
+from teachers.sources import SOURCES
+from teachers.teacher import Teacher, columns, describe, name_logits, replace_heads
+from tests import odd_onnx
+
+CONTRACT = InputContract(odd_onnx.SIZE)
+
+
+@pytest.fixture(scope="module")
+def val(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> ViewSet:
+    """Validation images of the classes blue, green and red."""
+    listing = sources.folder(photographs)
+    made = splits.assign(listing.labelled, train=None, val=0.4, test=0.2, seed=0)
+    folder = tmp_path_factory.mktemp("data")
+    store.write(folder, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
+    return ViewSet(store.read(folder, "val"), None, CONTRACT)
+
+
+def settle(teacher: Teacher, val: ViewSet, **settings: Any) -> Teacher:
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
+    return as_it_is.settle(
+        fabric, teacher, val, **{"names": None, "outputs": "auto", "workers": 0, **settings}
+    )
+
+
+def answer(module: nn.Module, val: ViewSet) -> Tensor:
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
+    return scoring.predict(fabric, module, val, odd_onnx.SIZE, 0)
+
+
+def line(error: pytest.ExceptionInfo[TeacherError]) -> str:
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def write(folder: Path, make: Callable[[Path], Path], name: str = "box.onnx") -> Teacher:
+    return SOURCES["onnx"](str(make(folder / name)), "default")
+
+
+@pytest.mark.parametrize("form", odd_onnx.WORKING)
+def test_an_onnx_file_of_an_odd_form_answers_like_the_usual_one(tmp_path: Path, form: str) -> None:
+    images = torch.randint(256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0)) / 255
+    teacher = write(tmp_path, odd_onnx.WORKING[form])
+    expected = images.mean((2, 3)) @ torch.from_numpy(odd_onnx.MATRIX)
+    assert teacher.outputs == 3
+    torch.testing.assert_close(teacher.module(images), expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("form", odd_onnx.BROKEN)
+def test_an_onnx_file_that_cannot_be_used_is_one_line(tmp_path: Path, form: str) -> None:
+    make, words = odd_onnx.BROKEN[form]
+    with pytest.raises(TeacherError) as error:
+        write(tmp_path, make)
+    assert words in line(error)
+    assert "box.onnx" in line(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\x08\x08" * 40])
+def test_a_file_that_is_no_onnx_file_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "box.onnx").write_bytes(content)
+    with pytest.raises(TeacherError) as error:
+        SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
+    assert "box.onnx" in line(error)
+    with pytest.raises(TeacherError) as error:
+        SOURCES["onnx"](str(tmp_path), "default")
+    assert str(tmp_path) in line(error)
+
+
+@pytest.mark.parametrize("form", odd_onnx.SHARES)
+def test_probabilities_become_logits_by_the_file_or_by_their_values(
+    tmp_path: Path, val: ViewSet, form: str
+) -> None:
+    teacher = settle(write(tmp_path, odd_onnx.SHARES[form]), val)
+    plain = settle(write(tmp_path, odd_onnx.write, "plain.onnx"), val)
+    assert isinstance(teacher.module, OnnxClassifier)
+    assert isinstance(plain.module, OnnxClassifier)
+    assert (teacher.module.form, plain.module.form) == ("softmax", "logits")
+    expected = answer(plain.module, val).softmax(1)
+    torch.testing.assert_close(answer(teacher.module, val).softmax(1), expected, rtol=0, atol=2e-3)
+    card = {"source": "onnx", "name": "box.onnx", "adapted": False, "input": CONTRACT.to_dict()}
+    assert teacher_store.save(tmp_path / "kept", teacher, val.images.classes, card)["form"] == "softmax"
+    again, _ = teacher_store.load(tmp_path / "kept")
+    torch.testing.assert_close(answer(again, val), answer(teacher.module, val))
+
+
+class Colours(nn.Module):
+    """A network by mean colour, with an operation after its last layer."""
+
+    def __init__(self, after: Callable[[Tensor], Any] = lambda x: x, least: int = 1) -> None:
+        super().__init__()
+        self.last = nn.Linear(3, 3, bias=False)
+        self.last.weight = nn.Parameter(torch.from_numpy(odd_onnx.MATRIX).T.contiguous())
+        self.after, self.least = after, least
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training and len(x) < self.least:
+            raise ValueError(f"Expected more than 1 value per channel,\n got {len(x)}")
+        return self.after(self.last(x.mean((2, 3))))
+
+
+def test_a_network_that_ends_in_a_softmax_is_labelled_by_its_logits(val: ViewSet) -> None:
+    teacher = describe(Colours(lambda x: x.softmax(1)), CONTRACT, "colours")
+    settled = settle(teacher, val)
+    expected = answer(Colours(), val).log_softmax(1)
+    torch.testing.assert_close(answer(settled.module, val), expected, rtol=0, atol=1e-4)
+    as_logits = settle(teacher, val, outputs="logits")
+    assert as_logits.module is teacher.module
+    logarithms = describe(Colours(lambda x: x.log_softmax(1)), CONTRACT, "colours")
+    assert settle(logarithms, val).module is logarithms.module
+
+
+def rows(*values: Sequence[float]) -> Tensor:
+    return torch.tensor(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "exclusive", "form"),
+    [
+        (rows((0.2, 0.8), (0.9, 0.1)), True, "softmax"),
+        (rows((0.0, 1.0), (1.0, 0.0)), True, "softmax"),
+        (rows((0.2, 0.7), (0.9, 0.1)), True, None),
+        (rows((20.0, 80.0), (90.0, 10.0)), True, None),
+        (rows((0.0, 3.0), (1.5, 0.2)), True, "logits"),
+        (rows((-1.0, 2.0), (2.0, -1.0)), True, "logits"),
+        (rows((0.2, 0.8), (0.9, 0.1)).log(), True, "logits"),
+        (rows((0.02, 0.9), (0.9, 0.3)), False, "sigmoid"),
+        (rows((0.4, 0.5), (0.6, 0.5)), False, None),
+        (rows((0.2, 0.8), (0.9, 0.1)), False, None),
+        (rows((-3.0, 2.0), (0.1, 0.2)), False, "logits"),
+    ],
+)
+def test_the_form_of_outputs_is_judged_by_their_values(
+    values: Tensor, exclusive: bool, form: str | None
+) -> None:
+    if form is not None:
+        assert outputs.judge(values, exclusive=exclusive) == form
+        return
+    with pytest.raises(TeacherError, match=r"teacher\.outputs") as error:
+        outputs.judge(values, exclusive=exclusive)
+    line(error)
+
+
+def test_outputs_that_are_no_probabilities_are_not_taken_for_some(val: ViewSet, tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match=r"teacher\.outputs") as error:
+        settle(write(tmp_path, odd_onnx.write), val, outputs="probabilities")
+    assert "box.onnx" in line(error)
+
+
+def test_a_teacher_of_nan_names_the_images(val: ViewSet) -> None:
+    teacher = describe(Colours(lambda x: x / (x - x)), CONTRACT, "colours")
+    with pytest.raises(TeacherError, match=r"not finite: .*/\d\d\.jpg") as error:
+        settle(teacher, val)
+    line(error)
+
+
+def test_a_teacher_in_another_order_is_noticed(val: ViewSet, tmp_path: Path) -> None:
+    teacher = write(tmp_path, lambda path: odd_onnx.write(path, matrix=odd_onnx.MATRIX[:, [1, 0, 2]]))
+    found = doubts.find(answer(settle(teacher, val).module, val), val.images)
+    assert any("'blue'" in doubt and "teacher.labels" in doubt for doubt in found)
+    named = settle(teacher, val, names=["green", "blue", "red"])
+    network = columns(named, val.images.classes)
+    assert network == (1, 0, 2)
+    assert doubts.find(answer(named.module, val)[:, list(network)], val.images) == []
+
+
+NUMBERS = sorted(map(str, range(1, 11)))
+
+
+@pytest.mark.parametrize(
+    ("known", "classes", "words"),
+    [
+        (("cat", "Cat", "dog"), ("cat", "dog"), ["'cat'", "0: 'cat'", "1: 'Cat'"]),
+        (("t-shirt", "t_shirt"), ("t shirt", "hat"), ["0: 't-shirt'", "1: 't_shirt'"]),
+        (("dog", "dog", "cat"), ("cat", "dog"), ["0: 'dog'", "1: 'dog'"]),
+        (("n01440764 tench", "tench"), ("tench",), ["0: 'n01440764 tench'", "1: 'tench'"]),
+        (("shoe", "Shoe, footwear"), ("shoe",), ["0: 'shoe'", "1: 'Shoe, footwear'"]),
+        (("crane", "crane", "kite"), ("crane", "kite"), ["2 logits"]),
+        (("hat", "shoe"), ("hat", "Hat"), ["one logit, 0: 'hat'"]),
+        (("hat", "shoe"), ("hat", "glove"), ["no 'glove'"]),
+        (("café", "cafe\u0301"), ("café",), ["2 logits"]),
+        (None, tuple(NUMBERS), ["'1', '10'", "natural", "'1', '2'"]),
+        (None, tuple(f"class {n}" for n in NUMBERS), ["natural"]),
+        (None, ("a", "b", "c"), ["10 logits without names", "3"]),
+    ],
+)
+def test_an_ambiguous_logit_is_an_error_with_the_candidates(
+    known: tuple[str, ...] | None, classes: tuple[str, ...], words: list[str]
+) -> None:
+    teacher = Teacher(nn.Identity(), len(known) if known else 10, None, (), "a box", known)
+    with pytest.raises(TeacherError, match=r"teacher\.labels") as error:
+        columns(teacher, classes)
+    for part in words:
+        assert part in line(error)
+
+
+@pytest.mark.parametrize(
+    ("known", "classes", "expected"),
+    [
+        (("cat", "Cat"), ("cat", "Cat"), (0, 1)),
+        (("n01440764 tench", "goldfish"), ("goldfish", "n01440764"), (1, 0)),
+        (("n01440764, tench, Tinca tinca", "hat"), ("Tinca_tinca", "hat"), (0, 1)),
+        (("1", "2", "10"), ("1", "10", "2"), (0, 2, 1)),
+        (("\uff28\uff21\uff34", "x"), ("hat",), (0,)),
+    ],
+)
+def test_names_that_are_certain_are_found(
+    known: tuple[str, ...], classes: tuple[str, ...], expected: tuple[int, ...]
+) -> None:
+    assert labels.match(classes, known) == expected
+
+
+def test_the_user_can_say_whose_logit_is_whose(tmp_path: Path) -> None:
+    teacher = Teacher(nn.Identity(), 10, None, (), "a box")
+    natural = columns(name_logits(teacher, "natural", NUMBERS), NUMBERS)
+    assert natural == tuple(int(name) - 1 for name in NUMBERS)
+    assert columns(name_logits(teacher, "data", NUMBERS), NUMBERS) == tuple(range(10))
+    (tmp_path / "names.txt").write_text("\n".join(reversed(NUMBERS)))
+    (tmp_path / "names.json").write_text(str(NUMBERS[::-1]).replace("'", '"'))
+    for file in ("names.txt", "names.json"):
+        named = name_logits(teacher, str(tmp_path / file), NUMBERS)
+        assert columns(named, NUMBERS) == tuple(reversed(range(10)))
+    (tmp_path / "bad.json").write_text('{"a": 1}')
+    for bad in ("absent.txt", "bad.json", "."):
+        with pytest.raises(TeacherError, match=r"teacher\.labels") as error:
+            name_logits(teacher, str(tmp_path / bad), NUMBERS)
+        assert str(tmp_path) in line(error)
+    with pytest.raises(TeacherError, match=r"2 names .* 10 logits"):
+        name_logits(teacher, ["a", "b"], NUMBERS)
+
+
+def test_names_and_outputs_are_for_teachers_that_are_taken_as_they_are() -> None:
+    assert TeacherMember.model_validate({"source": "onnx", "name": "x", "labels": [1, "b"]}).labels == (
+        "1",
+        "b",
+    )
+    for key, value in (("labels", ["a"]), ("outputs", "probabilities")):
+        with pytest.raises(ValueError, match=key):
+            TeacherMember.model_validate(
+                {"source": "timm", "name": "x", key: value, "head": {"epochs": 1, "learning_rate": 1}}
+            )
+
+
+NETWORK = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+STATE = NETWORK.state_dict()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {f"module.{name}": value for name, value in STATE.items()}, "epoch": 3},
+        {"model": STATE, "optimizer": {"state": {}}, "args": argparse.Namespace(lr=0.1)},
+        {"state_dict": {name: value + 1 for name, value in STATE.items()}, "state_dict_ema": STATE},
+        {"net": {"ema": {"module": STATE}}},
+        {f"_orig_mod.{name}": value for name, value in STATE.items()},
+        {f"module._orig_mod.{name}": value for name, value in STATE.items()},
+        {name: value for name, value in STATE.items() if "num_batches" not in name},
+        {name: value.half() if value.is_floating_point() else value for name, value in STATE.items()},
+    ],
+    ids=["parallel", "script", "average", "nested", "compiled", "both", "no counters", "half"],
+)
+def test_state_dicts_of_usual_scripts_are_read(tmp_path: Path, content: dict[str, Any]) -> None:
+    for suffix, zipped in ((".pth", True), (".pt", False), (".PTH", True), (".ckpt", True)):
+        file = tmp_path / f"weights{suffix}"
+        torch.save(content, file, _use_new_zipfile_serialization=zipped)
+        fresh = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        state_dicts.fill(fresh, state_dicts.read(file), str(file))
+        for name, value in fresh.state_dict().items():
+            torch.testing.assert_close(value, STATE[name], rtol=1e-3, atol=1e-3)
+
+
+def cut(path: Path, share: float, **arguments: Any) -> None:
+    torch.save(STATE, path, **arguments)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+
+
+def ancient(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.add(__file__, "pickle")
+
+
+def with_nan(path: Path) -> None:
+    torch.save({name: value * float("nan") for name, value in STATE.items()}, path)
+
+
+BAD: dict[str, Callable[[Path], Any]] = {
+    "half": lambda path: cut(path, 0.5),
+    "almost whole": lambda path: cut(path, 0.98),
+    "the start of an old one": lambda path: cut(path, 0.1, _use_new_zipfile_serialization=False),
+    "half an old one": lambda path: cut(path, 0.4, _use_new_zipfile_serialization=False),
+    "almost an old one": lambda path: cut(path, 0.99, _use_new_zipfile_serialization=False),
+    "an ancient one": ancient,
+    "not finite": with_nan,
+    "a module": lambda path: torch.save(NETWORK, path),
+    "an old module": lambda path: torch.save(NETWORK, path, _use_new_zipfile_serialization=False),
+    "no tensors": lambda path: torch.save({"epoch": 3, "optimizer": {}}, path),
+    "a tensor": lambda path: torch.save(torch.zeros(3), path),
+    "nothing inside": lambda path: torch.save({}, path),
+    "empty": lambda path: path.write_bytes(b""),
+    "a page": lambda path: path.write_bytes(b"<!DOCTYPE html><html>Not found</html>"),
+    "a pointer": lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+    "noise": lambda path: path.write_bytes(bytes(range(256)) * 9),
+    "a folder": Path.mkdir,
+    "absent": lambda _: None,
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_weights_are_one_line_with_the_file(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "weights.pth"
+    BAD[kind](file)
+    with pytest.raises(WeightsError) as error:
+        state_dicts.fill(NETWORK, state_dicts.read(file), str(file))
+    assert str(file) in line(error)
+    assert "weights_only" not in line(error)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_cut_safetensors_are_one_line_with_the_file(tmp_path: Path, share: float) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file(STATE, file)
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(WeightsError) as error:
+        state_dicts.read(file)
+    assert str(file) in line(error)
+
+
+def test_missing_local_files_are_known_by_their_key(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").touch()
+    there = str(tmp_path / "w.pth")
+    assert local_files.missing("timm", "resnet18", there, None) == {}
+    assert local_files.missing("timm", "resnet18", "best.pth", "natural") == {"weights": "best.pth"}
+    assert local_files.missing("timm", "resnet18", None, ["a"]) == {}
+    assert local_files.missing("onnx", "x.onnx", "default", "n.txt") == {"name": "x.onnx", "labels": "n.txt"}
+    assert local_files.missing("hugging_face", str(tmp_path), "default", None) == {}
+    assert local_files.missing("hugging_face", "google/vit", "default", None) == {}
+    assert local_files.missing("hugging_face", "./absent", "default", None) == {"name": "./absent"}
+
+
+def training(batch_size: int = 4, size: int | None = None) -> TrainingSettings:
+    phases = (Phase(share=0.5, size=size), Phase(share=0.5))
+    return TrainingSettings(epochs=1, learning_rate=0.1, batch_size=batch_size, phases=phases)
+
+
+def fails_below(size: int) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        assert x.shape[-1] >= size, f"Input height ({x.shape[-1]}) doesn't match model ({size})."
+        return x
+
+    return forward
+
+
+class Sized(Colours):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(fails_below(64)(x))
+
+
+class Growing(Colours):
+    """Learns nothing, since its answers do not depend on its last layer while it trains."""
+
+    def forward(self, x: Tensor) -> Any:
+        answers = super().forward(x)
+        return answers.detach() + sum(p.sum() * 0 for p in self.parameters()) if self.training else answers
+
+
+def try_out(module: nn.Module, settings: TrainingSettings | None, size: int = 64, names: int = 3) -> None:
+    teacher = Teacher(module, names, CONTRACT, ("last",), "a network")
+    parts = {"head": None, "full": settings}
+    trial.try_out(teacher, InputContract(size), parts, task=SINGLE_LABEL, classes=5, key="teacher.ensemble.0")
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "size", "words"),
+    [
+        (
+            Sized(),
+            training(size=32),
+            64,
+            ["32 pixels (teacher.ensemble.0.full.phases.0.size)", "takes 64, 96"],
+        ),
+        (Sized(), None, 32, ["32 pixels (teacher.ensemble.0.size)", "takes 64, 96"]),
+        (Sized(), training(size=48), 32, ["(teacher.ensemble.0.size) and 48 pixels"]),
+        (Colours(lambda x: {"logits": x}), None, 64, ["dict"]),
+        (Colours(lambda x: (x, x)), None, 64, ["tuple"]),
+        (Colours(lambda x: x[:, :2]), None, 64, ["(2, 2)"]),
+        (Colours(lambda x: x.softmax(1)), training(), 64, ["0.2 instead of 0"]),
+        (Colours(torch.sigmoid), training(), 64, ["0.5 instead of 0"]),
+        (Colours(least=2), training(1), 64, ["batches of 1", "batch_size"]),
+        (Growing(), training(), 64, ["no gradient", "last"]),
+    ],
+)
+def test_a_network_that_cannot_be_used_is_one_line_before_any_training(
+    module: nn.Module, settings: TrainingSettings | None, size: int, words: list[str]
+) -> None:
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(TeacherError) as error:
+        try_out(module, settings, size)
+    for part in words:
+        assert part in line(error)
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_a_trial_changes_nothing() -> None:
+    module = timm.create_model("mobilenetv3_small_050")
+    teacher = describe(module, InputContract(64), "a network")
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = torch.get_rng_state()
+    for task in (SINGLE_LABEL, MULTI_LABEL):
+        parts = {"head": training(), "full": training(size=32)}
+        trial.try_out(teacher, InputContract(64), parts, task=task, classes=5, key="teacher")
+    assert torch.equal(state, torch.get_rng_state())
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in module.parameters())
+
+
+ODD = {
+    "a convolution": ("torchvision", "squeezenet1_1", 64, 1),
+    "auxiliary heads": ("torchvision", "googlenet", 64, 1),
+    "two averaged heads": ("timm", "deit_tiny_distilled_patch16_224", 64, 2),
+    "two heads behind norms": ("timm", "levit_128s", 224, 2),
+    "a convolution behind a pooling": ("timm", "dla46_c", 64, 1),
+    "tensors that are shared": ("timm", "coat_lite_tiny", 224, 1),
+    "one size alone": ("timm", "mixer_s32_224", 224, 1),
+    "positions of any size": ("timm", "vit_tiny_patch16_224", 96, 1),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_every_kind_of_last_layer_is_found_replaced_tried_stored_and_loaded(
+    tmp_path: Path, kind: str
+) -> None:
+    source, name, size, count = ODD[kind]
+    torch.manual_seed(0)
+    teacher = SOURCES[source](name, None)
+    contract = InputContract(size)
+    assert len(teacher.heads) == count
+    trial.try_out(teacher, contract, {"full": training()}, task=SINGLE_LABEL, classes=3, key="teacher")
+    replace_heads(teacher, 3)
+    for path in teacher.heads:
+        nn.init.normal_(teacher.module.get_submodule(path).get_parameter("weight"))
+    adapted = Teacher(teacher.module, 3, contract, teacher.heads, teacher.origin, ("a", "b", "c"))
+    card = {"source": source, "name": name, "adapted": True, "input": contract.to_dict()}
+    teacher_store.save(tmp_path, adapted, "abc", card)
+    again, _ = teacher_store.load(tmp_path)
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        answers = teacher.module.eval()(images)
+        torch.testing.assert_close(again(images), answers, rtol=0, atol=0)
+    assert answers.shape == (2, 3)
+    assert answers.std() > 0
