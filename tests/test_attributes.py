@@ -95,7 +95,7 @@ def test_wrong_tables_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"line 2: blue = '2'; a number from 0 to 1"):
         sources.attributes(tmp_path)
     (tmp_path / "metadata.csv").write_text("name,red\na.png,1\n")
-    with pytest.raises(SourceError, match=r"columns file_name and .* are expected; found name"):
+    with pytest.raises(SourceError, match=r"the column file_name and .* columns are: name"):
         sources.attributes(tmp_path)
     table(tmp_path, rows(3))
     (tmp_path / "1.png").unlink()

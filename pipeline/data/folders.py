@@ -152,7 +152,7 @@ def read(path: Path, layout: LayoutName = "auto") -> Listing:
     classes = tuple(sorted({child.name for children in folders.values() for child in children}))
     problems = list(_class_problems(tree, found, classes, path))
     if problems:
-        raise SourceError(*problems)
+        raise SourceError(*trees.head(problems))
     numbers = {name: number for number, name in enumerate(classes)}
     places = {
         child: (found.splits[split_root], numbers[child.name])
@@ -316,8 +316,7 @@ def _check_classes(
             f"that can be read ({reading.place(path, folder)}: {detail})"
         )
     if problems:
-        more = len(problems) - MOST_NAMES
-        raise SourceError("\n".join(problems[:MOST_NAMES] + ([f"... and {more:,} more"] if more > 0 else [])))
+        raise SourceError(*trees.head(problems))
 
 
 def _aside(tree: Tree, found: Layout, file: Path) -> Rejected:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from PIL import Image
 
-from pipeline.data.trees import MOST_NAMES
+from pipeline.data.trees import head
 from pipeline.errors import DistilleryError
 from pipeline.tasks import TaskName
 
@@ -17,13 +17,13 @@ RejectionKind = Literal[
 ]
 
 KINDS: dict[RejectionKind, str] = {
-    "damaged": "damaged or not decodable",
-    "missing": "named by a table but missing",
-    "no image": "not images by their suffix",
-    "duplicate": "of the same content as another",
+    "damaged": "damaged",
+    "missing": "missing",
+    "no image": "without the suffix of an image",
+    "duplicate": "with the content of another",
     "hidden": "hidden",
-    "link": "links to folders that are read already",
-    "unreadable": "links to nothing, pipes, sockets, devices or unreadable folders",
+    "link": "linked a second time",
+    "unreadable": "unreadable, such as links to nothing",
     "unlabelled": "without a label",
     "aside": "in folders that are not used",
 }
@@ -104,11 +104,8 @@ def refuse_damage(listing: Listing, most: float) -> None:
     whole = len(bad) + len(listing.labelled) + len(listing.unlabelled)
     if not bad or len(bad) <= most * whole:
         return
-    lines = [
+    raise SourceError(
         f"{len(bad):,} of {whole:,} image files ({len(bad) / whole:.0%}) could not be read; "
-        f"data.max_rejected (={most}) allows {most:.0%}. {count_kinds(bad)}:"
-    ]
-    lines += [f"{item.source}: {item.reason}" for item in bad[:MOST_NAMES]]
-    if len(bad) > MOST_NAMES:
-        lines.append(f"... and {len(bad) - MOST_NAMES:,} more")
-    raise SourceError("\n".join(lines))
+        f"data.max_rejected (={most}) allows {most:.0%}. {count_kinds(bad)}:",
+        *head([f"{item.source}: {item.reason}" for item in bad]),
+    )

@@ -82,14 +82,11 @@ def check_files(path: Path) -> list[str]:
     check_place(path)
     tree = trees.walk(path)
     if found := list(trees.obstacles(tree)):
-        more = len(found) - trees.MOST_NAMES
-        lines = [
+        raise SourceError(
             f"data.path (={trees.printable(path)}): DVC cannot hash {len(found):,} of its entries; "
             "remove or rename them:",
-            *found[: trees.MOST_NAMES],
-            *([f"... and {more:,} more"] if more > 0 else []),
-        ]
-        raise SourceError("\n".join(lines))
+            *trees.head(found),
+        )
     if not tree.linked:
         return []
     first = trees.printable(tree.linked[0].relative_to(path))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.data.listing import Listing, Rejected, SourceError, SourceFile
 from pipeline.data.names import similar
 from pipeline.data.reading import UNLABELLED
-from pipeline.data.trees import MOST_NAMES, printable
+from pipeline.data.trees import head, printable
 
 SPLITS = ("train", "val", "test")
 
@@ -155,10 +155,7 @@ def check(listing: Listing, splits: Splits, *, anew: bool = False) -> list[str]:
                 cause = "it is small" if split in drawn else f"the folder of {split} lacks it"
                 notes.append(f"class {printable(name)!r} has no {split} images, because {cause} ({numbers})")
     if problems:
-        more = len(problems) - MOST_NAMES
-        raise SourceError(
-            "\n".join(problems[:MOST_NAMES] + ([f"... and {more:,} more classes"] if more > 0 else []))
-        )
+        raise SourceError(*head(problems))
     return notes
 
 

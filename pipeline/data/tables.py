@@ -87,8 +87,8 @@ def read(file: Path) -> Table:
     columns = tuple(name for name in header if name != FILE_NAME)
     if FILE_NAME not in header or not columns:
         raise TableError(
-            f"{printable(file)}: columns {FILE_NAME} and at least one other are expected; "
-            f"found {', '.join(header) or 'none'}"
+            f"{printable(file)}: must have the column {FILE_NAME} and at least one other; its columns are: "
+            f"{', '.join(header) or 'none'}"
         )
     if len(set(header)) < len(header):
         raise TableError(f"{printable(file)}: column names must differ; found {', '.join(header)}")

@@ -3,7 +3,7 @@
 import heapq
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -116,6 +116,12 @@ def printable(path: Path | str) -> str:
     r"""Return a path on one line: bytes in other encodings and control characters as escapes (``\xe4``)."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def head(lines: Sequence[str]) -> list[str]:
+    """Return the first lines of a list, and how many more there are."""
+    more = len(lines) - MOST_NAMES
+    return [*lines[:MOST_NAMES], f"... and {more:,} more"] if more > 0 else list(lines)
 
 
 def obstacles(tree: Tree) -> Iterator[str]:

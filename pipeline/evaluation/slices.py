@@ -1,6 +1,5 @@
 """Scores by image property: brightness, aspect ratio, scale of the object, or any column of a table."""
 
-import csv
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -11,14 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from pipeline.data import tables
 from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
 from pipeline.evaluation.comparison import compare_groups
 from pipeline.statistics.intervals import gap_interval, wilson
 from teachers.contract import InputContract
-
-FILE_NAME = "file_name"
-"""Column of the table with the name of the image, which is its ``source`` in the data set."""
 
 QUANTILES = 3
 """Number of groups of equal size that numbers are divided into."""
@@ -98,7 +95,7 @@ def read_metadata(file: Path, sources: Sequence[str]) -> list[Column]:
     """Divide the images by every column of a CSV table.
 
     Args:
-        file: path of the table.
+        file: path of the table, whose column ``file_name`` holds the sources of images in the data set.
         sources: names of the images, in order.
 
     Raises:
@@ -106,26 +103,21 @@ def read_metadata(file: Path, sources: Sequence[str]) -> list[Column]:
             images.
     """
     try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            header = list(reader.fieldnames or ())
-            table = {row[FILE_NAME]: row for row in reader} if FILE_NAME in header else {}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise MetadataError(f"evaluation.metadata = '{file}' cannot be read: {error}") from error
-    if FILE_NAME not in header or len(header) < 2:
-        raise MetadataError(
-            f"evaluation.metadata = '{file}': must have the column {FILE_NAME} and at least one other; "
-            f"its columns are: {', '.join(header) or 'none'}"
-        )
+        contents = tables.read(file)
+    except tables.TableError as error:
+        raise MetadataError(f"evaluation.metadata: {error}") from error
+    table: dict[str, dict[str, str]] = {}
+    for line, row in contents.rows:
+        name = tables.plain_name(row[tables.FILE_NAME])
+        if table.setdefault(name, row) != row:
+            raise MetadataError(f"evaluation.metadata: {file}, line {line}: {name!r} has other values before")
     if not any(source in table for source in sources):
         raise MetadataError(
-            f"evaluation.metadata = '{file}': the column {FILE_NAME} names none of the test images, "
+            f"evaluation.metadata = '{file}': the column {tables.FILE_NAME} names none of the test images, "
             f"such as '{sources[0]}'"
         )
     return [
-        _column(name, [(table[s][name] or "") if s in table else "" for s in sources])
-        for name in header
-        if name != FILE_NAME
+        _column(name, [table[s][name] if s in table else "" for s in sources]) for name in contents.columns
     ]
 
 
