@@ -4,14 +4,18 @@ docs/shipping.md states the rule, and the example in a shipped folder repeats it
 a copy of this module with each logged model, so it needs numpy and pillow, and nothing from this package.
 """
 
+import ctypes
 import io
+import logging
 import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image
 
 # Imported by name: an unregistered format would make Pillow load all of its plugins.
@@ -74,6 +78,12 @@ LONGEST_REASON = 200
 
 # What Pillow warns of either makes an image unreadable here or does not change its pixels.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+# libtiff would print every damage, without the name of the file; Pillow's wheels bring it in this folder.
+for library in Path(PIL.__file__).parents[1].glob("pillow.libs/libtiff*"):
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
+        ctypes.CDLL(str(library)).TIFFSetWarningHandler(None)
 
 
 class UnreadableImageError(ValueError):
@@ -202,8 +212,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         kind = "integers of 32 bits" if upright.mode == "I" else "floating-point numbers"
         raise UnreadableImageError(f"it has grey values that are {kind}; convert them to 8 or 16 bits")
     if not upright.has_transparency_data:
-        return upright.convert("RGB")
-    rgba = upright.convert("RGBA")
+        # The image of the file itself is copied, so that the file can be closed.
+        return upright if upright.mode == "RGB" and upright is not image else upright.convert("RGB")
+    rgba = upright if upright.mode == "RGBA" else upright.convert("RGBA")
     white = Image.new("RGB", rgba.size, "white")
     white.paste(rgba, mask=rgba)
     return white

@@ -113,6 +113,7 @@ def unreadable() -> dict[str, tuple[bytes, str]]:
     signature, lossless = whole["PNG"][:8], encode(rgb, "WEBP", lossless=True)
     progressive = encode(rgb, "JPEG", progressive=True)
     scans = progressive[progressive.index(b"\xff\xda") : -2]
+    lzw = encode(rgb, "TIFF", compression="tiff_lzw")
     size, large = struct.pack(">HH", HEIGHT, WIDTH), struct.pack(">HH", 9_000, 9_000)
     return {
         **{f"cut.{kind.lower()}": (content[: len(content) * 2 // 3], "") for kind, content in whole.items()},
@@ -143,6 +144,11 @@ def unreadable() -> dict[str, tuple[bytes, str]]:
             "60000 x 2000",
         ),
         "scans.jpg": (progressive[:-2].replace(size, large) + scans * 60 + b"\xff\xd9", r"\d+ scans"),
+        "damaged.tif": (lzw[:40] + b"\xff" * 40 + lzw[80:], ""),
+        "samples.tif": (
+            lzw.replace(b"\x15\x01\x03\0\x01\0\0\0\x03\0", b"\x15\x01\x03\0\x01\0\0\0\x3f\0"),
+            "",
+        ),
         "loop.tif": (b"II*\0\x08\0\0\0\x01\0\0\x01\x04\0\x01\0\0\0\x08\0\0\0\x08\0\0\0", ""),
     }
 
