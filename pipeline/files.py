@@ -6,9 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
 
 
 @contextmanager
@@ -38,24 +35,6 @@ def write(path: Path, content: str | bytes) -> None:
     """Write a file, text in UTF-8, or replace it: whole or not at all."""
     with replacing(path) as fresh:
         fresh.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files below a folder whose processes have ended: a kill leaves them."""
-    for file in folder.rglob(".*.*.new"):
-        number = file.suffixes[-2][1:]
-        if number.isdecimal() and not _runs(int(number)):
-            file.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def seal(path: Path) -> None:
@@ -105,23 +84,3 @@ def set_aside(path: Path, reason: str, consequence: str) -> None:
     print(
         f"note: {path} is damaged ({reason}) and was renamed to {aside.name}; {consequence}", file=sys.stderr
     )
-
-
-def read_cache(path: Path, kind: Any, consequence: str) -> Any:
-    """The content of a JSON file from which work goes on; empty if there is no such file.
-
-    A damaged one is set aside.
-
-    Args:
-        path: the file.
-        kind: type of the content, a mapping; pydantic checks it.
-        consequence: what happens without the content.
-    """
-    try:
-        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        set_aside(path, what, consequence)
-    return {}

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pydantic import PositiveFloat
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,7 +17,6 @@ from pipeline import files
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import FILE, Progress
 
-CACHE = dict[str, PositiveFloat]
 PROGRESS = Progress(7, [{"epoch": 1.0, "loss": 0.5}])
 
 
@@ -270,35 +268,3 @@ def test_a_sealed_file_is_intact_until_it_is_changed(
         assert not files.intact(file, "it is made again")
         assert not file.exists()
         assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", "[]", "3", "null", '{"a": "1"}', '{"a": null}', '{"a": -1}', '{"a": NaN}', '{"a": 1', "\x00"],
-)
-def test_a_damaged_cache_is_left_aside(
-    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "cache.json"
-    file.write_text(content)
-    assert files.read_cache(file, CACHE, "it is measured again") == {}
-    err = capsys.readouterr().err
-    assert len(err.splitlines()) == 1
-    assert str(file) in err
-    assert (tmp_path / "cache.json.damaged").read_text() == content
-    assert files.read_cache(file, CACHE, "it is measured again") == {}
-    assert capsys.readouterr().err == ""
-    file.write_text('{"a": 1, "b": 0.5}')
-    assert files.read_cache(file, CACHE, "it is measured again") == {"a": 1.0, "b": 0.5}
-
-
-def test_files_that_a_killed_process_was_writing_are_removed_and_those_of_a_running_one_stay(
-    tmp_path: Path,
-) -> None:
-    folder = tmp_path / "models" / "fp32"
-    folder.mkdir(parents=True)
-    names = {".card.json.999999999.new": False, f".card.json.{os.getpid()}.new": True, ".a.new": True}
-    for name in names:
-        (folder / name).touch()
-    files.remove_unfinished(tmp_path)
-    assert {name: (folder / name).exists() for name in names} == names

@@ -25,10 +25,9 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime as ort
 import torch
-from pydantic import PositiveFloat
 from torch import nn
 
-from pipeline import files, provenance
+from pipeline import provenance
 from pipeline.measurement import machine
 from pipeline.models.layers import IMAGES, Layer, Network, trace, unit
 from pipeline.models.storage import Quantization
@@ -50,9 +49,6 @@ LARGEST_SHARE = 0.02
 """Largest share of the weights that may stay in float; it makes an int8 file 6 % larger."""
 CLASSES = 10
 """Number of classes in a layer's network; the time of its classifier is not counted."""
-
-TABLES = dict[str, dict[str, PositiveFloat]]
-"""Content of the file of measurements: machine to layer to microseconds."""
 
 Precision = Literal["float", "int8"]
 Source = Literal["image", "float", "int8"]
@@ -105,7 +101,7 @@ class Costs:
     def __init__(self, cache: Path) -> None:
         self._cache = cache
         self._machine = _machine()
-        tables = self._tables()
+        tables = json.loads(cache.read_text()) if cache.exists() else {}
         self._measured: dict[str, float] = tables.get(self._machine, {})
         """Microseconds of layers, and ratios of networks."""
 
@@ -150,13 +146,12 @@ class Costs:
             self._save()
 
     def _save(self) -> None:
-        tables = self._tables()
+        tables = json.loads(self._cache.read_text()) if self._cache.exists() else {}
         tables[self._machine] = dict(sorted(self._measured.items()))
-        files.write(self._cache, json.dumps(tables, indent=2) + "\n")
-
-    def _tables(self) -> dict[str, dict[str, float]]:
-        """All tables of the file, by machine."""
-        return files.read_cache(self._cache, TABLES, "layers are measured anew")
+        self._cache.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._cache.with_suffix(".new")
+        fresh.write_text(json.dumps(tables, indent=2) + "\n")
+        fresh.replace(self._cache)  # atomically
 
 
 COMPANY = [

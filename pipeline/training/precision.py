@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
-from pydantic import PositiveFloat
 from torch import nn
 
-from pipeline import files
 from pipeline.training.depthwise import FastDepthwise
 
 GAIN = 1.1
@@ -25,8 +23,6 @@ UNTIMED, TIMED = 2, 5
 TRIAL = 2
 """Version of the trial, raised when a change of the training made one of the two faster; trials of another
     version are repeated."""
-GAINS = dict[str, PositiveFloat]
-"""Content of the file of trials: question to the speed of bf16 relative to fp32."""
 
 
 class TriedPrecision(MixedPrecision):
@@ -59,14 +55,17 @@ def choose(fabric: Fabric, module: nn.Module, batch_size: int, sizes: Sequence[i
     if not isinstance(precision, TriedPrecision):
         return frozenset()
     file = precision.trials
-    gains: dict[str, float] = files.read_cache(file, GAINS, "trials are repeated") if file else {}
+    gains: dict[str, float] = json.loads(file.read_text()) if file and file.exists() else {}
     names = {size: _name(fabric, module, batch_size, size) for size in sizes}
     for size, name in names.items():
         if name not in gains:
             plain, fast = (_seconds(fabric, module, batch_size, size, dtype) for dtype in (False, True))
             gains[name] = plain / fast
             if file:
-                files.write(file, json.dumps(gains, indent=2) + "\n")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                fresh = file.with_suffix(".new")
+                fresh.write_text(json.dumps(gains, indent=2) + "\n")
+                fresh.replace(file)  # atomic
     return frozenset(size for size, name in names.items() if gains[name] >= GAIN)
 
 
