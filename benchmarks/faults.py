@@ -211,9 +211,12 @@ class Pipeline:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONUNBUFFERED": "1",
             "DVC_SITE_CACHE_DIR": str(folder / "site"),
+            "DISTILLERY_CACHE": str(folder / "machine"),
         }
         self.leftovers: list[tuple[float, list[psutil.Process]]] = []
         """Processes that outlived a kill, with the time at which they must be gone."""
+        for process in self._processes():  # of a benchmark that was itself killed
+            process.kill()
 
     def reference(self) -> dict[str, dict]:
         """Contents and seconds of each stage of an undisturbed run, which takes place unless it did."""
@@ -264,6 +267,11 @@ class Pipeline:
                     problems.append(f"dvc repro ended with {code}: {log.tail()}")
                 break
             struck.append(kill)
+            print(
+                f"  {time.strftime('%H:%M:%S')} run {run}, kill {len(struck)} of {len(kills)}: {kill.victim} in "
+                f"{kill.hit} ({kill.kind})",
+                flush=True,
+            )
         finished = not problems
         contents = self._contents() if finished else {}
         differing = sorted(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline import paths
@@ -323,7 +324,12 @@ def compose(arguments: Namespace) -> None:
     """Write the composition of a file of `configs/` to `params.yaml`, as DVC's Hydra integration does."""
     from dvc.utils.hydra import compose_and_dump
 
-    compose_and_dump(str(paths.PARAMETERS), str(paths.CONFIGS.resolve()), None, arguments.config, "", [])
+    from pipeline import files
+
+    with TemporaryDirectory() as folder:
+        composed = Path(folder) / paths.PARAMETERS
+        compose_and_dump(str(composed), str(paths.CONFIGS.resolve()), None, arguments.config, "", [])
+        files.write(paths.PARAMETERS, composed.read_bytes())
 
 
 def save(_: Namespace) -> None:

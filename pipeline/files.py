@@ -45,24 +45,6 @@ def write(path: Path, content: str | bytes) -> None:
         fresh.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files below a folder whose processes have ended: a kill leaves them."""
-    for file in folder.rglob(".*.*.new"):
-        number = file.suffixes[-2][1:]
-        if number.isdecimal() and not _runs(int(number)):
-            file.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 def seal(path: Path) -> None:
     """Append the SHA-256 of a file to it, 32 bytes."""
     with path.open("r+b") as file:

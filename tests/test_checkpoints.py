@@ -288,15 +288,3 @@ def test_a_damaged_cache_is_left_aside(
     assert capsys.readouterr().err == ""
     file.write_text('{"a": 1, "b": 0.5}')
     assert cache.read(file, cache.MEASUREMENTS) == {"a": 1.0, "b": 0.5}
-
-
-def test_files_that_a_killed_process_was_writing_are_removed_and_those_of_a_running_one_stay(
-    tmp_path: Path,
-) -> None:
-    folder = tmp_path / "models" / "fp32"
-    folder.mkdir(parents=True)
-    names = {".card.json.999999999.new": False, f".card.json.{os.getpid()}.new": True, ".a.new": True}
-    for name in names:
-        (folder / name).touch()
-    files.remove_unfinished(tmp_path)
-    assert {name: (folder / name).exists() for name in names} == names

@@ -59,7 +59,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("DVC_STAGE", raising=False)
     (tmp_path / lock_file.TEMPORARY).mkdir(parents=True)
     stages = {name: {"cmd": "true"} for name in ("check", "prepare", "track")}
-    stages["build"] = {"foreach": "${variants}", "do": {"cmd": "true"}}
+    stages |= {"build": {"foreach": "${variants}"}}
     paths.PIPELINE.write_text(yaml.safe_dump({"stages": stages}))
     return tmp_path
 

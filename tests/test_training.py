@@ -1,15 +1,11 @@
 import json
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from torch import nn
@@ -681,28 +677,6 @@ def test_settled_statistics_are_those_of_mixed_classes(data: Path, monkeypatch: 
     variance = CONTRACT.normalise(whole.images).var(dim=(0, 2, 3))
     assert norm.running_var is not None
     torch.testing.assert_close(norm.running_var, variance, rtol=0.15, atol=0)
-
-
-def test_a_stage_ends_when_the_program_that_started_it_is_killed(tmp_path: Path) -> None:
-    starter = tmp_path / "starter"
-    child = (
-        "import time; from pipeline import process; process.exit_with('starter'); "
-        "print('up', flush=True); time.sleep(60)"
-    )
-    starter.write_text(
-        f"import subprocess, sys, time\np = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
-        "print(p.pid, flush=True)\ntime.sleep(60)\n"
-    )
-    with subprocess.Popen([sys.executable, str(starter)], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        lines = {parent.stdout.readline().strip() for _ in range(2)}
-        pid = int(next(line for line in lines if line != "up"))
-        assert psutil.pid_exists(pid)
-        parent.kill()
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "the orphan lives on"
-        time.sleep(0.1)
 
 
 def test_expected_errors_are_lines_and_a_status(capsys: pytest.CaptureFixture[str]) -> None:

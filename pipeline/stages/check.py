@@ -23,7 +23,6 @@ def main() -> None:
     default = parameters.check(composed, str(paths.CONFIGS))
     current = parameters.load()
     lock_file.mend(current.variants)
-    files.remove_unfinished(paths.ARTIFACTS)
     differing = [key for key, value in default if getattr(current, key) != value]
     if differing:
         print(
