@@ -26,7 +26,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from pipeline import files, provenance, resources
+from pipeline import provenance, resources
 from pipeline.measurement import machine
 from pipeline.models.layers import IMAGES, Layer, Network, trace, unit
 from pipeline.models.storage import Quantization
@@ -147,7 +147,10 @@ class Costs:
     def _save(self) -> None:
         tables = json.loads(self._cache.read_text()) if self._cache.exists() else {}
         tables[self._machine] = dict(sorted(self._measured.items()))
-        files.write(self._cache, json.dumps(tables, indent=2) + "\n")
+        self._cache.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._cache.with_suffix(".new")
+        fresh.write_text(json.dumps(tables, indent=2) + "\n")
+        fresh.replace(self._cache)  # atomically
 
 
 COMPANY = [

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
-
 HISTORY = "history.jsonl"
 TIMINGS = ("seconds", "images_per_second")
 """Keys of a line that differ from run to run."""
@@ -20,11 +18,13 @@ POSITION = ("part", "epoch", "step")
 
 def write(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
     """Write ``history.jsonl`` without timings: one line per epoch."""
+    folder.mkdir(parents=True, exist_ok=True)
     _write_lines(folder / HISTORY, ({k: v for k, v in line.items() if k not in TIMINGS} for line in history))
 
 
 def write_timings(file: Path, history: Iterable[Mapping[str, Any]]) -> None:
     """Write the timings: one line per epoch with its part, epoch and step, seconds and images per second."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     keys = (*POSITION, *TIMINGS)
     _write_lines(file, ({key: line[key] for key in keys if key in line} for line in history))
 
@@ -63,7 +63,7 @@ def continued(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _write_lines(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    files.write(file, "".join(json.dumps(line) + "\n" for line in lines))
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:

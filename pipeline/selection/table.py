@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import files
 from pipeline.errors import DistilleryError
 
 TEACHER = "teacher"
@@ -75,7 +74,8 @@ def column(field: str, metric: str) -> str:
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Write ``variants.csv``; fractions are rounded to 6 decimals, p values keep 6 significant digits."""
-    with files.replacing(path) as fresh, fresh.open("w", newline="") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(column(name, rows[0].metric) for name in COLUMNS)
         writer.writerows([_cell(name, getattr(row, name)) for name in COLUMNS] for row in rows)

@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline import files, fingerprint, parameters, paths
+from pipeline import fingerprint, parameters, paths
 from pipeline.parameters import ParameterError
 from pipeline.process import stage
 
@@ -28,12 +28,13 @@ def main() -> None:
             f"{paths.PARAMETERS} differs from the default composition of {paths.CONFIGS}/ in "
             f"{', '.join(differing)}; `dvc exp run -S KEY=VALUE` composes it anew"
         )
+    paths.CHECKED.parent.mkdir(exist_ok=True)
     # Always the same content: a changed parameter reruns the stages that read it and no others.
-    files.write(paths.CHECKED, "parameters are valid\n")
-    if paths.CODE.exists():
-        shutil.rmtree(paths.CODE)
+    paths.CHECKED.write_text("parameters are valid\n")
+    shutil.rmtree(paths.CODE, ignore_errors=True)
+    paths.CODE.mkdir()
     for name, digest in fingerprint.fingerprints(Path()).items():
-        files.write(paths.CODE / name, f"{digest}\n")
+        (paths.CODE / name).write_text(f"{digest}\n")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline import files, parameters, paths, provenance
+from pipeline import parameters, paths, provenance
 from pipeline.data import store
 from pipeline.models import histories, storage
 from pipeline.parameters import Parameters
@@ -73,7 +73,7 @@ def main() -> None:
     )
     server = TrackingServer(p.tracking.uri, p.tracking.experiment, paths.home())
     run_id, new = runs.track(state, trained_teacher, variants, server)
-    files.write(paths.TRACKED, json.dumps({"run_id": run_id, "state": state.sha256}) + "\n")
+    paths.TRACKED.write_text(json.dumps({"run_id": run_id, "state": state.sha256}) + "\n")
     print(f"MLflow: run {run_id} with {len(variants)} variants; new: {', '.join(new) or 'none'}")
     print(f"{records.CHAMPION}: {choice['reason']}")
 

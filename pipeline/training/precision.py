@@ -14,7 +14,6 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 from torch import nn
 
-from pipeline import files
 from pipeline.training.depthwise import FastDepthwise
 
 GAIN = 1.1
@@ -63,7 +62,10 @@ def choose(fabric: Fabric, module: nn.Module, batch_size: int, sizes: Sequence[i
             plain, fast = (_seconds(fabric, module, batch_size, size, dtype) for dtype in (False, True))
             gains[name] = plain / fast
             if file:
-                files.write(file, json.dumps(gains, indent=2) + "\n")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                fresh = file.with_suffix(".new")
+                fresh.write_text(json.dumps(gains, indent=2) + "\n")
+                fresh.replace(file)  # atomic
     return frozenset(size for size, name in names.items() if gains[name] >= GAIN)
 
 
