@@ -145,9 +145,9 @@ def explain(error: BaseException, file: Path | None = None, *, stage: str | None
             allowed = "its file system" if limit == resource.RLIM_INFINITY else f"`ulimit -f` ({size(limit)})"
             return f"{subject}the file would be larger than {allowed} allows; raise the limit, and {KEPT}"
         case "room":
-            return f"{subject}no space is left: {where(place)}; make room there, and {KEPT}"
+            return f"{subject}no space is left: {where(place)}; free space there, and {KEPT}"
         case "quota":
-            return f"{subject}the disk quota of this user is used up; make room there, and {KEPT}"
+            return f"{subject}the disk quota of this user is used up; free space there, and {KEPT}"
         case kind:
             assert isinstance(shortage.error, Exception)
             reason = getattr(shortage.error, "strerror", None) or " ".join(str(shortage.error).split())

@@ -6,11 +6,11 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dvc.exceptions import DvcException
+from dvc.exceptions import CollectCacheError, DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.scm import NoSCM
@@ -60,7 +60,7 @@ def save() -> tuple[str, ...]:
             raise CacheError(
                 f"DVC's cache {cache} lacks {', '.join(map(str, missing))} ({size(needed)}), and "
                 f"{resources.where(cache)}; they are in the workspace, but the next `dvc repro` makes them "
-                "again: make room there, then run `python -m pipeline save`"
+                "again: free space there, then run `python -m pipeline save`"
             )
         return tuple(map(str, unsaved))
 
@@ -85,9 +85,14 @@ def _unused(repo: Repo) -> dict[Path, int]:
     folder = Path(repo.cache.local.path)
     if not folder.is_relative_to(repo.root_dir):
         return {}
-    # What the workspace refers to, and whatever git has a name for.
+    used: set[str | None] = set()
+    # The workspace, and whatever git has a name for.
     named = not isinstance(repo.scm, NoSCM)
-    entries = repo.used_objs(all_branches=named, all_tags=named, all_experiments=named).values()
-    used = {entry.value for part in entries for entry in part}
+    for _ in repo.brancher(all_branches=named, all_tags=named, all_experiments=named):
+        for out in _outputs(repo):
+            used.add(out.hash_info.value)
+            # A folder whose listing is not in the cache, as in a new clone, cannot be restored from there.
+            with suppress(CollectCacheError):
+                used |= {entry.value for entries in out.get_used_objs().values() for entry in entries}
     files = {file: file.stat().st_size for file in folder.glob("??/*") if file.is_file()}
     return {file: count for file, count in files.items() if file.parent.name + file.name not in used}
