@@ -114,7 +114,8 @@ def for_embedding(text: str) -> str:
 
 
 def _python_escape(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode()
+    # A byte of a file name that is not UTF-8 is shown as the byte.
+    return match[0].encode("unicode_escape").decode().replace("\\udc", "\\x")
 
 
 def _fence(text: str, least: int) -> str:

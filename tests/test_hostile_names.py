@@ -1,31 +1,49 @@
 """Names of classes, attributes, groups and files that mean something to a page, a table or a terminal."""
 
 import base64
+import csv
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import quote
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import yaml
+from dvc.utils.hydra import compose_and_dump
 from huggingface_hub import ModelCard
+from mlflow import MlflowClient
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from pipeline import __main__ as command_line
 from pipeline import escaping, process
 from pipeline.errors import DistilleryError
+from pipeline.onnx import inference
 from pipeline.report import pictures, plots
 from pipeline.report.card import card
 from pipeline.report.page import page
 from pipeline.report.results import RunResults
+from pipeline.shipping import folder
 from tests import document, hostile, results, tiny_onnx
 from tests.hostile import NAMES, shown
 
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+ENVIRONMENT.pop("MLFLOW_TRACKING_URI", None)
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 each_name = pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
@@ -291,3 +309,181 @@ def test_predict_prints_one_line_per_image_and_sends_nothing_to_the_terminal(
         command_line.main()
     answer = next(one for one in json.loads(capsys.readouterr().out) if "classes" in one)
     assert {guess["label"] for guess in answer["classes"]} == set(NAMES)
+
+
+def test_the_shipped_example_sends_nothing_to_the_terminal(tmp_path: Path) -> None:
+    for names in ((NAMES[2], NAMES[5], NAMES[10]), (NAMES[0], NAMES[11], NAMES[12])):
+        metadata = {
+            "labels": json.dumps(names),
+            "input": json.dumps({"size": 8, "crop": 1.0, "interpolation": "bilinear"}),
+            "task": "image-classification",
+        }
+        model = tiny_onnx.write(tmp_path / "tiny.onnx", labels=names, metadata=metadata)
+        classifier = inference.open_classifier(model, threads=1)
+        shutil.rmtree(tmp_path / "shipped", ignore_errors=True)
+        folder.ship(classifier, tmp_path / "shipped", tmp_path / "absent.md")
+        assert json.loads((tmp_path / "shipped" / "labels.json").read_text()) == list(names)
+        photo = tmp_path / "shipped" / "\x1b[1m\u202e\n.png"
+        Image.new("RGB", (8, 8)).save(photo)
+        done = subprocess.run(
+            [sys.executable, tmp_path / "shipped" / "predict.py", photo],
+            capture_output=True,
+            text=True,
+            check=True,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONUTF8": "1"},
+        )
+        assert done.stdout.count("\n") == 1
+        assert not CONTROL.search(done.stdout.strip().replace("\t", ""))
+        for name in names:
+            assert "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name) in done.stdout
+
+
+THIRTEEN = hostile.FOLDERS
+SMALL = (
+    *("data=folder", "data.train=200", "data.val=100", "data.test=100", "data.splits=new"),
+    *("data.train_side=null", "gate.max_drop=1.0"),
+)
+
+
+def draw_pictures(root: Path) -> None:
+    """Pictures of thirteen classes, a table of groups, and pictures of none of the classes."""
+    random = np.random.default_rng(0)
+    lines = [["file_name", NAMES[0], NAMES[4]]]
+    for number, name in enumerate(THIRTEEN):
+        folder = root / "pictures" / name
+        folder.mkdir(parents=True)
+        for k in range(32):
+            colour = random.integers(0, 80, 3) + np.array([number * 13, number * 57 % 170, number * 91 % 170])
+            pixels = (random.integers(0, 80, (48, 40, 3)) + colour).clip(0, 255).astype(np.uint8)
+            file = folder / (f"{k}.png" if k else f"{NAMES[0]}\n\x1b[31m.png")
+            Image.fromarray(pixels).save(file)
+            lines.append([f"{name}/{file.name}", THIRTEEN[k % 4], THIRTEEN[(k + number) % 13]])
+        (folder / f"broken{NAMES[0]}.png").write_bytes(b"no image")
+    with (root / "groups.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(lines)
+    (root / NAMES[0]).mkdir()
+    for k in range(4):
+        pixels = random.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / NAMES[0] / f"{k}.png")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository in which the whole pipeline has run with hostile names."""
+    folder, data = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("data")
+    draw_pictures(data)
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listing.splitlines():
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    parameters = folder / "params.yaml"
+    configs = str(folder / "configs")
+    compose_and_dump(str(parameters), configs, None, "tiny", "", [*SMALL, f"data.path={data}/pictures"])
+    values = yaml.safe_load(parameters.read_text())
+    values["card"] = dict.fromkeys(values["card"], f"{NAMES[0]} [a](javascript:alert(9)) {NAMES[13]}")
+    values["data"]["license"] = NAMES[0]
+    values["tracking"]["experiment"] = NAMES[0]
+    values["evaluation"]["metadata"] = str(data / "groups.csv")
+    values["probe"]["out_of_distribution"] = str(data / NAMES[0])
+    parameters.write_text(yaml.safe_dump(values, sort_keys=False))
+    done = subprocess.run(["dvc", "repro"], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for text in (done.stdout, done.stderr):
+        assert not re.search(r"[\x07\x9b\u202e]|\x1b\[31m", text)
+    return folder
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """The address of MLflow's server for the database of a folder."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", "sqlite:///mlflow.db"]
+    options = ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
+    with subprocess.Popen(
+        [*command, *options], cwd=folder, env=ENVIRONMENT, start_new_session=True
+    ) as server:
+        try:
+            deadline = time.monotonic() + 180
+            while True:
+                try:
+                    urlopen(f"http://127.0.0.1:{port}/health").close()
+                    break
+                except URLError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_thirteen_hostile_classes_through_the_whole_pipeline(finished: Path, tmp_path: Path) -> None:
+    report = finished / "artifacts" / "report"
+    pictures_folder = Path(os.environ.get("HOSTILE_SCREENSHOTS") or tmp_path)
+    classes = json.loads((finished / "artifacts/data/report.json").read_text())["classes"]
+    assert sorted(classes) == sorted(THIRTEEN)
+    classifier = inference.open_classifier(finished / "artifacts/onnx/fp32.onnx", threads=1)
+    assert list(classifier.labels) == classes
+    front = ModelCard.load(report / "model_card.md").data.to_dict()
+    assert front["model-index"][0]["results"]
+    (tmp_path / "card.html").write_text(hostile.hub((report / "model_card.md").read_text()))
+
+    for command in (["ship", "fp32", "shipped"], ["demo", "--build", "--folder", "page"]):
+        if command[0] != "demo" or (ROOT / "pipeline/shipping/node_modules").is_dir():
+            done = subprocess.run(
+                [sys.executable, "-m", "pipeline", *command], cwd=finished, env=ENVIRONMENT, check=False
+            )
+            assert done.returncode == 0 or command[0] == "demo"
+    assert json.loads((finished / "shipped" / "labels.json").read_text()) == classes
+
+    dialogs: list[str] = []
+    violations: list[str] = []
+    with mlflow_server(finished) as address, sync_playwright() as playwright:
+        client = MlflowClient(f"sqlite:///{finished}/mlflow.db")
+        run_id = json.loads((finished / "artifacts/tracked.json").read_text())["run_id"]
+        run = client.get_run(run_id)
+        experiment = f"{address}/#/experiments/{run.info.experiment_id}"
+        of_run, kind = f"{experiment}/runs/{run_id}", "workflowType=machine_learning"
+        variants = json.loads(run.data.tags["runs"])
+        model = f"{address}/#/models/{quote(client.search_registered_models()[0].name, safe='')}"
+        addresses = {
+            "report": (report / "report.html").as_uri(),
+            "overview": (report / "overview.svg").as_uri(),
+            "card": (tmp_path / "card.html").as_uri(),
+            "mlflow_runs": f"{experiment}/runs?{kind}",
+            "mlflow_parent": f"{of_run}?{kind}",
+            "mlflow_variant": f"{experiment}/runs/{variants['fp32']}?{kind}",
+            **{
+                f"mlflow_{name}": f"{of_run}/artifacts/report/{name}"
+                for name in ("report.html", "model_card.md", "variants.csv", "overview.svg", "choice.json")
+            },
+            "mlflow_model": model,
+            "mlflow_version": f"{model}/versions/1",
+        }
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        view = browser.new_page(viewport={"width": 1300, "height": 1200})
+        view.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        view.on("console", lambda said: violations.append(said.text) if "Policy" in said.text else None)
+        for name, place in addresses.items():
+            view.goto("about:blank")
+            view.goto(place)
+            view.wait_for_timeout(5000 if name.startswith("mlflow") else 500)
+            view.screenshot(path=pictures_folder / f"{name}.png", full_page=not name.startswith("mlflow"))
+            if name in ("report", "card"):
+                text = " ".join(view.locator("body").inner_text().split())
+                assert all(shown(of) in text for of in THIRTEEN)
+        browser.close()
+    assert dialogs == []
+    assert violations == []
+
+
+def test_a_byte_of_a_file_name_that_is_not_utf_8_is_shown() -> None:
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    assert escaping.for_terminal(name) == escaping.for_html(name) == "caf\\xe9.png"

@@ -14,7 +14,10 @@ for (const file of process.argv.slice(2)) {
   const { logits } = await session.run({ images: new ort.Tensor("uint8", pixels, [1, input.size, input.size, 3]) });
   const shares = probabilities(logits.data, task);
   const best = labels.map((_, index) => index).sort((a, b) => shares[b] - shares[a]).slice(0, 3);
-  console.log([file, ...best.map((index) => `${labels[index]} ${(100 * shares[index]).toFixed(2)}%`)].join("\t"));
+  const cells = [file, ...best.map((index) => `${labels[index]} ${(100 * shares[index]).toFixed(2)}%`)];
+  // Names are text: a terminal would obey the control characters in them.
+  const escaped = (character) => `\\u{${character.codePointAt(0).toString(16)}}`;
+  console.log(cells.map((cell) => cell.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, escaped)).join("\t"));
 }
 
 /** The first frame as RGBA, upright, without colour conversion; 16-bit grey is divided by 257 and rounded. */

@@ -50,5 +50,7 @@ for file in sys.argv[1:]:
     multi_label = metadata["task"] == "multi-label-image-classification"
     probabilities = 1 / (1 + np.exp(-logits)) if multi_label else powers / powers.sum()
     best = np.argsort(-probabilities)[:3]
-    print(file, *(f"{labels[index]} {probabilities[index]:.2%}" for index in best), sep="\t")
+    cells = [file, *(f"{labels[index]} {probabilities[index]:.2%}" for index in best)]
+    # Names are text: a terminal would obey the control characters in them.
+    print(*("".join(c if c.isprintable() else ascii(c)[1:-1] for c in cell) for cell in cells), sep="\t")
 sys.exit(status)
