@@ -183,6 +183,7 @@ def _measure_once(parts: Sequence[Convolution | Head]) -> list[float]:
     return times[len(COMPANY) :]
 
 
+@torch.no_grad()
 def file(network: Network, float_layers: Collection[str] | None, contract: InputContract) -> bytes:
     """The ONNX file of a network without batch norms; its int8 layers have arbitrary scales.
 
