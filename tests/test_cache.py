@@ -143,19 +143,20 @@ def test_noise_does_not_change_which_layers_stay_float(
         return list(np.array(times) * random.normal(1, 0.02, len(times)))
 
     monkeypatch.setattr(kernels, "measure", measure)
+    monkeypatch.setattr(layer_costs.Costs, "slowdown", lambda *_: random.normal(1.05, 0.01))
     choices = [
         layer_costs.fastest_float_layers(
             layer_costs.open_costs(tmp_path / f"{number}.json"), network, contract
         )
-        for number in range(20)
+        for number in range(8)
     ]
     assert {choice.layers for choice in choices} == {()}
-    assert len({choice.milliseconds for choice in choices}) == 20
+    assert len({choice.milliseconds for choice in choices}) == 8
     assert min(max(c.milliseconds) / min(c.milliseconds) for c in choices) > 1.02
 
 
 def test_a_choice_of_float_layers_and_of_a_plan_survive_their_record(tmp_path: Path) -> None:
-    layers = layer_costs.FloatLayers(("stem",), (1.5, 1.25), 0, 0.08, "because")
+    layers = layer_costs.FloatLayers(("stem",), (1.5, 1.25), {0: 1.2}, 0, "because")
     plan = plans.PruningPlan("l1", "uniform", (8, 16), 0.5, 1.0, 384, 1, 1.25)
     choice = plans.PlanChoice((plan,), {"uniform": 2.01}, "because")
     for name, schema, content in (("a", layer_costs.FLOAT_LAYERS, layers), ("b", plans.PLAN_CHOICE, choice)):

@@ -284,7 +284,7 @@ def test_every_command_of_the_command_line_is_understood(
     page: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[Namespace] = []
-    for name in ("choose", "predict", "ship", "demo", "fetch", "compose", "save", "tidy"):
+    for name in ("choose", "predict", "ship", "demo", "measured", "fetch", "compose", "save", "tidy"):
         monkeypatch.setattr(command_line, name, ran.append)
     monkeypatch.setattr(sys, "argv", ["pipeline", *words[3:]])
     command_line.main()

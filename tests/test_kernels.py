@@ -39,7 +39,15 @@ def table(folder: Path, network: Network, slow: dict[str, float]) -> layer_costs
     times = {part: next((t for words, t in slow.items() if part.startswith(words)), 10.0) for part in parts}
     file = folder / "kernels.json"
     file.write_text(json.dumps({layer_costs.name(): times}))
-    return layer_costs.open_costs(file)
+    return Added(file)
+
+
+class Added(layer_costs.Costs):
+    """A table whose layers add up to the whole."""
+
+    def slowdown(self, network: Network, contract: InputContract, layers: Any, others: Any) -> float:
+        one, other = (self.total(kernels.parts_of(network, contract.size, each)) for each in (layers, others))
+        return one / other
 
 
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
@@ -120,10 +128,21 @@ def test_a_speedup_is_measured_in_the_runtime_once(tmp_path: Path, monkeypatch: 
     wide, narrow = (student((width,) * 14, norm=False) for width in (16, 8))
     first = layer_costs.open_costs(tmp_path / "kernels.json").speedup(wide, narrow, InputContract(SIZE))
     assert first > 0
-    monkeypatch.setattr(kernels, "measure_speedup", None)
+    monkeypatch.setattr(kernels, "measure_ratio", None)
     assert (
         layer_costs.open_costs(tmp_path / "kernels.json").speedup(wide, narrow, InputContract(SIZE)) == first
     )
+
+
+def test_int8_files_with_other_float_layers_are_measured_whole_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "SESSIONS", 1)
+    network, file, contract = trace(student(norm=False)), tmp_path / "kernels.json", InputContract(SIZE)
+    first = layer_costs.open_costs(file).slowdown(network, contract, (), FIRST)
+    assert 0.1 < first < 10
+    monkeypatch.setattr(kernels, "measure_ratio", None)
+    assert layer_costs.open_costs(file).slowdown(network, contract, (), FIRST) == first
 
 
 def test_another_machines_times_stay_in_the_file_and_do_not_count(

@@ -183,19 +183,29 @@ def _measure_once(parts: Sequence[Convolution | Head]) -> list[float]:
     return times[len(COMPANY) :]
 
 
-def measure_speedup(parent: Network, network: Network, contract: InputContract) -> float:
-    """The ratio of the latencies of two networks without batch norms, one thread and one image, interleaved.
+@torch.no_grad()
+def file(network: Network, float_layers: Collection[str] | None, contract: InputContract) -> bytes:
+    """The ONNX file of a network without batch norms; its int8 layers have arbitrary scales.
 
-    Sessions are opened several times, since the place of their memory changes a latency by some per cent.
+    Args:
+        network: the student; weights do not matter.
+        float_layers: layers in float of an int8 file; None for a float file.
+        contract: its input contract.
     """
-    files = [
-        graph.write(each, None, contract, CLASSES, "network").SerializeToString()
-        for each in (parent, network)
-    ]
-    image = {IMAGES: np.full((1, contract.size, contract.size, 3), 127, np.uint8)}
+    quantization = None if float_layers is None else _any_quantization(network, float_layers)
+    return graph.write(network, quantization, contract, CLASSES, "network").SerializeToString()
+
+
+def measure_ratio(files: Sequence[bytes], size: int) -> float:
+    """The latency of the first of two files over that of the second, with one thread and one image, in turn.
+
+    A machine that slows down slows down both. Sessions are opened several times, since the place of their
+    memory changes a latency by some per cent.
+    """
+    image = {IMAGES: np.full((1, size, size, 3), 127, np.uint8)}
     ratios = []
     for _ in range(SESSIONS):
-        sessions = [open_session(file) for file in files]
+        sessions = [open_session(content) for content in files]
         times = np.zeros((UNTIMED + RUNS, len(sessions)))
         for row in times:
             for index, session in enumerate(sessions):
@@ -254,7 +264,7 @@ def _unit(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: i
     return unit(conv, nn.ReLU())
 
 
-def _any_quantization(network: Network, float_layers: list[str]) -> Quantization:
+def _any_quantization(network: Network, float_layers: Collection[str]) -> Quantization:
     """Arbitrary scales; kernels take the same time with all of them."""
     return Quantization(
         weight_scales={

@@ -12,7 +12,7 @@ from pipeline.data import batches, sampling, views
 from pipeline.data.batches import Request, ViewSet
 from pipeline.distillation import learning, training_data
 from pipeline.measurement import kernels, layer_costs
-from pipeline.models import layers, storage
+from pipeline.models import folding, layers, storage
 from pipeline.models.storage import Model
 from pipeline.onnx import graph
 from pipeline.onnx.judge import judge_files
@@ -53,7 +53,7 @@ def main(variant: str) -> None:
             paths.choice("float-layers", question),
             layer_costs.FLOAT_LAYERS,
             lambda: layer_costs.fastest_float_layers(
-                layer_costs.open_costs(paths.kernels()), network, contract
+                layer_costs.open_costs(paths.kernels()), folding.fold_batch_norm(parent), contract
             ),
         )
         settings, reason = settings.model_copy(update={"float_layers": choice.layers}), choice.reason
