@@ -64,7 +64,7 @@ def judge(outputs: Float[Tensor, "images classes"], *, exclusive: bool, by_file:
     sums = outputs.double().sum(1)
     if by_file != "logits":
         return declared(outputs, exclusive=exclusive, by_file=by_file)
-    if low < -TOLERANCE:
+    if low < -TOLERANCE or low == high:
         return "logits"
     if outputs.shape[1] > 1 and bool(((sums - 1).abs() <= TOLERANCE).all()):
         if exclusive:

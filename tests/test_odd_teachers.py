@@ -146,6 +146,7 @@ def rows(*values: Sequence[float]) -> Tensor:
         (rows((20.0, 80.0), (90.0, 10.0)), True, None),
         (rows((0.0, 3.0), (1.5, 0.2)), True, "logits"),
         (rows((-1.0, 2.0), (2.0, -1.0)), True, "logits"),
+        (rows((0.0, 0.0), (0.0, 0.0)), True, "logits"),
         (rows((0.2, 0.8), (0.9, 0.1)).log(), True, "logits"),
         (rows((0.02, 0.9), (0.9, 0.3)), False, "sigmoid"),
         (rows((0.4, 0.5), (0.6, 0.5)), False, None),
