@@ -60,8 +60,8 @@ def check_place(path: Path) -> None:
         raise SourceError(f"{shown} must be a folder of images: {reason}") from error
     if not real.is_dir():
         raise SourceError(f"{shown} must be a folder of images; it is not a folder")
-    for around, what in ((Path.cwd().resolve(), "this project"), (Path.home(), "a home folder")):
-        if around.is_relative_to(real):
+    for around, what in ((Path.cwd(), "this project"), (_home(), "a home folder")):
+        if around is not None and around.resolve().is_relative_to(real):
             raise SourceError(f"{shown} must be a folder of images alone; it holds {what} ({around})")
     inside = next((place for place in SYSTEM_FOLDERS if real.is_relative_to(place)), None)
     if inside and not real.is_relative_to("/dev/shm"):
@@ -167,6 +167,13 @@ SOURCES: dict[str, Callable[[Path, folders.LayoutName], Listing]] = {
     "folder": folder,
 }
 """Reader by the name of the source (``data.source``)."""
+
+
+def _home() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:  # a user without a home
+        return None
 
 
 def _read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, "..."]:
