@@ -249,7 +249,7 @@ def damaged(files: dict[str, bytes], seed: int, number: int) -> tuple[str, bytes
             content = _damage_png(content, draw)
         else:
             kind = draw.choice(list(DAMAGES))
-            content = DAMAGES[kind](content, draw, files)
+            content = DAMAGES[kind](content or bytearray(1), draw, files)
     return name, bytes(content)
 
 

@@ -39,6 +39,8 @@ PIXELS = 100_000_000
 """Most pixels that an image may have."""
 BYTES = 300 * 2**20
 """Most bytes that an encoded image may have: enough for as many pixels without compression."""
+LARGE = 4_000_000
+"""Pixels of an image before which memory that earlier images left unused is given back to the system."""
 SCANNED_PIXELS = 40 * PIXELS
 """Most pixels times scans that a JPEG may have; a progressive photograph has about 10 scans."""
 ORIENTATION = 0x0112
@@ -86,6 +88,10 @@ for library in Path(PIL.__file__).parents[1].glob("pillow.libs/libtiff*"):
         ctypes.CDLL(str(library)).TIFFSetWarningHandler(None)
 
 
+# glibc keeps what a thread has freed for that thread, which adds up to gigabytes with large images.
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
 class UnreadableImageError(ValueError):
     """The bytes are not an image that is read; the message is the reason, such as "it is empty"."""
 
@@ -102,6 +108,8 @@ class _Room:
         with self._condition:
             self._condition.wait_for(lambda: self._used == 0 or self._used + pixels <= PIXELS)
             self._used += pixels
+        if pixels >= LARGE and _trim is not None:
+            _trim(0)
         try:
             yield
         finally:
@@ -120,7 +128,8 @@ def opened(encoded: bytes, at_least: int | None = None) -> Iterator[Image.Image]
     """Yield an image as RGB, upright, of 8 bits per value, on white where it is transparent.
 
     Threads that are inside this block hold at most ``PIXELS`` pixels together, so that whoever reads many
-    large files at once stays within bounded memory. A thread may be inside one such block only.
+    large files at once stays within bounded memory; the image is closed at the end of the block. A thread may
+    be inside one such block only.
 
     Args:
         encoded: the content of an image file.
@@ -130,6 +139,21 @@ def opened(encoded: bytes, at_least: int | None = None) -> Iterator[Image.Image]
     Raises:
         UnreadableImageError: the content is not such an image, too large, cut off, or damaged.
     """
+    with _decoded(encoded, at_least) as image:
+        try:
+            yield image
+        finally:
+            image.close()  # before other threads take the room
+
+
+def decode(encoded: bytes, at_least: int | None = None) -> Image.Image:
+    """Return what ``opened`` yields, for as long as it is needed: only its decoding is bounded."""
+    with _decoded(encoded, at_least) as image:
+        return image
+
+
+@contextmanager
+def _decoded(encoded: bytes, at_least: int | None) -> Iterator[Image.Image]:
     with _reasons():
         image = _open(encoded)
         if at_least is not None:
@@ -137,13 +161,8 @@ def opened(encoded: bytes, at_least: int | None = None) -> Iterator[Image.Image]
     with image, _room.taken(image.width * image.height):
         with _reasons():
             rgb = _rgb(image)
+        image.close()
         yield rgb
-
-
-def decode(encoded: bytes, at_least: int | None = None) -> Image.Image:
-    """Return what ``opened`` yields."""
-    with opened(encoded, at_least) as image:
-        return image
 
 
 def measure(encoded: bytes) -> tuple[int, int]:

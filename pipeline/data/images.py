@@ -53,7 +53,8 @@ def opened(
 ) -> Iterator[Image.Image]:
     """Yield an image as RGB of 8 bits, upright, on white where it is transparent (see ``pipeline.pixels``).
 
-    Threads inside this block hold a bounded number of pixels together; a thread may be inside one only.
+    Threads inside this block hold a bounded number of pixels together; a thread may be inside one only. The
+    image is closed at the end of the block.
 
     Args:
         encoded: an image file or its content.
@@ -64,19 +65,21 @@ def opened(
     Raises:
         ImageFileError: the file is missing, not a regular file, too large, or damaged in any way.
     """
-    if isinstance(encoded, Path):
-        name, encoded = trees.printable(encoded), read_bytes(encoded)
+    name, content = _read(encoded, name)
     try:
-        with pixels.opened(encoded, at_least) as image:
+        with pixels.opened(content, at_least) as image:
             yield image
     except pixels.UnreadableImageError as error:
         raise ImageFileError(name, str(error)) from error
 
 
 def decode(encoded: bytes | Path, at_least: int | None = None, name: str = "the image") -> Image.Image:
-    """Return what ``opened`` yields."""
-    with opened(encoded, at_least, name) as image:
-        return image
+    """Return what ``opened`` yields, for as long as it is needed."""
+    name, content = _read(encoded, name)
+    try:
+        return pixels.decode(content, at_least)
+    except pixels.UnreadableImageError as error:
+        raise ImageFileError(name, str(error)) from error
 
 
 def read_bytes(path: Path) -> bytes:
@@ -189,6 +192,12 @@ def _report(
     names = ", ".join(trees.printable(file.name) for file in files[: trees.MOST_NAMES])
     more = f" and {len(files) - trees.MOST_NAMES:,} more" if len(files) > trees.MOST_NAMES else ""
     report(f"{trees.printable(place)}: {names}{more} {one if len(files) == 1 else several}")
+
+
+def _read(encoded: bytes | Path, name: str) -> tuple[str, bytes]:
+    if isinstance(encoded, Path):
+        return trees.printable(encoded), read_bytes(encoded)
+    return name, encoded
 
 
 def _check_regular(path: Path, status: os.stat_result) -> None:
