@@ -435,12 +435,9 @@ def test_thirteen_hostile_classes_through_the_whole_pipeline(finished: Path, tmp
     assert front["model-index"][0]["results"]
     (tmp_path / "card.html").write_text(hostile.hub((report / "model_card.md").read_text()))
 
-    for command in (["ship", "fp32", "shipped"], ["demo", "--build", "--folder", "page"]):
-        if command[0] != "demo" or (ROOT / "pipeline/shipping/node_modules").is_dir():
-            done = subprocess.run(
-                [sys.executable, "-m", "pipeline", *command], cwd=finished, env=ENVIRONMENT, check=False
-            )
-            assert done.returncode == 0 or command[0] == "demo"
+    command = [sys.executable, "-m", "pipeline", "ship", "fp32", "shipped"]
+    subprocess.run(command, cwd=finished, env=ENVIRONMENT, check=True)
+    assert (finished / "shipped" / "model_card.md").read_text() == (report / "model_card.md").read_text()
     assert json.loads((finished / "shipped" / "labels.json").read_text()) == classes
 
     dialogs: list[str] = []

@@ -4,8 +4,8 @@ from pipeline.settings import Settings
 
 
 class CardSettings(Settings):
-    """Statements of the model card that cannot be measured. For null, the card says that it is not
-    provided."""
+    """Statements of the model card that cannot be measured, in Markdown; HTML in them is shown as text. For
+    null, the card says that it is not provided."""
 
     name: str | None = None
     """Title of the card; null composes one from architecture, width, size and data."""
