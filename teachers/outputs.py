@@ -97,6 +97,8 @@ def declared(outputs: Float[Tensor, "images classes"], *, exclusive: bool, by_fi
             f"its outputs lie between {low:.3g} and {high:.3g}, so they are not probabilities; set "
             "teacher.outputs to logits if that is what they are"
         )
+    if by_file == "softmax" and not exclusive:
+        raise _ambiguous("its file ends in a softmax over all attributes")
     if by_file != "logits":
         return by_file
     return "softmax" if exclusive and bool((outputs.sum(1) <= 1 + TOLERANCE).all()) else "sigmoid"

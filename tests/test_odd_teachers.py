@@ -19,7 +19,7 @@ from pipeline.distillation.settings import TeacherMember
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
 from pipeline.training import compute, scoring
 from pipeline.training.settings import ComputeSettings, Phase, TrainingSettings
-from teachers import labels, local_files, outputs, state_dicts
+from teachers import labels, outputs, state_dicts
 from teachers.contract import InputContract
 from teachers.errors import TeacherError, WeightsError
 from teachers.onnx_files import OnnxClassifier
@@ -348,18 +348,6 @@ def test_cut_safetensors_are_one_line_with_the_file(tmp_path: Path, share: float
     with pytest.raises(WeightsError) as error:
         state_dicts.read(file)
     assert str(file) in line(error)
-
-
-def test_missing_local_files_are_known_by_their_key(tmp_path: Path) -> None:
-    (tmp_path / "w.pth").touch()
-    there = str(tmp_path / "w.pth")
-    assert local_files.missing("timm", "resnet18", there, None) == {}
-    assert local_files.missing("timm", "resnet18", "best.pth", "natural") == {"weights": "best.pth"}
-    assert local_files.missing("timm", "resnet18", None, ["a"]) == {}
-    assert local_files.missing("onnx", "x.onnx", "default", "n.txt") == {"name": "x.onnx", "labels": "n.txt"}
-    assert local_files.missing("hugging_face", str(tmp_path), "default", None) == {}
-    assert local_files.missing("hugging_face", "google/vit", "default", None) == {}
-    assert local_files.missing("hugging_face", "./absent", "default", None) == {"name": "./absent"}
 
 
 def training(batch_size: int = 4, size: int | None = None) -> TrainingSettings:

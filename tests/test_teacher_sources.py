@@ -10,9 +10,15 @@ import timm
 import torch
 import torchvision
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from pipeline import tasks
 from pipeline.data import sources, splits, store
@@ -27,6 +33,7 @@ from teachers.errors import TeacherError, WeightsError
 from teachers.hugging_face_models import contract
 from teachers.sources import SOURCES
 from teachers.teacher import Teacher, columns
+from tests import odd_onnx
 
 HALF, QUARTER, WHOLE = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), (1.0, 1.0, 1.0)
 NAMES = ("T-shirt", "hat", "Shoe, footwear")
@@ -154,6 +161,38 @@ def test_an_onnx_file_is_a_black_box(tmp_path: Path, images: torch.Tensor, batch
         adaptation.contract(teacher, size=None, crop=1.0, corrections=TeacherInput())
     with pytest.raises(TeacherError, match=r"takes images of 64 pixels; teacher\.size = 32"):
         adaptation.contract(teacher, size=32, crop=1.0, corrections=given)
+
+
+def test_an_onnx_file_of_bytes_takes_no_mean(tmp_path: Path) -> None:
+    odd_onnx.WORKING["bytes in planes"](tmp_path / "box.onnx")
+    teacher = SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
+    plain = adaptation.contract(teacher, size=None, crop=1.0, corrections=TeacherInput())
+    assert plain == InputContract(odd_onnx.SIZE)
+    with pytest.raises(TeacherError, match=r"teacher\.input\.mean"):
+        adaptation.contract(teacher, size=None, crop=1.0, corrections=TeacherInput(mean=HALF))
+
+
+def test_a_vision_transformer_of_hugging_face_takes_images_of_any_size(tmp_path: Path) -> None:
+    config = ViTConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        image_size=32,
+        patch_size=8,
+    )
+    config.num_labels = 4
+    cast(Any, ViTForImageClassification(config)).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    teacher = SOURCES["hugging_face"](str(tmp_path), "default")
+    for size in (32, 48, 64):
+        assert ask(teacher.module, torch.rand(2, 3, size, size)).shape == (2, 4)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop("classifier.bias")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"classifier\.bias") as error:
+        SOURCES["hugging_face"](str(tmp_path), "default")
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("ending", ["Softmax", "Sigmoid"])

@@ -14,7 +14,7 @@ from teachers.contract import InputContract
 from teachers.errors import TeacherError, WeightsError
 from teachers.runtime import in_runtime
 from teachers.sources import SOURCES
-from teachers.teacher import Columns, replace_heads
+from teachers.teacher import Columns, columns, replace_heads
 
 
 class Twice(nn.Module):
@@ -83,6 +83,14 @@ def test_efficientnet_lite_names_t_shirts(name: str) -> None:
         found = teacher.module.eval()(contract.normalise(torch.from_numpy(pixels))).argmax(1)
     names = [ImageNetInfo().index_to_description(int(index)) for index in found]
     assert sum("T-shirt" in name or "sweatshirt" in name for name in names) >= 4, names
+
+
+def test_published_weights_know_the_names_and_synsets_of_imagenet() -> None:
+    teacher = SOURCES["efficientnet_lite"]("efficientnet_lite0", "default")
+    assert columns(teacher, ["Goldfish", "n01440764", "wine_bottle"]) == (1, 0, 907)
+    with pytest.raises(TeacherError, match=r"2 logits for the class 'crane': 134: .*, 517: "):
+        columns(teacher, ["crane"])
+    assert SOURCES["efficientnet_lite"]("efficientnet_lite0", None).labels is None
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,18 @@ def contract(teacher: Teacher, *, size: int | None, crop: float, corrections: Te
     """
     given = corrections.model_dump(exclude_none=True)
     declared = teacher.input
+    box = teacher.module if isinstance(teacher.module, OnnxClassifier) else None
     if declared is None:
-        if not given:
+        if not given and not (box and box.bytes):
             raise TeacherError(f"{teacher.origin} does not declare how its input is made; set teacher.input")
         declared = InputContract(size or 0)
     result = replace(declared, **{**given, "crop": crop, "size": size or declared.size})
-    fixed = teacher.module.size if isinstance(teacher.module, OnnxClassifier) else None
+    if box and box.bytes and not result.is_plain:
+        raise TeacherError(
+            f"{teacher.origin} takes bytes from 0 to 255; teacher.input.mean = {result.mean} and "
+            f"teacher.input.std = {result.std}; allowed: null"
+        )
+    fixed = box.size if box else None
     if fixed and result.size not in (fixed, 0):
         raise TeacherError(f"{teacher.origin} takes images of {fixed} pixels; teacher.size = {result.size}")
     if not (result.size or fixed):
