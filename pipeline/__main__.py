@@ -102,11 +102,15 @@ def main() -> None:
     command = add(
         "params",
         compose,
-        "write params.yaml, composed from configs/",
-        "  python -m pipeline params && dvc repro",
+        "write params.yaml, composed from configs/, with changes",
+        "  python -m pipeline params data=folder data.path='My photos [2024]/é' && dvc repro",
     )
     command.add_argument(
-        "config", nargs="?", default="config", help="a file of configs/, without .yaml (default: %(default)s)"
+        "changes",
+        nargs="*",
+        metavar="CONFIG | GROUP=NAME | KEY=VALUE",
+        help="a file of configs/ without .yaml (default: config), other files of its groups, and values; "
+        "a text or path is taken as it stands, whatever characters it has",
     )
 
     arguments = parser.parse_args()
@@ -263,9 +267,10 @@ def fetch(_: Namespace) -> None:
 
 def compose(arguments: Namespace) -> None:
     """Write the composition of a file of `configs/` to `params.yaml`, as DVC's Hydra integration does."""
-    from dvc.utils.hydra import compose_and_dump
+    from pipeline.parameters import composition
 
-    compose_and_dump(str(paths.PARAMETERS), str(paths.CONFIGS.resolve()), None, arguments.config, "", [])
+    with one_line_errors():
+        composition.write(arguments.changes)
 
 
 def _model(name: str) -> Path:
