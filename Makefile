@@ -65,6 +65,7 @@ params: install ## Compose params.yaml from configs/, and describe it in docs/pa
 	$(BIN)/python -m pipeline.parameters.reference
 
 ui: install ## MLflow's pages on http://127.0.0.1:5000
+	$(BIN)/python -m pipeline.tracking "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 	@echo "variants: http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 	$(BIN)/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000
 
