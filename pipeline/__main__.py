@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline import paths
@@ -113,11 +112,15 @@ def main() -> None:
     command = add(
         "params",
         compose,
-        "write params.yaml, composed from configs/",
-        "  python -m pipeline params && dvc repro",
+        "write params.yaml, composed from configs/, with changes",
+        "  python -m pipeline params data=folder data.path='My photos [2024]/é' && dvc repro",
     )
     command.add_argument(
-        "config", nargs="?", default="config", help="a file of configs/, without .yaml (default: %(default)s)"
+        "changes",
+        nargs="*",
+        metavar="CONFIG | GROUP=NAME | KEY=VALUE",
+        help="a file of configs/ without .yaml (default: config), other files of its groups, and values; "
+        "a text or path is taken as it stands, whatever characters it has",
     )
 
     add(
@@ -322,14 +325,10 @@ def fetch(_: Namespace) -> None:
 
 def compose(arguments: Namespace) -> None:
     """Write the composition of a file of `configs/` to `params.yaml`, as DVC's Hydra integration does."""
-    from dvc.utils.hydra import compose_and_dump
+    from pipeline.parameters import composition
 
-    from pipeline import files
-
-    with TemporaryDirectory() as folder:
-        composed = Path(folder) / paths.PARAMETERS
-        compose_and_dump(str(composed), str(paths.CONFIGS.resolve()), None, arguments.config, "", [])
-        files.write(paths.PARAMETERS, composed.read_bytes())
+    with one_line_errors():
+        composition.write(arguments.changes)
 
 
 def save(_: Namespace) -> None:

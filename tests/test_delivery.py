@@ -153,7 +153,7 @@ def test_the_users_own_limits_take_precedence(monkeypatch: pytest.MonkeyPatch) -
 def test_a_server_that_answers_slowly_is_waited_for(
     case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def slow(*_: object) -> tuple[str, list[str]]:
+    def slow(*_arguments: object) -> tuple[str, list[str]]:
         import requests
 
         with small_servers.serve(small_servers.answer("200 OK", "{}")) as address:
@@ -173,7 +173,7 @@ def test_a_long_upload_is_waited_for_while_bytes_are_sent(
     big = tmp_path / "big"
     big.write_bytes(bytes(100_000))
 
-    def upload(*_: object) -> tuple[str, list[str]]:
+    def upload(*_arguments: object) -> tuple[str, list[str]]:
         import requests
 
         with small_servers.serve(small_servers.answer("200 OK", "{}")) as address, big.open("rb") as file:

@@ -446,6 +446,23 @@ def test_a_server_that_does_not_answer_is_one_line(case: Case, monkeypatch: pyte
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["/Shared/birds: old?", 'Bob\'s "birds" 50%', "\\ü; #@ `x` or '1'='1"])
+def test_an_experiment_has_the_name_that_it_is_given_and_the_model_one_that_mlflow_allows(
+    case: Case, name: str
+) -> None:
+    server = replace(case.server, experiment=name)
+    runs.track(*case[:3], server)
+    assert runs.track(*case[:3], server)[1] == []
+    client = MlflowClient(server.uri)
+    assert client.get_experiment_by_name(name) is not None
+    version = client.get_model_version_by_alias(server.model, "champion")
+    assert version.tags["variant"] == "int8"
+    models = [m for m in client.search_registered_models() if m.name == server.model]
+    assert "models:/" in str(models[0].description)
+    loaded = artifacts.download_artifacts(f"models:/{server.model}@champion", tracking_uri=server.uri)
+    assert Path(loaded).is_dir()
+
+
 def test_a_deleted_experiment_is_named(case: Case) -> None:
     runs.track(*case)
     client = MlflowClient(case.server.uri)

@@ -1,7 +1,8 @@
 """All parameters of the pipeline: composed from the settings of the packages, and checked before any work."""
 
-from pipeline.parameters.checks import ParameterError, check, load
-from pipeline.parameters.sections import Parameters
+from pipeline.parameters.checks import check, load
+from pipeline.parameters.messages import ParameterError
+from pipeline.parameters.sections import Parameters, UnknownVariantError
 from pipeline.parameters.variants import Distill, Prune, Quantize
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Parameters",
     "Prune",
     "Quantize",
+    "UnknownVariantError",
     "check",
     "load",
 ]

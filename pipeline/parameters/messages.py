@@ -5,7 +5,16 @@ import difflib
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from pipeline.errors import DistilleryError
 from pipeline.settings import Settings
+
+LONGEST_VALUE = 200
+"""Number of characters of a value that a message shows."""
+
+
+class ParameterError(DistilleryError):
+    """A parameter or its file is wrong. Each line of the message names the key, the value and what is
+    allowed."""
 
 
 def lines(error: ValidationError, origin: str, root: type[Settings]) -> list[str]:
@@ -16,9 +25,10 @@ def lines(error: ValidationError, origin: str, root: type[Settings]) -> list[str
 def line(detail: ErrorDetails, origin: str, root: type[Settings], prefix: str = "") -> str:
     """One problem as one line; ``prefix`` is the key at which ``root`` lies."""
     # Pydantic's location also names the branch of a union, which is not a key that a user wrote.
-    branches = ("constrained-", "function-", "literal[", "tuple[")
+    branches = ("constrained-", "function-", "literal[", "tuple[", "[key]")
     parts = [str(part) for part in detail["loc"] if not str(part).startswith(branches)]
-    key = ".".join([*([prefix] if prefix else []), *parts])
+    shown_parts = [part if part.isprintable() else repr(part) for part in parts]
+    key = ".".join([*([prefix] if prefix else []), *shown_parts])
     start = f"{origin}: {key}" if origin else key
     if detail["type"] == "extra_forbidden":
         allowed = _keys_at(root, parts[:-1])
@@ -28,7 +38,9 @@ def line(detail: ErrorDetails, origin: str, root: type[Settings], prefix: str = 
     if detail["type"] == "missing":
         return f"{start}: this key is missing"
     message = detail["msg"].replace("Input should be", "must be").removeprefix("Value error, ")
-    return f"{start} = {detail['input']!r}: {message}"
+    value = repr(detail["input"])
+    shown = value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]} ..."
+    return f"{start} = {shown}: {message}"
 
 
 def _keys_at(root: type[Settings], parts: list[str]) -> list[str]:

@@ -57,12 +57,27 @@ class Parameters(Settings):
         """The parent of every variant."""
         return {name: variant.parent for name, variant in self.variants.items()}
 
-    def settings(self, variant: str, kind: type[Operation]) -> Operation:
-        """The settings of one variant: the section of its operation with the keys of the variant on top."""
+    def find(self, variant: str) -> Variant:
+        """The declaration of one variant.
+
+        Raises:
+            UnknownVariantError: there is no such variant.
+        """
         if variant not in self.variants:
             allowed = ", ".join(self.variants)
             raise UnknownVariantError(f"{variant!r} is not a variant of params.yaml; allowed: {allowed}")
-        declared = self.variants[variant]
+        return self.variants[variant]
+
+    def settings(self, variant: str, kind: type[Operation]) -> Operation:
+        """The settings of one variant: the section of its operation with the keys of the variant on top.
+
+        Raises:
+            UnknownVariantError: there is no such variant, or another operation makes it.
+        """
+        declared = self.find(variant)
+        if not issubclass(OPERATIONS[declared.op], kind):
+            operation = next(name for name, of in OPERATIONS.items() if of is kind)
+            raise UnknownVariantError(f"{variant!r} is made by `{declared.op}`, not by `{operation}`")
         merged = merge(getattr(self, declared.op), declared.model_extra or {})
         return kind.model_validate(merged)
 

@@ -1,16 +1,35 @@
 """Variants, and the settings of the operations that make them."""
 
+import re
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict
 
 from pipeline.distillation.settings import DistillationSettings, StudentTraining
 from pipeline.pruning.settings import PruningSettings
 from pipeline.quantization.settings import QuantizationSettings
 from pipeline.settings import Settings
 
-VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
-"""Name of a variant. A dot is not allowed: DVC takes it for the end of a key."""
+LONGEST_NAME = 64
+"""Greatest number of characters of a variant's name, which is part of the names of files."""
+
+RESERVED = ("none", "teacher")
+"""Names that variants cannot have. The checkpoints of teachers lie in folders that begin with `teacher-`."""
+
+
+def _check_name(name: str) -> str:
+    if re.fullmatch("[a-z0-9][a-z0-9-]*", name) is None or len(name) > LONGEST_NAME:
+        raise ValueError(
+            "not a valid name of a variant; allowed: a-z, 0-9 and -, the first not -, "
+            f"up to {LONGEST_NAME} characters"
+        )
+    if name in RESERVED or name.startswith("teacher-"):
+        raise ValueError("this name is reserved; choose another")
+    return name
+
+
+VariantName = Annotated[str, AfterValidator(_check_name)]
+"""Name of a variant: of a file, of a stage (DVC takes a dot for the end of a key) and of an MLflow run."""
 
 
 class Distill(DistillationSettings, StudentTraining):

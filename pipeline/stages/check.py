@@ -2,25 +2,17 @@
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from pipeline import files, fingerprint, lock_file, parameters, paths
 from pipeline.data import sources
-from pipeline.parameters import ParameterError
+from pipeline.parameters import ParameterError, Parameters, Quantize, composition
 from pipeline.process import stage
+from pipeline.tracking import addresses, database
+from pipeline.tracking.records import TrackingServer
 
 
 def main() -> None:
     """Check the composed default of `configs/` and `params.yaml`; say where the two differ."""
-    with initialize_config_dir(str(paths.CONFIGS.resolve()), version_base=None):
-        try:
-            composed = OmegaConf.to_container(compose("config"), resolve=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ParameterError(f"{paths.CONFIGS}: {' '.join(str(error).split())}") from error
-    default = parameters.check(composed, str(paths.CONFIGS))
+    default = parameters.check(composition.composed(), str(paths.CONFIGS))
     current = parameters.load()
     lock_file.mend(current.variants)
     differing = [key for key, value in default if getattr(current, key) != value]
@@ -36,6 +28,8 @@ def main() -> None:
         from pipeline.inspection import out_of_distribution  # slow to import
 
         out_of_distribution.check_folder(current.probe.out_of_distribution)
+    _check_float_layers(current)
+    _check_tracking(current)
     # Always the same content: a changed parameter reruns the stages that read it and no others.
     contents = {paths.CHECKED: "parameters are valid\n"}
     contents |= {
@@ -47,6 +41,39 @@ def main() -> None:
         # What stays the same is not touched: another `dvc repro` may be reading it.
         if not file.is_file() or file.read_text() != content:
             files.write(file, content)
+
+
+def _check_tracking(p: Parameters) -> None:
+    """Look at the address and at a database; a server may be away until the end of the pipeline."""
+    address = TrackingServer(p.tracking.uri, p.tracking.experiment, paths.home()).address()
+    file = addresses.database(address)
+    if file is not None and (problem := database.check(file)) is not None:
+        raise database.DatabaseError(f"tracking.uri = {p.tracking.uri!r}: {problem}")
+
+
+def _check_float_layers(p: Parameters) -> None:
+    """Look for the layers that are to stay in float in the architecture of the student."""
+    wanted = {
+        f"variants.{name}.float_layers": layers
+        for name, variant in p.variants.items()
+        if variant.op == "quantize"
+        and (layers := p.settings(name, Quantize).float_layers) not in ("auto", ())
+    }
+    if not wanted:
+        return
+    # PyTorch takes seconds to be imported, and most runs need none of this.
+    import students
+    from pipeline.models import layers
+
+    network = layers.trace(students.build(p.student.architecture, {"classes": 2}))
+    problems = [
+        f"{paths.PARAMETERS}: {key} = {layer!r}: no such layer; allowed: auto, {', '.join(network.layers)}"
+        for key, named in wanted.items()
+        for layer in named
+        if layer not in network.layers
+    ]
+    if problems:
+        raise ParameterError(*problems)
 
 
 if __name__ == "__main__":

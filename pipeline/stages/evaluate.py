@@ -26,7 +26,7 @@ BATCH = 32
 
 def main(variant: str) -> None:
     """Write `artifacts/metrics/<variant>.json`, and `<variant>.npz` with the confidence in every image."""
-    p = parameters.load()
+    p = parameters.load(variant=variant)
     model = storage.load(paths.model(variant))
     size = model.card.input.size
     threads = p.compute.threads or compute.usable_cores()

@@ -18,7 +18,7 @@ VERIFIED_IMAGES = 32
 
 def main(variant: str) -> None:
     """Write `artifacts/onnx/<variant>.onnx`."""
-    parameters.load()
+    parameters.load(variant=variant)
     model = storage.load(paths.model(variant))
     file = paths.onnx(variant)
     previous = file.read_bytes() if file.is_file() else b""

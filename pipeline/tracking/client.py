@@ -76,11 +76,8 @@ def connect(server: TrackingServer) -> Iterator[MlflowClient]:
     Raises:
         TrackingError: the server cannot be reached or refuses a request.
     """
-    _silence()
     configured, address = os.environ.get(URI_VARIABLE), server.address()
-    file = addresses.database(address)
-    if file is not None:
-        database.prepare(file, _make_database)
+    file = make_ready(server)
     mlflow.set_tracking_uri(address)
     try:
         client = MlflowClient()
@@ -101,6 +98,19 @@ def connect(server: TrackingServer) -> Iterator[MlflowClient]:
             os.environ.pop(URI_VARIABLE, None)
         else:
             os.environ[URI_VARIABLE] = configured
+
+
+def make_ready(server: TrackingServer) -> Path | None:
+    """Make the file of a SQLite database whole if there is none, and return its path; None for a server.
+
+    Raises:
+        TrackingError: the database cannot be used.
+    """
+    _silence()
+    file = addresses.database(server.address())
+    if file is not None:
+        database.prepare(file, _make_database)
+    return file
 
 
 def _greet(client: MlflowClient, address: str) -> None:

@@ -1,0 +1,430 @@
+"""Bad files, names, addresses and paths: each is one line before any work, and none a traceback."""
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import parameters, paths
+from pipeline.parameters import ParameterError, UnknownVariantError, composition
+from pipeline.parameters.variants import LONGEST_NAME
+from pipeline.settings import merge
+from pipeline.stages import distill, evaluate, export, prune
+from pipeline.tracking import addresses, database
+from pipeline.tracking.records import TrackingError, TrackingServer
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the settings of this repository, in which paths can be bad."""
+    shutil.copytree(ROOT / paths.CONFIGS, tmp_path / paths.CONFIGS)
+    shutil.copy(ROOT / paths.PARAMETERS, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("DATABRICKS_HOST", "DATABRICKS_CONFIG_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def complaint(change: dict[str, Any]) -> str:
+    values = merge(yaml.safe_load(paths.PARAMETERS.read_text()), change)
+    with pytest.raises(ParameterError) as caught:
+        parameters.check(values, "params.yaml")
+    return str(caught.value)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "empty"),
+        (b"# nothing\n", "empty"),
+        (b"- a\n- b\n", "list"),
+        (b"just words\n", "just words"),
+        (b"\x00\x01\x02\xff", "params.yaml"),
+        ("seed: 0 # é".encode("latin-1"), "UTF-8"),
+        (b"\xff\xfes\x00e\x00e\x00d\x00", "UTF-8"),
+        (b"seed: 0\nseed: 1\n", "'seed'"),
+        (b"data:\n  path: a\n  path: b\n", "'path'"),
+        (b"data:\n\tpath: a\n", "line 2"),
+        (b"a: [1,", "params.yaml"),
+        (b"a: 1\n---\nb: 2\n", "params.yaml"),
+        (BOMB.encode(), "100,000"),
+        (b"a: &a [*a]\n", "itself"),
+        (b"a: !!python/object/apply:os.system ['touch hacked']\n", "python/object"),
+        (b"seed: " + b"9" * 5000 + b"\n", "params.yaml"),
+        (b"[" * 5000, "params.yaml"),
+        (b"? [a, b]\n: 1\n", "params.yaml"),
+        (b"seed: *nothing\n", "nothing"),
+    ],
+)
+def test_a_broken_parameter_file_is_one_line(content: bytes, named: str, checkout: Path) -> None:
+    paths.PARAMETERS.write_bytes(content)
+    with pytest.raises(ParameterError) as caught:
+        parameters.load()
+    message = str(caught.value)
+    assert "params.yaml" in message
+    assert named in message
+    assert len(message.splitlines()) == 1
+    assert len(message) < 600
+    assert not (checkout / "hacked").exists()
+
+
+def test_a_folder_or_a_dangling_link_in_place_of_the_parameters_is_named() -> None:
+    paths.PARAMETERS.unlink()
+    paths.PARAMETERS.symlink_to("nowhere")
+    with pytest.raises(ParameterError, match=r"params\.yaml"):
+        parameters.load()
+    paths.PARAMETERS.unlink()
+    paths.PARAMETERS.mkdir()
+    with pytest.raises(ParameterError, match=r"params\.yaml is a folder"):
+        parameters.load()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": True}, "seed = True"),
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": 2**32}, "seed = 4294967296"),
+        ({"seed": 1.5}, "seed = 1.5"),
+        ({"seed": 10**400}, "seed = 1000"),
+        ({"seed": None}, "seed = None"),
+        ({"gate": {"max_drop": True}}, "gate.max_drop = True"),
+        ({"gate": {"max_drop": float("nan")}}, "gate.max_drop = nan"),
+        ({"gate": {"max_drop": 10**400}}, "gate.max_drop"),
+        ({"benchmark": {"threads": [True]}}, "benchmark.threads"),
+        ({"views": {"crop_scale": [False, 1.0]}}, "views.crop_scale"),
+        ({"benchmark": {"seconds": float("-inf")}}, "benchmark.seconds = -inf"),
+        ({"data": []}, "data = []"),
+        ({"variants": []}, "variants = []"),
+        ({"variants": {"fp32": None}}, "variants.fp32 = None"),
+        ({"tracking": {"experiment": "x" * 10_000}}, "tracking.experiment"),
+        ({"card": {"name": ["a"]}}, "card.name"),
+    ],
+)
+def test_a_value_of_another_kind_is_one_short_line(change: dict[str, Any], named: str) -> None:
+    message = complaint(change)
+    assert message.startswith(f"params.yaml: {named}")
+    assert len(message.splitlines()) == 1
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "teacher",
+        "teacher-head",
+        "none",
+        "",
+        " ",
+        "a b",
+        "a/b",
+        "../up",
+        "a.b",
+        "a@b",
+        "a:b",
+        "FP32",
+        "é",
+        "-a",
+        "a\n",
+        "a'b",
+        "${x}",
+        "x" * (LONGEST_NAME + 1),
+    ],
+)
+def test_a_bad_name_of_a_variant_is_one_line_with_the_name(name: str) -> None:
+    message = complaint({"variants": {name: {"parent": "teacher", "op": "distill"}}})
+    assert len(message.splitlines()) == 1
+    assert repr(name)[:50] in message
+    assert "cycle" not in message
+
+
+@pytest.mark.parametrize(
+    "name", ["", "  ", " birds", "birds ", "a\nb", "a\tb", "\x00", "///", "é" * 201, "\u202eevil"]
+)
+def test_an_experiment_name_that_mlflow_would_garble_is_refused(name: str) -> None:
+    assert complaint({"tracking": {"experiment": name}}).startswith("params.yaml: tracking.experiment = ")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "mlruns",
+        "./mlruns",
+        "file:///tmp/mlruns",
+        "foo://x",
+        "ftp://example.org",
+        "http://",
+        "http:///path",
+        "http://a b/",
+        "http://host:port",
+        "http://host:99999",
+        "https://[",
+        " http://host",
+        "http://host\n",
+        "sqlite:mlflow.db",
+        "sqlite://mlflow.db",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite:///~/mlflow.db",
+        "sqlite:///a?b.db",
+        "sqlite:///a%20b.db",
+        "sqlite:///folder/",
+        "postgresql://",
+        "postgres://host/db",
+        "databricks",
+        "databricks://profile",
+        "uc:x",
+    ],
+)
+def test_an_address_that_is_not_one_is_refused_with_what_is_allowed(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = complaint({"tracking": {"uri": uri}})
+    assert message.startswith(f"params.yaml: tracking.uri = {uri!r}: ")
+    assert len(message.splitlines()) == 1
+    if uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI = "):
+            TrackingServer("sqlite:///mlflow.db", "x", Path()).address()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sqlite:///mlflow.db",
+        "sqlite:////var/my data/ü [1] $x.db",
+        "http://host:5000/prefix",
+        "https://user:p%40ss@host",
+        "http://[::1]:5000",
+        "postgresql+psycopg://user:word@host/db",
+    ],
+)
+def test_a_good_address_is_taken(uri: str) -> None:
+    assert addresses.problem(uri) is None
+
+
+def test_databricks_needs_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABRICKS_HOST", "https://example.org")
+    assert addresses.problem("databricks") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"data": {"source": "folder", "path": "~/photos"}}, "data.path = '~/photos': `~`"),
+        ({"data": {"source": "folder", "path": "params.yaml"}}, "data.path = 'params.yaml': this is a file"),
+        ({"data": {"source": "folder", "path": "x" * 300}}, "data.path = 'xxx"),
+        ({"data": {"source": "folder", "path": "a\x00b"}}, "data.path = 'a\\x00b'"),
+        ({"data": {"source": "folder", "path": "s3://bucket/x"}}, "data.path = 's3:"),
+        ({"evaluation": {"metadata": "configs"}}, "evaluation.metadata = 'configs': this is a folder"),
+        ({"evaluation": {"metadata": "~/m.csv"}}, "evaluation.metadata = '~/m.csv': `~`"),
+        (
+            {"probe": {"out_of_distribution": "params.yaml"}},
+            "probe.out_of_distribution = 'params.yaml': this",
+        ),
+        ({"teacher": {"name": "efficientnet_lite9"}}, "teacher.name = 'efficientnet_lite9'"),
+        ({"teacher": {"name": "../x"}}, "teacher.name = '../x'"),
+        ({"teacher": {"weights": "best.pth"}}, "teacher.weights = 'best.pth': no such file"),
+        ({"teacher": {"weights": "~/best.safetensors"}}, "teacher.weights = '~/best.safetensors': `~`"),
+        ({"teacher": {"weights": "/"}}, "teacher.weights = '/': this is a folder"),
+        ({"student": {"init": {"source": "run", "path": "~/old"}}}, "student.init.path = '~/old': `~`"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_said_with_its_key(change: dict[str, Any], named: str) -> None:
+    assert f"params.yaml: {named}" in complaint(change)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["my photos", "[2024]", "ü é", "it's", 'say "x"', "$HOME", "a,b", "a=b", "{x}", "1e3", "null x", "#1"],
+)
+def test_a_folder_of_any_name_can_be_given_on_the_command_line(name: str) -> None:
+    Path(name).mkdir()
+    composition.write(["data=folder", f"data.path={name}", "distill.epochs=6", "benchmark.threads=[2]"])
+    p = parameters.load()
+    assert (p.data.path, p.distill["epochs"], p.benchmark.threads) == (Path(name), 6, (2,))
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["data.pth=x"], "data.pth"),
+        (["nothing.here=1"], "nothing.here"),
+        (["data=nosuch"], "nosuch"),
+        (["nosuch"], "nosuch"),
+        (["config", "tiny"], "tiny"),
+        (["seed=ten"], "seed"),
+        (["seed=[1"], "seed"),
+        (["data=folder", "data.path=nowhere"], "data.path"),
+        (["data=folder"], "data.path"),
+        (["seed.x=1"], "seed"),
+        (["=1"], "="),
+    ],
+)
+def test_a_wrong_change_is_named_and_nothing_is_written(words: list[str], named: str) -> None:
+    before = paths.PARAMETERS.read_bytes()
+    with pytest.raises((ParameterError, composition.CompositionError), match=re.escape(named)) as caught:
+        composition.write(words)
+    assert len(str(caught.value).splitlines()) == 1
+    assert paths.PARAMETERS.read_bytes() == before
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "variant"),
+    [(export, "nosuch"), (evaluate, "../up"), (distill, "nosuch"), (distill, "int8-qat"), (prune, "fp32")],
+)
+def test_a_stage_for_a_variant_that_it_cannot_make_is_one_line(stage: Any, variant: str) -> None:
+    with pytest.raises(UnknownVariantError, match=re.escape(repr(variant))) as caught:
+        stage.main(variant)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_check_knows_the_layers_and_the_database() -> None:
+    values = yaml.safe_load(paths.PARAMETERS.read_text())
+    values["quantize"]["float_layers"] = ["nosuch"]
+    paths.PARAMETERS.write_text(yaml.safe_dump(values))
+    result = run("pipeline.stages.check")
+    assert result.returncode == 1
+    assert "float_layers = 'nosuch'" in result.stderr
+    assert "stem" in result.stderr
+    assert "Traceback" not in result.stderr
+    shutil.copy(ROOT / paths.PARAMETERS, ".")
+    Path("mlflow.db").write_bytes(b"garbage")
+    result = run("pipeline.stages.check")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "mlflow.db" in result.stderr
+
+
+def tables(file: Path, *statements: str) -> None:
+    with sqlite3.connect(file) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+COMPLETE = [f"CREATE TABLE {name} (x)" for name in database.TABLES] + [
+    "CREATE TABLE alembic_version (version_num)",
+    "INSERT INTO runs VALUES (1), (2), (3)",
+]
+
+
+def garbage(file: Path) -> None:
+    file.write_bytes(os.urandom(5000))
+
+
+def half_made(file: Path) -> None:
+    tables(file, "CREATE TABLE experiments (x)", "CREATE TABLE alembic_version (version_num)")
+
+
+def without_revision(file: Path) -> None:
+    tables(file, *COMPLETE)
+
+
+def newer(file: Path) -> None:
+    tables(file, *COMPLETE, "INSERT INTO alembic_version VALUES ('ffffffffffff')")
+
+
+def older(file: Path) -> None:
+    tables(file, *COMPLETE, "INSERT INTO alembic_version VALUES ('451aebb31d03')")
+
+
+def cut(file: Path) -> None:
+    tables(file, *COMPLETE, *[f"CREATE TABLE more_{n} (x)" for n in range(200)])
+    os.truncate(file, 20_000)
+
+
+@pytest.mark.parametrize(
+    ("breaking", "lost"),
+    [
+        (Path.mkdir, "folder"),
+        (garbage, "earlier runs"),
+        (half_made, "no runs"),
+        (without_revision, "3 runs"),
+        (newer, "3 runs"),
+        (older, "3 runs"),
+        (cut, "damaged"),
+    ],
+)
+def test_a_broken_database_is_one_line_with_the_file_and_what_is_lost(
+    breaking: Any, lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    file = tmp_path / "mlflow.db"
+    breaking(file)
+    message = database.check(file)
+    assert message is not None
+    assert str(file) in message
+    assert lost in message
+    assert "move" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_locked_database_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    file = tmp_path / "mlflow.db"
+    tables(file, *COMPLETE)
+    holder = sqlite3.connect(file)
+    holder.execute("BEGIN EXCLUSIVE")
+    message = database.check(file)
+    assert message is not None
+    assert f"{file} is locked" in message
+    holder.close()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("disk is full"), KeyboardInterrupt()]
+)
+def test_a_database_is_made_whole_or_not_at_all(error: BaseException, tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "mlflow.db"
+
+    def fail(fresh: Path) -> None:
+        fresh.write_bytes(b"half")
+        raise error
+
+    with pytest.raises((database.DatabaseError, KeyboardInterrupt)):
+        database.prepare(file, fail)
+    assert not file.exists()
+    assert [left.name for left in file.parent.iterdir()] == ["mlflow.db.lock"]
+
+
+def test_what_a_killed_maker_left_goes_and_an_old_journal_is_not_played_into_a_new_database(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mlflow.db"
+    for name in (".mlflow.db.123.new", ".mlflow.db.123.new-journal", "mlflow.db-journal"):
+        (tmp_path / name).write_bytes(b"old")
+    database.prepare(file, lambda fresh: tables(fresh, *COMPLETE))
+    assert sorted(left.name for left in tmp_path.glob("*mlflow*")) == ["mlflow.db", "mlflow.db.lock"]
+
+
+def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    file.touch()
+    database.prepare(file, lambda fresh: tables(fresh, *COMPLETE))
+    assert file.stat().st_size
