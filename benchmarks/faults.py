@@ -268,8 +268,8 @@ class Pipeline:
                 break
             struck.append(kill)
             print(
-                f"  {time.strftime('%H:%M:%S')} run {run}, kill {len(struck)} of {len(kills)}: {kill.victim} in "
-                f"{kill.hit} ({kill.kind})",
+                f"  {time.strftime('%H:%M:%S')} run {run}, kill {len(struck)} of {len(kills)}: "
+                f"{kill.victim} in {kill.hit} ({kill.kind})",
                 flush=True,
             )
         finished = not problems
