@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from markdown_it import MarkdownIt
+from playwright.sync_api import Dialog, Page
 
 from pipeline import escaping
 
@@ -64,3 +65,15 @@ def hub(card: str) -> str:
     markdown = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     html = re.sub(r"<(img|br|hr)([^>]*?)\s*/?>", r"<\1\2>", markdown.render(body))
     return f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"></head><body>{html}</body></html>'
+
+
+def record_dialogs(view: Page) -> list[str]:
+    """The messages of all dialogs that a page opens from now on; each is dismissed."""
+    messages: list[str] = []
+
+    def dismiss(dialog: Dialog) -> None:
+        messages.append(dialog.message)
+        dialog.dismiss()
+
+    view.on("dialog", dismiss)
+    return messages

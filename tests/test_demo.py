@@ -24,7 +24,7 @@ from pipeline.provenance import sha256
 from pipeline.shipping import demo
 from pipeline.shipping.folder import ShippingError
 from tests import document, tiny_onnx
-from tests.hostile import NAMES
+from tests.hostile import NAMES, record_dialogs
 from tests.rows import row
 
 LABELS = ("red", "green", "blue")
@@ -375,7 +375,7 @@ def test_the_page_shows_hostile_names_as_text(tmp_path: Path) -> None:
         thread.start()
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         view = browser.new_page()
-        view.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        dialogs = record_dialogs(view)
         view.on("console", lambda message: complaints.append(message.text))
         view.goto(f"http://{demo.LOOPBACK}:{server.server_port}/")
         for channel in range(3):
@@ -391,4 +391,4 @@ def test_the_page_shows_hostile_names_as_text(tmp_path: Path) -> None:
         browser.close()
         server.shutdown()
         thread.join()
-    assert complaints == []
+    assert dialogs == complaints == []

@@ -82,12 +82,12 @@ def browser_page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         view = browser.new_page(viewport={"width": 1200, "height": 900})
-        view.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        dialogs = hostile.record_dialogs(view)
         view.on("console", lambda message: complaints.append(message.text))
         view.on("pageerror", lambda error: complaints.append(str(error)))
         yield view
         browser.close()
-    assert complaints == []
+    assert dialogs == complaints == []
 
 
 @each_name
@@ -214,10 +214,8 @@ def test_the_page_shows_every_name_as_text(run: RunResults) -> None:
 
 def test_the_page_allows_nothing_but_its_own_style_and_script(run: RunResults) -> None:
     root = document.parse(page.render(run))
-    policy = dict(
-        part.strip().partition(" ")[::2]
-        for part in root.one("meta", http_equiv="Content-Security-Policy").attributes["content"].split(";")
-    )
+    content = root.one("meta", http_equiv="Content-Security-Policy").attributes["content"]
+    policy = {part.split()[0]: part.split(maxsplit=1)[1] for part in content.split(";")}
     for tag in ("script", "style"):
         content = page.render(run).split(f"<{tag}>")[1].split(f"</{tag}>")[0]
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
@@ -251,11 +249,10 @@ def test_a_script_that_got_into_the_report_would_not_run(run: RunResults, tmp_pa
         "<img src=x onerror=alert(1)><script>alert(2)</script><a id=link href='javascript:alert(3)'>x</a>"
     )
     (tmp_path / "report.html").write_text(page.render(run).replace("<main>", f"<main>{intruder}"))
-    dialogs: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         view = browser.new_page()
-        view.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        dialogs = hostile.record_dialogs(view)
         view.goto((tmp_path / "report.html").as_uri())
         view.click("#link")
         view.wait_for_timeout(300)
@@ -440,7 +437,6 @@ def test_thirteen_hostile_classes_through_the_whole_pipeline(finished: Path, tmp
     assert (finished / "shipped" / "model_card.md").read_text() == (report / "model_card.md").read_text()
     assert json.loads((finished / "shipped" / "labels.json").read_text()) == classes
 
-    dialogs: list[str] = []
     violations: list[str] = []
     with mlflow_server(finished) as address, sync_playwright() as playwright:
         client = MlflowClient(f"sqlite:///{finished}/mlflow.db")
@@ -466,7 +462,7 @@ def test_thirteen_hostile_classes_through_the_whole_pipeline(finished: Path, tmp
         }
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         view = browser.new_page(viewport={"width": 1300, "height": 1200})
-        view.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        dialogs = hostile.record_dialogs(view)
         view.on("console", lambda said: violations.append(said.text) if "Policy" in said.text else None)
         for name, place in addresses.items():
             view.goto("about:blank")
