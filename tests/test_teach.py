@@ -1,6 +1,9 @@
 """The stage `teach` with teachers that are taken as they are: good ones are stored, bad ones end it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +98,21 @@ def test_answers_that_are_not_finite_end_the_stage_with_the_names_of_the_images(
         run()
     assert len(str(error.value).splitlines()) == 1
     assert not paths.TEACHER.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_every_architecture_is_adapted_or_refused_in_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/architectures.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    *lines, summary = done.stdout.splitlines()
+    assert int(summary.split()[0]) >= 60
+    assert len(lines) >= 60
+    assert [line for line in lines if ": defect, " in line] == []
+    assert done.returncode == 0, done.stderr
