@@ -90,7 +90,7 @@ def connect(server: TrackingServer) -> Iterator[MlflowClient]:
         if file is not None:
             raise TrackingError(f"MLflow: {database.explain(file, error)}") from error
         raise UnreachableError(
-            f"MLflow at {address}: {_short(database.reason(error))}",
+            f"MLflow at {address}: {_short(_cause(database.reason(error)))}",
             passing=re.search("failed with (timeout )?exception", str(error)) is not None,
         ) from error
     finally:
@@ -358,6 +358,12 @@ def _search_models(client: MlflowClient, experiment_id: str, run_id: str) -> Seq
 def _batches(items: list[Any]) -> Iterator[list[Any]]:
     for first in range(0, len(items), BATCH):
         yield items[first : first + BATCH]
+
+
+def _cause(text: str) -> str:
+    """What went wrong with a request, without the addresses and classes that MLflow names around it."""
+    cause = re.search(r"Caused by \w+\((.*)\)\)$", text)
+    return cause.group(1).rpartition("): ")[2].strip("'\"") if cause else text
 
 
 def _short(text: str) -> str:

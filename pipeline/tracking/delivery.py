@@ -13,7 +13,7 @@ from pipeline.tracking.outbox import Delivery
 from pipeline.tracking.patience import Watch
 from pipeline.tracking.records import TrackingError, TrackingServer, UnreachableError
 
-RETRY_SECONDS = 6.0
+RETRY_SECONDS = 5.0
 """Seconds after its first failure in which a request to a server is repeated."""
 
 

@@ -23,7 +23,7 @@ DEFAULTS = {TIMEOUT: "10", RETRIES: "0"}
 """Seconds per request and number of repetitions where the environment says nothing. A repeated request could
 make a run twice: what failed is looked for before it is made again."""
 
-FIRST_ANSWER = 8.0
+FIRST_ANSWER = 7.0
 """Seconds until a server that has not answered anything is given up."""
 
 NEXT_ANSWER = 15.0
