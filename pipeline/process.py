@@ -143,7 +143,7 @@ def one_line_errors() -> Iterator[None]:
     except (DistilleryError, TeacherError) as error:
         problems = [str(problem) for problem in error.args]
         if not isinstance(error, ResourceError) and resources.is_exhausted(error.__cause__):
-            problems.append(str(resources.explain(error, stage=stage_name())))
+            problems[-1] += f"; {resources.explain(error, stage=stage_name())}"
     except Exception as error:
         explanation = resources.explain(error, stage=stage_name())
         if explanation is None:

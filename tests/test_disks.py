@@ -1,8 +1,6 @@
 """Full disks, missing permissions and memory: one line each, nothing half written, and the work goes on."""
 
-import csv
 import errno
-import io
 import os
 import resource
 import sqlite3
@@ -365,8 +363,3 @@ def test_output_to_a_full_disk_ends_in_one_line() -> None:
     assert ended.returncode == 1
     [line] = ended.stderr.splitlines()
     assert "no space" in line
-
-
-def test_a_table_that_is_too_large_for_csv_is_a_defect() -> None:
-    with pytest.raises(csv.Error), process.one_line_errors():
-        list(csv.reader(io.StringIO("x" * 200_000)))

@@ -681,7 +681,7 @@ def test_settled_statistics_are_those_of_mixed_classes(data: Path, monkeypatch: 
 
 def test_expected_errors_are_lines_and_a_status(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught, process.one_line_errors():
-        raise TrainingError("first\nsecond")
+        raise TrainingError("first", "second")
     assert caught.value.code == 1
     assert capsys.readouterr().err == "error: first\nerror: second\n"
 
