@@ -11,8 +11,9 @@ from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
 from pipeline.data.store import ImageSet
-from pipeline.statistics.average_precision import PRESENT, mean_average_precision
-from pipeline.statistics.intervals import CONFIDENCE, paired_interval, wilson
+from pipeline.statistics.average_precision import PRESENT
+from pipeline.statistics.chance import Chance
+from pipeline.statistics.intervals import CONFIDENCE, paired_interval
 from pipeline.tasks import SINGLE_LABEL
 from teachers import labels
 from teachers.errors import TeacherError
@@ -23,9 +24,6 @@ GAIN = 0.2
 """Least gain of another order of the logits that counts, as a share of the images of the classes that it
 moves or as a difference of the area under the ROC curve. An adapted teacher that confuses two classes gains
 less."""
-SHUFFLES = 100
-"""Number of random pairings of answers with images from which the chance level of a mean average precision is
-taken."""
 REVERSED = 0.3
 """Greatest area under the ROC curve of an attribute that counts as answered the wrong way round."""
 
@@ -75,6 +73,11 @@ def check(
     elif found:
         lines = [f"{origin}: {doubt}; teacher.doubtful = accept goes on nevertheless" for doubt in found]
         raise TeacherError(*lines)
+    chance = _chance(logits, images)
+    if chance is not None and not chance.is_exceeded and not chance.is_reached:
+        sys.stderr.write(
+            f"warning: {origin}: {_score(chance, images)}: too few images to tell the two apart\n"
+        )
 
 
 def find(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> list[str]:
@@ -92,8 +95,28 @@ def find(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> lis
     if not len(truth):
         return []
     if images.task is SINGLE_LABEL:
-        return _class_doubts(scores.argmax(1), truth, images.classes)
-    return _attribute_doubts(scores, truth >= PRESENT, images.classes)
+        found = _class_doubts(scores.argmax(1), truth, images.classes)
+    else:
+        found = _attribute_doubts(scores, truth >= PRESENT, images.classes)
+    chance = _chance(logits, images)
+    if chance is not None and chance.is_reached:
+        found.append(f"{_score(chance, images)}, which is not above chance")
+    return found
+
+
+def _chance(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> Chance | None:
+    """The score beside that of answers to other images; None without labelled images."""
+    labelled = images.has_label
+    if not labelled.any():
+        return None
+    return images.task.chance(images.task.predictions(logits[labelled]), images.labels[labelled])
+
+
+def _score(chance: Chance, images: ImageSet) -> str:
+    return (
+        f"{images.task.words} is {chance.score:.1%} on the {int(images.has_label.sum())} labelled images of "
+        f"val, and {chance.expected:.1%} with answers to other images"
+    )
 
 
 def _class_doubts(
@@ -107,16 +130,6 @@ def _class_doubts(
         found.append(
             f"{correct} of {images} val images are right with the logits in the stated order, and {fitting} "
             f"with {_describe(order, classes)}"
-        )
-    # The agreement of answers that do not depend on the image, but that are as frequent as these.
-    shares = np.bincount(truth, minlength=len(classes)) / images
-    chance = float(shares @ (confusion.sum(0) / images))
-    low, high = wilson(correct, images)
-    could_tell = wilson(images, images)[0] > float(shares @ shares)
-    if could_tell and low <= chance:
-        found.append(
-            f"{correct} of {images} val images are right ({CONFIDENCE:.0%} interval {low:.1%} to "
-            f"{high:.1%}), which cannot be told from chance ({chance:.1%})"
         )
     return found
 
@@ -202,7 +215,6 @@ def _attribute_doubts(
     names: Sequence[str],
 ) -> list[str]:
     found = []
-    images = len(scores)
     areas = _areas(scores, present)
     if order := _better_attribute_order(scores, present):
         stated = float(areas[order.moved, order.moved].mean())
@@ -220,17 +232,6 @@ def _attribute_doubts(
         found.append(
             f"its logits are the wrong way round for {len(wrong_way)} attributes, by the area under the ROC "
             f"curve on val: {listed}"
-        )
-    targets = present.astype(float)
-    score = mean_average_precision(scores, targets)
-    random = np.random.default_rng(0)
-    chances = [mean_average_precision(scores[random.permutation(images)], targets) for _ in range(SHUFFLES)]
-    chance = float(np.quantile(chances, (1 + CONFIDENCE) / 2))
-    perfect = mean_average_precision(targets, targets)
-    if chance < perfect and score <= chance:
-        found.append(
-            f"mAP {score:.1%} on {images} val images cannot be told from chance (up to {chance:.1%} with "
-            "answers to other images)"
         )
     return found
 
