@@ -1,18 +1,24 @@
 import json
+import sqlite3
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from mlflow import MlflowClient
 
+from pipeline import process
 from pipeline.tracking import delivery, outbox, patience, records, runs
 from pipeline.tracking.outbox import Delivery
 from pipeline.tracking.records import TrackingError, UnreachableError
 from tests import small_servers, tracked
-from tests.tracked import Case
+from tests.tracked import Case, Server
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +198,73 @@ def test_what_is_kept_is_readable(case: Case, tmp_path: Path) -> None:
     content = json.loads((place / outbox.CONTENT).read_text())
     assert content["state"]["sha256"] == case.state.sha256
     assert outbox.size(tmp_path / "undelivered") > case.variants[0].file.stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_server_killed_while_it_is_told_has_everything_once_afterwards(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_ANSWER", 10.0)
+    monkeypatch.setattr(patience, "NEXT_ANSWER", 10.0)
+    random = Random(0)
+    server = Server(tmp_path)
+    try:
+        for number in range(8):
+            state = replace(case.state, sha256=f"{number}" * 64)
+            names = ("fp32", "int8")
+            test = case.server.experiment
+            variants = [tracked.exported(tmp_path, test, name, seed=number) for name in names]
+            told = case._replace(state=state, variants=variants)
+            timer = threading.Timer(random.uniform(0.1, 4.0), server.kill)
+            timer.start()
+            deliver(told, server.uri, tmp_path / "undelivered")
+            timer.join()
+            server.start()
+        outcome = deliver(told, server.uri, tmp_path / "undelivered")
+        assert (outcome.problem, outcome.undelivered) == (None, [])
+        client = MlflowClient(server.uri)
+        experiment = client.get_experiment_by_name(test)
+        assert experiment is not None
+        found = client.search_runs([experiment.experiment_id])
+        parents = [run for run in found if records.STATE in run.data.tags]
+        children = [run for run in found if records.ARTIFACT in run.data.tags]
+        assert len(parents) == len({run.data.tags[records.STATE] for run in parents}) == 8
+        assert len(children) == len({run.data.tags[records.ARTIFACT] for run in children}) == 16
+        assert len(found) == 24
+        assert {run.info.status for run in found} == {"FINISHED"}
+        assert len(client.search_model_versions(f"name = '{case.server.model}'")) == 16
+    finally:
+        server.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_database_is_whole_after_its_maker_was_killed_at_any_moment(tmp_path: Path) -> None:
+    random = Random(0)
+    command = [sys.executable, "-m", "pipeline.tracking", f"sqlite:///{tmp_path}/mlflow.db"]
+    for _ in range(12):
+        for file in tmp_path.glob("mlflow.db"):
+            file.unlink()
+        makers = [subprocess.Popen(command) for _ in range(2)]
+        time.sleep(random.uniform(0.3, 5))
+        makers[0].kill()
+        assert [maker.wait() for maker in makers][1] == 0
+        with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            assert connection.execute("SELECT count(*) FROM experiments").fetchone() == (1,)
+    subprocess.run(command, check=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("behaviour", ["hangs", "trickles", "500"])
+def test_a_training_is_not_held_by_the_server_that_it_is_shown_on(
+    behaviour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_servers.serve(small_servers.BEHAVIOURS[behaviour]) as address:
+        monkeypatch.setenv(records.URI_VARIABLE, address)
+        with process.run_alongside("pipeline.stages.follow", "fp32"):
+            time.sleep(15)
+            ended = time.monotonic()
+        assert time.monotonic() - ended < 10  # 3 s, and what a busy machine adds

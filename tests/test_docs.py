@@ -296,7 +296,7 @@ def test_every_override_composes_and_passes_all_checks(
     page: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("photos", "artifacts/raw/fashion-mnist"):
+    for folder in ("photos", "photos/été [2024], all", "artifacts/raw/fashion-mnist"):
         (tmp_path / folder).mkdir(parents=True)
     for file in ("best.pth", "mine.onnx", "properties.csv"):
         (tmp_path / file).touch()

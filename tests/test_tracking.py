@@ -1,12 +1,6 @@
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +17,7 @@ from pipeline.tracking.records import (
     TrackingServer,
 )
 from tests import tiny_onnx, tracked
-from tests.tracked import HISTORY, Case, exported
+from tests.tracked import HISTORY, Case, Server, exported, until
 
 
 @pytest.fixture(scope="module")
@@ -251,14 +245,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "SAMPLE_SECONDS", 1)
 
 
-def until(what: Any, seconds: float = 300) -> None:
-    """Wait; the deadline only keeps a failing test from hanging."""
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def shown(case: Case) -> list[tuple[int, float]]:
     found = MlflowClient(case.server.uri).get_experiment_by_name(case.server.experiment)
     run = experiment_runs(case).get("fp32") if found else None
@@ -334,40 +320,6 @@ def test_a_training_goes_on_without_a_server(case: Case, monkeypatch: pytest.Mon
         follower.end()
     runs.track(*case)
     assert shown(case) == expected("loss")
-
-
-class Server:
-    """A real tracking server on a database, that can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        options = ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        files = ["--artifacts-destination", str(self.folder / "served")]
-        self.process = subprocess.Popen(
-            [*command, *options, *files],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            process_group=0,
-        )
-        until(self.answers)
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.mark.slow

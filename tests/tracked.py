@@ -1,8 +1,15 @@
 """A state of the pipeline with two variants, as it is told to MLflow."""
 
 import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,3 +74,45 @@ def exported(folder: Path, test: str, name: str, *, seed: int = 0) -> ExportedFi
         verdict="accept",
         summary={"verdict": "accept", "top-1": "0.9"},
     )
+
+
+def until(what: Any, seconds: float = 300) -> None:
+    """Wait; the deadline only keeps a failing test from hanging."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class Server:
+    """A real tracking server on a database, that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        options = ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        files = ["--artifacts-destination", str(self.folder / "served")]
+        self.process = subprocess.Popen(
+            [*command, *options, *files],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
+        until(self.answers)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
