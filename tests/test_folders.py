@@ -555,6 +555,9 @@ def test_links_to_folders_whose_changes_dvc_does_not_notice_are_noted(tmp_path: 
     paint(tmp_path / "real", "dog")
     paint(tmp_path / "set", "cat")
     (tmp_path / "set" / "dog").symlink_to(tmp_path / "real" / "dog")
+    # DVC does not look behind the link.
+    (tmp_path / "real" / "dog" / "gone.png").symlink_to("nowhere")
+    paint(tmp_path / "real", "dog/" + os.fsdecode(b"odd\xe4.png"), count=1)
     [note] = sources.check_files(tmp_path / "set")
     assert "dog" in note
 

@@ -81,7 +81,7 @@ def check_files(path: Path) -> list[str]:
     """
     check_place(path)
     tree = trees.walk(path)
-    if found := list(trees.obstacles(tree)):
+    if found := trees.obstacles(tree):
         raise SourceError(
             f"data.path (={trees.printable(path)}): DVC cannot hash {len(found):,} of its entries; "
             "remove or rename them:",

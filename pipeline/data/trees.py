@@ -3,7 +3,7 @@
 import heapq
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -124,19 +124,25 @@ def head(lines: Sequence[str]) -> list[str]:
     return [*lines[:MOST_NAMES], f"... and {more:,} more"] if more > 0 else list(lines)
 
 
-def obstacles(tree: Tree) -> Iterator[str]:
-    """Yield, with its reason, whatever DVC cannot hash below a folder: it would stop or wait for ever."""
-    for item in tree.skipped:
-        if item.kind == "unreadable":
-            yield f"{printable(item.path.relative_to(tree.root))} ({item.reason})"
+def obstacles(tree: Tree) -> list[str]:
+    """List, with its reason, whatever DVC cannot hash below a folder: it would stop or wait for ever.
+
+    DVC does not look behind links to folders.
+    """
+    reasons = {item.path: item.reason for item in tree.skipped if item.kind == "unreadable"}
     for path in [*tree.folders, *tree.files]:
-        name = os.fsencode(path.name)
         try:
-            name.decode()
+            os.fsencode(path.name).decode()
         except UnicodeDecodeError:
-            yield f"{printable(path.relative_to(tree.root))} (its name is not in UTF-8)"
+            reasons.setdefault(path, "its name is not in UTF-8")
         if not os.access(path, os.R_OK):
-            yield f"{printable(path.relative_to(tree.root))} (it may not be read)"
+            reasons.setdefault(path, "it may not be read")
+    linked = set(tree.linked)
+    return [
+        f"{printable(path.relative_to(tree.root))} ({reason})"
+        for path, reason in sorted(reasons.items())
+        if linked.isdisjoint(path.parents)
+    ]
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
