@@ -20,19 +20,21 @@ import tempfile
 import time
 import zlib
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import AvifImagePlugin, Image
 
 from pipeline.data import images
 from pipeline.data.images import ImageFileError
 
-SECONDS = 20
-"""A file that takes longer counts as hung."""
+CPU_SECONDS, SECONDS = 20, 300
+"""A file that takes more CPU time, or more time at all where other programs are busy, counts as hung."""
 REPORTED = 500
 """Number of files between two reports of the process that decodes."""
 PROGRAMS = ("gs", "gswin64c", "djpeg", "cjpeg", "convert", "magick", "xdg-open")
@@ -105,7 +107,7 @@ def run(count: int, seed: int) -> Outcome:
             fate = _watch(reader, process, number, outcome)
             first = number.value + 1
             if fate:
-                # What the process had counted since its last report is lost with it: it is counted again.
+                # The counts since the last report of the process are lost with it.
                 outcome.counts[fate] += 1
                 outcome.failures.append(f"{number.value} {fate} (exit status {process.exitcode})")
         if record.exists():
@@ -115,7 +117,8 @@ def run(count: int, seed: int) -> Outcome:
 
 def _watch(reader: Connection, process: Any, number: Any, outcome: Outcome) -> str | None:
     """Collect the reports of a process until it ends; return how it failed, if it did."""
-    last, since = number.value, time.monotonic()
+    usage = psutil.Process(process.pid)
+    last, since, busy, spent = number.value, time.monotonic(), 0.0, 0.0
     while True:
         try:
             if reader.poll(0.2):
@@ -132,9 +135,11 @@ def _watch(reader: Connection, process: Any, number: Any, outcome: Outcome) -> s
         except EOFError:
             process.join()
             return "crashed"
-        if number.value != last:
-            last, since = number.value, time.monotonic()
-        elif time.monotonic() - since > SECONDS:
+        with suppress(psutil.NoSuchProcess):
+            spent = usage.cpu_times().user
+            if number.value != last:
+                last, since, busy = number.value, time.monotonic(), spent
+        if spent - busy > CPU_SECONDS or time.monotonic() - since > SECONDS:
             process.kill()
             process.join()
             return "hung"
@@ -175,7 +180,8 @@ def _decode_all(
                 "end": index == count - 1,
             }
             writer.send(report)
-            counts.clear(), failures.clear(), programs.clear()
+            for reported in (counts, failures, programs):
+                reported.clear()
             slowest = 0.0
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,8 +265,7 @@ def test_a_valid_request_is_answered_as_the_model_answers(ask: Ask, served: Serv
 def test_a_body_beyond_the_limit_is_refused_before_it_is_read(
     ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import serving as served_copy  # the copy that MLflow loaded
-
+    served_copy = sys.modules["serving"]  # the copy that MLflow loaded
     monkeypatch.setattr(served_copy, "SECONDS_TO_HANG_UP", 0.01)
     announced = ask(b"", announced=served_copy.LARGEST_BODY + 1)
     assert announced.status == 413

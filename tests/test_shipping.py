@@ -145,7 +145,7 @@ def reader_in_lines(text: str) -> Callable[[Path], Image.Image]:
     lines = text[text.index("image = ImageOps") : text.index("side =")]
 
     def read(file: Path) -> Image.Image:
-        names = {"np": np, "Image": Image, "ImageOps": ImageOps}
+        names: dict[str, Any] = {"np": np, "Image": Image, "ImageOps": ImageOps}
         exec(lines.replace('"photo.jpg"', repr(str(file))), names)
         return names["image"]
 
