@@ -4,7 +4,7 @@ Most networks have one, a linear layer; some have a convolution, and some have t
 They are found by what the network computes: the layers between which and the logits no other layer lies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,11 +45,15 @@ def find(module: nn.Module, size: int) -> tuple[str, ...]:
             handle.remove()
         for parameter in frozen:
             parameter.requires_grad_(False)
-    reached = _reached(logits, makers)
-    widths = {_width(module.get_submodule(path)) for path in reached}
-    if widths != {logits.shape[1]}:
+    if not isinstance(logits, Tensor):
+        raise TeacherError(f"a tensor of logits is expected; the network returns {type(logits).__name__}")
+    last = _first_makers([logits.grad_fn], makers)
+    inner = _first_makers([node for maker in last for node, _ in maker.next_functions], makers)
+    paths = {makers[node] for node in last}
+    # A layer that also feeds another one is part of a residual stream: the network has no classifier.
+    if last & inner or {_width(module.get_submodule(path)) for path in paths} != {logits.shape[1]}:
         return ()
-    return tuple(path for path, _ in module.named_modules() if path in reached)
+    return tuple(path for path, _ in module.named_modules() if path in paths)
 
 
 def count_outputs(module: nn.Module, paths: Sequence[str]) -> int:
@@ -102,20 +106,18 @@ def _note(makers: dict[Any, str], path: str) -> Any:
     return hook
 
 
-def _reached(logits: Any, makers: dict[Any, str]) -> set[str]:
-    """The layers that are met first on all ways back from the logits."""
-    if not isinstance(logits, Tensor):
-        raise TeacherError(f"a tensor of logits is expected; the network returns {type(logits).__name__}")
-    found: set[str] = set()
+def _first_makers(nodes: Sequence[Any], makers: Mapping[Any, str]) -> set[Any]:
+    """The nodes of layers that are met first on all ways back from some nodes."""
+    found: set[Any] = set()
     seen: set[Any] = set()
-    open_nodes = [logits.grad_fn]
+    open_nodes = list(nodes)
     while open_nodes:
         node = open_nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if node in makers:
-            found.add(makers[node])
+            found.add(node)
         else:
             open_nodes += [following for following, _ in node.next_functions]
     return found

@@ -47,7 +47,15 @@ def load(name: str, weights: str | None) -> Teacher:
 
 
 def create(name: str, **arguments: Any) -> nn.Module:
-    """Create a model that takes images of any size, if its architecture can do so."""
+    """Create a model that takes images of any size, if its architecture can do so.
+
+    A model that is published without a classifier gets one with a single output, which adaptation replaces.
+    """
+    module = _create(name, **arguments)
+    return module if getattr(module, "num_classes", None) != 0 else _create(name, num_classes=1, **arguments)
+
+
+def _create(name: str, **arguments: Any) -> nn.Module:
     try:
         return timm.create_model(name, **{**FLEXIBLE, **arguments})
     except TypeError as error:

@@ -463,3 +463,24 @@ def test_every_kind_of_last_layer_is_found_replaced_tried_stored_and_loaded(
         torch.testing.assert_close(again(images), answers, rtol=0, atol=0)
     assert answers.shape == (2, 3)
     assert answers.std() > 0
+
+
+class Stream(nn.Module):
+    """A network whose outputs are the sum of two layers, one of which the other reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.first(x)
+        return (features + self.second(features)).mean((2, 3))
+
+
+def test_features_are_not_taken_for_logits() -> None:
+    with pytest.raises(TeacherError, match="last layers") as error:
+        describe(Stream(), CONTRACT, "a stream")
+    line(error)
+    without = SOURCES["timm"]("vit_tiny_patch16_dinov3_qkvb", None)
+    assert timm.create_model("vit_tiny_patch16_dinov3_qkvb").num_classes == 0
+    assert (without.heads, without.outputs) == (("head",), 1)
