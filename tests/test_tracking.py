@@ -400,7 +400,11 @@ def test_a_server_that_does_not_answer_is_one_line(case: Case, monkeypatch: pyte
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["/Shared/birds: old?", 'Bob\'s "birds" 50%', "\\ü; #@ `x` or '1'='1"])
+@pytest.mark.parametrize(
+    "name",
+    ["/Shared/birds: old?", 'Bob\'s "birds" 50%', "\\ü; #@ `x` or '1'='1"],
+    ids=["slashes", "quotes", "others"],
+)
 def test_an_experiment_has_the_name_that_it_is_given_and_the_model_one_that_mlflow_allows(
     case: Case, name: str
 ) -> None:
