@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +422,22 @@ def test_what_a_killed_maker_left_goes_and_an_old_journal_is_not_played_into_a_n
         (tmp_path / name).write_bytes(b"old")
     database.prepare(file, lambda fresh: tables(fresh, *COMPLETE))
     assert sorted(left.name for left in tmp_path.glob("*mlflow*")) == ["mlflow.db", "mlflow.db.lock"]
+
+
+def test_what_a_killed_writer_left_in_a_database_is_undone(tmp_path: Path) -> None:
+    file, copy = tmp_path / "mlflow.db", tmp_path / "copy" / "mlflow.db"
+    tables(file, *COMPLETE, f"INSERT INTO alembic_version VALUES ('{database.latest()}')")
+    writer = sqlite3.connect(file, isolation_level=None)
+    writer.execute("PRAGMA cache_size = 1")  # so that it writes before it commits
+    writer.execute("BEGIN")
+    writer.executemany("INSERT INTO runs VALUES (?)", [("x" * 1000,) for _ in range(500)])
+    copy.parent.mkdir()
+    for name in ("mlflow.db", "mlflow.db-journal"):
+        shutil.copy(tmp_path / name, copy.parent)
+    writer.close()
+    assert database.check(copy) is None
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (3,)
 
 
 def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:

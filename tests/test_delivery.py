@@ -207,13 +207,12 @@ def test_a_server_killed_while_it_is_told_has_everything_once_afterwards(
 ) -> None:
     monkeypatch.setattr(patience, "FIRST_ANSWER", 10.0)
     monkeypatch.setattr(patience, "NEXT_ANSWER", 10.0)
-    random = Random(0)
+    random, names, test = Random(0), ("fp32", "int8"), case.server.experiment
     server = Server(tmp_path)
+    told = case
     try:
         for number in range(8):
             state = replace(case.state, sha256=f"{number}" * 64)
-            names = ("fp32", "int8")
-            test = case.server.experiment
             variants = [tracked.exported(tmp_path, test, name, seed=number) for name in names]
             told = case._replace(state=state, variants=variants)
             timer = threading.Timer(random.uniform(0.1, 4.0), server.kill)

@@ -1,4 +1,6 @@
 import json
+import resource
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -401,7 +403,7 @@ def test_a_server_that_does_not_answer_is_one_line(case: Case, monkeypatch: pyte
 @pytest.mark.parametrize(
     "name",
     ["/Shared/birds: old?", 'Bob\'s "birds" 50%', "\\ü; #@ `x` or '1'='1"],
-    ids=["a folder", "quotes", "a condition"],
+    ids=["slashes", "quotes", "others"],
 )
 def test_an_experiment_has_the_name_that_it_is_given_and_the_model_one_that_mlflow_allows(
     case: Case, name: str
@@ -417,6 +419,29 @@ def test_an_experiment_has_the_name_that_it_is_given_and_the_model_one_that_mlfl
     assert "models:/" in str(models[0].description)
     loaded = artifacts.download_artifacts(f"models:/{server.model}@champion", tracking_uri=server.uri)
     assert Path(loaded).is_dir()
+
+
+def test_a_disk_that_is_full_in_the_middle_is_one_line_and_the_rest_follows_later(
+    case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "full.db"
+    server = replace(case.server, uri=f"sqlite:///{file}")
+    with tracking_client.connect(server):
+        pass
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size // 2, limits[1]))
+    try:
+        with pytest.raises(TrackingError, match="disk") as caught:
+            runs.track(*case[:3], server)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert str(file) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "Traceback" not in capfd.readouterr().err
+    runs.track(*case[:3], server)
+    assert len(experiment_runs(case._replace(server=server))) == 3
 
 
 def test_a_deleted_experiment_is_named(case: Case) -> None:

@@ -375,6 +375,8 @@ def _silence() -> None:
     """Keep MLflow's progress bars and advice out of the output of the stages, and its patience short."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # What it logs with a traceback, it raises, too, and one line says it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # By default, requests to a server that does not answer are repeated for many minutes.
     for name, value in patience.DEFAULTS.items():

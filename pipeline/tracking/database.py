@@ -92,8 +92,8 @@ def explain(file: Path, error: BaseException) -> str:
     text = reason(error)
     if "locked" in text:
         return f"{file} is locked by another process ({text}); end that process, or try again later"
-    if "full" in text:
-        return f"{file}: {text}; make room on its disk"
+    if "full" in text or "disk I/O error" in text:
+        return f"{file} could not be written ({text}); make room on its disk"
     if "readonly" in text:
         return f"{file} is not writable ({text}); change its permissions and those of its folder"
     if "not a database" in text:
@@ -160,12 +160,18 @@ def _revision_problem(file: Path, revision: str) -> str | None:
             f"{file} has the schema {revision}, which {this} does not know: a newer MLflow wrote it; use "
             f"that one, or {_move_away(file)}"
         )
-    if revision in earlier.values():
+    if revision != latest():
         return (
             f"{file} is older than {this} (schema {revision}); copy it, then run `mlflow db upgrade "
             f"sqlite:///{file}`; if that fails, it is half made: {_move_away(file)}"
         )
     return None
+
+
+def latest() -> str:
+    """The schema revision of the installed MLflow."""
+    known = _migrations()
+    return next(revision for revision in known if revision not in known.values())
 
 
 @cache
@@ -204,7 +210,7 @@ def _count_runs(file: Path) -> int | None:
 
 @contextmanager
 def _open(file: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that only reads."""
-    address = f"{file.resolve().as_uri()}?mode=ro"
+    """A connection to an existing file. It may write: SQLite first undoes what a killed process left."""
+    address = f"{file.resolve().as_uri()}?mode=rw"
     with closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as connection:
         yield connection
