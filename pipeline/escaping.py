@@ -38,7 +38,7 @@ MARKDOWN = re.compile(
     r"[&<>\\`*\[\]{}|~$#]"
     r"|(?<!\w)_|_(?!\w)"  # not emphasis within a word, as in file_name
     r"|:(?=\S)|@(?=\w)|(?<=www)\."  # addresses, emoji, mentions
-    r"|^(?:[-+](?=[-+\s]|$)|=|\d+[.)](?=\s|$))",  # lists, rules and headings
+    r"|^ ?(?:[-+](?=[-+\s]|$)|=|\d+[.)](?=\s|$))",  # lists, rules and headings
     re.IGNORECASE,
 )
 RISKY_LINK = re.compile(r"\](?=[(:]\s*(?!https?:|mailto:)[^\s/?#)]*:)", re.IGNORECASE)
@@ -70,7 +70,7 @@ def for_markdown(text: object) -> Markdown:
     """The text on one line of Markdown, also within a cell of a table; ``Markdown`` stays as it is."""
     if isinstance(text, Markdown):
         return text
-    line = " ".join(visible(str(text)).split())
+    line = re.sub(r"\s+", " ", visible(str(text)))
     return Markdown(MARKDOWN.sub(lambda match: "".join(MARKS.get(c, c) for c in match[0]), line))
 
 

@@ -116,6 +116,7 @@ def test_a_name_in_code_of_markdown_ends_no_code(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        " and ",
         "T-shirt/top",
         "Ankle boot",
         "file_name",
@@ -419,7 +420,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_thirteen_hostile_classes_through_the_whole_pipeline(finished: Path, tmp_path: Path) -> None:
     report = finished / "artifacts" / "report"
@@ -468,7 +469,7 @@ def test_thirteen_hostile_classes_through_the_whole_pipeline(finished: Path, tmp
             view.goto("about:blank")
             view.goto(place)
             view.wait_for_timeout(5000 if name.startswith("mlflow") else 500)
-            view.screenshot(path=pictures_folder / f"{name}.png", full_page=not name.startswith("mlflow"))
+            view.screenshot(path=pictures_folder / f"{name}.png", timeout=120_000)
             if name in ("report", "card"):
                 text = " ".join(view.locator("body").inner_text().split())
                 assert all(shown(of) in text for of in THIRTEEN)
