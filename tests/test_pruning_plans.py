@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -174,12 +175,13 @@ def test_a_shape_that_is_slower_at_equal_work_is_left_out(capsys: pytest.Capture
 
 
 def test_times_that_are_measured_again_seldom_give_other_widths() -> None:
-    parent = random_network()
-    rungs = widths.ladder(widths.output_channels(parent), multiple=8)
+    arguments = {"classes": 10}
+    parent = students.build("mobilenet_v1", arguments)
+    rungs = widths.ladder(widths.output_channels(parent), multiple=16)[:40]
     random = torch.Generator().manual_seed(0)
     whole = milliseconds(parent)
     times = {
-        rung: milliseconds(students.build("mobilenet_v1", {**ARGUMENTS, "channels": rung})) for rung in rungs
+        rung: milliseconds(students.build("mobilenet_v1", {**arguments, "channels": rung})) for rung in rungs
     }
 
     def measured(rung: tuple[int, ...]) -> float:
@@ -189,9 +191,12 @@ def test_times_that_are_measured_again_seldom_give_other_widths() -> None:
         again = functools.cache(measured)
         return plans._widest_as_fast(rungs, target, predicted=again, measured=again)[0]
 
-    kinds = [len({chosen_again(target) for _ in range(10)}) for target in (1.5, 1.8, 2.1, 2.4, 2.7, 3.0)]
-    assert max(kinds) <= 2
-    assert kinds.count(1) >= 4
+    usual = 0
+    for target in (1.2, 1.4, 1.6, 1.8, 2.0, 2.2):
+        kinds = Counter(chosen_again(target) for _ in range(10))
+        assert len(kinds) <= 2  # on both sides of the target
+        usual += kinds.most_common(1)[0][1]
+    assert usual >= 0.8 * 60
 
 
 @pytest.mark.parametrize("broken", [("l1",), ("l1", "l2")])
