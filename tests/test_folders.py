@@ -1,5 +1,6 @@
 """Folders as people pack them: which of their folders are splits, and what becomes of every file."""
 
+import hashlib
 import os
 import shutil
 import socket
@@ -598,6 +599,14 @@ def test_a_name_that_the_terminal_lacks_is_printed_as_an_escape() -> None:
             [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True
         )
         assert b"\\udce4" in result.stdout
+
+
+def test_large_images_are_hashed_in_strips_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 11, 3), dtype=np.uint8)
+    expected = hashlib.sha256(b"(11, 37)" + pixels.tobytes()).hexdigest()
+    for strip in (1, 11, 50, 10_000):
+        monkeypatch.setattr(listing, "STRIP_PIXELS", strip)
+        assert listing.content_hash(Image.fromarray(pixels)) == expected
 
 
 def test_results_are_computed_a_bounded_number_ahead() -> None:
