@@ -158,8 +158,7 @@ def _decode_all(
         name, content = damaged(files, seed, index)
         start = time.perf_counter()
         try:
-            image = images.decode(content)
-            assert image.mode == "RGB"
+            assert images.decode(content).mode == "RGB"
             images.decode(images.reduce(content, 8))
             counts["decoded"] += 1
         except ImageFileError as error:

@@ -37,6 +37,8 @@ None of them starts a program, as EPS starts Ghostscript.
 """
 PIXELS = 100_000_000
 """Most pixels that an image may have."""
+WEBP_PIXELS = PIXELS // 2
+"""The same for WebP, whose decoder takes twice the memory of the others."""
 BYTES = 300 * 2**20
 """Most bytes that an encoded image may have: enough for as many pixels without compression."""
 LARGE = 4_000_000
@@ -158,7 +160,8 @@ def _decoded(encoded: bytes, at_least: int | None) -> Iterator[Image.Image]:
         image = _open(encoded)
         if at_least is not None:
             image.draft(None, (at_least, at_least))
-    with image, _room.taken(image.width * image.height):
+    room = image.width * image.height * PIXELS // _most_pixels(image)
+    with image, _room.taken(room):
         with _reasons():
             rgb = _rgb(image)
         image.close()
@@ -203,16 +206,18 @@ def _open(encoded: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         raise UnreadableImageError(_unidentified(encoded)) from error
-    pixels = image.width * image.height
-    if pixels > PIXELS:
-        raise UnreadableImageError(
-            f"it has {image.width} x {image.height} pixels; at most {PIXELS:,} are read"
-        )
+    pixels, most = image.width * image.height, _most_pixels(image)
+    if pixels > most:
+        raise UnreadableImageError(f"it has {image.width} x {image.height} pixels; at most {most:,} are read")
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         scans = encoded.count(b"\xff\xda")
         if pixels * scans > SCANNED_PIXELS:
             raise UnreadableImageError(f"it has {scans} scans of {pixels:,} pixels, too many to decode")
     return image
+
+
+def _most_pixels(image: Image.Image) -> int:
+    return WEBP_PIXELS if image.format == "WEBP" else PIXELS
 
 
 def _unidentified(encoded: bytes) -> str:

@@ -111,6 +111,8 @@ def unreadable() -> dict[str, tuple[bytes, str]]:
     wide = struct.pack(">IIBBBBB", 13_300, 13_300, 8, 2, 0, 0, 0)
     palette = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 3, 0, 0, 0)
     signature, lossless = whole["PNG"][:8], encode(rgb, "WEBP", lossless=True)
+    animated = encode(rgb, "WEBP", save_all=True, append_images=[rgb.convert("L").convert("RGB")])
+    canvas = 2 * struct.pack("<I", 9_000 - 1)[:3]
     progressive = encode(rgb, "JPEG", progressive=True)
     scans = progressive[progressive.index(b"\xff\xda") : -2]
     lzw = encode(rgb, "TIFF", compression="tiff_lzw")
@@ -143,6 +145,7 @@ def unreadable() -> dict[str, tuple[bytes, str]]:
             whole["GIF"][:6] + struct.pack("<HH", 60_000, 2_000) + whole["GIF"][10:],
             "60000 x 2000",
         ),
+        "large.webp": (animated[:24] + canvas + animated[30:], "9000 x 9000 pixels; at most 50,000,000"),
         "scans.jpg": (progressive[:-2].replace(size, large) + scans * 60 + b"\xff\xd9", r"\d+ scans"),
         "damaged.tif": (lzw[:40] + b"\xff" * 40 + lzw[80:], ""),
         "samples.tif": (
