@@ -70,6 +70,7 @@ SETTINGS = (
     "explain.flips=2",
     "sensitivity.images=4",
     "sensitivity.size=32",
+    "sensitivity.ratios=[0.5]",
     "gate.max_drop=1.0",
     "compute.workers=1",
 )
@@ -220,7 +221,7 @@ class Pipeline:
 
     def reference(self) -> dict[str, dict]:
         """Contents and seconds of each stage of an undisturbed run, which takes place unless it did."""
-        code = _digest(sorted(_code()))
+        code = f"{_digest(sorted(_code()))} {SETTINGS} {VARIANTS}"
         file = self.folder / "reference.json"
         if file.exists() and (stored := json.loads(file.read_text()))["code"] == code:
             return stored
