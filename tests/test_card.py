@@ -15,6 +15,7 @@ from pipeline.report import words
 from pipeline.report.card import card
 from pipeline.report.card import tables as card_tables
 from pipeline.report.figures import figure
+from pipeline.report.page import page
 from pipeline.report.results import RunResults
 from pipeline.report.settings import CardSettings
 from pipeline.selection import table
@@ -276,3 +277,18 @@ def test_the_card_recommends_what_the_budget_chooses_and_says_why() -> None:
     assert run.choice.reason in section(text, "#### Summary")
     assert "int8.onnx" in section(text, "### Recommendations")
     assert "fp32 \N{RIGHTWARDS ARROW} int8" in section(text, "### Recommendations")
+
+
+def test_a_training_of_another_machine_has_no_duration_on_the_card_and_on_the_page(tmp_path: Path) -> None:
+    run = results.run(tmp_path)
+    bare = [
+        replace(one, history=[{k: v for k, v in line.items() if k != "seconds"} for line in one.history])
+        for one in run.variants
+    ]
+    costs: Any = json.loads(json.dumps(run.evidence.costs))
+    costs["training"]["fp32"] = {"own": None, "total": None}
+    costs["not_measured"] = ["fp32"]
+    run = replace(run, variants=bare, evidence=replace(run.evidence, costs=costs))
+    # Durations, energy and CO2 of fp32 on the card; what the sum lacks; and the same on the page.
+    assert card.render(run).count(words.NOT_MEASURED) >= 5
+    assert page.render(run).count(words.NOT_MEASURED) >= 7
