@@ -70,7 +70,9 @@ SETTINGS = (
     "explain.flips=2",
     "sensitivity.images=4",
     "sensitivity.size=32",
-    "gate.max_drop=1.0",
+    "gate.distill.max_drop=1.0",
+    "gate.prune.max_drop=1.0",
+    "gate.quantize.max_drop=1.0",
     "compute.workers=1",
 )
 COMPARED = (
