@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -15,6 +15,7 @@ from pipeline.statistics.intervals import mcnemar, paired_interval
 Verdict = Literal["accept", "reject"]
 
 
+@runtime_checkable
 class Limits(Protocol):
     """What a step may lose, such as ``settings.StepLimits``."""
 
