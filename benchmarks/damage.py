@@ -44,7 +44,7 @@ def main(variant: str = "fp32", share: float = 0.05) -> None:
         damaged = answers(file)
     for name, given in (("itself", answers(paths.onnx(variant))), (f"{share:.0%} zeroed", damaged)):
         found = comparison.compare_with_parent(
-            given, own, test.labels, test.classes, parent_name=variant, max_drop=p.gate.max_drop
+            given, own, test.labels, test.classes, parent_name=variant, limits=p.gate.quantize
         )
         known = "distinguishable" if found["distinguishable"] else "not distinguishable"
         print(f"{variant}, {name}: {known}, {found['reason']}")

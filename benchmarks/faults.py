@@ -71,7 +71,9 @@ SETTINGS = (
     "sensitivity.images=4",
     "sensitivity.size=32",
     "sensitivity.ratios=[0.5]",
-    "gate.max_drop=1.0",
+    "gate.distill.max_drop=1.0",
+    "gate.prune.max_drop=1.0",
+    "gate.quantize.max_drop=1.0",
     "compute.workers=1",
 )
 COMPARED = (

@@ -172,7 +172,9 @@ def choose(arguments: Namespace) -> None:
         if arguments.experiments:
             choice, details = _choose_among_experiments(limits)
         else:
-            choice = budget.choose(table.read(paths.VARIANTS), **limits, gate_max_drop=p.gate.max_drop)
+            choice = budget.choose(
+                table.read(paths.VARIANTS), **limits, gate_max_drop=p.gate.distill.max_drop
+            )
     if arguments.json:
         print(json.dumps({**asdict(choice), "budget": limits, **details}, indent=2))
     elif choice.variant:

@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from PIL import Image
 
 from pipeline.evaluation import gate
+from pipeline.evaluation.settings import StepLimits
 from pipeline.measurement import machine
 from pipeline.report import tables
 from pipeline.report.evidence import Evidence
@@ -207,7 +208,6 @@ def run(
         student=STUDENT,
         views=VIEWS,
         statements=STATEMENTS,
-        max_drop=max_drop,
         git_commit="0123456789abcdef",
         versions={"torch": "2.14.1", "onnxruntime": "1.32.0"},
         choice=budget.choose(rows, **(limits or {})),
@@ -319,6 +319,7 @@ def comparison(
     """What the stage `compare` writes."""
     labels = np.arange(len(teacher)) % len(CLASSES)
     answers = {"teacher": teacher} | {e.variant: np.array(e.scores["predictions"]) for e in entries}
+    limits = StepLimits(max_drop=max_drop, max_class_drop=1.0)
     variants = {}
     for entry in entries:
         new, old = answers[entry.variant], answers[entry.parent]
@@ -336,8 +337,9 @@ def comparison(
             "hi": found.hi,
             "mcnemar_p": found.mcnemar_p,
             "distinguishable": not found.lo <= 0 <= found.hi,
-            "verdict": gate.verdict(found, max_drop, above),
-            "reason": gate.explain(found, max_drop, entry.parent, above),
+            "verdict": gate.verdict(found, limits, above),
+            "reason": gate.explain(found, limits, entry.parent, above),
+            "limits": limits.model_dump(),
             "chance": above.expected,
             "flips": {
                 "gained": int(((new == labels) & (old != labels)).sum()),

@@ -94,7 +94,7 @@ def test_without_an_accepted_variant_the_loss_and_the_remedies_are_named() -> No
     assert choice.reason == (
         "Nothing passed. fp32 is 23.1 points below its teacher (4 allowed), and all others are made from it. "
         "Train longer (`distill.epochs`), start from pretrained weights (`student.init`), "
-        "or raise `gate.max_drop`."
+        "or raise `gate.distill`."
     )
     assert "all others" not in choose([rejected], gate_max_drop=0.04).reason
     other = row("narrow", score=0.5, verdict="reject")

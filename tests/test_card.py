@@ -102,7 +102,7 @@ def write(folder: Path, run: RunResults) -> None:
         (folder / name / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
     table.write(folder / "report" / "variants.csv", run.table)
     settings = {"student": run.student, "views": run.views, "budget": LIMITS, "card": dict(run.statements)}
-    (folder / "params.yaml").write_text(yaml.safe_dump(settings | {"gate": {"max_drop": run.max_drop}}))
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings))
 
 
 def section(text: str, heading: str) -> str:

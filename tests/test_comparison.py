@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.evaluation import comparison, confidence
 from pipeline.evaluation.comparison import ClassifierOutput
+from pipeline.evaluation.settings import StepLimits
 
 NAMES = ("red", "green", "blue")
 
@@ -24,7 +25,12 @@ def compare(
     variant: ClassifierOutput, parent: ClassifierOutput, truth: np.ndarray, max_drop: float = 0.03
 ) -> dict[str, Any]:
     return comparison.compare_with_parent(
-        variant, parent, truth, NAMES, parent_name="fp32", max_drop=max_drop
+        variant,
+        parent,
+        truth,
+        NAMES,
+        parent_name="fp32",
+        limits=StepLimits(max_drop=max_drop, max_class_drop=1.0),
     )
 
 

@@ -2,10 +2,15 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation import gate
-from pipeline.evaluation.gate import Difference
+from pipeline.evaluation.gate import ClassChange, Difference
+from pipeline.evaluation.settings import StepLimits
 from pipeline.statistics.chance import Chance
 
 ABOVE = Chance(score=0.9, expected=0.1, deviation=0.001)
+
+
+def limits(max_drop: float, max_class_drop: float = 0.03) -> StepLimits:
+    return StepLimits(max_drop=max_drop, max_class_drop=max_class_drop)
 
 
 def test_compare_counts_the_images_that_only_one_gets_right() -> None:
@@ -60,7 +65,7 @@ def test_a_loss_within_the_limit_is_rejected_while_the_test_set_is_too_small_to_
         variant[images // 100 : images // 20] = True
         difference = gate.compare(variant, parent)
         assert difference.delta == pytest.approx(-0.01)
-        verdicts.append(gate.verdict(difference, 0.02, ABOVE))
+        verdicts.append(gate.verdict(difference, limits(0.02), ABOVE))
     assert verdicts == ["reject", "accept"]
 
 
@@ -98,14 +103,32 @@ def test_a_loss_within_the_limit_is_rejected_while_the_test_set_is_too_small_to_
 def test_the_explanation_holds_the_loss_its_interval_and_the_limit(
     delta: float, lo: float, hi: float, sentence: str
 ) -> None:
-    assert gate.explain(Difference(10_000, delta, lo, hi, None), 0.04, "fp32", ABOVE) == sentence
+    assert gate.explain(Difference(10_000, delta, lo, hi, None), limits(0.04), "fp32", ABOVE) == sentence
 
 
 def test_a_variant_at_chance_is_rejected_even_if_it_loses_nothing() -> None:
     equal = Difference(1000, 0.0, -0.001, 0.001, 1.0)
     chance = Chance(score=0.11, expected=0.1, deviation=0.0095)
-    assert gate.verdict(equal, 0.04, ABOVE) == "accept"
-    assert gate.verdict(equal, 0.04, chance) == "reject"
-    sentence = gate.explain(equal, 0.04, "fp32", chance)
+    assert gate.verdict(equal, limits(0.04), ABOVE) == "accept"
+    assert gate.verdict(equal, limits(0.04), chance) == "reject"
+    sentence = gate.explain(equal, limits(0.04), "fp32", chance)
     assert "11.0%" in sentence
     assert "10.0%" in sentence
+
+
+@pytest.mark.parametrize(
+    ("shirt", "worse", "verdict"),
+    [(-0.056, True, "reject"), (-0.056, False, "accept"), (-0.02, True, "accept"), (0.01, False, "accept")],
+)
+def test_a_class_whose_loss_is_shown_and_beyond_its_limit_rejects_a_variant(
+    shirt: float, worse: bool, verdict: str
+) -> None:
+    small = Difference(10_000, -0.005, -0.008, -0.002, None)
+    classes = [
+        ClassChange(label="Bag", delta=0.0, worse=False),
+        ClassChange(label="Shirt", delta=shirt, worse=worse),
+    ]
+    assert gate.verdict(small, limits(0.01), ABOVE, classes) == verdict
+    sentence = gate.explain(small, limits(0.01), "fp32", ABOVE, classes)
+    assert sentence.startswith(f"{verdict.capitalize()}ed: 0.5 points below fp32")
+    assert ("'Shirt' loses" in sentence) == worse

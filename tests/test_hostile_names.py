@@ -340,7 +340,12 @@ def test_the_shipped_example_sends_nothing_to_the_terminal(tmp_path: Path) -> No
 THIRTEEN = hostile.FOLDERS
 SMALL = (
     *("data=folder", "data.train=200", "data.val=100", "data.test=100", "data.splits=new"),
-    *("data.train_side=null", "gate.max_drop=1.0"),
+    *(
+        "data.train_side=null",
+        "gate.distill.max_drop=1.0",
+        "gate.prune.max_drop=1.0",
+        "gate.quantize.max_drop=1.0",
+    ),
 )
 
 

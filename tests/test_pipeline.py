@@ -47,7 +47,9 @@ SMALL = [
     "probe.steps=2",
     "probe.out_of_distribution_images=4",
     "sensitivity.images=6",
-    "gate.max_drop=1.0",
+    "gate.distill.max_drop=1.0",
+    "gate.prune.max_drop=1.0",
+    "gate.quantize.max_drop=1.0",
 ]
 
 

@@ -15,6 +15,7 @@ from playwright.sync_api import ViewportSize, sync_playwright
 
 from pipeline.evaluation import comparison, slices
 from pipeline.evaluation.comparison import ClassifierOutput
+from pipeline.evaluation.settings import StepLimits
 from pipeline.report import evidence, findings, pictures, tables, words
 from pipeline.report.figures import figure, span
 from pipeline.report.page import charts, page, scores
@@ -319,7 +320,7 @@ def test_odd_data_are_shown_as_the_stages_write_them(tmp_path: Path) -> None:
                     labels,
                     names,
                     parent_name=e.parent,
-                    max_drop=0.02,
+                    limits=StepLimits(max_drop=0.02, max_class_drop=1.0),
                 ),
             }
             for e in entries

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from pipeline.evaluation import confidence, gate
 from pipeline.evaluation.confidence import Confidence
+from pipeline.evaluation.gate import Limits
 from pipeline.statistics import bootstrap, chance
 from pipeline.statistics.average_precision import PRESENT, average_precisions
 from pipeline.statistics.intervals import holm
@@ -34,7 +35,7 @@ def compare_with_parent(
     names: Sequence[str],
     *,
     parent_name: str,
-    max_drop: float,
+    limits: Limits,
 ) -> dict[str, Any]:
     """Compare a variant with its parent.
 
@@ -44,14 +45,14 @@ def compare_with_parent(
         labels: true class of each image, or its attributes.
         names: names of the classes or attributes.
         parent_name: name of the parent in sentences.
-        max_drop: greatest loss that the gate allows, as a fraction of 1.
+        limits: greatest losses that the gate allows.
 
     Returns:
         ``delta`` with the ends ``lo`` and ``hi`` of its interval (Tango's for classes, the paired bootstrap's
         for attributes), the paired ``bootstrap`` interval, McNemar's exact ``mcnemar_p``, whether the
-        difference is ``distinguishable`` from none, the ``verdict`` with its ``reason``, the score by
-        ``chance``, ``flips`` in both directions, every one of ``classes`` with its own paired interval and a
-        p value that is corrected for their number (Holm), and the drift of ``calibration``.
+        difference is ``distinguishable`` from none, the ``verdict`` with its ``reason`` and ``limits``, the
+        score by ``chance``, ``flips`` in both directions, every one of ``classes`` with its own paired
+        interval and a p value that is corrected for their number (Holm), and the drift of ``calibration``.
 
     Raises:
         ValueError: the outputs are for different numbers of images.
@@ -92,8 +93,9 @@ def compare_with_parent(
         },
         "mcnemar_p": difference.mcnemar_p,
         "distinguishable": difference.distinguishable,
-        "verdict": gate.verdict(difference, max_drop, shuffled),
-        "reason": gate.explain(difference, max_drop, parent_name, shuffled),
+        "verdict": gate.verdict(difference, limits, shuffled, classes),
+        "reason": gate.explain(difference, limits, parent_name, shuffled, classes),
+        "limits": {"max_drop": limits.max_drop, "max_class_drop": limits.max_class_drop},
         "chance": shuffled.expected,
         "flips": flips,
         "classes": classes,

@@ -1,7 +1,8 @@
 """The gate: whether the loss of a variant against its parent is shown to be within the limit."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -12,6 +13,26 @@ from pipeline.statistics.chance import Chance
 from pipeline.statistics.intervals import mcnemar, paired_interval
 
 Verdict = Literal["accept", "reject"]
+
+
+@runtime_checkable
+class Limits(Protocol):
+    """What a step may lose, such as ``settings.StepLimits``."""
+
+    @property
+    def max_drop(self) -> float: ...
+    @property
+    def max_class_drop(self) -> float: ...
+
+
+class ClassChange(TypedDict):
+    """The difference of one class from the parent, as ``comparison`` computes it."""
+
+    label: str
+    delta: float
+    """Score of the class minus the parent's, as a fraction of 1."""
+    worse: bool
+    """Whether a loss is shown, corrected for the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -72,32 +93,52 @@ def compare_map(
     return Difference(len(targets), delta, lo, hi, None)
 
 
-def verdict(difference: Difference, max_drop: float, chance: Chance) -> Verdict:
-    """Accept a variant that is shown to be above chance and to lose at most ``max_drop``, a fraction of 1.
+def verdict(
+    difference: Difference, limits: Limits, chance: Chance, classes: Sequence[ClassChange] = ()
+) -> Verdict:
+    """Accept a variant that is shown to be above chance and to lose at most ``limits.max_drop``.
 
     This is a non-inferiority test with a one-sided error of 2.5 %: the lower end of the 95 % interval of the
     difference must not lie below ``-max_drop``. A point estimate within the limit is not enough, because on a
     small test set it may be there by chance. The burden of proof lies with the variant: a rule that rejected
     only proven losses would accept everything on a test set that is small enough. A variant at chance loses
     nothing against a parent at chance, hence the other condition.
-    """
-    return "accept" if difference.lo >= -max_drop and chance.is_exceeded else "reject"
 
-
-def explain(difference: Difference, max_drop: float, parent: str, chance: Chance) -> str:
-    """One sentence that says what the verdict is, and why.
+    A single class has too few images for the same proof. It rejects a variant where its loss is shown and
+    estimated to be greater than ``limits.max_class_drop``.
 
     Args:
         difference: the variant's difference from its parent.
-        max_drop: the greatest loss that is allowed, as a fraction of 1.
-        parent: name of the parent.
+        limits: what the step that made it may lose.
         chance: the variant's score beside that of the same predictions for shuffled images.
+        classes: differences per class.
+    """
+    within = difference.lo >= -limits.max_drop and not _beyond(limits, classes)
+    return "accept" if within and chance.is_exceeded else "reject"
+
+
+def explain(
+    difference: Difference,
+    limits: Limits,
+    parent: str,
+    chance: Chance,
+    classes: Sequence[ClassChange] = (),
+) -> str:
+    """One sentence that says what the verdict is, and why; another one about the classes that lose most.
+
+    Args:
+        difference: see ``verdict``, as the other arguments.
+        limits: what the step may lose.
+        parent: name of the parent.
+        chance: the variant's score beside chance.
+        classes: differences per class.
     """
     if not chance.is_exceeded:
         return (
             f"Rejected: {chance.score:.1%} is not shown to be above chance "
             f"({chance.expected:.1%} on the same images shuffled)."
         )
+    max_drop = limits.max_drop
     above = difference.delta > 0
     ends = (difference.lo, difference.hi) if above else (-difference.hi, -difference.lo)
     distance, least, greatest = (f"{100 * value:z.1f}" for value in (abs(difference.delta), *ends))
@@ -105,8 +146,24 @@ def explain(difference: Difference, max_drop: float, parent: str, chance: Chance
     allowed = (
         f"a loss of up to {100 * max_drop:g} is allowed" if above else f"up to {100 * max_drop:g} are allowed"
     )
-    if verdict(difference, max_drop, chance) == "accept":
-        return f"Accepted: {measured}; {allowed}."
-    if difference.hi < -max_drop:
-        return f"Rejected: {measured}; {allowed}."
-    return f"Rejected: {measured}; {allowed}, and the interval does not exclude a greater loss."
+    word = "Accepted" if verdict(difference, limits, chance, classes) == "accept" else "Rejected"
+    doubt = difference.hi >= -max_drop > difference.lo
+    tail = ", and the interval does not exclude a greater loss" if doubt else ""
+    return f"{word}: {measured}; {allowed}{tail}.{_worst(limits, classes)}"
+
+
+def _beyond(limits: Limits, classes: Sequence[ClassChange]) -> bool:
+    return any(change["worse"] and change["delta"] < -limits.max_class_drop for change in classes)
+
+
+def _worst(limits: Limits, classes: Sequence[ClassChange]) -> str:
+    """A sentence about the class whose loss is shown and greatest; empty if no loss is shown."""
+    worse = sorted((change for change in classes if change["worse"]), key=lambda change: change["delta"])
+    if not worse:
+        return ""
+    loss = f"{-100 * worse[0]['delta']:.1f}"
+    others = f", and {len(worse) - 1} more lose" if len(worse) > 1 else ""
+    return (
+        f" The class {worse[0]['label']!r} loses {loss} points (up to {100 * limits.max_class_drop:g} are "
+        f"allowed){others}."
+    )

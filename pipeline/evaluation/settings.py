@@ -18,9 +18,23 @@ class EvaluationSettings(Settings):
     module to the shipped file is compared; null takes all, 0 skips the comparison."""
 
 
-class GateSettings(Settings):
-    """When a variant is accepted."""
+class StepLimits(Settings):
+    """Greatest losses that one kind of step may cause."""
 
-    max_drop: Fraction = 0.04
+    max_drop: Fraction
     """Maximum loss of score against the parent, as a fraction of 1. The whole confidence interval must be
     within it."""
+    max_class_drop: Fraction
+    """Maximum loss of any class against the parent, as a fraction of 1. A class counts whose loss is shown,
+    corrected for the number of classes, and estimated to be greater."""
+
+
+class GateSettings(Settings):
+    """When a variant is accepted, by the step that makes it."""
+
+    distill: StepLimits = StepLimits(max_drop=0.04, max_class_drop=0.1)
+    """Limits of students that are distilled from the teacher."""
+    prune: StepLimits = StepLimits(max_drop=0.02, max_class_drop=0.05)
+    """Limits of pruned variants."""
+    quantize: StepLimits = StepLimits(max_drop=0.01, max_class_drop=0.03)
+    """Limits of quantised variants."""

@@ -60,8 +60,6 @@ class RunResults:
     """Section ``views`` of the parameters."""
     statements: Mapping[str, str | None]
     """Section ``card`` of the parameters: what people state about the model."""
-    max_drop: float
-    """Greatest loss against the parent that the gate allows, as a fraction of 1."""
     choice: Choice
     """The variant that fits the budget best, or the reason why none does."""
     git_commit: str

@@ -171,7 +171,7 @@ def _why_nothing_passed(
     return (
         f"Nothing passed. {root.variant} is {_compared(root.score_delta, 'its teacher')}{allowed}{others}. "
         "Train longer (`distill.epochs`), start from pretrained weights (`student.init`), "
-        "or raise `gate.max_drop`."
+        "or raise `gate.distill`."
     )
 
 

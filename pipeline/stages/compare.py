@@ -38,7 +38,7 @@ def main() -> None:
                 test.labels,
                 test.classes,
                 parent_name="its teacher" if parent == "teacher" else parent,
-                max_drop=p.gate.max_drop,
+                limits=getattr(p.gate, p.variants[name].op),
             ),
         }
         for name, parent in parents.items()
@@ -53,7 +53,6 @@ def main() -> None:
     result = {
         "n": len(test),
         "metric": test.task.metric,
-        "max_drop": p.gate.max_drop,
         "teacher": {
             "calibration": confidence.measure(teacher.confidence, test.labels) if teacher.confidence else None
         },

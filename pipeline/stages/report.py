@@ -37,10 +37,9 @@ def main() -> None:
         student=p.student.model_dump(mode="json"),
         views=p.views.model_dump(mode="json"),
         statements=p.card.model_dump(),
-        max_drop=p.gate.max_drop,
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
-        choice=budget.choose(rows, **limits, gate_max_drop=p.gate.max_drop),
+        choice=budget.choose(rows, **limits, gate_max_drop=p.gate.distill.max_drop),
         evidence=evidence.read(
             costs=paths.COSTS,
             robustness=paths.ROBUSTNESS,

@@ -44,6 +44,8 @@ PTQ_SETTINGS = ("method", "calibration", "ptq", "float_layers", "saturation_safe
 class Card:
     """Everything that ``card.md`` shows beside the results of the run themselves."""
 
+    limits: str
+    """Greatest losses that the gate allows, by step."""
     name: str
     architecture: str
     data_name: str
@@ -119,7 +121,9 @@ def _card(results: RunResults) -> Card:
     architecture: str = ARCHITECTURES.get(student["architecture"]) or student["architecture"]
     data_name = words.data_name(results.data)
     shape = f"{figure(student['width'])}/{figure(student['size'])}"
+    limits = {row.op: results.change(row.variant)["limits"]["max_drop"] for row in results.table}
     return Card(
+        limits=listed([f"{op} {figure(limit, 'gap')}" for op, limit in limits.items()]),
         name=results.statements["name"] or f"{architecture} {shape} for {data_name}",
         architecture=architecture,
         data_name=data_name,

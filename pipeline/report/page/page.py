@@ -172,8 +172,9 @@ def _page(results: RunResults) -> Page:
         headlines=_headlines(results),
         task=task.words,
         nouns=words.noun(task, 2),
-        gate=f"A variant is rejected when its interval reaches below {figure(-results.max_drop, 'points')} "
-        "(dashed line), because a greater loss cannot be ruled out then.",
+        gate="A variant is rejected when its interval reaches below the limit of its step (dashed line), "
+        "because a greater loss cannot be ruled out then, or when a class is shown to lose more than the step "
+        "allows.",
         best=results.best,
         shipped=results.closest,
         tradeoffs=pictures.tradeoffs(results),
@@ -232,8 +233,8 @@ def _lead(results: RunResults) -> str:
         f"Teacher: {results.teacher['origin']}, {figure(results.teacher_score, '%', 1)} "
         f"{results.task.words}. "
         f"{accepted} of {words.counted(len(results.table), 'variant')} "
-        f"{'is' if accepted == 1 else 'are'} accepted: shown to lose no more than "
-        f"{figure(results.max_drop, 'gap')} against {'its parent' if accepted == 1 else 'their parents'}."
+        f"{'is' if accepted == 1 else 'are'} accepted: shown to lose no more against "
+        f"{'its parent' if accepted == 1 else 'their parents'} than the step may."
     )
 
 
@@ -274,7 +275,8 @@ def _headlines(results: RunResults) -> Sequence[Headline]:
 def _lines(results: RunResults) -> list[Line]:
     """The table of variants as text."""
     table = results.table
-    low = min(-results.max_drop, *(row.delta_lo for row in table))
+    limits = {row.variant: results.change(row.variant)["limits"]["max_drop"] for row in table}
+    low = min(*(-limit for limit in limits.values()), *(row.delta_lo for row in table))
     high = max(0.0, *(row.delta_hi for row in table))
     margin = 0.05 * (high - low)
 
@@ -288,7 +290,7 @@ def _lines(results: RunResults) -> list[Line]:
             "at": row.score_delta,
             "hi": row.delta_hi,
             "zero": 0.0,
-            "gate": -results.max_drop,
+            "gate": -limits[row.variant],
         }
         compressed = one.scores.get("compressed_bytes")
         significant = results.change(row.variant)["distinguishable"]
