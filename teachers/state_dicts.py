@@ -5,7 +5,6 @@ import pickle
 import re
 import tarfile
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +146,6 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
         raise WeightsError(
             f"{origin}: {len(damaged)} tensors hold values that are not finite ({', '.join(damaged[:2])})"
         )
-    # The versions of the modules, which some read: the tensors have those of the network as it is built here.
-    versioned = OrderedDict(tensors)
-    versioned._metadata = expected._metadata  # pyright: ignore[reportAttributeAccessIssue]
-    module.load_state_dict(versioned)
+    # The state dict also holds the versions of the modules, which some of them read.
+    expected.update(tensors)
+    module.load_state_dict(expected)

@@ -1,6 +1,7 @@
 """Odd teachers are supported, or refused in one line before anything is trained or stored."""
 
 import argparse
+import copy
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,7 +19,8 @@ from pipeline.data.batches import ViewSet
 from pipeline.distillation import as_it_is, doubts, teacher_store, trial
 from pipeline.distillation.settings import TeacherMember
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
-from pipeline.training import compute, scoring
+from pipeline.training import checkpoints, compute, loop, scoring
+from pipeline.training.checkpoints import Progress
 from pipeline.training.settings import ComputeSettings, Phase, TrainingSettings
 from teachers import labels, outputs, state_dicts
 from teachers.contract import InputContract
@@ -484,3 +487,38 @@ def test_features_are_not_taken_for_logits() -> None:
     without = SOURCES["timm"]("vit_tiny_patch16_dinov3_qkvb", None)
     assert timm.create_model("vit_tiny_patch16_dinov3_qkvb").num_classes == 0
     assert (without.heads, without.outputs) == (("head",), 1)
+
+
+class Twins(nn.Module):
+    """A network with one layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(2, 2)
+        self.other = self.one
+
+
+def test_a_tensor_with_two_names_is_averaged_once() -> None:
+    network = Twins()
+    averaged = copy.deepcopy(network)
+    with torch.no_grad():
+        network.one.weight += 1
+    expected = averaged.one.weight + 0.1
+    loop._average(averaged, network, 0.9)
+    torch.testing.assert_close(averaged.one.weight, expected)
+
+
+def test_checkpoints_and_stored_teachers_keep_what_modules_read_beside_tensors(tmp_path: Path) -> None:
+    networks = [torchvision.models.mnasnet0_5(num_classes=2) for _ in range(2)]
+    for network, restored in zip(networks, (False, True), strict=True):
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        state = {"module": network, "averaged": None, "optimizer": optimizer}
+        if restored:
+            assert checkpoints.restore(tmp_path, "x", **state) == Progress(3, [])
+        else:
+            checkpoints.save(tmp_path, "x", Progress(3, []), **state)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        first, second = (network.eval()(images) for network in networks)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    state_dicts.fill(networks[1], networks[0].state_dict(), "x")

@@ -88,9 +88,9 @@ def restore(
     except (OSError, CheckpointError) as error:
         files.set_aside(file, str(error), "the training starts from the beginning")
         return None
-    module.load_state_dict(_below(tensors, "module."))
+    _fill(module, _below(tensors, "module."))
     if averaged is not None:
-        averaged.load_state_dict(_below(tensors, "averaged."))
+        _fill(averaged, _below(tensors, "averaged."))
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     _restore_layout(optimizer)
     return progress
@@ -168,6 +168,12 @@ def _check(stored: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -
             raise CheckpointError(f"its {name} {'lacks' if key in own else 'has another tensor,'} {key}")
         if stored[key].shape != own[key].shape or stored[key].dtype != own[key].dtype:
             raise CheckpointError(f"{key} of its {name} has another shape or type")
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    state = module.state_dict()  # it also holds the versions of the modules, which some of them read
+    state.update(tensors)
+    module.load_state_dict(state)
 
 
 def _states(tensors: Mapping[str, Tensor], optimizer: Optimizer) -> dict[int, dict[str, Any]]:

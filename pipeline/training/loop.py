@@ -210,7 +210,9 @@ def _infinite_loss(losses: Sequence[Tensor], batches: Sequence[Request], images:
 
 @torch.no_grad()
 def _average(averaged: nn.Module, module: nn.Module, decay: float) -> None:
-    pairs = list(zip(averaged.state_dict().values(), module.state_dict().values(), strict=True))
+    named = zip(averaged.state_dict().values(), module.state_dict().values(), strict=True)
+    # A tensor that has several names is averaged once.
+    pairs = list({(mean.data_ptr(), mean.shape): (mean, new) for mean, new in named}.values())
     floating = [pair for pair in pairs if pair[0].is_floating_point()]
     # One call for all tensors: a loop over some hundred small ones costs milliseconds per step.
     torch._foreach_lerp_([mean for mean, _ in floating], [new for _, new in floating], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
