@@ -74,6 +74,7 @@ def test_results_that_a_full_cache_did_not_take_are_named_and_saved_when_there_i
     assert " out " in line
     assert "copy.txt" not in line
     assert str(project / ".dvc" / "cache") in line
+    assert list((project / ".dvc" / "cache").rglob("*.tmp")) == []  # else the disk would stay full
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert dvc_cache.save() == ("out",)
     assert dvc_cache.save() == ()
@@ -107,6 +108,7 @@ def test_results_of_earlier_states_are_unused_and_their_removal_makes_nothing_ag
     assert set(unused) == {file for file in earlier if file.stat().st_size < LIMIT} | {cut}
     tidying.tidy([], dry_run=True)
     assert dvc_cache.unused() == unused
+    assert cut.exists()
     tidying.tidy([], dry_run=False)
     assert dvc_cache.unused() == {}
     assert reproduce() == []

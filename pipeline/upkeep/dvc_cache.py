@@ -51,8 +51,10 @@ def save() -> tuple[str, ...]:
     """
     with opened() as repo:
         unsaved = [out for out in _outputs(repo) if out.changed_cache() and not out.workspace_status()]
+        _remove_cut(repo)
         for out in unsaved:
             out.commit(relink=False)
+        _remove_cut(repo)
         missing = [out for out in unsaved if out.changed_cache()]
         if missing:
             needed = sum(out.meta.size or 0 for out in missing)
@@ -75,6 +77,18 @@ def unused() -> dict[Path, int]:
         return _unused(repo)
 
 
+def _remove_cut(repo: Repo) -> None:
+    """Remove what a full disk or a kill has cut in the cache. While DVC is locked, nobody writes there."""
+    if _is_own(repo):
+        for file in Path(repo.cache.local.path).parents[1].rglob(".*.tmp"):
+            file.unlink(missing_ok=True)
+
+
+def _is_own(repo: Repo) -> bool:
+    """Whether the cache is inside this folder; another one may serve other projects."""
+    return Path(repo.cache.local.path).is_relative_to(repo.root_dir)
+
+
 def _outputs(repo: Repo) -> Iterator[Any]:
     """Outputs in DVC's cache that `dvc.lock` describes."""
     for stage in repo.index.stages:
@@ -82,9 +96,9 @@ def _outputs(repo: Repo) -> Iterator[Any]:
 
 
 def _unused(repo: Repo) -> dict[Path, int]:
-    folder = Path(repo.cache.local.path)
-    if not folder.is_relative_to(repo.root_dir):
+    if not _is_own(repo):
         return {}
+    folder = Path(repo.cache.local.path)
     used: set[str | None] = set()
     # The workspace, and whatever git has a name for.
     named = not isinstance(repo.scm, NoSCM)

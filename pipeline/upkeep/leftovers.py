@@ -124,7 +124,8 @@ def remove_deleted_runs() -> None:
         DistilleryError: MLflow cannot do it.
     """
     check_idle()
-    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", f"sqlite:///{DATABASE}"]
+    store = f"sqlite:///{DATABASE}"
+    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", store, "--tracking-uri", store]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
         reason = (process.stderr.strip().splitlines() or ["it gives no reason"])[-1]
