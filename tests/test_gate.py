@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation import gate
-from pipeline.evaluation.gate import ClassChange, Difference
+from pipeline.evaluation.gate import Difference
 from pipeline.evaluation.settings import StepLimits
 from pipeline.statistics.chance import Chance
 
@@ -125,8 +125,8 @@ def test_a_class_whose_loss_is_shown_and_beyond_its_limit_rejects_a_variant(
 ) -> None:
     small = Difference(10_000, -0.005, -0.008, -0.002, None)
     classes = [
-        ClassChange(label="Bag", delta=0.0, worse=False),
-        ClassChange(label="Shirt", delta=shirt, worse=worse),
+        {"label": "Bag", "delta": 0.0, "worse": False},
+        {"label": "Shirt", "delta": shirt, "worse": worse},
     ]
     assert gate.verdict(small, limits(0.01), ABOVE, classes) == verdict
     sentence = gate.explain(small, limits(0.01), "fp32", ABOVE, classes)

@@ -1,8 +1,8 @@
 """The gate: whether the loss of a variant against its parent is shown to be within the limit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -25,14 +25,9 @@ class Limits(Protocol):
     def max_class_drop(self) -> float: ...
 
 
-class ClassChange(TypedDict):
-    """The difference of one class from the parent, as ``comparison`` computes it."""
-
-    label: str
-    delta: float
-    """Score of the class minus the parent's, as a fraction of 1."""
-    worse: bool
-    """Whether a loss is shown, corrected for the number of classes."""
+ClassChange = Mapping[str, Any]
+"""The difference of one class from the parent, as ``comparison`` computes it: its ``label``, its ``delta`` as
+a fraction of 1, and whether a loss is shown (``worse``), corrected for the number of classes."""
 
 
 @dataclass(frozen=True)
