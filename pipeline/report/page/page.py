@@ -173,8 +173,8 @@ def _page(results: RunResults) -> Page:
         task=task.words,
         nouns=words.noun(task, 2),
         gate="A variant is rejected when its interval reaches below the limit of its step (dashed line), "
-        "because a greater loss cannot be ruled out then, or when a class is shown to lose more than the step "
-        "allows.",
+        "because a greater loss cannot be ruled out then, or when a class is shown to lose more than is "
+        "allowed.",
         best=results.best,
         shipped=results.closest,
         tradeoffs=pictures.tradeoffs(results),
