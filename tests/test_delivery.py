@@ -60,6 +60,9 @@ def bad_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             yield servers.enter_context(small_servers.serve(behaviour)).replace("http:", "https:")
         else:
             yield servers.enter_context(small_servers.serve(small_servers.BEHAVIOURS[request.param]))
+    for thread in patience._left_behind:  # In a stage, they end with the process.
+        thread.join(10)
+    patience._left_behind.clear()
 
 
 def test_whatever_a_server_does_is_one_line_in_a_short_time_and_the_state_is_kept(

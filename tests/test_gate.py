@@ -6,7 +6,7 @@ from pipeline.evaluation.gate import Difference
 from pipeline.evaluation.settings import StepLimits
 from pipeline.statistics.chance import Chance
 
-ABOVE = Chance(score=0.9, expected=0.1, deviation=0.001)
+ABOVE = Chance(score=0.9, expected=0.1, deviation=0.001, reference=0.001)
 
 
 def limits(max_drop: float, max_class_drop: float = 0.03) -> StepLimits:
@@ -108,7 +108,7 @@ def test_the_explanation_holds_the_loss_its_interval_and_the_limit(
 
 def test_a_variant_at_chance_is_rejected_even_if_it_loses_nothing() -> None:
     equal = Difference(1000, 0.0, -0.001, 0.001, 1.0)
-    chance = Chance(score=0.11, expected=0.1, deviation=0.0095)
+    chance = Chance(score=0.11, expected=0.1, deviation=0.0095, reference=0.0095)
     assert gate.verdict(equal, limits(0.04), ABOVE) == "accept"
     assert gate.verdict(equal, limits(0.04), chance) == "reject"
     sentence = gate.explain(equal, limits(0.04), "fp32", chance)

@@ -14,7 +14,7 @@ CONFIDENCE = 0.99
 QUANTILE = float(stats.norm.ppf(CONFIDENCE))
 """Standard normal quantile of that level."""
 
-LEAST_SKILL = 0.1
+LEAST_SKILL = 0.25
 """Skill that must be detectable before a score that is not above chance counts as at chance."""
 
 SHUFFLES = 50
@@ -35,6 +35,8 @@ class Chance:
     """Mean score for shuffled images."""
     deviation: float
     """Standard deviation of the score for shuffled images."""
+    reference: float
+    """Standard deviation for predictions that are as frequent as the labels are."""
 
     @property
     def is_exceeded(self) -> bool:
@@ -44,9 +46,9 @@ class Chance:
     @property
     def is_reached(self) -> bool:
         """Whether the classifier is at chance: its score is not above chance, although there are enough
-        images to show a skill of 0.1, where 0 is chance and 1 is a perfect classifier."""
-        detectable = QUANTILE * self.deviation < LEAST_SKILL * (1 - self.expected)
-        return not self.is_exceeded and detectable
+        images to show a skill of 0.25, where 0 is chance and 1 is a perfect classifier."""
+        noise = QUANTILE * max(self.deviation, self.reference)
+        return not self.is_exceeded and noise < LEAST_SKILL * (1 - self.expected)
 
 
 def of_classes(predictions: Int[np.ndarray, " images"], labels: Int[np.ndarray, " images"]) -> Chance:
@@ -58,16 +60,24 @@ def of_classes(predictions: Int[np.ndarray, " images"], labels: Int[np.ndarray, 
         predictions: predicted class of each image.
         labels: true class of each image.
     """
-    images = len(labels)
     classes = max(int(predictions.max()), int(labels.max())) + 1
     predicted, true = (np.bincount(each, minlength=classes) for each in (predictions, labels))
+    expected, deviation = _agreement(predicted, true)
+    score = float((predictions == labels).mean())
+    return Chance(score, expected, deviation, _agreement(true, true)[1])
+
+
+def _agreement(
+    predicted: Int[np.ndarray, " classes"], true: Int[np.ndarray, " classes"]
+) -> tuple[float, float]:
+    """Mean and standard deviation of the accuracy over all shuffles, from the numbers of images per class."""
+    images = int(true.sum())
     expected = float(predicted @ true) / images**2
     # Rows are true classes, columns predicted ones; a pair of them occurs true * predicted times among all
     # pairs of images.
-    centred = np.eye(classes) - predicted[:, None] / images - true[None, :] / images + expected
+    centred = np.eye(len(true)) - predicted[:, None] / images - true[None, :] / images + expected
     variance = float((true[:, None] * predicted[None, :] * centred**2).sum()) / max(1, images - 1)
-    score = float((predictions == labels).mean())
-    return Chance(score, expected, float(np.sqrt(variance)) / images)
+    return expected, float(np.sqrt(variance)) / images
 
 
 def of_attributes(
@@ -80,8 +90,10 @@ def of_attributes(
         targets: share of each attribute, from 0 to 1.
     """
     random = np.random.default_rng(0)
-    shuffled = [
-        mean_average_precision(scores, targets[random.permutation(len(targets))]) for _ in range(SHUFFLES)
-    ]
+    orders = [random.permutation(len(targets)) for _ in range(SHUFFLES)]
+    shuffled = [mean_average_precision(scores, targets[order]) for order in orders]
+    noise = random.normal(size=scores.shape)
+    unrelated = [mean_average_precision(noise, targets[order]) for order in orders]
     score = mean_average_precision(scores, targets)
-    return Chance(score, float(np.mean(shuffled)), float(np.std(shuffled, ddof=1)))
+    deviation, reference = (float(np.std(values, ddof=1)) for values in (shuffled, unrelated))
+    return Chance(score, float(np.mean(shuffled)), deviation, reference)
