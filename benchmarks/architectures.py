@@ -56,6 +56,7 @@ ARCHITECTURES = {
 """Names by source: small variants of as many families as there are."""
 PHASE = 64
 """Image size in pixels of the first phase of the default teacher."""
+PARAMETERS = yaml.safe_load((ROOT / paths.PARAMETERS).read_text())
 TRAINING = {"epochs": 1, "batch_size": 4, "learning_rate": 0.001, "ema": 0.5}
 
 
@@ -88,7 +89,6 @@ def prepare(folder: Path) -> None:
 
 def run(folder: Path, source: str, name: str, phases: list[dict[str, Any]]) -> Result:
     """Run the stage in a process of its own."""
-    values = yaml.safe_load((ROOT / paths.PARAMETERS).read_text())
     changes = {
         "compute": {"workers": 0, "threads": 1},
         "data": {"path": str(folder / "images"), "source": "folder"},
@@ -102,7 +102,7 @@ def run(folder: Path, source: str, name: str, phases: list[dict[str, Any]]) -> R
             "doubtful": "accept",
         },
     }
-    (folder / paths.PARAMETERS).write_text(yaml.safe_dump(merge(values, changes)))
+    (folder / paths.PARAMETERS).write_text(yaml.safe_dump(merge(PARAMETERS, changes)))
     shutil.rmtree(folder / paths.TEACHER, ignore_errors=True)
     began = time.monotonic()
     output = folder / "output.txt"
