@@ -43,6 +43,8 @@ class ImageFileError(DistilleryError):
 
     def __str__(self) -> str:
         name, reason = self.args
+        if reason.startswith("it "):
+            return f"{name} {reason.removeprefix('it ')}"
         return f"{name} cannot be read as an image: {reason}"
 
 
