@@ -36,6 +36,7 @@ repro: install ## The whole pipeline: default data, then everything that is out 
 	$(BIN)/python -m pipeline.stages.check
 	$(BIN)/python -m pipeline fetch
 	$(BIN)/dvc repro
+	$(BIN)/python -m pipeline save
 
 # Its own DVC and MLflow, in a folder that links to this checkout's code: the default run's state stays as it is.
 tiny: install ## A first look: the whole pipeline with few and small images, in about three minutes

@@ -35,10 +35,15 @@ SUFFIXES = {
 
 
 class ImageFileError(DistilleryError):
-    """A file cannot be read as an image; the message names the file and the reason."""
+    """A file cannot be read; the message names the file and the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name} cannot be read as an image: {reason}")
+        sentence = (
+            reason.removeprefix("it ")
+            if reason.startswith("it ")
+            else f"cannot be read as an image: {reason}"
+        )
+        super().__init__(f"{name} {sentence}")
         self.name = name
         self.reason = reason
         """What is wrong, without the name, such as "it is empty"."""
