@@ -38,12 +38,8 @@ class ImageFileError(DistilleryError):
     """A file cannot be read; the message names the file and the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
-        sentence = (
-            reason.removeprefix("it ")
-            if reason.startswith("it ")
-            else f"cannot be read as an image: {reason}"
-        )
-        super().__init__(f"{name} {sentence}")
+        subject = f"{name} cannot be read as an image:"
+        super().__init__(f"{name} {reason[3:]}" if reason.startswith("it ") else f"{subject} {reason}")
         self.name = name
         self.reason = reason
         """What is wrong, without the name, such as "it is empty"."""
