@@ -152,6 +152,7 @@ def one_line_errors() -> Iterator[None]:
     else:
         return
     with suppress(OSError):
+        _end_progress_bars()
         sys.stderr.write("".join(f"error: {for_terminal(problem)}\n" for problem in problems))
     try:
         sys.stdout.flush()
@@ -172,11 +173,19 @@ def explain_uncaught_errors() -> None:
         if explanation is None:
             sys.__excepthook__(kind, error, trace)
         else:
+            _end_progress_bars()
             sys.stderr.write(f"error: {explanation}\n")
             sys.stderr.flush()
             os._exit(1)  # What libraries do at the end of a process fails without memory, in many lines.
 
     sys.excepthook = explain
+
+
+def _end_progress_bars() -> None:
+    """End the line of each progress bar, so that what follows has a line of its own."""
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()
 
 
 def stage_name() -> str | None:

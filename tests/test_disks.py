@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from pipeline import files, parameters, paths, process, resources
 from pipeline.data import sources, splits, store
@@ -137,6 +138,14 @@ def test_an_error_of_this_project_that_a_full_disk_causes_says_where(
     [line] = capsys.readouterr().err.splitlines()
     assert "the table could not be written" in line
     assert " free" in line
+
+
+def test_an_error_during_a_progress_bar_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = tqdm(total=2)
+    bar.update()
+    with pytest.raises(SystemExit), process.one_line_errors():
+        raise DistilleryError("the views are damaged")
+    assert capsys.readouterr().err.split("\n")[-2:] == ["error: the views are damaged", ""]
 
 
 def test_the_line_names_the_file_the_file_system_and_what_is_free(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def _lead(results: RunResults) -> str:
         f"{results.task.words}. "
         f"{accepted} of {words.counted(len(results.table), 'variant')} "
         f"{'is' if accepted == 1 else 'are'} accepted: shown to lose no more against "
-        f"{'its parent' if accepted == 1 else 'their parents'} than the step may."
+        f"{'its parent' if accepted == 1 else 'their parents'} than each step may lose."
     )
 
 
