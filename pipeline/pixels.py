@@ -222,8 +222,10 @@ def _most_pixels(image: Image.Image) -> int:
 
 def _unidentified(encoded: bytes) -> str:
     kinds = (kind for offset, magic, kind in OTHER_FORMATS if encoded.startswith(magic, offset))
-    what = next(kinds, "not an image of a known format, or its head is damaged")
-    return f"it is {what}; only {', '.join(FORMATS)} are read"
+    kind = next(kinds, None)
+    if kind is None:
+        return "it is not an image of a known format"
+    return f"it is {kind}; only {', '.join(FORMATS)} are read"
 
 
 def _rgb(image: Image.Image) -> Image.Image:
