@@ -39,6 +39,7 @@ def test_independent_answers_seldom_exceed_chance(share: float) -> None:
 
 def test_a_constant_answer_is_at_chance_however_frequent_its_class() -> None:
     assert not chance.of_classes(np.zeros(2, int), np.array([0, 1])).is_reached
+    assert chance.of_classes(np.zeros(12, int), np.arange(12) % 3).is_reached
     labels = np.array([0] * 900 + [1] * 100)
     result = chance.of_classes(np.zeros(1000, int), labels)
     assert result.score == result.expected == 0.9

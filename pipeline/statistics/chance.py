@@ -46,9 +46,13 @@ class Chance:
     @property
     def is_reached(self) -> bool:
         """Whether the classifier is at chance: its score is not above chance, although there are enough
-        images to show a skill of 0.25, where 0 is chance and 1 is a perfect classifier."""
+        images to show a skill of 0.25, where 0 is chance and 1 is a perfect classifier.
+
+        A constant answer is at chance as soon as there are enough images to tell a perfect classifier.
+        """
+        least = 1.0 if self.deviation == 0 else LEAST_SKILL
         noise = QUANTILE * max(self.deviation, self.reference)
-        return not self.is_exceeded and noise < LEAST_SKILL * (1 - self.expected)
+        return not self.is_exceeded and noise < least * (1 - self.expected)
 
 
 def of_classes(predictions: Int[np.ndarray, " images"], labels: Int[np.ndarray, " images"]) -> Chance:
