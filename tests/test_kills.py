@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -21,16 +22,22 @@ DVC = Path(sys.executable).parent / "dvc"
 WITHOUT_DVC = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
 
 
-def start(*command: str | Path, folder: Path, **variables: str) -> "subprocess.Popen[str]":
+@contextmanager
+def start(*command: str | Path, folder: Path, **variables: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process, which is killed at the end."""
     environment = {**WITHOUT_DVC, "PYTHONPATH": str(ROOT), **variables}
-    return subprocess.Popen(
+    with subprocess.Popen(
         [str(part) for part in command],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
 
 
 def gone(number: int, seconds: float = 20.0) -> bool:
@@ -68,7 +75,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def wait_for(file: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not file.exists() or not (file.read_text() or file.name == "imported"):
         assert time.monotonic() < deadline
         time.sleep(0.002)
