@@ -28,6 +28,7 @@ from pipeline.models.folding import fold_batch_norm
 from pipeline.models.layers import Network
 from pipeline.models.storage import Model
 from pipeline.onnx import export, layout
+from pipeline.onnx.graph import LOGITS
 from pipeline.onnx.sessions import FUSED, PLAIN, open_session
 from pipeline.parity import layerwise, saturation
 from pipeline.quantization.simulator import fake_quantize, simulate
@@ -233,12 +234,12 @@ def _float_divergence(
 ) -> str | None:
     """The first layer whose output drifts from the module's, unless the logits tie; None if none does."""
     normalised = model.card.input.normalise(images)
-    with torch.no_grad():
-        expected = network.module(normalised)
-    actual = _file(path, level, threads=1)(images)
-    if _margin(expected, actual, TASKS[model.card.task]) <= FLOAT_TIE * spread:
+    names = layerwise.activations(network)
+    expected = layerwise.outputs_of_module(network.module, network, names, normalised)
+    actual = layerwise.outputs_of_file(path, names, images, level)
+    if _margin(expected[LOGITS], actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
         return None
-    return layerwise.float_divergence(path, network, images, normalised, spread, level)
+    return layerwise.float_divergence(network, expected, actual, spread)
 
 
 def _int8_divergence(

@@ -246,30 +246,25 @@ def compare(
     return Comparison(share, steps, divergence)
 
 
+def activations(network: Network) -> list[str]:
+    """Names of the layers with an activation, in order: those whose outputs a float file has."""
+    return [name for name, layer in network.layers.items() if layer.activation is not None]
+
+
 def float_divergence(
-    path: Path,
-    network: Network,
-    images: UInt8[Tensor, "batch height width 3"],
-    normalised: Float[Tensor, "batch 3 height width"],
-    spread: float,
-    level: ort.GraphOptimizationLevel,
+    network: Network, expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], spread: float
 ) -> str | None:
     """The first layer of a float file whose output drifts from the network's, in words; None if none does.
 
     Args:
-        path: the file.
         network: the folded network.
-        images: images as bytes.
-        normalised: the same images, as the network takes them.
+        expected: the network's ``activations`` and logits, from ``outputs_of_module``.
+        actual: those of the file for the same images, from ``outputs_of_file``.
         spread: greatest less least of all logits, of more images perhaps.
-        level: optimisation of the graph.
     """
-    names = [name for name, layer in network.layers.items() if layer.activation is not None]
-    expected = outputs_of_module(network.module, network, names, normalised)
-    actual = outputs_of_file(path, names, images, level)
-    for name in [*names, LOGITS]:
+    for name in [*activations(network), LOGITS]:
         if name == LOGITS:
-            unit = logit_unit(network, normalised, spread)
+            unit = logit_unit(network, expected, spread)
         else:
             unit = float(expected[name].max() - expected[name].min())
         if expected[name].shape != actual[name].shape:
@@ -287,7 +282,7 @@ def _shape_divergence(name: str, expected: Tensor, actual: Tensor) -> str:
     )
 
 
-def logit_unit(network: Network, normalised: Float[Tensor, "batch 3 height width"], spread: float) -> float:
+def logit_unit(network: Network, outputs: Mapping[str, Tensor], spread: float) -> float:
     """The unit of differences between logits: their spread, or a share of their terms if that is more.
 
     Rounding errors of a sum are relative to its terms. Where the terms cancel, as in a network that answers
@@ -295,12 +290,11 @@ def logit_unit(network: Network, normalised: Float[Tensor, "batch 3 height width
 
     Args:
         network: the network in floating point.
-        normalised: images.
+        outputs: its last activation, by name, from ``outputs_of_module``.
         spread: greatest less least of all logits.
     """
     head = network.part(network.head.name)
-    last = list(network.layers)[-2]
-    features = outputs_of_module(network.module, network, [last], normalised)[last].flatten(2).mean(2)
+    features = outputs[activations(network)[-1]].flatten(2).mean(2)
     bias = None if head.bias is None else head.bias.detach().abs()
     terms = functional.linear(features.abs(), head.weight.detach().abs(), bias)
     return max(spread, CANCELLATION * float(terms.max()))

@@ -15,7 +15,7 @@ from pipeline.errors import DistilleryError
 from pipeline.models.folding import fold_batch_norm
 from pipeline.models.layers import Network
 from pipeline.models.storage import Model, Quantization
-from pipeline.onnx.graph import CONVOLUTIONS
+from pipeline.onnx.graph import CONVOLUTIONS, LOGITS
 from pipeline.onnx.sessions import FUSED, PLAIN, open_session
 from pipeline.parity import layerwise
 from pipeline.parity.saturation import sums_may_saturate
@@ -64,18 +64,21 @@ def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3
     single = np.concatenate([layerwise.answers(session, image) for image in images.split(1)])
     reference = network.module if quantization is None else simulate(network, quantization)
     normalised = contract.normalise(images)
+    names = layerwise.activations(network) if quantization is None else layerwise.activations(network)[-1:]
+    outputs = layerwise.outputs_of_module(network.module, network, names, normalised)
     with torch.no_grad():
-        expected = reference(normalised).numpy()
-    unit = layerwise.logit_unit(network, normalised, float(np.ptp(expected)))
+        expected = (outputs[LOGITS] if quantization is None else reference(normalised)).numpy()
+    spread = float(np.ptp(expected))
+    unit = layerwise.logit_unit(network, outputs, spread)
     figures = {
         "batches": float(np.abs(together - single).max()) / unit,
         "logits": float(np.abs(together - expected).max()) / unit,
         "argmax": float((together.argmax(axis=1) == expected.argmax(axis=1)).mean()),
     }
     if quantization is None:
-        spread = float(np.ptp(expected))
         for level in (PLAIN, FUSED):
-            if divergence := layerwise.float_divergence(path, network, images, normalised, spread, level):
+            actual = layerwise.outputs_of_file(path, names, images, level)
+            if divergence := layerwise.float_divergence(network, outputs, actual, spread):
                 raise VerificationError(f"{path}: {divergence}")
         _limit(path, figures, "logits", FLOAT_TOLERANCE)
         _limit(path, figures, "batches", BATCH_TOLERANCE)
