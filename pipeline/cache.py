@@ -4,9 +4,8 @@ Times belong to a machine. Two clones that read the same times make the same cho
 is repeated: it takes the recorded choice. Nothing here is needed to use a result.
 """
 
-import fcntl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar, runtime_checkable
 
@@ -81,14 +80,11 @@ def alone(file: Path) -> Iterator[None]:
     Raises:
         CacheError: the folder cannot be used.
     """
-    lock = file.with_name(f".{file.name}.lock")
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = lock.open("w")
-    except OSError as error:
-        raise _unusable(file, error) from error
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        try:
+            held.enter_context(files.locked(file.with_name(f".{file.name}.lock")))
+        except OSError as error:
+            raise _unusable(file, error) from error
         yield
 
 

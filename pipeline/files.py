@@ -1,5 +1,6 @@
 """The one way to write a file: whole or not at all, under a temporary name until it is whole."""
 
+import fcntl
 import hashlib
 import os
 import sys
@@ -37,6 +38,18 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock while the block runs; another process waits for it. It ends with the process.
+
+    The file stays: were it removed, two processes could hold locks on two files of one name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline import files
-from pipeline.tracking.locks import locked
 from pipeline.tracking.records import TrackingError
 
 BUSY_SECONDS = 10.0
@@ -53,7 +52,7 @@ def prepare(file: Path, make: Callable[[Path], None]) -> None:
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with locked(file.with_name(f"{file.name}.lock")):
+        with files.locked(file.with_name(f"{file.name}.lock")):
             if _is_empty(file):
                 _remove_leftovers(file)
                 _make(file, make)

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline import files
 from pipeline.tracking import addresses, outbox, patience, runs
-from pipeline.tracking.locks import locked
 from pipeline.tracking.outbox import Delivery
 from pipeline.tracking.patience import Watch
 from pipeline.tracking.records import TrackingError, TrackingServer, UnreachableError
@@ -47,7 +47,7 @@ def deliver(delivery: Delivery, server: TrackingServer, folder: Path) -> Outcome
     late: list[str] = []
     result, problem = None, None
     # Two processes that deliver at the same time would both make what neither has found.
-    with locked(folder.with_name(f".{folder.name}.lock")):
+    with files.locked(folder.with_name(f".{folder.name}.lock")):
         try:
             if addresses.is_local(server.address()):
                 result = _deliver(delivery, server, folder, late, None)

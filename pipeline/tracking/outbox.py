@@ -1,7 +1,6 @@
 """What MLflow could not be told yet, kept with all its files until it is delivered."""
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline import files
+from pipeline import files, resources
 from pipeline.tracking.records import ExportedFile, PipelineState, TrackingError, TrainedModel
 
 CONTENT = "delivery.json"
@@ -39,7 +38,7 @@ def keep(folder: Path, delivery: Delivery) -> Path:
         TrackingError: the copy could not be written.
     """
     place = folder / delivery.state.sha256
-    fresh = folder / f".{place.name}.{os.getpid()}.new"
+    fresh = resources.temporary(place)
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         copied = _with_files(delivery, fresh, copy=True)

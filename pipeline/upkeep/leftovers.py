@@ -28,7 +28,6 @@ EARLIER_SCRATCH = re.compile(r"tmp[a-z0-9_]{8}")
 LABELS, TEACHER = "labels-", "teacher-"
 """Beginnings of the names of checkpoints that do not belong to a variant."""
 
-LOCKS = "locks"
 EXPERIMENTS = Path(".dvc", "tmp", "exps")
 """Copies of the workspace in which DVC runs queued experiments."""
 
@@ -199,7 +198,7 @@ def _stale_checkpoints(variants: Collection[str]) -> Iterator[Leftover]:
     Those of a teacher stay, and so do the teacher's answers while there is no complete store of them.
     """
     for folder in paths.CHECKPOINTS.glob("*"):
-        if not folder.is_dir() or folder.name == LOCKS or folder.name.startswith(TEACHER):
+        if not folder.is_dir() or folder == paths.LOCKS or folder.name.startswith(TEACHER):
             continue
         if folder.name.startswith(LABELS):
             card = paths.LABELS / "card.json"
