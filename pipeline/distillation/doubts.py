@@ -67,13 +67,13 @@ def check(
     Raises:
         TeacherError: there is a doubt; one line per doubt.
     """
-    found = find(logits, images)
+    chance = _chance(logits, images)
+    found = _find(logits, images, chance)
     if accept:
         sys.stderr.write("".join(f"warning: {origin}: {doubt}\n" for doubt in found))
     elif found:
         lines = [f"{origin}: {doubt}; teacher.doubtful = accept goes on nevertheless" for doubt in found]
         raise TeacherError(*lines)
-    chance = _chance(logits, images)
     if chance is not None and not chance.is_exceeded and not chance.is_reached:
         sys.stderr.write(
             f"warning: {origin}: {_score(chance, images)}: too few images to tell the two apart\n"
@@ -90,16 +90,21 @@ def find(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> lis
     Returns:
         One sentence per doubt; none if the teacher is good, or if there are too few images to tell.
     """
+    return _find(logits, images, _chance(logits, images))
+
+
+def _find(
+    logits: Float[torch.Tensor, "images classes"], images: ImageSet, chance: Chance | None
+) -> list[str]:
+    if chance is None:
+        return []
     labelled = images.has_label
     scores, truth = logits.double().numpy()[labelled], images.labels[labelled]
-    if not len(truth):
-        return []
     if images.task is SINGLE_LABEL:
         found = _class_doubts(scores.argmax(1), truth, images.classes)
     else:
         found = _attribute_doubts(scores, truth >= PRESENT, images.classes)
-    chance = _chance(logits, images)
-    if chance is not None and chance.is_reached:
+    if chance.is_reached:
         found.append(f"{_score(chance, images)}, which is not above chance")
     return found
 

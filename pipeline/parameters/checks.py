@@ -17,10 +17,9 @@ from pipeline.parameters.sections import Parameters
 from pipeline.parameters.variants import OPERATIONS, Prune
 from pipeline.settings import merge
 from pipeline.training.settings import TrainingSettings
+from teachers import local_files
 
 FILE, FOLDER = "file", "folder"
-WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
-"""Endings of files of weights; other names of weights are those of a library."""
 LITE = "efficientnet_lite0, efficientnet_lite1, efficientnet_lite2"
 
 
@@ -151,7 +150,7 @@ def _member_problems(key: str, member: TeacherMember) -> Iterator[str]:
     ):
         yield f"{key}.name = {member.name!r}: efficientnet_lite has no such model; allowed: {LITE}"
     weights = member.weights or ""
-    if _is_path(weights) or Path(weights).suffix in WEIGHTS:
+    if _is_path(weights) or local_files.is_weights(weights):
         yield from _missing(f"{key}.weights", weights, FILE, "a file of weights")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.errors import DistilleryError
 from pipeline.models import histories, storage
 from pipeline.models.storage import Card, Model
+from pipeline.tasks import TASKS
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import History
 from pipeline.training.scoring import Score
@@ -55,7 +56,7 @@ def check_parent(card: Card) -> None:
 
 
 def _at_chance(card: Card) -> str:
-    value = next(card.val[metric] for metric in ("top1", "map") if metric in card.val)
+    value = card.val[TASKS[card.task].metric]
     rate = card.settings.get("learning_rate")
     advice = [f"a learning_rate below {rate:g}"] if rate else []
     advice += ["more epochs", "labels that fit the images"]
