@@ -1,0 +1,13 @@
+"""The command `params`."""
+
+from argparse import Namespace
+
+from pipeline.process import one_line_errors
+
+
+def run(arguments: Namespace) -> None:
+    """Write the composition of a file of `configs/` to `params.yaml`, as DVC's Hydra integration does."""
+    from pipeline.parameters import composition
+
+    with one_line_errors():
+        composition.write(arguments.changes)
