@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from PIL import Image
 
 from pipeline.evaluation import gate
+from pipeline.evaluation.comparison import ClassifierOutput, compare_with_reference
 from pipeline.evaluation.settings import StepLimits
 from pipeline.measurement import machine
 from pipeline.report import tables
@@ -320,6 +321,8 @@ def comparison(
     labels = np.arange(len(teacher)) % len(CLASSES)
     answers = {"teacher": teacher} | {e.variant: np.array(e.scores["predictions"]) for e in entries}
     limits = StepLimits(max_drop=max_drop, max_class_drop=1.0)
+    outputs = {name: ClassifierOutput(of) for name, of in answers.items()}
+    reference = next(entry.variant for entry in entries if entry.parent == "teacher")
     variants = {}
     for entry in entries:
         new, old = answers[entry.variant], answers[entry.parent]
@@ -359,6 +362,10 @@ def comparison(
                 for name, of in zip(CLASSES, of_classes, strict=True)
             ],
             "classes_worse": [name for name, of in zip(CLASSES, of_classes, strict=True) if of.hi < 0],
+            "reference": {
+                "variant": reference,
+                **compare_with_reference(outputs[entry.variant], outputs[reference], labels),
+            },
             "classes_better": [],
             "calibration": {
                 **_interval("ece_delta", 0.0047),

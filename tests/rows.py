@@ -4,6 +4,9 @@ from typing import Any, Literal
 
 from pipeline.selection.table import Row
 
+REFERENCE_MS = 2.8
+"""Latency of fp32 in milliseconds."""
+
 
 def row(
     variant: str,
@@ -12,9 +15,10 @@ def row(
     milliseconds: float = 2.0,
     size_bytes: int = 1_000_000,
     verdict: Literal["accept", "reject"] = "accept",
+    reference_delta: float = 0.0,
     **changes: Any,
 ) -> Row:
-    """A row whose other fields have plausible values."""
+    """A row with plausible values; intervals are 0.2 points and 1 % wide to either side."""
     values = {
         "op": "distill" if parent == "teacher" else "quantize",
         "score_lo": score - 0.006,
@@ -25,7 +29,12 @@ def row(
         "mcnemar_p": 0.01,
         "parameters": 1000,
         "macs": 1_000_000,
-        "latency_ratio_to_fp32": 1.0,
+        "latency_ratio_to_fp32": REFERENCE_MS / milliseconds,
+        "latency_ratio_lo": 0.99 * REFERENCE_MS / milliseconds,
+        "latency_ratio_hi": 1.01 * REFERENCE_MS / milliseconds,
+        "reference_delta": reference_delta,
+        "reference_lo": reference_delta and reference_delta - 0.002,
+        "reference_hi": reference_delta and reference_delta + 0.002,
         "sha256": "0" * 64,
         "val_score": score,
         "metric": "top1",

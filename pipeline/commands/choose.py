@@ -11,25 +11,27 @@ from pipeline.process import one_line_errors
 
 if TYPE_CHECKING:
     from pipeline.selection.budget import Choice
+    from pipeline.selection.settings import BudgetSettings
 
 
 def run(arguments: Namespace) -> None:
     """Print the variant that fits the budget best; options take precedence over `budget` in params.yaml."""
     from pipeline import parameters
     from pipeline.selection import budget, table
-    from pipeline.selection.settings import BudgetSettings
 
-    options = {name: getattr(arguments, name) for name in BudgetSettings.model_fields}
-    changes = {"budget": {name: limit for name, limit in options.items() if limit is not None}}
     details: dict[str, Any] = {}
     with one_line_errors():
-        p = parameters.load(changes=changes)
+        options = _options(arguments)
+        p = parameters.load(changes={"budget": options.model_dump(exclude_unset=True)})
         limits = p.budget.model_dump()
         if arguments.experiments:
             choice, details = _choose_among_experiments(limits)
         else:
             choice = budget.choose(
-                table.read(paths.VARIANTS), **limits, gate_max_drop=p.gate.distill.max_drop
+                table.read(paths.VARIANTS),
+                **limits,
+                gate_max_drop=p.gate.distill.max_drop,
+                noise=table.noise(paths.BENCHMARK),
             )
     if arguments.json:
         print(json.dumps({**asdict(choice), "budget": limits, **details}, indent=2))
@@ -43,20 +45,18 @@ def run(arguments: Namespace) -> None:
         raise SystemExit(1)
 
 
-def _choose_among_experiments(limits: dict[str, Any]) -> "tuple[Choice, dict[str, Any]]":
-    """Choose among all experiments; print and return the settings in which the chosen one differs."""
-    from pipeline.selection import budget, experiments
+def _options(arguments: Namespace) -> "BudgetSettings":
+    """The options that were given, checked under their own names."""
+    from pydantic import ValidationError
 
-    finished, unfinished = experiments.read()
-    results = experiments.collect(finished)
-    choice = budget.choose(results, **limits)
-    result = next(result for result in results if result.variant == choice.closest)
-    settings = experiments.differences(finished)[result.experiment]
-    options = [f"-S {key}={json.dumps(value)}".replace('"', "") for key, value in settings.items()]
-    print(
-        f"{len(results)} variants of {len(finished)} experiments, scored on the validation split "
-        f"({unfinished} experiments are not finished)\n"
-        f"{result.variant}: {result.test_score:.2%} on the test split; {' '.join(options)}",
-        file=sys.stderr,
-    )
-    return choice, {"experiment": result.experiment, "settings": settings, "test": result.test_score}
+    from pipeline.parameters import ParameterError, messages
+    from pipeline.selection.settings import BudgetSettings
+
+    values = {name: getattr(arguments, name) for name in BudgetSettings.model_fields}
+    try:
+        return BudgetSettings(**{name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        for detail in error.errors():
+            option = "--" + str(detail["loc"][0]).replace("_", "-")
+            problems = [messages.line({**detail, "loc": (option,)}, "", BudgetSettings)]
+        raise ParameterError(*problems) from None

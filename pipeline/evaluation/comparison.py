@@ -107,6 +107,30 @@ def compare_with_parent(
     }
 
 
+def compare_with_reference(
+    variant: ClassifierOutput, reference: ClassifierOutput, labels: np.ndarray
+) -> dict[str, Any]:
+    """The difference of a variant from the reference of all variants, on the same images.
+
+    Returns:
+        ``delta`` with the ends ``lo`` and ``hi`` of its paired interval, and whether it is
+        ``distinguishable`` from none.
+    """
+    if variant is reference:
+        return {"delta": 0.0, "lo": 0.0, "hi": 0.0, "distinguishable": False}
+    difference = (
+        gate.compare(variant.predictions == labels, reference.predictions == labels)
+        if labels.ndim == 1
+        else gate.compare_map(variant.predictions, reference.predictions, labels)
+    )
+    return {
+        "delta": difference.delta,
+        "lo": difference.lo,
+        "hi": difference.hi,
+        "distinguishable": difference.distinguishable,
+    }
+
+
 def compare_groups(
     variant: Int[np.ndarray, " images"],
     parent: Int[np.ndarray, " images"],

@@ -54,7 +54,12 @@ def _row(one: VariantResults, change: Mapping) -> Row:
         macs=one.macs,
         latency_ms_p50=one.latency["latency_ms_p50"],
         latency_ratio_to_fp32=one.latency["ratio"],
+        latency_ratio_lo=one.latency["ratio_lo"],
+        latency_ratio_hi=one.latency["ratio_hi"],
         sha256=scores["sha256"],
         val_score=one.val,
+        reference_delta=change["reference"]["delta"],
+        reference_lo=change["reference"]["lo"],
+        reference_hi=change["reference"]["hi"],
         metric=metric,
     )

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from pipeline import lineage
 from pipeline.selection.table import TEACHER
 
 NEARLY_AS_FAST = 1.05
-"""Latencies up to this multiple of the least one count as equal: their order changes from run to run."""
-
-NEARLY_AS_GOOD = 0.001
-"""Scores at most this far below the best one count as equal: it is less than the noise of 10,000 images."""
+"""Latencies within this factor count as equal where they have no intervals, since there is no reference."""
 
 ROUNDING = 1e-9
 """Tolerance that lets a drop of exactly the limit meet it, whatever the rounding of the difference."""
+
+QUIET = "run `dvc repro --single-item --force benchmark` on a quiet machine"
+
+Preference = Literal["speed", "accuracy"]
+"""What ranks the variants; ``rank`` describes both."""
 
 
 @runtime_checkable
@@ -30,11 +32,23 @@ class ScoredVariant(Protocol):
     @property
     def score_delta(self) -> float: ...
     @property
+    def reference_delta(self) -> float: ...
+    @property
+    def reference_lo(self) -> float: ...
+    @property
+    def reference_hi(self) -> float: ...
+    @property
     def verdict(self) -> str: ...
     @property
     def size_bytes(self) -> int: ...
     @property
     def latency_ms_p50(self) -> float: ...
+    @property
+    def latency_ratio_to_fp32(self) -> float | None: ...
+    @property
+    def latency_ratio_lo(self) -> float | None: ...
+    @property
+    def latency_ratio_hi(self) -> float | None: ...
 
 
 AnyVariant = TypeVar("AnyVariant", bound=ScoredVariant)
@@ -55,52 +69,87 @@ class Choice:
 def choose(
     rows: Sequence[ScoredVariant],
     *,
+    prefer: Preference = "speed",
     max_drop: float | None = None,
     max_latency_ms: float | None = None,
     max_size_bytes: int | None = None,
     gate_max_drop: float | None = None,
+    noise: Sequence[str] = (),
 ) -> Choice:
-    """Select the variant that fits the budget best; a limit of None does not limit.
+    """Select the first variant of the ranking that meets every limit; a limit of None does not limit.
 
     Only a variant that the gate accepts together with all its ancestors can be selected: a verdict compares
-    a variant with its parent, and means nothing if the parent was rejected. With a limit of latency or size,
-    the most accurate variant within the limits is selected; otherwise the fastest that is accurate enough.
-    Scores within ``NEARLY_AS_GOOD`` and latencies within ``NEARLY_AS_FAST`` count as equal. Of equally
-    accurate variants the faster is preferred, of equally fast ones the more accurate, then the smaller.
+    a variant with its parent, and means nothing if the parent was rejected. These variants are ranked by
+    ``rank``, without a look at the limits, which only strike variants out. Therefore a limit that the first
+    one meets changes nothing, and a looser limit never selects one that ranks lower.
 
     Args:
         rows: all variants.
-        max_drop: greatest loss of score, as a fraction of 1, against the root: the variant that is distilled
-            from the teacher, or the most accurate one of several. It limits the point estimate; intervals are
-            the subject of the gate.
+        prefer: what the ranking goes by.
+        max_drop: greatest loss of score, as a fraction of 1, against the reference: the variant that is
+            distilled from the teacher, or the most accurate one of several. As in the gate, the burden of
+            proof lies with the variant: the paired 95 % interval of the difference must exclude a greater
+            loss.
         max_latency_ms: greatest median latency in milliseconds, as the benchmark measured it.
         max_size_bytes: greatest size of the ONNX file in bytes.
         gate_max_drop: limit of the gate, as a fraction of 1, to be named where nothing is accepted.
+        noise: what disturbed the measurement of the latencies, in words; nothing on a quiet machine.
     """
-    root = max((row for row in rows if row.parent == TEACHER), key=lambda row: row.score)
-    costs = [*_latency_limit(max_latency_ms), *_size_limit(max_size_bytes)]
-    limits = [*_drop_limit(max_drop, root), *costs]
+    root = reference(rows)
+    limits = [
+        *_drop_limit(max_drop, root),
+        *_latency_limit(max_latency_ms),
+        *_size_limit(max_size_bytes),
+    ]
     candidates = accepted(rows)
     if not candidates:
         return Choice(None, _why_nothing_passed(rows, root, gate_max_drop), root.variant)
-    fitting = [row for row in candidates if all(limit.excess(row) <= 0 for limit in limits)]
+    ranked = rank(candidates, prefer)
+    fitting = [row for row in ranked if all(limit.excess(row) <= 0 for limit in limits)]
+    disturbed = f"The latencies were measured on a noisy machine ({'; '.join(noise)}): {QUIET}."
     if not fitting:
-        closest = min(candidates, key=lambda row: max(limit.excess(row) for limit in limits))
-        return Choice(None, _why_nothing_fits(candidates, limits, closest), closest.variant)
-    best = _best(fitting, accuracy_first=bool(costs))
-    title = "fastest accepted variant"
-    if costs and best.score == max(row.score for row in fitting):
-        title = "most accurate accepted variant"
-    elif costs:
-        title = "fastest of the most accurate accepted variants"
-    within = f"within {listed(limit.name for limit in limits)}" if limits else "(no limit is set)"
-    comparison = "" if best is root else f" ({_compared(best.score - root.score, root.variant)})"
-    return Choice(
-        best.variant,
-        f"{best.variant} is the {title} {within}: {100 * best.score:.2f} %{comparison}, "
-        f"{_milliseconds(best)}, {_bytes(best)}.",
-        best.variant,
-    )
+        closest = min(ranked, key=lambda row: max(limit.excess(row) for limit in limits))
+        reason = _why_nothing_fits(candidates, limits, closest)
+        return Choice(None, " ".join([reason, *([disturbed] if noise else [])]), closest.variant)
+    best = fitting[0]
+    sentences = [
+        _why_best(best, root, prefer, limits),
+        *_alternative(best, root, fitting),
+        *_doubt(best, root, ranked, limits),
+        *([disturbed] if noise else []),
+    ]
+    return Choice(best.variant, " ".join(sentences), best.variant)
+
+
+def reference(rows: Sequence[AnyVariant]) -> AnyVariant:
+    """The variant that others are compared with: the most accurate one that is distilled from the teacher."""
+    return max((row for row in rows if row.parent == TEACHER), key=lambda row: row.score)
+
+
+def rank(rows: Sequence[AnyVariant], prefer: Preference = "speed") -> list[AnyVariant]:
+    """Order variants from the best to the worst.
+
+    With ``speed``, the fastest is first. Latencies are compared by their ratios to fp32, which are measured
+    in pairs: variants whose 95 % intervals overlap are equally fast, and of these the more accurate one is
+    first, then the smaller one.
+
+    With ``accuracy``, those that are not shown to be worse than the reference are first, ordered as with
+    ``speed``: the paired 95 % interval of their difference reaches 0. The others follow by their scores.
+    """
+    if prefer == "accuracy":
+        worse = [row for row in rows if _is_worse(row)]
+        return [
+            *rank([row for row in rows if not _is_worse(row)]),
+            *sorted(worse, key=lambda row: (-row.score, row.latency_ms_p50, row.size_bytes, row.variant)),
+        ]
+    remaining, ranked = list(rows), []
+    while remaining:
+        least = min(remaining, key=lambda row: (row.latency_ms_p50, row.variant))
+        equal = [row for row in remaining if _latencies(row)[0] <= _latencies(least)[1] or row is least]
+        first = min(equal, key=lambda row: (-row.score, row.size_bytes, row.latency_ms_p50, row.variant))
+        remaining.remove(first)
+        ranked.append(first)
+    return ranked
 
 
 def accepted(rows: Sequence[AnyVariant]) -> list[AnyVariant]:
@@ -118,13 +167,18 @@ def listed(parts: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _best(rows: Sequence[ScoredVariant], *, accuracy_first: bool) -> ScoredVariant:
-    if accuracy_first:
-        highest = max(row.score for row in rows)
-        rows = [row for row in rows if row.score >= highest - NEARLY_AS_GOOD - ROUNDING]
-    least = min(row.latency_ms_p50 for row in rows)
-    fastest = [row for row in rows if row.latency_ms_p50 <= NEARLY_AS_FAST * least]
-    return max(fastest, key=lambda row: (row.score, -row.size_bytes))
+def _is_worse(row: ScoredVariant) -> bool:
+    """Whether a variant is shown to be worse than the reference."""
+    return row.reference_hi < 0
+
+
+def _latencies(row: ScoredVariant) -> tuple[float, float]:
+    """The ends of the interval of a variant's latency in milliseconds, fp32's being taken as it is."""
+    middle, ratio = row.latency_ms_p50, row.latency_ratio_to_fp32
+    lo, hi = row.latency_ratio_lo, row.latency_ratio_hi
+    if not ratio or not lo or not hi:
+        return middle, middle * NEARLY_AS_FAST
+    return middle * ratio / hi, middle * ratio / lo
 
 
 @dataclass(frozen=True)
@@ -137,14 +191,21 @@ class _Limit:
     """What a variant has of the limited quantity, in words."""
     excess: Callable[[ScoredVariant], float]
     """By which share a variant exceeds the limit; it meets the limit if this is at most 0."""
+    estimate: Callable[[ScoredVariant], float] | None = None
+    """The same for the estimate, where ``excess`` is that of the end of an interval."""
+
+    def estimated_excess(self, row: ScoredVariant) -> float:
+        """By which share a variant is estimated to exceed the limit."""
+        return (self.estimate or self.excess)(row)
 
 
 def _drop_limit(limit: float | None, root: ScoredVariant) -> Iterator[_Limit]:
     if limit is not None:
         yield _Limit(
-            f"{100 * limit:g} points of {root.variant}",
-            lambda row: f"a score {_compared(row.score - root.score, root.variant)}",
-            lambda row: (root.score - row.score - limit - ROUNDING) / max(root.score, ROUNDING),
+            f"{_points(limit)} of {root.variant}",
+            lambda row: f"a score {_difference(row, root)}",
+            lambda row: (-row.reference_lo - limit - ROUNDING) / max(root.score, ROUNDING),
+            lambda row: -row.reference_delta - limit - ROUNDING,
         )
 
 
@@ -156,6 +217,46 @@ def _latency_limit(limit: float | None) -> Iterator[_Limit]:
 def _size_limit(limit: int | None) -> Iterator[_Limit]:
     if limit is not None:
         yield _Limit(f"{limit:,} bytes", _bytes, lambda row: row.size_bytes / limit - 1)
+
+
+def _why_best(best: ScoredVariant, root: ScoredVariant, prefer: Preference, limits: Sequence[_Limit]) -> str:
+    title = "fastest accepted variant"
+    if prefer == "accuracy":
+        title = (
+            "most accurate accepted variant"
+            if _is_worse(best)
+            else f"fastest accepted variant that is not shown to be worse than {root.variant}"
+        )
+    within = f"within {listed(limit.name for limit in limits)}" if limits else "(no limit is set)"
+    comparison = "" if best is root else f" ({_difference(best, root)})"
+    return (
+        f"{best.variant} is the {title} {within}: {100 * best.score:.2f} %{comparison}, "
+        f"{_milliseconds(best)}, {_bytes(best)}."
+    )
+
+
+def _alternative(best: ScoredVariant, root: ScoredVariant, fitting: Sequence[ScoredVariant]) -> Iterator[str]:
+    """What to choose instead of a variant that is shown to lose something, if there is anything."""
+    other = rank(fitting, "accuracy")[0]
+    if _is_worse(best) and not _is_worse(other):
+        yield (
+            f"{other.variant} ({_milliseconds(other)}) is not shown to be worse than {root.variant}; "
+            "`budget.prefer=accuracy` chooses it."
+        )
+
+
+def _doubt(
+    best: ScoredVariant, root: ScoredVariant, ranked: Sequence[ScoredVariant], limits: Sequence[_Limit]
+) -> Iterator[str]:
+    """The variant that ranks before the best one and is estimated, but not shown, to be within all limits."""
+    for row in ranked[: next(index for index, one in enumerate(ranked) if one is best)]:
+        missed = [limit for limit in limits if limit.excess(row) > 0]
+        if all(limit.estimated_excess(row) <= 0 for limit in missed):
+            yield (
+                f"{row.variant} ({_milliseconds(row)}) ranks before it and is {_difference(row, root)}, so a "
+                "loss within the limit is likely and not shown; more test images would settle it."
+            )
+            return
 
 
 def _why_nothing_passed(
@@ -184,6 +285,19 @@ def _why_nothing_fits(rows: Sequence[ScoredVariant], limits: Sequence[_Limit], c
         f"No accepted variant is within {names}{together}. "
         f"The closest is {closest.variant} with {listed(missed)}."
     )
+
+
+def _difference(row: ScoredVariant, root: ScoredVariant) -> str:
+    """A variant's difference from the reference with its interval, in words."""
+    above = row.reference_delta > 0
+    ends = (row.reference_lo, row.reference_hi) if above else (-row.reference_hi, -row.reference_lo)
+    least, greatest = (f"{100 * end:z.1f}" for end in ends)
+    return f"{_compared(row.reference_delta, root.variant)}, 95 % CI {least} to {greatest}"
+
+
+def _points(fraction: float) -> str:
+    """A share of 1 in percentage points."""
+    return f"{100 * fraction:g} point{'' if fraction == 0.01 else 's'}"
 
 
 def _compared(difference: float, other: str) -> str:

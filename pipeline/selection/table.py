@@ -58,10 +58,17 @@ class Row:
     """Median latency in milliseconds."""
     latency_ratio_to_fp32: float | None
     """Latency of fp32 divided by the latency of this variant in the same run; None where fp32 is missing."""
+    latency_ratio_lo: float | None
+    latency_ratio_hi: float | None
     sha256: str
     """SHA-256 of the ONNX file."""
     val_score: float
     """Score on the validation split, by which variants of many experiments are compared."""
+    reference_delta: float
+    """Score minus the score of the most accurate variant that is distilled from the teacher, on the same
+    images, as a fraction of 1."""
+    reference_lo: float
+    reference_hi: float
     metric: Literal["top1", "map"]
     """Name of the score."""
 
@@ -136,8 +143,13 @@ def _row(cells: dict[str, str], metric: Literal["top1", "map"]) -> Row:
         macs=int(cells["macs"]),
         latency_ms_p50=float(cells["latency_ms_p50"]),
         latency_ratio_to_fp32=_optional(cells["latency_ratio_to_fp32"]),
+        latency_ratio_lo=_optional(cells["latency_ratio_lo"]),
+        latency_ratio_hi=_optional(cells["latency_ratio_hi"]),
         sha256=from_csv(cells["sha256"]),
         val_score=float(cells[f"val_{metric}"]),
+        reference_delta=float(cells["reference_delta"]),
+        reference_lo=float(cells["reference_lo"]),
+        reference_hi=float(cells["reference_hi"]),
         metric=metric,
     )
 

@@ -22,13 +22,16 @@ def main() -> None:
         test.task.predictions(torch.from_numpy(logits)),
         confidence.from_logits(logits, test.labels) if test.labels.ndim == 1 else None,
     )
-    outputs = {"teacher": teacher}
-    for name in p.variants:
+    outputs, students = {"teacher": teacher}, {}
+    for name, variant in p.variants.items():
         scores = json.loads(paths.metrics(name).read_text())
+        if variant.parent == "teacher":
+            students[name] = scores[test.task.metric]
         outputs[name] = ClassifierOutput(
             np.asarray(scores["predictions"]), confidence.load(paths.confidence(name))
         )
     parents = p.parents()
+    reference = max(students, key=lambda name: students[name])
     variants = {
         name: {
             "parent": parent,
@@ -40,6 +43,10 @@ def main() -> None:
                 parent_name="its teacher" if parent == "teacher" else parent,
                 limits=getattr(p.gate, p.variants[name].op),
             ),
+            "reference": {
+                "variant": reference,
+                **comparison.compare_with_reference(outputs[name], outputs[reference], test.labels),
+            },
         }
         for name, parent in parents.items()
     }

@@ -23,7 +23,9 @@ def main() -> None:
     variants = results.gather(
         declared, metrics=paths.metrics, folder=paths.model, timings=paths.timings, benchmark=benchmark
     )
-    rows = tables.rows(variants, comparison)
+    table.write(paths.VARIANTS, tables.rows(variants, comparison))
+    # As the command `choose` reads it: unrounded, a variant could lie on the other side of a limit.
+    rows = table.read(paths.VARIANTS)
     limits = p.budget.model_dump()
     run = RunResults(
         table=rows,
@@ -39,7 +41,12 @@ def main() -> None:
         statements=p.card.model_dump(),
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
-        choice=budget.choose(rows, **limits, gate_max_drop=p.gate.distill.max_drop),
+        choice=budget.choose(
+            rows,
+            **limits,
+            gate_max_drop=p.gate.distill.max_drop,
+            noise=benchmark["noise"]["reasons"],
+        ),
         evidence=evidence.read(
             costs=paths.COSTS,
             robustness=paths.ROBUSTNESS,
@@ -49,7 +56,6 @@ def main() -> None:
     )
     plots.write_metrics(paths.FIGURES, rows)
     plots.write_points(paths.PLOTS, run)
-    table.write(paths.VARIANTS, rows)
     files.write(paths.CHOICE, json.dumps({**asdict(run.choice), "budget": limits}, indent=2) + "\n")
     files.write(paths.REPORT / "overview.svg", pictures.overview(run))
     files.write(paths.REPORT / "report.html", page.render(run))
