@@ -2,42 +2,58 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.selection import budget, experiments
-from pipeline.selection.experiments import ExperimentError
+from pipeline.selection import experiments
+from pipeline.selection.experiments import Experiment, ExperimentError
+from pipeline.upkeep import dvc_cache
 
 ENVIRONMENT = {
     **os.environ,
+    "PYTHONPATH": str(Path(__file__).parents[1]),
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     **{f"GIT_{who}_{what}": "tester" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
 }
 MAKE = """
 import json, pathlib, yaml
-macs = yaml.safe_load(open("params.yaml"))["variants"]["pruned"]["macs"]
+from dataclasses import replace
+from pipeline.selection import table
+from tests.rows import row
+parameters = yaml.safe_load(open("params.yaml"))
+macs, data = parameters["variants"]["pruned"]["macs"], parameters["data"]["path"]
 assert macs < 0.9
 slow = 1 + macs  # the machine's state, the same for all files of a run
-for folder in ("artifacts/onnx", "artifacts/variants"):
-    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-open("artifacts/onnx/fp32.onnx", "w").write("the same")
+for split in ("train", "val", "test"):
+    pathlib.Path("artifacts/data", split).mkdir(parents=True, exist_ok=True)
+    # Other training images leave the scores comparable.
+    pathlib.Path("artifacts/data", split, "images").write_text(f"{data}, {macs if split == 'train' else ''}")
+harder = 0.3 if data == "others" else 0
+rows = []
 for name, share in (("fp32", 1.0), ("pruned", macs)):
-    row = {"top1": 0.80 + 0.1 * share, "val_top1": 0.70 + 0.2 * share, "top1_delta": -0.01}
-    row |= {"latency_ms_p50": 3 * slow * share, "latency_ratio_to_fp32": 1 / share}
-    row |= {"size_bytes": int(7e6 * share), "verdict": "accept"}
-    open(f"artifacts/variants/{name}.json", "w").write(json.dumps(row))
+    score = 0.80 + 0.1 * share - harder
+    rows.append(row(
+        name, "teacher" if name == "fp32" else "fp32", score, 3 * slow * share, int(7e6 * share),
+        reference_delta=score - 0.90 + harder, val_score=0.70 + 0.2 * share - harder,
+        sha256=data if name == "fp32" else str(macs), latency_ratio_to_fp32=1 / share,
+        latency_ratio_lo=0.99 / share, latency_ratio_hi=1.01 / share,
+    ))
+table.write(pathlib.Path("artifacts/report/variants.csv"), rows)
+noise = ["other processes kept 0.50 cores busy"] if macs == 0.2 else []
+pathlib.Path("artifacts/benchmark.json").write_text(json.dumps({"noise": {"reasons": noise}}))
 """
 PIPELINE = """
 stages:
   make:
     cmd: python make.py
     deps: [make.py]
-    params: [variants]
-    outs: [artifacts/onnx/fp32.onnx]
-    metrics: [artifacts/variants]
+    params: [data, variants]
+    outs: [artifacts/benchmark.json, artifacts/data, artifacts/report]
 """
 PARAMETERS = """
+data: {path: photos}
 variants:
   fp32: {parent: teacher, op: distill}
   pruned: {parent: fp32, op: prune, macs: 0.5}
@@ -50,7 +66,7 @@ def run(folder: Path, command: str) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline of one stage that was run in the workspace, and queued with three other settings."""
+    """A pipeline of one stage that was run in the workspace, and queued with others: macs, and other data."""
     folder = tmp_path_factory.mktemp("repository")
     for name, text in (("make.py", MAKE), ("dvc.yaml", PIPELINE), ("params.yaml", PARAMETERS)):
         (folder / name).write_text(text)
@@ -58,59 +74,82 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in ("git init -q", "dvc init -q", "dvc repro -q", "git add .", "git commit -qm base"):
         run(folder, command)
     run(folder, "dvc exp run --queue -S variants.pruned.macs=0.2,0.4,0.95")
-    # The last one fails, and with it the command.
+    run(folder, "dvc exp run --queue -S data.path=others -S variants.pruned.macs=0.1")
+    # One fails, and with it the command.
     subprocess.run(
         ["dvc", "exp", "run", "--run-all"], cwd=folder, env=ENVIRONMENT, capture_output=True, check=False
     )
     return folder
 
 
-def test_finished_experiments_make_one_table_and_the_budget_chooses_by_val(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def finished(repository: Path, monkeypatch: pytest.MonkeyPatch) -> list[Experiment]:
+    """The finished experiments, read from within the repository."""
     monkeypatch.chdir(repository)
-    finished, unfinished = experiments.read()
-    settings = experiments.differences(finished)
+    experiments_of_all, unfinished = experiments.read()
+    assert unfinished == 1
+    return experiments_of_all
+
+
+def test_experiments_are_compared_where_val_and_test_images_are_the_same_and_the_budget_chooses_by_val(
+    finished: list[Experiment],
+) -> None:
+    own, others = experiments.group(finished)
+    assert (own[0].name, len(own), len(others)) == ("workspace", 3, 1)
+    settings = experiments.differences(own)
     assert sorted(settings.values(), key=str) == [{"variants.pruned.macs": m} for m in (0.2, 0.4, 0.5)]
-    assert (finished[0].name, unfinished) == ("workspace", 1)
-    table = experiments.collect(finished)
-    assert len(table) == 6
-    choice = budget.choose(table, max_size_bytes=3_000_000)
-    chosen = next(row for row in table if row.variant == choice.variant)
-    assert settings[chosen.experiment] == {"variants.pruned.macs": 0.4}
-    assert choice.variant == f"pruned of {chosen.experiment}"
-    assert (chosen.score, chosen.test_score) == (pytest.approx(0.78), pytest.approx(0.84))
-    assert choice.reason.startswith(
-        f"{choice.variant} is the most accurate accepted variant within 3,000,000"
-    )
-    nothing = budget.choose(table, max_size_bytes=1_000)
+    choice, result = experiments.choose(own, max_drop=0.065)
+    assert settings[result.experiment] == {"variants.pruned.macs": 0.4}
+    assert choice.variant == f"pruned of {result.experiment}"
+    assert (result.score, result.test_score) == (pytest.approx(0.78), pytest.approx(0.84))
+    nothing, closest = experiments.choose(own, max_size_bytes=1_000_000)
     assert nothing.variant is None
-    assert settings[nothing.closest.split(" of ")[1]] == {"variants.pruned.macs": 0.2}
+    assert settings[closest.experiment] == {"variants.pruned.macs": 0.2}
 
 
-def test_latencies_of_separate_runs_are_made_comparable_by_fp32(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_experiment_on_other_data_has_a_reference_of_its_own(finished: list[Experiment]) -> None:
+    _, others = experiments.group(finished)
+    choice, result = experiments.choose(others, max_drop=0.1)
+    assert (choice.variant, result.reference_delta) == (f"pruned of {others[0].name}", pytest.approx(-0.09))
+
+
+def test_a_student_that_is_worse_than_that_of_another_experiment_has_lost_the_difference(
+    finished: list[Experiment],
 ) -> None:
-    monkeypatch.chdir(repository)
-    table = experiments.collect(experiments.read()[0])
+    first, second, *_ = experiments.group(finished)[0]
+    weaker = [replace(row, val_score=row.val_score - 0.05, sha256="9" * 64) for row in second.rows]
+    results = experiments.collect([first, replace(second, rows=weaker)])
+    students = [result for result in results if result.name == "fp32"]
+    assert [(one.reference_delta, one.reference_hi) for one in students] == [
+        (0, 0),
+        (pytest.approx(-0.05), pytest.approx(-0.05)),
+    ]
+
+
+def test_the_noise_of_the_chosen_experiment_is_named(finished: list[Experiment]) -> None:
+    own, _ = experiments.group(finished)
+    assert "0.50 cores" in experiments.choose(own)[0].reason
+    assert "cores" not in experiments.choose(own, max_drop=0.065)[0].reason
+
+
+def test_latencies_of_separate_runs_are_made_comparable_by_fp32(finished: list[Experiment]) -> None:
+    results = experiments.collect(experiments.group(finished)[0])
     # fp32 took 1.2, 1.4 and 1.5 times as long; the median counts for all runs.
-    assert {round(row.latency_ms_p50, 6) for row in table if row.name == "fp32"} == {round(3 * 1.4, 6)}
-    assert {round(row.latency_ms_p50, 6) for row in table if row.name == "pruned"} == {
-        round(3 * 1.4 * macs, 6) for macs in (0.2, 0.4, 0.5)
+    assert {round(one.latency_ms_p50, 4) for one in results if one.name == "fp32"} == {round(3 * 1.4, 4)}
+    assert {round(one.latency_ms_p50, 4) for one in results if one.name == "pruned"} == {
+        round(3 * 1.4 * macs, 4) for macs in (0.2, 0.4, 0.5)
     }
 
 
-def test_a_variant_that_was_removed_is_left_out(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(repository)
-    shown = json.loads(
-        subprocess.run(
-            ["dvc", "exp", "show", "--json"], env=ENVIRONMENT, capture_output=True, check=True
-        ).stdout
-    )
+@pytest.mark.usefixtures("finished")
+def test_a_variant_that_was_removed_and_a_table_that_is_missing_are_left_out(tmp_path: Path) -> None:
+    output = ["dvc", "exp", "show", "--json"]
+    shown = json.loads(subprocess.run(output, env=ENVIRONMENT, capture_output=True, check=True).stdout)
+    assert experiments.finished(shown, tmp_path) == ([], 4)
     for base in shown:
         del base["data"]["params"]["params.yaml"]["data"]["variants"]["pruned"]
-    finished, _ = experiments.finished(shown)
-    assert [row.name for row in experiments.collect(finished) if row.experiment == "workspace"] == ["fp32"]
+    workspace = experiments.finished(shown, dvc_cache.folder())[0][0]
+    assert [row.variant for row in workspace.rows] == ["fp32"]
 
 
 def test_a_folder_without_experiments_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

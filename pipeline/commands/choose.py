@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pipeline import paths
+from pipeline.escaping import for_terminal
 from pipeline.process import one_line_errors
 
 if TYPE_CHECKING:
@@ -56,7 +57,35 @@ def _options(arguments: Namespace) -> "BudgetSettings":
     try:
         return BudgetSettings(**{name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
-        for detail in error.errors():
-            option = "--" + str(detail["loc"][0]).replace("_", "-")
-            problems = [messages.line({**detail, "loc": (option,)}, "", BudgetSettings)]
-        raise ParameterError(*problems) from None
+        # The location of a problem is the option that a person has typed.
+        named = [{**of, "loc": ("--" + str(of["loc"][0]).replace("_", "-"),)} for of in error.errors()]
+        raise ParameterError(*(messages.line(of, "", BudgetSettings) for of in named)) from None
+
+
+def _choose_among_experiments(limits: dict[str, Any]) -> "tuple[Choice, dict[str, Any]]":
+    """Choose among the experiments on the data of the workspace; print the choice of other data beside it.
+
+    Returns:
+        The choice, and the settings in which the experiment differs from the others on the same data.
+    """
+    from pipeline.selection import experiments
+
+    finished, unfinished = experiments.read()
+    first, *others = experiments.group(finished) or [[]]
+    choice, result = experiments.choose(first, **limits)
+    settings = experiments.differences(first)[result.experiment]
+    options = [f"-S {key}={json.dumps(value)}".replace('"', "") for key, value in settings.items()]
+    lines = [
+        f"{sum(len(one.rows) for one in first)} variants of {len(first)} experiments, scored on the "
+        f"validation split ({unfinished} experiments are not finished)",
+        " ".join([f"{result.variant}: {result.test_score:.2%} on the test split;", *options]),
+    ]
+    for other in others:
+        place = other[0].parameters["data"]["path"]
+        another, _ = experiments.choose(other, **limits)
+        lines.append(
+            f"{len(other)} experiments on other images (data.path={place}), whose scores are not comparable: "
+            f"{another.reason}"
+        )
+    print("\n".join(map(for_terminal, lines)), file=sys.stderr)
+    return choice, {"experiment": result.experiment, "settings": settings, "test": result.test_score}

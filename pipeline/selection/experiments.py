@@ -1,27 +1,33 @@
-"""The variants of all DVC experiments in one table, to select from."""
+"""The variants of all DVC experiments, to select from.
 
+Scores are comparable where they were measured on the same images only. Experiments are therefore divided by
+the content of their val and test images, and each group has a reference of its own.
+"""
+
+import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from pipeline import paths
 from pipeline.errors import DistilleryError
 from pipeline.lineage import REFERENCE
-from pipeline.selection.table import TEACHER
-
-METRICS = ("top1", "map")
-"""Names of scores, of which every variant has one."""
+from pipeline.selection import budget, table
+from pipeline.selection.budget import Choice
+from pipeline.selection.table import TEACHER, Row, TableError
+from pipeline.upkeep import dvc_cache
 
 UNFINISHED = ("queued", "running", "failed")
 """States of an experiment that has no results."""
 
 
 class ExperimentError(DistilleryError):
-    """There are no finished experiments, or DVC cannot show them."""
+    """There are no finished experiments to choose among, or DVC cannot show them."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,14 @@ class ExperimentResult:
     """Size of the ONNX file."""
     latency_ms_p50: float
     """Median latency in milliseconds, made comparable as ``collect`` describes."""
+    latency_ratio_to_fp32: float | None
+    latency_ratio_lo: float | None
+    latency_ratio_hi: float | None
+    reference_delta: float
+    """Difference from the reference of the group, as ``collect`` describes; ``_lo`` and ``_hi`` are the ends
+    of its interval."""
+    reference_lo: float
+    reference_hi: float
 
     @property
     def variant(self) -> str:
@@ -64,31 +78,25 @@ class Experiment:
 
     name: str
     """DVC's name of the experiment, or ``workspace``."""
-    data: Mapping[str, Any]
-    """What `dvc exp show --json` prints about it."""
+    parameters: Mapping[str, Any]
+    """Content of `params.yaml`."""
+    images: str
+    """SHA-256 over the content of its val and test images."""
+    rows: Sequence[Row]
+    """Its table of variants."""
+    noise: Sequence[str]
+    """What disturbed the measurement of its latencies, in words."""
 
     @property
-    def parameters(self) -> Mapping[str, Any]:
-        """Content of `params.yaml`."""
-        return self.data["params"][str(paths.PARAMETERS)]["data"]
-
-    @property
-    def figures(self) -> dict[str, Mapping[str, Any]]:
-        """Metrics of every variant that the parameters declare."""
-        files = {name: str(paths.FIGURES / f"{name}.json") for name in self.parameters["variants"]}
-        metrics = self.data["metrics"]
-        return {
-            name: metrics[file]["data"] for name, file in files.items() if "data" in metrics.get(file, {})
-        }
-
-    @property
-    def reference_hash(self) -> str | None:
+    def reference_file(self) -> str | None:
         """Hash of the ONNX file whose latency others are compared with."""
-        return self.data["outs"].get(str(paths.onnx(REFERENCE)), {}).get("hash")
+        return next((row.sha256 for row in self.rows if row.variant == REFERENCE), None)
 
 
 def read() -> tuple[list[Experiment], int]:
     """Return the finished experiments of this commit, the workspace first, and the number of unfinished ones.
+
+    An experiment whose table DVC's cache lacks counts as unfinished.
 
     Raises:
         ExperimentError: DVC cannot show them.
@@ -97,64 +105,144 @@ def read() -> tuple[list[Experiment], int]:
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
         raise ExperimentError(process.stderr.strip().splitlines()[-1].removeprefix("ERROR: "))
-    return finished(json.loads(process.stdout))
+    return finished(json.loads(process.stdout), dvc_cache.folder())
 
 
-def finished(output: Sequence[Mapping[str, Any]]) -> tuple[list[Experiment], int]:
-    """Return the same as ``read`` from the output of `dvc exp show --json`."""
+def finished(output: Sequence[Mapping[str, Any]], cache: Path) -> tuple[list[Experiment], int]:
+    """Return the same as ``read`` from the output of `dvc exp show --json` and the folder of DVC's cache."""
     experiments, unfinished = [], 0
     for base in output:
         if base["rev"] == "workspace" and base["data"]:
-            experiments.append(Experiment("workspace", base["data"]))
+            workspace = _experiment("workspace", base["data"], cache)
+            experiments += [workspace] if workspace else []
         for run in base["experiments"] or ():
             state, last = (run["executor"] or {}).get("state"), run["revs"][-1]
-            if state in UNFINISHED or not last["data"]:
-                unfinished += 1
-            else:
-                experiments.append(Experiment(run["name"], last["data"]))
-    return [experiment for experiment in experiments if experiment.figures], unfinished
+            experiment = None
+            if state not in UNFINISHED and last["data"]:
+                experiment = _experiment(run["name"], last["data"], cache)
+            unfinished += experiment is None
+            experiments += [experiment] if experiment else []
+    return experiments, unfinished
+
+
+def _experiment(name: str, data: Mapping[str, Any], cache: Path) -> Experiment | None:
+    """An experiment from what DVC shows about it; None if its results are missing or of an older form."""
+    parameters = data["params"].get(str(paths.PARAMETERS), {}).get("data", {})
+    outs = {path: out.get("hash") or "" for path, out in data["outs"].items()}
+    files = _files(cache, outs.get(str(paths.DATA), ""))
+    report = _files(cache, outs.get(str(paths.REPORT), ""))
+    try:
+        rows = table.read(_cached(cache, report[paths.VARIANTS.name]))
+    except (KeyError, TableError):
+        return None
+    # Of a state that was changed since, the parameters may declare other variants than the table has.
+    declared = parameters.get("variants", {})
+    rows = [row for row in rows if row.variant in declared]
+    if not any(row.parent == TEACHER for row in rows):
+        return None
+    scored = {path: digest for path, digest in files.items() if path.startswith(("val/", "test/"))}
+    images = hashlib.sha256(json.dumps(scored, sort_keys=True).encode()).hexdigest()
+    noise = table.noise(_cached(cache, outs.get(str(paths.BENCHMARK), "")))
+    return Experiment(name, parameters, images, rows, noise)
+
+
+def _cached(cache: Path, digest: str) -> Path:
+    """The file with this content in DVC's cache."""
+    return cache / digest[:2] / digest[2:]
+
+
+def _files(cache: Path, digest: str) -> dict[str, str]:
+    """Path to hash of the files in a folder that DVC tracks; nothing if the cache lacks its listing."""
+    try:
+        listing = json.loads(_cached(cache, digest).read_text())
+        return {entry["relpath"]: entry["md5"] for entry in listing}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def group(experiments: Sequence[Experiment]) -> list[list[Experiment]]:
+    """Divide experiments by the images that they were scored on, the group of the workspace or of the first
+    one first."""
+    groups: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        groups.setdefault(experiment.images, []).append(experiment)
+    return list(groups.values())
+
+
+def choose(experiments: Sequence[Experiment], **limits: Any) -> tuple[Choice, ExperimentResult]:
+    """Choose among experiments that were scored on the same images.
+
+    Args:
+        experiments: one group of ``group``.
+        limits: limits of the budget and what ranks the variants, as ``budget.choose`` takes them.
+
+    Returns:
+        The choice, and the variant that it names as the closest.
+
+    Raises:
+        ExperimentError: there are no variants.
+    """
+    results = collect(experiments)
+    choice = budget.choose(results, **limits)
+    closest = next(result for result in results if result.variant == choice.closest)
+    noise = next(one.noise for one in experiments if one.name == closest.experiment)
+    return budget.choose(results, **limits, noise=noise), closest
 
 
 def collect(experiments: Sequence[Experiment]) -> list[ExperimentResult]:
-    """Return all variants of all experiments, with comparable latencies.
+    """Return all variants of experiments that were scored on the same images, in comparable figures.
 
     Latencies of separate runs differ by what else the machine did. Each run has timed ``fp32`` interleaved
     with the others. Where that is the same file in several runs, the latency of a variant is the median of
     fp32's latencies over these runs, divided by the variant's ratio to fp32.
 
+    The reference is the variant distilled from the teacher that is the most accurate on val, in any of the
+    experiments. Each experiment has compared its variants with its own such variant, in pairs on the test
+    images. The difference between the two references on val, which is 0 where they are the same file, is
+    added to the difference and to the ends of its interval.
+
     Raises:
         ExperimentError: there are no variants.
     """
-    latencies: dict[str, list[float]] = {}
-    for experiment in experiments:
-        if experiment.reference_hash and REFERENCE in experiment.figures:
-            latency = experiment.figures[REFERENCE]["latency_ms_p50"]
-            latencies.setdefault(experiment.reference_hash, []).append(latency)
-    results = [result for experiment in experiments for result in _results(experiment, latencies)]
-    if not results:
+    if not experiments:
         raise ExperimentError(
             "no experiment of this commit is finished; start some, for example with "
             "`dvc exp run -S distill.epochs=6`"
         )
-    return results
+    latencies: dict[str, list[float]] = {}
+    for experiment in experiments:
+        for row in experiment.rows:
+            if row.variant == REFERENCE:
+                latencies.setdefault(row.sha256, []).append(row.latency_ms_p50)
+    students = [row for experiment in experiments for row in experiment.rows if row.parent == TEACHER]
+    best = max(row.val_score for row in students)
+    return [result for experiment in experiments for result in _results(experiment, latencies, best)]
 
 
-def _results(experiment: Experiment, latencies: Mapping[str, Sequence[float]]) -> Iterator[ExperimentResult]:
-    for name, figures in experiment.figures.items():
-        metric = next(metric for metric in METRICS if metric in figures)
-        ratio, latency = figures["latency_ratio_to_fp32"], figures["latency_ms_p50"]
-        if ratio and experiment.reference_hash:
-            latency = median(latencies[experiment.reference_hash]) / ratio
+def _results(
+    experiment: Experiment, latencies: Mapping[str, Sequence[float]], best: float
+) -> Iterator[ExperimentResult]:
+    own = budget.reference(experiment.rows).val_score
+    for row in experiment.rows:
+        latency, ratio = row.latency_ms_p50, row.latency_ratio_to_fp32
+        if ratio and experiment.reference_file:
+            latency = median(latencies[experiment.reference_file]) / ratio
         yield ExperimentResult(
             experiment=experiment.name,
-            name=name,
-            parent_name=experiment.parameters["variants"][name]["parent"],
-            score=figures[f"val_{metric}"],
-            test_score=figures[metric],
-            score_delta=figures[f"{metric}_delta"],
-            verdict=figures["verdict"],
-            size_bytes=figures["size_bytes"],
+            name=row.variant,
+            parent_name=row.parent,
+            score=row.val_score,
+            test_score=row.score,
+            score_delta=row.score_delta,
+            verdict=row.verdict,
+            size_bytes=row.size_bytes,
             latency_ms_p50=latency,
+            latency_ratio_to_fp32=ratio,
+            latency_ratio_lo=row.latency_ratio_lo,
+            latency_ratio_hi=row.latency_ratio_hi,
+            reference_delta=row.reference_delta + own - best,
+            reference_lo=row.reference_lo + own - best,
+            reference_hi=row.reference_hi + own - best,
         )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -113,6 +114,18 @@ def read(path: Path) -> list[Row]:
     if not any(row.parent == TEACHER for row in rows):
         raise TableError(f"{path} has no variant of the teacher; {again}")
     return rows
+
+
+def noise(benchmark: Path) -> tuple[str, ...]:
+    """What disturbed the measurement of the latencies in the table, in words; nothing on a quiet machine.
+
+    Args:
+        benchmark: what the stage `benchmark` wrote.
+    """
+    try:
+        return tuple(json.loads(benchmark.read_text())["noise"]["reasons"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ()
 
 
 def _line(cells: Sequence[Any]) -> str:

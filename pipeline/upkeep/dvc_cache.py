@@ -40,6 +40,19 @@ def opened() -> Iterator[Repo]:
         raise CacheError(f"DVC: {' '.join(str(error).split())}") from error
 
 
+def folder() -> Path:
+    """The folder of DVC's cache, in which the name of a file is its hash.
+
+    Raises:
+        CacheError: this folder is not one of DVC's.
+    """
+    try:
+        with Repo() as repo:
+            return Path(repo.cache.local.path)
+    except DvcException as error:
+        raise CacheError(f"DVC: {' '.join(str(error).split())}") from error
+
+
 def save() -> tuple[str, ...]:
     """Put results of the workspace that DVC's cache lacks into it, and return their paths.
 
