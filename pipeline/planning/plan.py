@@ -1,7 +1,7 @@
 """The plan for a folder: what is in it, what will be done, and how long that takes on this machine."""
 
 import functools
-import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +9,12 @@ from typing import Any
 
 import students
 from pipeline import parameters, paths
-from pipeline.data import views
+from pipeline.data import sources, views
 from pipeline.distillation import adaptation, trial
 from pipeline.errors import DistilleryError
 from pipeline.models.settings import InitSettings
-from pipeline.parameters import Parameters, composition
-from pipeline.planning import configuration, rates, schedule, starts, survey
+from pipeline.parameters import Parameters, composition, configuration
+from pipeline.planning import rates, schedule, starts, survey
 from pipeline.planning.rates import Rates
 from pipeline.planning.schedule import Schedule
 from pipeline.planning.starts import Beginning
@@ -100,12 +100,13 @@ def make(folder: Path, minutes: float, words: Sequence[str] = (), start: str | N
         SourceError: the folder cannot be used.
         ParameterError: a value is not valid.
     """
-    given = dict(word.partition("=")[::2] for word in words)
+    given = {key: value for key, _, value in (word.partition("=") for word in words)}
     groups = {name: given.pop(name) for name in list(given) if composition.is_group(name)}
     if unknown := [word for word in words if "=" not in word]:
         raise PlanError(f"{unknown[0]}: allowed are GROUP=NAME and KEY=VALUE after the folder")
     if "data" in groups or "data.path" in given:
         raise PlanError("data and data.path: the folder says which images are used; allowed: data.KEY=VALUE")
+    sources.check_place(folder)
     beginning = starts.choose(_published(), start)
     groups = {
         "data": survey.source_of(folder),
@@ -128,20 +129,19 @@ def make(folder: Path, minutes: float, words: Sequence[str] = (), start: str | N
     return Plan(groups, result.values, found, beginning, final, result, minutes)
 
 
-def write(plan: Plan, command: Sequence[str]) -> None:
+def write(plan: Plan, command: str) -> None:
     """Write `configs/run.yaml` and `params.yaml`.
 
     Args:
         plan: the plan.
-        command: words of the command that made the plan.
+        command: command that made the plan.
     """
     remarks = [
-        f"Written by `{shlex.join(command)}`.",
-        "Edit it as you like; `python -m pipeline run` without a folder goes on with it as it is, and",
+        "Edit it as you like: `python -m pipeline run` goes on with it as it is.",
         "docs/parameters.md describes every key.",
-        *plan.lines(),
+        *(part for line in plan.lines() for part in textwrap.wrap(line, 100)),
     ]
-    configuration.write(plan.groups, plan.values, remarks)
+    configuration.write(plan.groups, plan.values, command, remarks)
 
 
 def _measure(p: Parameters, found: Survey) -> Rates:
@@ -163,7 +163,9 @@ def _measure(p: Parameters, found: Survey) -> Rates:
             "size": p.student.size,
         },
     )
-    sizes = {phase["size"] or p.student.size for phase in schedule.propose(p, found, 10.0)["distill"]["phases"]}
+    sizes = {
+        phase["size"] or p.student.size for phase in schedule.propose(p, found, 10.0)["distill"]["phases"]
+    }
     return rates.measure(
         fabric,
         teacher.module,
@@ -186,7 +188,9 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by dotted keys as nested mappings."""
     result: dict[str, Any] = {}
     for key, value in values.items():
-        result = merge(result, functools.reduce(lambda inner, part: {part: inner}, key.split(".")[::-1], value))
+        result = merge(
+            result, functools.reduce(lambda inner, part: {part: inner}, key.split(".")[::-1], value)
+        )
     return result
 
 

@@ -125,7 +125,8 @@ def _learning(fabric: Fabric, module: nn.Module, size: int) -> float:
     optimizer = optimisation.OPTIMIZERS["adamw"]([{"params": trained}], 0.0)
     terms = loss_terms(OBJECTIVE, InputContract(size), SINGLE_LABEL)
     images = torch.randint(256, (BATCH, size, size, 3), dtype=torch.uint8)
-    batch = Batch(*map(fabric.to_device, (images, torch.zeros(BATCH, dtype=torch.int64))), None)
+    labels = torch.zeros(BATCH, dtype=torch.int64)
+    batch = Batch(fabric.to_device(images), fabric.to_device(labels), None)
 
     def step(_: None) -> None:
         with FastDepthwise():

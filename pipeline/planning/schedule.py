@@ -138,7 +138,10 @@ def propose(p: Parameters, survey: Survey, epochs: float) -> dict[str, Any]:
         }
     size = p.student.size
     phases = (
-        [{"share": 0.6, "size": _smaller(size, 2 / 3), "rate": 1.0}, {"share": 0.4, "size": None, "rate": 0.5}]
+        [
+            {"share": 0.6, "size": _smaller(size, 2 / 3), "rate": 1.0},
+            {"share": 0.4, "size": None, "rate": 0.5},
+        ]
         if started
         else [
             {"share": 0.5, "size": _smaller(size, 1 / 3), "rate": 1.0},

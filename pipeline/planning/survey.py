@@ -1,6 +1,5 @@
 """What a folder of photographs holds, before anything is prepared or trained."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -119,7 +118,7 @@ def look(data: DataSettings, seed: int, *, drawn: bool = False) -> Survey:
 def source_of(folder: Path) -> str:
     """The key of ``sources.SOURCES`` that reads a folder: one with a table holds attributes."""
     named = (tables.METADATA, tables.CELEBA)
-    inside = {folder, *(folder / split for split in os.listdir(folder))} if folder.is_dir() else set()
+    inside = [folder, *(child for child in folder.iterdir() if child.is_dir())]
     return "attributes" if any((place / name).is_file() for place in inside for name in named) else "folder"
 
 
