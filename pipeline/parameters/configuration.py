@@ -35,7 +35,8 @@ def write(groups: Mapping[str, str], values: Mapping[str, Any], command: str, re
     """
     lines = [WRITTEN.format(command), *(f"# {remark}" for remark in remarks), "defaults:", "  - config"]
     lines += [f"  - override /{group}: {member}" for group, member in groups.items()]
-    files.write(FILE, "\n".join([*lines, "  - _self_", "", composition.dump(dict(values))]))
+    ordered = {name: values[name] for name in Parameters.model_fields if name in values}
+    files.write(FILE, "\n".join([*lines, "  - _self_", "", composition.dump(ordered)]))
     compose()
 
 

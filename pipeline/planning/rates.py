@@ -42,6 +42,15 @@ class Network:
     answering: float
     """Of inference at the network's own size."""
 
+    def step(self, size: int | None) -> float:
+        """Seconds per image of a training step; at a size that was not measured, in proportion to its pixels.
+
+        None stands for the greatest size that was measured.
+        """
+        size = size or max(self.learning)
+        nearest = min(self.learning, key=lambda measured: abs(measured - size))
+        return self.learning[nearest] * (size / nearest) ** 2
+
 
 @dataclass(frozen=True)
 class Rates:

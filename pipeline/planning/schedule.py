@@ -103,7 +103,7 @@ def limits(p: Parameters, images: int) -> Effort:
     started = p.student.init is not None
     least, most = (4.0, 24.0) if started else (12.0, 60.0)
     steps = 300 if started else 600
-    return Effort(max(least, math.ceil(steps / per_epoch)), max(most, math.ceil(4 * steps / per_epoch)))
+    return Effort(max(least, round(steps / per_epoch, 1)), max(most, round(4 * steps / per_epoch, 1)))
 
 
 def batch_size(images: int) -> int:
@@ -180,7 +180,7 @@ def estimate(p: Parameters, survey: Survey, rates: Rates) -> dict[str, float]:
     teaching = 0.0
     for part, settings in p.teacher.parts().items():
         if settings is not None:
-            step = rates.head if part == "head" else rates.teacher.learning[p.teacher.size or size]
+            step = rates.head if part == "head" else rates.teacher.step(p.teacher.size)
             teaching += settings.epochs * (images * (step + render) + 1.5 * val * rates.teacher.answering)
     asking = rates.teacher.answering + render
     seconds["teach"] = start + teaching + (val + test) * asking + 4
@@ -188,7 +188,7 @@ def estimate(p: Parameters, survey: Survey, rates: Rates) -> dict[str, float]:
 
     def train(settings: TrainingSettings, factor: float = 1.0) -> float:
         phases = [(phase.share, phase.size or size) for phase in settings.phases] or [(1.0, size)]
-        step = sum(share * rates.student.learning[pixels] for share, pixels in phases)
+        step = sum(share * rates.student.step(pixels) for share, pixels in phases)
         return settings.epochs * (images * (factor * step + render) + val * answer)
 
     networks = {"teacher": 1.0}
