@@ -72,7 +72,7 @@ class Plan:
             f"variants: {', '.join(p.variants)}",
             f"time: about {_time(total)} on this machine, measured a moment ago ({self._parts()})"
             + (
-                f"; that is more than {self.minutes:g} minutes, and less training would be wasted"
+                f", more than the {self.minutes:g} minutes; shorter trainings would learn too little"
                 if late
                 else ""
             ),

@@ -40,7 +40,7 @@ class Network:
     learning: Mapping[int, float]
     """Of a training step by image size in pixels."""
     answering: float
-    """Of inference at the network's own size."""
+    """Of inference at the greatest of these sizes."""
 
     def step(self, size: int | None) -> float:
         """Seconds per image of a training step; at a size that was not measured, in proportion to its pixels.
@@ -50,6 +50,11 @@ class Network:
         size = size or max(self.learning)
         nearest = min(self.learning, key=lambda measured: abs(measured - size))
         return self.learning[nearest] * (size / nearest) ** 2
+
+    def answer(self, size: int | None) -> float:
+        """Seconds per image of inference; see ``step``."""
+        greatest = max(self.learning)
+        return self.answering * ((size or greatest) / greatest) ** 2
 
 
 @dataclass(frozen=True)

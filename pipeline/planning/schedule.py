@@ -13,6 +13,8 @@ from pipeline.training.settings import TrainingSettings
 
 SHARE = 0.92
 """Share of the time that is planned for; the rest is for what cannot be foreseen."""
+SMALLER = (160, 128, 96)
+"""Image sizes of the student, in pixels, for machines and times that do not allow the usual one."""
 ROUNDING = 2.0
 """Time of a step of quantisation-aware training, relative to a step in float."""
 PRUNED = 0.6
@@ -74,25 +76,33 @@ def fit(base: Parameters, survey: Survey, rates: Rates, seconds: float, fixed: M
         The schedule; that of the shortest sensible trainings if the time is too short.
     """
 
-    def attempt(epochs: float) -> Schedule:
-        values = merge(propose(base, survey, epochs), fixed)
+    effort = limits(base, survey.training)
+    own = base.student.size
+    sizes = [own] if "size" in fixed.get("student", {}) else [own, *(size for size in SMALLER if size < own)]
+
+    def attempt(epochs: float, size: int) -> Schedule:
+        student = {"student": {"size": size}} if size != own else {}
+        p = Parameters.model_validate(merge(base.model_dump(mode="json"), student))
+        values = merge(merge(student, propose(p, survey, epochs)), fixed)
         p = Parameters.model_validate(merge(base.model_dump(mode="json"), values))
         return Schedule(values, estimate(p, survey, rates))
 
-    effort = limits(base, survey.training)
-    low, high = attempt(effort.least), attempt(effort.most)
-    if high.total <= SHARE * seconds:
-        return high
-    if low.total > SHARE * seconds:
-        return low
+    # Smaller images only if there is no time for the least training on those of the usual size.
+    shortest = {size: attempt(effort.least, size) for size in sizes}
+    size = next((size for size in sizes if shortest[size].total <= SHARE * seconds), None)
+    if size is None:
+        return min(shortest.values(), key=lambda schedule: schedule.total)
+    longest = attempt(effort.most, size)
+    if longest.total <= SHARE * seconds:
+        return longest
     least, most = effort.least, effort.most
     while most - least > max(0.25, 0.02 * least):
         middle = (least + most) / 2
-        if attempt(middle).total <= SHARE * seconds:
+        if attempt(middle, size).total <= SHARE * seconds:
             least = middle
         else:
             most = middle
-    return attempt(round(least, 1))
+    return attempt(round(least, 1), size)
 
 
 def limits(p: Parameters, images: int) -> Effort:
@@ -175,7 +185,7 @@ def estimate(p: Parameters, survey: Survey, rates: Rates) -> dict[str, float]:
     start = rates.start + DVC
     render = rates.render / rates.cores
     size = p.student.size
-    answer = rates.student.answering
+    answer = rates.student.answer(size)
     seconds = {"check": start / 2, "prepare": DVC + 1.7 * survey.seconds}
     teaching = 0.0
     for part, settings in p.teacher.parts().items():
