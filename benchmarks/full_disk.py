@@ -20,6 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import onnx
+
+from pipeline import lock_file
+
 STAGES: dict[str, tuple[str, ...]] = {
     "prepare": ("artifacts/data",),
     "teach": ("artifacts/teacher", "artifacts/models/teacher"),
@@ -82,6 +86,9 @@ def _row(arguments: argparse.Namespace, stage: str) -> tuple[str, bool]:
         # Links are followed: the code of `make tiny` is linked.
         shutil.copytree(arguments.finished, project, ignore=shutil.ignore_patterns("cache", "__pycache__"))
         wanted = _digest(project, outputs)
+        # What the stage does before its own work is done already, so that its own files find no room.
+        (project / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
+        shutil.copy(project / "dvc.lock", project / lock_file.COPY)
         for name in outputs:
             shutil.rmtree(project / name) if (project / name).is_dir() else (project / name).unlink()
         filler = (temporary if arguments.temporary else disk) / "filler"
@@ -142,8 +149,19 @@ def _digest(project: Path, outputs: tuple[str, ...]) -> str:
         files = sorted((project / name).rglob("*")) if (project / name).is_dir() else [project / name]
         for file in files:
             if file.is_file():
-                digest.update(str(file.relative_to(project)).encode() + file.read_bytes())
+                digest.update(str(file.relative_to(project)).encode() + _content(file))
     return digest.hexdigest()
+
+
+def _content(file: Path) -> bytes:
+    """The content of a file; that of an ONNX file without the commit, which a copy of the project lacks."""
+    if file.suffix != ".onnx":
+        return file.read_bytes()
+    model = onnx.load(file)
+    kept = [entry for entry in model.metadata_props if entry.key != "git_commit"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    return model.SerializeToString(deterministic=True)
 
 
 if __name__ == "__main__":

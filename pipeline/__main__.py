@@ -4,6 +4,7 @@ The commands themselves are in `pipeline/commands/`, one module each.
 """
 
 import argparse
+import math
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import paths
-from pipeline.commands import choose, demo, fetch, measured, params, predict, save, ship, tidy
+from pipeline.commands import choose, demo, fetch, measured, params, predict, run, save, ship, tidy
 
 
 def main() -> None:
@@ -33,6 +34,38 @@ def main() -> None:
         )
         command.set_defaults(run=run)
         return command
+
+    command = add(
+        "run",
+        run.run,
+        "plan the pipeline for a folder of your images, within a time, and run it",
+        "  python -m pipeline run photos --minutes 20\n"
+        "  python -m pipeline run photos --minutes 20 student.size=128 data.license=CC0-1.0\n"
+        "  python -m pipeline run     goes on with configs/run.yaml as it is",
+    )
+    command.add_argument(
+        "folder", nargs="?", type=Path, help="folder of class folders, or of a table and images"
+    )
+    command.add_argument(
+        "changes",
+        nargs="*",
+        metavar="GROUP=NAME | KEY=VALUE",
+        help="members of groups in configs/ and values, which take precedence over the plan",
+    )
+    command.add_argument(
+        "--minutes",
+        type=_minutes,
+        default=run.MINUTES,
+        help="time for all stages on this machine (default: %(default)g)",
+    )
+    command.add_argument(
+        "--start",
+        metavar="FOLDER",
+        help="initial weights of the student: a folder or hub id of Hugging Face, or `random` "
+        "(default: published ones where they can be had)",
+    )
+    command.add_argument("--plan", action="store_true", help="only write the plan")
+    command.add_argument("--anew", action="store_true", help="plan anew what was planned before")
 
     command = add(
         "choose",
@@ -131,7 +164,12 @@ def main() -> None:
         "--dry-run", action="store_true", help="only list what would be removed, and what stays"
     )
 
-    arguments = parser.parse_args()
+    arguments, rest = parser.parse_known_args()
+    # argparse takes the changes of `run` before its options or after them, but not both.
+    if rest and (arguments.run is not run.run or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.changes += rest
     try:
         try:
             arguments.run(arguments)
@@ -141,6 +179,16 @@ def main() -> None:
         # The reader has closed the pipe, as `head` does. Python would flush again at exit and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 1 <= minutes <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of minutes from 1 to 100,000")
+    return minutes
 
 
 def _positive(text: str) -> int:

@@ -11,7 +11,9 @@ PIPELINE = Path("dvc.yaml")
 LOCK = Path("dvc.lock")
 
 ARTIFACTS = Path("artifacts")
-RAW_FASHION_MNIST = ARTIFACTS / "raw" / "fashion-mnist"
+RAW = ARTIFACTS / "raw"
+"""Downloads, which `make clean` keeps."""
+RAW_FASHION_MNIST = RAW / "fashion-mnist"
 CHECKED = ARTIFACTS / "checked.txt"
 CODE = ARTIFACTS / "code"
 """Fingerprints of the code, one file per stage."""

@@ -43,12 +43,12 @@ def merged(words: Sequence[str]) -> dict[str, Any]:
     """The composed values with the changes."""
     names = [word for word in words if "=" not in word]
     pairs = [word.partition("=")[::2] for word in words if "=" in word]
-    groups = [f"{key}={value}" for key, value in pairs if _is_group(key)]
+    groups = [f"{key}={value}" for key, value in pairs if is_group(key)]
     if len(names) > 1:
         raise CompositionError(f"{' '.join(names)}: one file of {paths.CONFIGS}/ is allowed, or KEY=VALUE")
     values = composed(names[0] if names else "config", groups)
     for key, text in pairs:
-        if not _is_group(key):
+        if not is_group(key):
             _set(values, key, text)
     return values
 
@@ -70,7 +70,8 @@ def dump(values: Any) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _is_group(key: str) -> bool:
+def is_group(key: str) -> bool:
+    """Whether a key is that of a folder of `configs/`."""
     return key.isidentifier() and (paths.CONFIGS / key).is_dir()
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import students
+from pipeline import resources
 from pipeline.errors import DistilleryError
 from pipeline.pruning import masks
 from pipeline.pruning.masks import Criterion, Loss
@@ -70,6 +71,8 @@ def remove_channels(
             smaller.load_state_dict(masks.remove_masked(parent, removal, GRAPH_SIZE, seed))
             break
         except RuntimeError as error:
+            if resources.is_exhausted(error):  # NNI writes to the temporary folder
+                raise
             if seed == SEEDS[-1]:
                 reason = " ".join(str(error).split())
                 raise PruningError(f"NNI removed other channels than the masked ones: {reason}") from error

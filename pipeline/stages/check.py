@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline import files, fingerprint, lock_file, parameters, paths
 from pipeline.data import sources
-from pipeline.parameters import ParameterError, Parameters, Quantize, composition
+from pipeline.parameters import ParameterError, Parameters, Quantize, composition, configuration
 from pipeline.process import stage
 from pipeline.tracking import addresses, database
 from pipeline.tracking.records import TrackingServer
@@ -16,7 +16,9 @@ def main() -> None:
     current = parameters.load()
     lock_file.mend(current.variants)
     differing = [key for key, value in default if getattr(current, key) != value]
-    if differing:
+    if differing and current == configuration.planned():
+        print(f"{paths.PARAMETERS} is composed from {configuration.FILE}")
+    elif differing:
         print(
             f"{paths.PARAMETERS} differs from the default composition of {paths.CONFIGS}/ in "
             f"{', '.join(differing)}; `dvc exp run -S KEY=VALUE` composes it anew"

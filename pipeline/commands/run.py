@@ -1,0 +1,70 @@
+"""The command `run`."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import paths
+from pipeline.process import one_line_errors
+
+MINUTES = 30.0
+"""Time that the whole pipeline may take, unless the person gives another one."""
+
+
+def run(arguments: Namespace) -> None:
+    """Plan the pipeline for a folder, or take the plan of before, and run it."""
+    from pipeline.parameters import configuration
+
+    words = [str(arguments.folder), *_options(arguments), *arguments.changes] if arguments.folder else []
+    command = shlex.join(["python", "-m", "pipeline", "run", *words])
+    with one_line_errors():
+        if arguments.folder is None or (not arguments.anew and configuration.is_written_by(command)):
+            configuration.compose()
+            print(f"going on with {configuration.FILE}; --anew plans anew")
+        else:
+            _plan(arguments, command)
+    if arguments.plan:
+        print(f"`python -m pipeline run` carries out the plan in {configuration.FILE}")
+        return
+    began = time.monotonic()
+    python, path = Path(sys.executable), os.environ.get("PATH", "")
+    # Stages are started as `python`, which is this one, whether its environment is active or not.
+    surroundings = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{path}"}
+    for words in (["pipeline.stages.check"], ["dvc", "repro"], ["pipeline", "save"]):
+        status = subprocess.run([python, "-m", *words], env=surroundings, check=False).returncode
+        if status:
+            raise SystemExit(status)
+    minutes = (time.monotonic() - began) / 60
+    print(
+        f"finished after {minutes:.1f} minutes. {paths.REPORT / 'report.html'} says which variant to ship "
+        "and why; `python -m pipeline ship NAME FOLDER` writes it with all that its users need"
+    )
+
+
+def _plan(arguments: Namespace, command: str) -> None:
+    # PyTorch takes seconds to be imported.
+    print(f"{arguments.folder}: reading the images, then measuring this machine for some seconds", flush=True)
+    from pipeline.parameters import configuration
+    from pipeline.planning import plan
+
+    made = plan.make(arguments.folder, arguments.minutes, arguments.changes, arguments.start)
+    for line in made.lines():
+        print(line)
+    if kept := configuration.keep_previous():
+        print(f"the previous plan is kept as {kept}")
+    plan.write(made, command)
+    print(
+        f"written to {configuration.FILE}, from which {paths.PARAMETERS} is composed and which "
+        "`dvc exp run -S KEY=VALUE` starts from"
+    )
+
+
+def _options(arguments: Namespace) -> Sequence[str]:
+    """The options that the plan depends on, as they are given on the command line."""
+    options = ["--minutes", f"{arguments.minutes:g}"]
+    return [*options, "--start", arguments.start] if arguments.start else options
