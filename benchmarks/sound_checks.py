@@ -28,7 +28,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 import students
-from pipeline.errors import DistilleryError
 from pipeline.models.layers import trace
 from pipeline.models.storage import Card, Model
 from pipeline.onnx import export
@@ -142,30 +141,32 @@ def draw(run: int, seed: int) -> Plan:
 def attempt(plan: Plan, folder: Path) -> Outcome:
     """Make the student, export it, and check the file as the stages do."""
     began, figures, alarm = time.perf_counter(), {}, None
-    with torch.random.fork_rng():
-        torch.manual_seed(plan.seed)
-        prototypes = torch.rand(min(plan.classes, 100), 3, 4, 4)
-        model = _quantise(plan, _student(plan, prototypes), prototypes)
-        images, labels = pictures(plan, prototypes, CLIMBED - 4)
-        # Black, white and noise as well: the first layers saturate, and the sums are greatest.
-        noise = torch.randint(0, 256, (2, plan.size, plan.size, 3)).to(torch.uint8)
-        extreme = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand_as(noise)
-        images = torch.cat([extreme, noise, images]).contiguous()
-        labels = torch.cat([labels[:4], labels])
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(plan.seed)
+            figures = _check(plan, folder)
+    except Exception as error:  # A traceback ends a run as well.
+        alarm = f"{type(error).__name__}: {error}"
+    return Outcome(asdict(plan), figures, alarm, round(time.perf_counter() - began, 2))
+
+
+def _check(plan: Plan, folder: Path) -> dict[str, float]:
+    """Make a student and its file, and check it; returns what the checks measured."""
+    prototypes = torch.rand(min(plan.classes, 100), 3, 4, 4)
+    model = _quantise(plan, _student(plan, prototypes), prototypes)
+    images, labels = pictures(plan, prototypes, CLIMBED - 4)
+    # Black, white and noise as well: the first layers saturate, and the sums are greatest.
+    noise = torch.randint(0, 256, (2, plan.size, plan.size, 3)).to(torch.uint8)
+    extreme = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand_as(noise)
+    images = torch.cat([extreme, noise, images]).contiguous()
+    labels = torch.cat([labels[:4], labels])
     path = folder / "model.onnx"
     export.export(model, path, export.metadata_for(model.card, model.quantization, "benchmark"))
-    try:
-        figures |= verification.verify(path, model, images[:VERIFIED])
-        result = ladder.climb(model, path, images.split(BATCH), labels.numpy())
-    except DistilleryError as error:
-        alarm = str(error)
-    else:
-        compared = [rung for rung in result["rungs"] if "ties" in rung]
-        figures["ties"] = max(rung["ties"] for rung in compared) / CLIMBED
-        figures["margin"] = (
-            max(rung["margin"] for rung in compared if rung["ties"]) if figures["ties"] else 0.0
-        )
-    return Outcome(asdict(plan), figures, alarm, round(time.perf_counter() - began, 2))
+    figures = verification.verify(path, model, images[:VERIFIED])
+    rungs = ladder.climb(model, path, images.split(BATCH), labels.numpy())["rungs"]
+    ties = [rung["ties"] for rung in rungs if "ties" in rung]
+    margins = [rung["margin"] for rung in rungs if rung.get("ties")]
+    return figures | {"ties": max(ties) / len(images), "margin": max(margins, default=0.0)}
 
 
 def pictures(

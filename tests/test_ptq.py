@@ -282,4 +282,6 @@ def test_a_layer_that_no_image_wakes_is_quantised_and_shipped_as_it_is(tmp_path:
         network, quantization = bench.make(steps)
         dead = replace(without_norms(model, network.module), quantization=quantization)
         assert all(scale > 0 for scale in quantization.activation_scales.values())
-        assert verification.verify(tiny_students.ship(dead, tmp_path), dead, photographs(4, 32))["argmax"] == 1
+        assert (
+            verification.verify(tiny_students.ship(dead, tmp_path), dead, photographs(4, 32))["argmax"] == 1
+        )

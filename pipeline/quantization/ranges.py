@@ -86,8 +86,8 @@ def activation_histograms(
         low, high = map(float, torch.aminmax(values))
         if not 0 <= low <= high < math.inf:
             raise ValueError(
-                f"activation {name} ranges from {low:.3g} to {high:.3g}; an activation must follow a ReLU and "
-                "be finite"
+                f"activation {name} ranges from {low:.3g} to {high:.3g}; an activation must follow a ReLU "
+                "and be finite"
             )
         greatest[name] = max(greatest[name], high)
 

@@ -97,8 +97,8 @@ def train(
     """
     if len(train_set) < settings.batch_size:
         print(
-            f"warning: {run.name}: {len(train_set)} images are fewer than one batch of {settings.batch_size}; "
-            "each batch has all of them",
+            f"warning: {run.name}: {len(train_set)} images are fewer than one batch of "
+            f"{settings.batch_size}, so each batch has all of them",
             file=sys.stderr,
         )
         settings = settings.model_copy(update={"batch_size": len(train_set)})
