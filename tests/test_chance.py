@@ -90,3 +90,15 @@ def test_a_student_at_chance_is_named_and_is_not_a_parent(
     else:
         assert not capsys.readouterr().err
         results.check_parent(parent)
+
+
+def test_few_images_of_a_rare_class_do_not_show_that_a_constant_answer_is_at_chance() -> None:
+    """Whoever finds half of a rare class misses six images in a row in one of 64 cases."""
+    rare = np.repeat([0, 1], [300, 6])
+    assert not chance.of_classes(np.zeros(306, int), rare).is_reached
+    assert chance.of_classes(np.zeros(307, int), np.append(rare, 1)).is_reached
+
+
+def test_images_of_one_class_do_not_show_chance() -> None:
+    predictions = np.repeat([0, 1], [90, 10])
+    assert not chance.of_classes(predictions, np.zeros(100, int)).is_reached

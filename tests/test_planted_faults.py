@@ -159,6 +159,11 @@ FLOAT_STEM: list[Fault] = [
     ("the mean of the normalisation", STEM, edit("stem.bias", first(1.01))),
     ("the scale of the float stem", STEM, edit("stem.sums.scale", lambda v: v * 1.001)),
 ]
+FLOAT_HEAD: list[Fault] = [
+    ("a weight of the float head", HEAD, edit("classifier.weight", first(1.01))),
+    ("a bias of the float head", HEAD, edit("classifier.bias", lambda v: v + 0.01)),
+    ("the scale that the float head reads", "pool", edit("pool.scale", lambda v: v * 1.001)),
+]
 FLOAT: list[Fault] = [
     ("a channel's weights", POINTWISE, edit(f"{POINTWISE}.weight", first(1.1))),
     ("a bias", DEPTHWISE, edit(f"{DEPTHWISE}.bias", lambda v: v + 0.05)),
@@ -177,6 +182,8 @@ def sound(kind: str) -> Model:
         case "float stem":
             contract = InputContract(SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
             return quantized(student(contract), 63, (STEM,))
+        case "float head":
+            return int8_student(63, (HEAD,))
         case _:
             return int8_student(63)
 
@@ -185,7 +192,12 @@ def sound(kind: str) -> Model:
     ("kind", "name", "layer", "plant"),
     [
         pytest.param(kind, *fault, id=f"{kind}: {fault[0]}")
-        for kind, faults in (("int8", INT8), ("float stem", FLOAT_STEM), ("float", FLOAT))
+        for kind, faults in (
+            ("int8", INT8),
+            ("float stem", FLOAT_STEM),
+            ("float head", FLOAT_HEAD),
+            ("float", FLOAT),
+        )
         for fault in faults
     ],
 )

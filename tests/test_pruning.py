@@ -271,6 +271,19 @@ def test_a_network_that_computes_something_else_is_rejected_with_the_limit() -> 
         surgery.check_same_logits(random_network(), random_network(seed=1), SIZE)
 
 
+def test_networks_that_answer_nearly_the_same_to_all_images_are_compared_in_what_they_compute() -> None:
+    """In single precision, rounding alone moves such logits by more than their spread."""
+    parent = random_network()
+    head = parent.get_submodule("classifier")
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.weight.copy_(head.weight[:1] * (1 + 1e-6 * torch.randn_like(head.weight)))
+        head.bias.fill_(1000)
+    channels = [max(8, count // 2) for count in widths.output_channels(parent)]
+    pruned, _ = surgery.remove_channels(parent, ARGUMENTS, channels, size=SIZE, criterion="l1")
+    assert widths.output_channels(pruned) == tuple(channels)
+
+
 @pytest.mark.parametrize(
     ("macs", "named"), [(0.01, "multiples of 8"), (1.5, r"`macs` \(=1\.5\)"), (0.0, r"`macs` \(=0\.0\)")]
 )

@@ -247,9 +247,13 @@ def test_where_nni_takes_a_channel_for_constant_by_chance_other_random_numbers_a
     assert seeds == [0, 1]
 
 
-def test_a_speedup_that_no_network_reaches_is_rejected_with_its_key() -> None:
-    with pytest.raises(widths.BudgetError, match=r"`speedup` \(=90\.0\): .* `multiple`"):
-        chosen(random_network(), speedup=90.0, criteria=("l1",), shapes=("uniform",))
+def test_a_speedup_that_no_network_reaches_gives_the_narrowest_and_a_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    choice = chosen(random_network(), speedup=90.0, criteria=("l1",), shapes=("uniform",))
+    assert set(choice.best.channels) == {8}
+    assert choice.speeds["uniform"] < 90
+    assert "`speedup` (=90.0)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("factor", [0.85, 1.2])

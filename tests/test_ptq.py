@@ -268,3 +268,20 @@ def test_two_choices_of_ranges_are_refused_in_one_line() -> None:
     line = str(caught.value)
     assert f"quantize.ptq = {both}" in line
     assert "\n" not in line
+
+
+def test_a_layer_that_no_image_wakes_is_quantised_and_shipped_as_it_is(tmp_path: Path) -> None:
+    """A student may learn nothing; its file is as sound as any other, and its scores say what it is worth."""
+    model = student()
+    norm = model.module.get_submodule("blocks.9.pointwise.norm")
+    assert isinstance(norm, nn.BatchNorm2d)
+    nn.init.zeros_(norm.weight)
+    nn.init.constant_(norm.bias, -1.0)
+    for steps in ((), ("entropy_ranges",), ("percentile_ranges", "equalisation", "bias_correction")):
+        bench = Workbench(model, batches, weight_limit=63, float_layers=())
+        network, quantization = bench.make(steps)
+        dead = replace(without_norms(model, network.module), quantization=quantization)
+        assert all(scale > 0 for scale in quantization.activation_scales.values())
+        assert (
+            verification.verify(tiny_students.ship(dead, tmp_path), dead, photographs(4, 32))["argmax"] == 1
+        )

@@ -78,12 +78,22 @@ def test_images_that_the_table_does_not_name_are_in_no_group_and_counted(tmp_pat
     [
         (["name,place", "00.jpg,inside"], "file_name and at least one other.*: name, place"),
         (["file_name", "00.jpg"], "its columns are: file_name"),
-        (["file_name,place", "other.jpg,inside"], "names none of the test images, such as '00.jpg'"),
     ],
 )
 def test_a_table_without_information_is_refused(tmp_path: Path, lines: list[str], reason: str) -> None:
     with pytest.raises(MetadataError, match=reason):
         slices.read_metadata(write(tmp_path / "m.csv", lines), SOURCES)
+
+
+def test_a_table_of_other_images_gives_no_groups_and_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It shows after all trainings, where nothing but these groups is lost."""
+    file = write(tmp_path / "m.csv", ["file_name,place", "other.jpg,inside"])
+    [place] = slices.read_metadata(file, SOURCES)
+    assert not place.groups
+    assert "60 of 60" in place.note
+    assert "names none of the test images, such as '00.jpg'" in capsys.readouterr().err
 
 
 def measure(per_group: int, wrong: dict[str, int]) -> dict:

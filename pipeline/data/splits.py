@@ -106,10 +106,14 @@ def check(listing: Listing, splits: Splits, *, anew: bool = False) -> list[str]:
 
     Raises:
         SourceError: a class has no training image, is empty in a split that the source has, or has fewer
-            images than there are splits to draw; the message has one line per class.
+            images than there are splits to draw; the message has one line per class. Or no image of val or
+            test has any attribute.
     """
     if listing.task != "single_label":
         shares = [image.label for image in splits.train if isinstance(image.label, tuple)]
+        for split, images in (("val", splits.val), ("test", splits.test)):
+            if not any(max(image.label) >= 0.5 for image in images if isinstance(image.label, tuple)):
+                raise SourceError(f"no {split} image has any attribute; without one, nothing can be scored")
         return [
             f"no training image has the attribute {printable(name)!r}"
             for index, name in enumerate(listing.classes)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,24 @@ def read_metadata(file: Path, sources: Sequence[str]) -> list[Column]:
         sources: names of the images, in order.
 
     Raises:
-        MetadataError: the file cannot be read, lacks ``file_name`` or any other column, or names none of the
-            images.
+        MetadataError: see ``read_table``.
+    """
+    names, table = read_table(file)
+    if not any(source in table for source in sources):
+        print(
+            f"warning: evaluation.metadata = '{file}': the column {tables.FILE_NAME} names none of the test "
+            f"images, such as '{sources[0]}'",
+            file=sys.stderr,
+        )
+    return [_column(name, [table[s][name] if s in table else "" for s in sources]) for name in names]
+
+
+def read_table(file: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """The names of the columns of a CSV table, and its rows by the image that they describe.
+
+    Raises:
+        MetadataError: the file cannot be read, lacks ``file_name`` or any other column, or has two different
+            rows for an image.
     """
     try:
         contents = tables.read(file)
@@ -111,14 +128,7 @@ def read_metadata(file: Path, sources: Sequence[str]) -> list[Column]:
         name = tables.plain_name(row[tables.FILE_NAME])
         if table.setdefault(name, row) != row:
             raise MetadataError(f"evaluation.metadata: {file}, line {line}: {name!r} has other values before")
-    if not any(source in table for source in sources):
-        raise MetadataError(
-            f"evaluation.metadata = '{file}': the column {tables.FILE_NAME} names none of the test images, "
-            f"such as '{sources[0]}'"
-        )
-    return [
-        _column(name, [table[s][name] if s in table else "" for s in sources]) for name in contents.columns
-    ]
+    return list(contents.columns), table
 
 
 def measure(

@@ -235,6 +235,12 @@ def _write_front(graph: _Graph) -> _Value:
     return _Value(graph.add("Sub", [pixels, graph.constant(f"{IMAGES}.mean", mean)], f"{IMAGES}.centred"))
 
 
+def with_stem(network: Network, contract: InputContract, float_layers: tuple[str, ...]) -> tuple[str, ...]:
+    """These float layers and the first layer, if that reads normalised pixels and cannot be in int8."""
+    first = next(iter(network.layers))
+    return float_layers if contract.is_plain or first in float_layers else (first, *float_layers)
+
+
 def check_float_layers(network: Network, contract: InputContract, float_layers: Collection[str]) -> None:
     """Check whether an int8 file can have these layers in float, before anything is trained for it.
 

@@ -3,11 +3,12 @@
 Each rung changes one thing, so that a loss of accuracy shows where it arises. Between rungs that must
 compute the same, answers may differ only in ties. In floating point a tie is two logits whose distance is
 less than ``FLOAT_TIE`` of their spread. Among integers it is a value within ``layerwise.TIE`` of the middle
-between two steps, where the order of floating-point sums decides which way it is rounded. Everywhere else,
-in every layer, the simulator must give the runtime's integers when it reads the runtime's integers, and the
-runtime's logits in the end. Fake quantisation does not round its biases to whole steps of the sums; where
-that moves a value across the middle, it is a tie, too. How many answers such ties change depends on how
-near the answers are to each other, so their number is reported and limits nothing.
+between two steps, where the order of floating-point sums decides which way it is rounded; where great sums
+cancel, within what single precision loses of them. Everywhere else, in every layer, the simulator must give
+the runtime's integers when it reads the runtime's integers, and the runtime's logits in the end. Fake
+quantisation does not round its biases to whole steps of the sums; where that moves a value across the middle,
+it is a tie, too. How many answers such ties change depends on how near the answers are to each other, so
+their number is reported and limits nothing.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -239,7 +240,7 @@ def _float_divergence(
     actual = layerwise.outputs_of_file(path, names, images, level)
     if _margin(expected[LOGITS], actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
         return None
-    return layerwise.float_divergence(network, expected, actual, spread)
+    return layerwise.float_divergence(network, expected, actual, spread, normalised)
 
 
 def _int8_divergence(

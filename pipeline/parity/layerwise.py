@@ -1,5 +1,6 @@
 """The integers inside an int8 network, layer by layer, against the simulator's arithmetic."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ FLOAT_DRIFT = 1e-3
 """Greatest allowed difference of a float layer's outputs, as a share of their spread."""
 LOGIT_DRIFT = 1e-5
 """Greatest difference of logits that are computed from the same integers, as a share of the greatest one."""
+NOISE = 8.0
+"""Greatest distance of floating-point sums in two orders, in units of the greatest distance that single
+precision moves such sums from double precision. It is more than ``TIE`` and the drifts allow where great
+terms cancel, or where the range of an activation is small beside its terms."""
 CANCELLATION = 1e-2
 """Share of the magnitude of a logit's terms below which the spread of logits is no unit for differences."""
 
@@ -44,7 +49,8 @@ class Stage:
     integers: Num[Tensor, "batch channels *pixels_of_the_other"]
     """The integers of the other network, whose map has another size if its padding is wrong."""
     slack: Float[Tensor, " channels"] | None = None
-    """Distance in steps by which the other network's value may differ for a known reason; None for none."""
+    """Distance in steps by which the other network's value may differ for known reasons: its sums are of
+    floating-point numbers, or its biases are not rounded. None where both networks add integers."""
 
     def steps(self) -> Float[Tensor, "batch channels *pixels"]:
         """Number of steps between the simulator's integers and the other's."""
@@ -53,7 +59,7 @@ class Stage:
     def beyond_half(self) -> Float[Tensor, "batch channels *pixels"]:
         """Distance in steps, beyond half a step, between a value and the integer that the other made of it.
 
-        Apart from the slack, only the order of floating-point sums can bring this above 0.
+        Apart from the slack, only the last bits of a product in single precision can bring this above 0.
         """
         beyond = (self.reference.clamp(0, LEVELS) - self.integers).abs() - 0.5
         return beyond if self.slack is None else beyond - self.slack.view(-1, *[1] * (beyond.dim() - 2))
@@ -178,23 +184,25 @@ def stages(
         network: the folded network.
         quantization: the steps and scales of both.
         normalised: the images, as the module takes them.
-        whole_biases: whether the other network's biases are whole steps of its sums, like the simulator's;
-            otherwise what rounding them changes is the slack.
+        whole_biases: whether the other network adds integers with biases in whole steps, like the simulator;
+            otherwise what rounding the biases and the order of its sums change is the slack.
     """
-    scales = quantization.activation_scales
+    scales, module = quantization.activation_scales, network.module
     for name, source in network.reads.items():
         if name not in scales:
             continue
+        slack = None
         if source in scales:
             steps = network.layers[name].steps if name in network.layers else (name,)
-            reference = _in_steps(simulated, steps, integers[source] * scales[source])
+            read = integers[source] * scales[source]
         else:
             # The last of the float layers, which lead from the images on.
-            end = network.steps.index(network.output(name)) + 1
-            reference = _in_steps(simulated, network.steps[:end], normalised)
-        slack = None
+            steps, read = network.steps[: network.steps.index(network.output(name)) + 1], normalised
+        reference = _in_steps(simulated, steps, read)
+        if source not in scales or not whole_biases:
+            slack = NOISE * _noise(module, steps, read) / scales[name]
         if not whole_biases and name in quantization.weight_scales:
-            slack = _bias_error(network, quantization, name) / scales[name]
+            slack = slack + _bias_error(network, quantization, name) / scales[name]
         yield Stage(name, reference, integers[name], slack)
 
 
@@ -234,11 +242,13 @@ def compare(
                 f"integers, by up to {apart:g}"
             )
     head = network.head
-    if divergence is None and head.name in quantization.weight_scales:
+    if divergence is None and head.reads in quantization.activation_scales:
         read = integers[head.reads].flatten(1) * quantization.activation_scales[head.reads]
         expected = simulated.get_submodule(head.weights)(read)
         allowed = LOGIT_DRIFT * expected.abs().max()
-        if not whole_biases:
+        if head.name not in quantization.weight_scales or not whole_biases:
+            allowed = allowed + NOISE * _noise(network.module, (head.weights,), read)
+        if head.name in quantization.weight_scales and not whole_biases:
             allowed = allowed + _bias_error(network, quantization, head.name)
         apart = (expected - integers[LOGITS]).abs()
         if not (apart <= allowed).all():
@@ -252,7 +262,11 @@ def activations(network: Network) -> list[str]:
 
 
 def float_divergence(
-    network: Network, expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], spread: float
+    network: Network,
+    expected: Mapping[str, Tensor],
+    actual: Mapping[str, Tensor],
+    spread: float,
+    normalised: Float[Tensor, "batch 3 height width"],
 ) -> str | None:
     """The first layer of a float file whose output drifts from the network's, in words; None if none does.
 
@@ -261,7 +275,9 @@ def float_divergence(
         expected: the network's ``activations`` and logits, from ``outputs_of_module``.
         actual: those of the file for the same images, from ``outputs_of_file``.
         spread: greatest less least of all logits, of more images perhaps.
+        normalised: the images, as the network takes them.
     """
+    exact: dict[str, Tensor] = {}
     for name in [*activations(network), LOGITS]:
         if name == LOGITS:
             unit = logit_unit(network, expected, spread)
@@ -269,10 +285,20 @@ def float_divergence(
             unit = float(expected[name].max() - expected[name].min())
         if expected[name].shape != actual[name].shape:
             return _shape_divergence(name, expected[name], actual[name])
-        drift = float((expected[name] - actual[name]).abs().max()) / max(unit, 1e-12)
-        if not drift <= FLOAT_DRIFT:
-            return f"the first layer that diverges is {name}, by {drift:.2g} of its spread"
+        drift = float((expected[name] - actual[name]).abs().max())
+        if drift <= FLOAT_DRIFT * unit:
+            continue
+        exact = exact or outputs_in_double(network, activations(network), normalised)
+        if not drift <= NOISE * float((expected[name] - exact[name]).abs().max()):
+            return f"the first layer that diverges is {name}, by {drift / max(unit, 1e-12):.2g} of its spread"
     return None
+
+
+def outputs_in_double(
+    network: Network, names: Sequence[str], normalised: Float[Tensor, "batch 3 height width"]
+) -> dict[str, Tensor]:
+    """The same as ``outputs_of_module``, in double precision."""
+    return outputs_of_module(copy.deepcopy(network.module).double(), network, names, normalised.double())
 
 
 def _shape_divergence(name: str, expected: Tensor, actual: Tensor) -> str:
@@ -308,6 +334,14 @@ def _bias_error(network: Network, quantization: Quantization, name: str) -> Floa
         return torch.zeros_like(step)
     whole = integer_bias(bias, read, step).double() * product_scale(read, step).double()
     return (bias.detach().double() - whole).abs().float()
+
+
+@torch.no_grad()
+def _noise(module: nn.Module, steps: Sequence[str], x: Tensor) -> Float[Tensor, " channels"]:
+    """Greatest distance, by channel, of some modules' output in single precision from that in double."""
+    chain = nn.Sequential(*(module.get_submodule(path) for path in steps))
+    apart = (chain(x) - copy.deepcopy(chain).double()(x.double())).abs().float()
+    return apart.transpose(0, 1).flatten(1).amax(dim=1)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The ranges of activations: histograms over the calibration images, and where each is clipped."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -56,9 +57,14 @@ def clipped_scales(
     Ranges start at 0, since every activation follows a ReLU. ``images`` are raw bytes.
     """
     return {
-        name: PIXEL_SCALE if name == IMAGES else clip(histograms[name]) / LEVELS
+        name: PIXEL_SCALE if name == IMAGES else _clip(histograms[name], clip) / LEVELS
         for name in int8_activations(network, float_layers)
     }
+
+
+def _clip(histogram: Histogram, clip: Clip) -> float:
+    """The clip of an activation; of one that no image wakes, whose integers are 0 at any scale, its end."""
+    return clip(histogram) if histogram.counts.any() else histogram.greatest
 
 
 @torch.no_grad()
@@ -71,23 +77,23 @@ def activation_histograms(
     histogram, so that memory does not grow with their number.
 
     Raises:
-        ValueError: there are no images, or an activation is negative or never positive.
+        ValueError: there are no images, or an activation is negative or not a number.
     """
     observed = [name for name in int8_activations(network, float_layers) if name != IMAGES]
     greatest = dict.fromkeys(observed, 0.0)
-    least = dict.fromkeys(observed, 0.0)
 
     def widen(name: str, values: Tensor) -> None:
-        low, high = torch.aminmax(values)
-        least[name], greatest[name] = min(least[name], float(low)), max(greatest[name], float(high))
+        low, high = map(float, torch.aminmax(values))
+        if not 0 <= low <= high < math.inf:
+            raise ValueError(
+                f"activation {name} ranges from {low:.3g} to {high:.3g}; an activation must follow a ReLU "
+                "and be finite"
+            )
+        greatest[name] = max(greatest[name], high)
 
     observe(network, batches, observed, widen)
-    for name in observed:
-        if least[name] < 0 or greatest[name] <= 0:
-            raise ValueError(
-                f"activation {name} ranges from {least[name]:.3g} to {greatest[name]:.3g}; "
-                "an activation must follow a ReLU and be positive somewhere"
-            )
+    # A layer that no image wakes, as in a student that has learned nothing, has any range.
+    greatest = {name: value or 1.0 for name, value in greatest.items()}
     counts = {name: torch.zeros(BINS, dtype=torch.float64) for name in observed}
 
     def count(name: str, values: Tensor) -> None:

@@ -306,7 +306,9 @@ def _calibrate(
     for path, scale in outputs.items():
         target: Any = parts[path].quantization_target_spaces["_output_0"]
         reached = torch.full_like(target.tracked_max, scale * (target.qmax - target.qmin))
-        parts[path].range_kept.copy_(reached / torch.stack(seen[path]).mean())
+        usual = torch.stack(seen[path]).mean()
+        # An activation that no image wakes has no usual value.
+        parts[path].range_kept.copy_(torch.where(usual > 0, reached / usual, 1.0))
         target.tracked_max, target.scale = reached, torch.full_like(reached, scale)
     for part in parts.values():
         part.training = False

@@ -30,6 +30,10 @@ def main() -> None:
         from pipeline.inspection import out_of_distribution  # slow to import
 
         out_of_distribution.check_folder(current.probe.out_of_distribution)
+    if current.evaluation.metadata is not None:
+        from pipeline.evaluation import slices  # slow to import
+
+        slices.read_table(current.evaluation.metadata)
     _check_float_layers(current)
     _check_tracking(current)
     # Always the same content: a changed parameter reruns the stages that read it and no others.

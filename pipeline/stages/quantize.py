@@ -58,6 +58,12 @@ def main(variant: str) -> None:
         )
         settings, reason = settings.model_copy(update={"float_layers": choice.layers}), choice.reason
         print(layer_costs.table(choice))
+    elif settings.float_layers != (
+        layers_needed := graph.with_stem(network, contract, settings.float_layers)
+    ):
+        settings = settings.model_copy(update={"float_layers": layers_needed})
+        reason = "given by the parameters, and the first layer: pixels are normalised before it"
+        print(f"warning: {variant}: {layers_needed[0]} stays in float; {reason}", file=sys.stderr)
     graph.check_float_layers(network, contract, settings.float_layers)
 
     calibration = sampling.choose(data.train_set.images, settings.calibration, p.seed)

@@ -17,6 +17,9 @@ QUANTILE = float(stats.norm.ppf(CONFIDENCE))
 LEAST_SKILL = 0.25
 """Skill that must be detectable before a score that is not above chance counts as at chance."""
 
+LEAST_RECALL = 0.5
+"""Recall of the other classes' images that must be excluded before a constant answer counts as at chance."""
+
 SHUFFLES = 50
 """Number of shuffles from which the chance of a mean average precision is estimated."""
 
@@ -37,6 +40,8 @@ class Chance:
     """Standard deviation of the score for shuffled images."""
     reference: float
     """Standard deviation for predictions that are as frequent as the labels are."""
+    missed: int | None = None
+    """Number of images that a constant answer misses; None for answers that differ."""
 
     @property
     def is_exceeded(self) -> bool:
@@ -48,11 +53,16 @@ class Chance:
         """Whether the classifier is at chance: its score is not above chance, although there are enough
         images to show a skill of 0.25, where 0 is chance and 1 is a perfect classifier.
 
-        A constant answer is at chance as soon as there are enough images to tell a perfect classifier.
+        A constant answer is at chance if it misses so many images that a recall of 0.5 is excluded at 99 %
+        confidence: seven. Of few images, a good classifier may give the same answer to all. Where all images
+        are of one class, nothing can be told.
         """
+        if self.is_exceeded or not self.reference > 0:
+            return False
+        if self.missed is not None:
+            return (1 - LEAST_RECALL) ** self.missed < 1 - CONFIDENCE
         least = 1.0 if self.deviation == 0 else LEAST_SKILL
-        noise = QUANTILE * max(self.deviation, self.reference)
-        return not self.is_exceeded and noise < least * (1 - self.expected)
+        return QUANTILE * max(self.deviation, self.reference) < least * (1 - self.expected)
 
 
 def of_classes(predictions: Int[np.ndarray, " images"], labels: Int[np.ndarray, " images"]) -> Chance:
@@ -67,8 +77,9 @@ def of_classes(predictions: Int[np.ndarray, " images"], labels: Int[np.ndarray, 
     classes = max(int(predictions.max()), int(labels.max())) + 1
     predicted, true = (np.bincount(each, minlength=classes) for each in (predictions, labels))
     expected, deviation = _agreement(predicted, true)
-    score = float((predictions == labels).mean())
-    return Chance(score, expected, deviation, _agreement(true, true)[1])
+    right = int((predictions == labels).sum())
+    missed = len(labels) - right if predicted.max() == len(labels) else None
+    return Chance(right / len(labels), expected, deviation, _agreement(true, true)[1], missed)
 
 
 def _agreement(

@@ -93,13 +93,16 @@ def train(
         on_epoch: called before each epoch with the network and the finished share of the training.
 
     Raises:
-        TrainingError: there are fewer images than one batch, or the loss is no longer finite.
+        TrainingError: the loss is no longer finite.
     """
-    per_epoch = len(train_set) // settings.batch_size
-    if per_epoch == 0:
-        raise TrainingError(
-            f"{run.name}: {len(train_set)} images are fewer than one batch of {settings.batch_size}"
+    if len(train_set) < settings.batch_size:
+        print(
+            f"warning: {run.name}: {len(train_set)} images are fewer than one batch of "
+            f"{settings.batch_size}, so each batch has all of them",
+            file=sys.stderr,
         )
+        settings = settings.model_copy(update={"batch_size": len(train_set)})
+    per_epoch = len(train_set) // settings.batch_size
     phases = settings.phases or (Phase(share=1.0),)
     own_size = train_set.contract.size
     steps = max(1, round(settings.epochs * per_epoch))
