@@ -106,6 +106,19 @@ def model(variant: str) -> Path:
     return MODELS / variant
 
 
+def network(variant: str) -> tuple[Path, Path]:
+    """The two files of that folder that determine what the network computes."""
+    return model(variant) / "weights.safetensors", model(variant) / "card.json"
+
+
+def circumstances(stage: str) -> tuple[Path, ...]:
+    """Small files that identify what all entries of a stage depend on: its code, and the images.
+
+    The images are those of the data report, stored by the code of `prepare`.
+    """
+    return CODE / stage, CODE / "prepare", DATA / "report.json"
+
+
 def onnx(variant: str) -> Path:
     """The file that the user ships."""
     return ONNX / f"{variant}.onnx"

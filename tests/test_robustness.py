@@ -46,8 +46,9 @@ def test_corrupted_accuracy_is_given_by_kind_and_severity_and_against_the_parent
 ) -> None:
     images, labels = colours(12)
     parents = {"fp32": "teacher", "blind": "fp32"}
-    result = robustness.score_corrupted(classifiers, parents, images, labels, list(range(12)))
-    variants = json.loads(json.dumps(result))["variants"]
+    scores = robustness.score_corrupted(classifiers, images, labels, list(range(12)))
+    result = robustness.combine([{"corruptions": scores}], parents)
+    variants = json.loads(json.dumps(result))["corruptions"]["variants"]
     sighted, blind = variants["fp32"], variants["blind"]
     assert list(sighted["table"]) == list(corruptions.KINDS)
     assert all([cell["severity"] for cell in row] == [1, 2, 3, 4, 5] for row in sighted["table"].values())

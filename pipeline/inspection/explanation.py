@@ -151,6 +151,14 @@ def draw_maps(
     return entries
 
 
+def pictures(result: object) -> set[str]:
+    """Names of all pictures that plain values such as those of ``draw_maps`` name."""
+    if isinstance(result, Mapping):
+        named = {value for key, value in result.items() if key in ("file", "map") and isinstance(value, str)}
+        return named.union(*map(pictures, result.values()))
+    return set().union(*map(pictures, result)) if isinstance(result, list) else set()
+
+
 def find_flips(
     album: Album, variant: Confidence, parent: Confidence, parent_name: str, most: int
 ) -> dict[str, Any]:

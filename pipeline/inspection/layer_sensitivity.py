@@ -1,7 +1,7 @@
 """How well a student does with one layer changed at a time: with fewer channels, or with eight bits."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -9,7 +9,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from pipeline.data import batches, sampling
+from pipeline.data.batches import ViewSet
+from pipeline.data.store import ImageSet
 from pipeline.models.layers import trace
 from pipeline.models.storage import Model
 from pipeline.pruning import channel_sensitivity, widths
@@ -17,6 +21,8 @@ from pipeline.quantization.sensitivity import score_layers, simulate_together
 from pipeline.tasks import SINGLE_LABEL, Task
 from pipeline.training import norms
 
+BATCH = 32
+"""Number of images per forward pass; at small sizes their activations fit a processor's cache."""
 CRITERION = "l1"
 """Criterion by which channels are removed; the sensitivity of a layer depends little on it."""
 WEIGHT_LIMIT = 63
@@ -77,6 +83,56 @@ def count_networks(model: Model, ratios: Sequence[float], *, channels: bool, int
     narrowed = len(ratios) * len(widths.free_layers(model.module))
     quantised = 1 + 2 * len(trace(model.module).layers)
     return 1 + channels * narrowed + int8 * quantised
+
+
+def measure_students(
+    models: Mapping[str, Model],
+    changes: Mapping[str, Mapping[str, bool]],
+    *,
+    train: ImageSet,
+    val: ImageSet,
+    seed: int,
+    images: int,
+    size: int | None,
+    ratios: Sequence[float],
+    settling: int,
+) -> dict[str, Any]:
+    """Measure students by ``measure``, with one progress bar.
+
+    Args:
+        models: the students, which take images of the same size.
+        changes: the arguments ``channels`` and ``int8`` of ``measure``, by student.
+        train: training images, of which statistics and ranges are taken.
+        val: validation images, on which networks are scored: no choice may rest on test.
+        seed: seed of the choice of images.
+        images: number of validation images.
+        size: height and width of the images, at most that of the students' input; None takes that.
+        ratios: shares of a layer's channels that are kept.
+        settling: number of training images.
+    """
+    student_input = next(iter(models.values())).card.input
+    contract = replace(student_input, size=min(size or student_input.size, student_input.size))
+
+    def normalised(source: ImageSet, indices: np.ndarray) -> list[Float[Tensor, "batch 3 height width"]]:
+        views = ViewSet(source, None, contract)[batches.Request(indices, None, contract.size)]
+        return [contract.normalise(part) for part in views.images.split(BATCH)]
+
+    settled = normalised(train, sampling.choose(train, settling, seed))
+    scored = sampling.choose(val, images, seed)
+    networks = sum(count_networks(model, ratios, **changes[name]) for name, model in models.items())
+    with tqdm(desc="sensitivity", total=networks, unit=" networks", mininterval=5) as bar:
+        scorer = Scorer(normalised(val, scored), val.labels[scored], val.task, bar.update)
+        variants = {
+            name: measure(model, scorer, settled, ratios, **changes[name]) for name, model in models.items()
+        }
+    return {
+        "n": len(scored),
+        "metric": val.task.metric,
+        "size": contract.size,
+        "settling": sum(map(len, settled)),
+        "criterion": CRITERION,
+        "variants": variants,
+    }
 
 
 def measure(

@@ -1,5 +1,6 @@
 """How shipped files do on corrupted, adversarial and out-of-distribution images."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from scipy.special import softmax
 
+from pipeline import earlier
 from pipeline.inspection import attacks, corruptions
 from pipeline.models.storage import Model
 from pipeline.onnx.inference import Classifier, run
@@ -47,7 +49,6 @@ def compute_logits(
 
 def score_corrupted(
     classifiers: Mapping[str, Classifier],
-    parents: Mapping[str, str],
     images: Images,
     labels: Int64[np.ndarray, " images"],
     seeds: Sequence[int],
@@ -56,48 +57,39 @@ def score_corrupted(
 
     Args:
         classifiers: the shipped files, by variant.
-        parents: parent of each variant.
         images: uncorrupted images, as the files take them.
         labels: class of each image.
         seeds: one seed per image.
 
     Returns:
         For each variant the accuracy on the ``clean`` images, the ``mean`` over all corruptions with a
-        bootstrap interval over the images, its paired difference from the parent, each kind and severity.
+        bootstrap interval over the images, each kind and severity, and in how many of all corruptions each
+        image was ``right``. ``combine`` adds the difference from the parent.
     """
     sets = (batch for part in ([images], corruptions.batches(images, seeds)) for batch in part)
     correct = {name: [] for name in classifiers}
     for logits_by_variant in compute_logits(classifiers, sets):
         for name, logits in logits_by_variant.items():
             correct[name].append(logits.argmax(axis=1) == labels)
-    tables = {name: np.array(rows) for name, rows in correct.items()}
     return {
         "library": corruptions.LIBRARY,
         "n": len(images),
         "kinds": corruptions.KINDS,
         "severities": corruptions.SEVERITIES,
         "groups": corruptions.GROUPS,
-        "variants": {
-            name: _corruption_scores(table, tables.get(parents[name])) for name, table in tables.items()
-        },
+        "variants": {name: _corruption_scores(np.array(rows)) for name, rows in correct.items()},
     }
 
 
-def _corruption_scores(
-    correct: Bool[np.ndarray, "sets images"], parent: Bool[np.ndarray, "sets images"] | None
-) -> dict[str, Any]:
+def _corruption_scores(correct: Bool[np.ndarray, "sets images"]) -> dict[str, Any]:
     clean = correct[0]
     by_kind = correct[1:].reshape(len(corruptions.KINDS), len(corruptions.SEVERITIES), -1)
-    share = by_kind.mean(axis=(0, 1))
-    mean, lo, hi = mean_with_interval(share)
-    result = {
+    mean, lo, hi = mean_with_interval(by_kind.mean(axis=(0, 1)))
+    return {
         **_accuracy("clean", clean),
         "mean": mean,
         "mean_lo": lo,
         "mean_hi": hi,
-        "delta": None,
-        "delta_lo": None,
-        "delta_hi": None,
         "kinds": {
             kind: dict(zip(("accuracy", "lo", "hi"), mean_with_interval(rows.mean(axis=0)), strict=True))
             for kind, rows in zip(corruptions.KINDS, by_kind, strict=True)
@@ -110,11 +102,8 @@ def _corruption_scores(
             ]
             for kind, rows in zip(corruptions.KINDS, by_kind, strict=True)
         },
+        "right": correct[1:].sum(axis=0).tolist(),
     }
-    if parent is not None:
-        delta, lo, hi = mean_with_interval(share - parent[1:].mean(axis=0))
-        result |= {"delta": delta, "delta_lo": lo, "delta_hi": hi}
-    return result
 
 
 def score_attacked(
@@ -247,6 +236,74 @@ def _separation(
         "auroc_lo": area_lo,
         "auroc_hi": area_hi,
     }
+
+
+def combine(sources: Sequence[Mapping[str, Any]], parents: Mapping[str, str]) -> dict[str, Any]:
+    """Combine results of different variants, measured on the same images, to one result.
+
+    Args:
+        sources: ``corruptions`` by ``score_corrupted``, ``adversarial`` by ``score_attacked`` and
+            ``out_of_distribution`` by ``score_out_of_distribution``; any may be missing or None. Of a
+            variant in more than one source, the first counts.
+        parents: parent of each variant, in the order of the result.
+    """
+    corrupted, attacked, outside = (
+        [source[part] for source in sources if source.get(part)]
+        for part in ("corruptions", "adversarial", "out_of_distribution")
+    )
+    result: dict[str, Any] = {"corruptions": None, "adversarial": None, "out_of_distribution": None}
+    if corrupted:
+        scores = earlier.join(parents, *(source["variants"] for source in corrupted))
+        result["corruptions"] = {**corrupted[0], "variants": _with_differences(scores, parents)}
+    if attacked:
+        names, kinds = list(parents), list(attacks.DESCRIPTIONS)
+        lines_by_variant = [
+            {
+                name: [line for line in source["results"] if line["variant"] == name]
+                for name in source["clean"]
+            }
+            for source in attacked
+        ]
+        lines = itertools.chain.from_iterable(earlier.join(names, *lines_by_variant).values())
+        result["adversarial"] = {
+            **attacked[0],
+            "clean": earlier.join(names, *(source["clean"] for source in attacked)),
+            "results": sorted(
+                lines,
+                key=lambda line: (
+                    names.index(line["module"]),
+                    attacked[0]["radii"].index(line["radius"]),
+                    kinds.index(line["attack"]),
+                    names.index(line["variant"]),
+                ),
+            ),
+        }
+    if outside:
+        result["out_of_distribution"] = {
+            **outside[0],
+            "test": earlier.join(parents, *(source["test"] for source in outside)),
+            "sets": {
+                kind: {
+                    **images,
+                    "variants": earlier.join(parents, *(s["sets"][kind]["variants"] for s in outside)),
+                }
+                for kind, images in outside[0]["sets"].items()
+            },
+        }
+    return result
+
+
+def _with_differences(
+    variants: Mapping[str, Mapping[str, Any]], parents: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """The scores with the paired difference of each ``mean`` from the parent's; None without a parent."""
+    shares = {name: np.array(scores["right"]) / len(corruptions.ALL) for name, scores in variants.items()}
+    result = {}
+    for name, scores in variants.items():
+        parent = shares.get(parents[name])
+        difference = (None,) * 3 if parent is None else mean_with_interval(shares[name] - parent)
+        result[name] = {**scores, **dict(zip(("delta", "delta_lo", "delta_hi"), difference, strict=True))}
+    return result
 
 
 def auroc(

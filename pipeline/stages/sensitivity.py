@@ -1,74 +1,77 @@
 """Measure each layer's sensitivity: the score with fewer channels or eight bits in one layer at a time."""
 
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from tqdm import tqdm
-
-from pipeline import files, parameters, paths
-from pipeline.data import batches, sampling, store
-from pipeline.data.batches import ViewSet
-from pipeline.inspection import layer_sensitivity
-from pipeline.inspection.layer_sensitivity import Scorer
-from pipeline.models import storage
+from pipeline import earlier, files, parameters, paths, provenance
+from pipeline.parameters import Parameters
 from pipeline.process import stage
-from pipeline.training import compute
-
-BATCH = 32
-"""Number of images per forward pass; at small sizes their activations fit a processor's cache."""
 
 
 def main() -> None:
     """Write `artifacts/sensitivity.json`: every student of the teacher that has pruned or quantised
-    variants."""
+    variants. Of an earlier file, the entries that are still valid stay."""
     p = parameters.load()
-    settings = p.sensitivity
     parents = {op: [v.parent for v in p.variants.values() if v.op == op] for op in ("prune", "quantize")}
-    students = [name for name, variant in p.variants.items() if variant.op == "distill"]
     changes = {
-        name: {"channels": name in parents["prune"], "int8": name in parents["quantize"]} for name in students
+        name: {"channels": name in parents["prune"], "int8": name in parents["quantize"]}
+        for name, variant in p.variants.items()
+        if variant.op == "distill"
     }
-    models = {name: storage.load(paths.model(name)) for name, parts in changes.items() if any(parts.values())}
-    if not settings.images or not models:
+    changes = {name: parts for name, parts in changes.items() if any(parts.values())}
+    if not p.sensitivity.images or not changes:
         files.write(paths.SENSITIVITY, json.dumps({"note": "not measured"}) + "\n")
         return
-    torch.set_num_threads(p.compute.threads or compute.usable_cores())
-    student_input = next(iter(models.values())).card.input
-    contract = replace(student_input, size=min(settings.size or student_input.size, student_input.size))
-    train, val = (store.read(paths.DATA, split) for split in ("train", "val"))
-
-    def normalised(images: store.ImageSet, count: int) -> list[Float[Tensor, "batch 3 height width"]]:
-        indices = sampling.choose(images, count, p.seed)
-        views = ViewSet(images, None, contract)[batches.Request(indices, None, contract.size)]
-        return [contract.normalise(part) for part in views.images.split(BATCH)]
-
-    # Statistics and ranges come from training images and scores from val, since no choice may rest on test.
-    settling = normalised(train, settings.settling)
-    labels = val.labels[sampling.choose(val, settings.images, p.seed)]
-    networks = sum(
-        layer_sensitivity.count_networks(model, settings.ratios, **changes[name])
-        for name, model in models.items()
-    )
-    with tqdm(desc="sensitivity", total=networks, unit=" networks", mininterval=5) as bar:
-        scorer = Scorer(normalised(val, settings.images), labels, val.task, bar.update)
-        variants = {
-            name: layer_sensitivity.measure(model, scorer, settling, settings.ratios, **changes[name])
-            for name, model in models.items()
-        }
-    result = {
-        "n": len(labels),
-        "metric": val.task.metric,
-        "size": contract.size,
-        "settling": sum(map(len, settling)),
-        "criterion": layer_sensitivity.CRITERION,
-        "variants": variants,
+    shared = earlier.digest(*paths.circumstances("sensitivity"))
+    inputs = {
+        name: provenance.identity(
+            shared=shared,
+            settings=p.sensitivity.model_dump(mode="json"),
+            seed=p.seed,
+            parts=parts,
+            network=earlier.digest(*paths.network(name)),
+        )
+        for name, parts in changes.items()
     }
-    files.write(paths.SENSITIVITY, json.dumps(result, indent=2) + "\n")
-    for name, scores in variants.items():
-        print(f"{name}: {scores['score']:.1%} on {len(labels)} validation images at {contract.size} px")
+    before = earlier.read(paths.SENSITIVITY)
+    kept = earlier.kept(before, inputs)
+    fresh = {name: parts for name, parts in changes.items() if name not in kept}
+    print(earlier.summary(fresh, sorted(kept)))
+    sources = [*([_measure(p, fresh)] if fresh else []), *([before] if kept else [])]
+    variants = earlier.join(changes, *(source["variants"] for source in sources))
+    result = {**sources[0], "inputs": inputs, "variants": variants}
+    files.write(paths.SENSITIVITY, json.dumps(dict(sorted(result.items())), indent=2) + "\n")
+
+
+def _measure(p: Parameters, changes: Mapping[str, Mapping[str, bool]]) -> dict[str, Any]:
+    """Measure some students, and print their scores.
+
+    Args:
+        p: all parameters.
+        changes: whether ``channels`` are removed and layers become ``int8``, by student.
+    """
+    # Slow to import, and not needed for a new variant of a student that was measured before.
+    import torch
+
+    from pipeline.data import store
+    from pipeline.inspection import layer_sensitivity
+    from pipeline.models import storage
+    from pipeline.training import compute
+
+    torch.set_num_threads(p.compute.threads or compute.usable_cores())
+    result = layer_sensitivity.measure_students(
+        {name: storage.load(paths.model(name)) for name in changes},
+        changes,
+        train=store.read(paths.DATA, "train"),
+        val=store.read(paths.DATA, "val"),
+        seed=p.seed,
+        **p.sensitivity.model_dump(),
+    )
+    for name, scores in result["variants"].items():
+        size = result["size"]
+        print(f"{name}: {scores['score']:.1%} on {result['n']} validation images at {size} px")
+    return result
 
 
 if __name__ == "__main__":
