@@ -124,6 +124,11 @@ def onnx(variant: str) -> Path:
     return ONNX / f"{variant}.onnx"
 
 
+def card(variant: str) -> Path:
+    """The model card of a variant."""
+    return REPORT / "cards" / f"{variant}.md"
+
+
 def metrics(variant: str) -> Path:
     """Scores of the shipped file on the test split."""
     return METRICS / f"{variant}.json"

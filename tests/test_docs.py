@@ -331,8 +331,7 @@ def finished(tmp_path: Path) -> Path:
     labels = tuple(CLASSES)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "artifacts/onnx").mkdir(parents=True)
-    (tmp_path / "artifacts/report").mkdir()
-    (tmp_path / "artifacts/report/model_card.md").write_text("# A card\n")
+    (tmp_path / "artifacts/report/cards").mkdir(parents=True)
     rows = []
     for number, variant in enumerate(VARIANTS):
         metadata = {
@@ -342,6 +341,7 @@ def finished(tmp_path: Path) -> Path:
             "variant": variant,
         }
         file = tiny_onnx.write(tmp_path / paths.onnx(variant), metadata=metadata)
+        (tmp_path / paths.card(variant)).write_text(f"# {variant}\n")
         parent = "teacher" if variant == "fp32" else "pruned-50" if variant == "pruned-50-int8" else "fp32"
         size, milliseconds = 7_000_000 - number * 1_500_000, 3.0 - number / 2
         digest = provenance.sha256(file)

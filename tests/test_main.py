@@ -160,15 +160,19 @@ def test_ship_notes_a_missing_card_missing_results_and_a_rejection(
     assert run(monkeypatch, "ship tiny out/tiny") == 0
     out, err = capsys.readouterr()
     assert "out/tiny/tiny.onnx" in out
-    assert [line for line in err.splitlines() if "artifacts/report/model_card.md" in line] == err.splitlines()
-    (root / paths.REPORT / "model_card.md").write_text("# A card\n")
+    assert [line for line in err.splitlines() if str(paths.card("tiny")) in line] == err.splitlines()
+    for variant in ("fp32", "tiny"):
+        (root / paths.card(variant)).parent.mkdir(exist_ok=True)
+        (root / paths.card(variant)).write_text(f"# The card of {variant}\n")
     digest = provenance.sha256(root / paths.onnx("tiny"))
     table.write(root / paths.VARIANTS, rows(digest, verdict="reject"))
     assert run(monkeypatch, "ship tiny out/again") == 0
     assert "gate" in capsys.readouterr().err
+    assert (root / "out/again/model_card.md").read_text() == "# The card of tiny\n"
     table.write(root / paths.VARIANTS, rows("1" * 64))
     assert run(monkeypatch, "ship tiny out/other") == 0
     assert "artifacts/report/variants.csv" in capsys.readouterr().err
+    assert not (root / "out/other/model_card.md").exists()
 
 
 def test_what_was_measured_is_listed_with_its_reasons_and_forgotten_on_request(

@@ -18,16 +18,17 @@ def run(arguments: Namespace) -> None:
     with one_line_errors():
         classifier = inference.open_classifier(models.path_of(arguments.model), threads=1)
         rows = table.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
-        written = folder.ship(classifier, arguments.folder, paths.REPORT / folder.CARD)
+        digest = sha256(classifier.path)
+        card = next((paths.card(row.variant) for row in rows if row.sha256 == digest), None)
+        written = folder.ship(classifier, arguments.folder, card)
     for file in written:
         print(f"{file.stat().st_size:12,}  {file}")
-    digest = sha256(classifier.path)
-    if folder.CARD not in {file.name for file in written}:
+    if card is not None and not card.is_file():
+        print(f"note: the folder has no model card, because {card} does not exist", file=sys.stderr)
+    if digest not in {row.sha256 for row in rows}:
         print(
-            f"note: the folder has no model card, because {paths.REPORT / folder.CARD} does not exist",
+            f"note: {paths.VARIANTS} has no results for this file, so that the folder has no model card",
             file=sys.stderr,
         )
-    if digest not in {row.sha256 for row in rows}:
-        print(f"note: {paths.VARIANTS} has no results for this file", file=sys.stderr)
     elif digest not in {row.sha256 for row in budget.accepted(rows)}:
         print("note: the gate rejects this variant or one of its ancestors", file=sys.stderr)

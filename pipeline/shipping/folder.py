@@ -25,13 +25,13 @@ class ShippingError(DistilleryError):
     """The folder or the page cannot be written or served; the message says where and what is expected."""
 
 
-def ship(classifier: Classifier, folder: Path, card: Path) -> list[Path]:
+def ship(classifier: Classifier, folder: Path, card: Path | None) -> list[Path]:
     """Write everything that is needed to use a variant without this repository.
 
     Args:
         classifier: the variant.
         folder: a new or an empty folder.
-        card: the model card, which may be missing.
+        card: the model card of this variant; the folder has none where it is None or its file is missing.
 
     Returns:
         The files that were written.
@@ -52,7 +52,7 @@ def ship(classifier: Classifier, folder: Path, card: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _write(classifier: Classifier, folder: Path, card: Path) -> list[str]:
+def _write(classifier: Classifier, folder: Path, card: Path | None) -> list[str]:
     """Write all files; returns their names."""
     shutil.copyfile(classifier.path, folder / classifier.path.name)
     _write_json(folder / "labels.json", list(classifier.labels))
@@ -61,7 +61,7 @@ def _write(classifier: Classifier, folder: Path, card: Path) -> list[str]:
         (folder / name).write_text(template.read_text().replace(PLACEHOLDER, classifier.path.name))
     for name in JAVASCRIPT:
         shutil.copyfile(HERE / name, folder / name)
-    if card.is_file():
+    if card is not None and card.is_file():
         shutil.copyfile(card, folder / CARD)
     files = sorted(folder.iterdir())
     sums = "".join(f"{sha256(file)}  {file.name}\n" for file in files)

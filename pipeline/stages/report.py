@@ -1,4 +1,4 @@
-"""Write the table of variants, the trade-off chart, the page, the model card, and points for DVC's plots."""
+"""Write the table of variants, the trade-off chart, the page, the model cards, and points for DVC's plots."""
 
 import json
 from dataclasses import asdict
@@ -59,7 +59,9 @@ def main() -> None:
     files.write(paths.CHOICE, json.dumps({**asdict(run.choice), "budget": limits}, indent=2) + "\n")
     files.write(paths.REPORT / "overview.svg", pictures.overview(run))
     files.write(paths.REPORT / "report.html", page.render(run))
-    files.write(paths.REPORT / "model_card.md", card.render(run))
+    for row in rows:
+        files.write(paths.card(row.variant), card.render(run, row.variant))
+    files.write(paths.REPORT / "model_card.md", card.render(run, run.choice.closest))
     for row in rows:
         score, megabytes = 100 * row.score, row.size_bytes / 1e6
         print(f"{row.variant:20} {score:.2f} %  {megabytes:5.2f} MB  {row.latency_ms_p50:5.2f} ms")

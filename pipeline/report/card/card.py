@@ -1,8 +1,9 @@
-"""The model card of a run in the format of Hugging Face.
+"""The model card of a variant in the format of Hugging Face.
 
-Every number in its prose and tables comes through ``figures`` from a value of the artifacts. The card says
-what a run did not measure, and which key of the configuration provides what people have to state. Every value
-that the template shows is escaped, unless it is ``Markdown`` already.
+The card describes one file: its own figures, and those of its ancestors where it is compared with them. Every
+number in its prose and tables comes through ``figures`` from a value of the artifacts. The card says what a run
+did not measure, and which key of the configuration provides what people have to state. Every value that the
+template shows is escaped, unless it is ``Markdown`` already.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,14 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from pipeline import escaping, lineage
+from pipeline import escaping
 from pipeline.escaping import Markdown
 from pipeline.report import findings, words
-from pipeline.report.card import tables
+from pipeline.report.card import scope, tables
 from pipeline.report.evidence import Part
 from pipeline.report.figures import figure, span
 from pipeline.report.results import RunResults, VariantResults
+from pipeline.selection import budget
 from pipeline.selection.budget import listed
 from pipeline.selection.table import TEACHER, Row
 from pipeline.tasks import Task
@@ -36,6 +38,12 @@ METRIC_IDS = {"top1": "accuracy", "map": "mean_average_precision"}
 PARAGRAPHS = ("direct_use", "downstream_use", "out_of_scope_use", "risks", "recommendations")
 """Statements that may have several paragraphs; the others stand within a line of the card."""
 
+LONG_SETTINGS = ("candidates",)
+"""Recorded settings that are lists of trials, which the report shows."""
+
+LOCAL_CHANGES = "-dirty"
+"""End of a commit's name whose checkout had other changes."""
+
 PTQ_SETTINGS = ("method", "calibration", "ptq", "float_layers", "saturation_safe")
 """Settings of a quantisation that trains nothing."""
 
@@ -51,10 +59,12 @@ class Card:
     data_name: str
     noun: str
     nouns: str
-    best: Row | None
-    """The variant to ship; None where none fits the budget."""
+    recommended: str | None
+    """Name of the variant to ship, which may be another one; None where none fits the budget."""
+    accepted: bool
+    """Whether the gate accepts this variant and all its ancestors."""
     shipped: Row
-    """The best variant, or the one that comes closest to the budget."""
+    """The variant that the card describes."""
     result: VariantResults
     """Measurements behind the row ``shipped``."""
     change: Part
@@ -62,7 +72,9 @@ class Card:
     path: Sequence[str]
     """The ancestors of ``shipped`` and itself, the oldest first, without the teacher."""
     model_card: Part
-    """``card.json`` of the first variant."""
+    """``card.json`` of the oldest ancestor."""
+    normalised: bool
+    """Whether the file subtracts a mean or divides by a standard deviation."""
     calibration: Part | None
     attack: Part | None
     """The strongest attack of the smallest radius on ``shipped``."""
@@ -72,7 +84,10 @@ class Card:
     stated: Mapping[str, Markdown | None]
     """What people state about the model; None where they state nothing."""
     reason: Markdown
-    """Why the variant is recommended, or why none is."""
+    """Why the budget chooses this variant, or none; empty where it chooses another one."""
+    commit: str
+    local_changes: bool
+    """Whether the checkout had changes beside the commit."""
     snippet: Markdown
     settings: Markdown
     """The settings of every training, as YAML."""
@@ -89,8 +104,8 @@ class Card:
     energy: Markdown
 
 
-def render(results: RunResults) -> str:
-    """The card of all variants of a run, with its YAML front matter."""
+def render(results: RunResults, variant: str) -> str:
+    """The card of one variant of a run, with its YAML front matter."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.report", "card"),
         undefined=jinja2.StrictUndefined,
@@ -111,36 +126,49 @@ def render(results: RunResults) -> str:
         "counted": words.counted,
         "code": escaping.code,
     }
-    card = _card(results)
-    text = environment.get_template("card.md").render(card=card, run=results)
-    return str(ModelCard(f"---\n{_metadata(card.name, results).to_yaml()}\n---\n\n{text}"))
+    own = scope.of_variant(results, variant)
+    card = _card(own, results)
+    text = environment.get_template("card.md").render(card=card, run=own)
+    return str(ModelCard(f"---\n{_metadata(card.name, own).to_yaml()}\n---\n\n{text}"))
 
 
-def _card(results: RunResults) -> Card:
+def _card(results: RunResults, everything: RunResults) -> Card:
+    """What the card shows.
+
+    Args:
+        results: what concerns the variant and its ancestors.
+        everything: the results of all variants, of which one is recommended.
+    """
     student, shipped = results.student, results.closest
+    contract = results.model_cards[0]["input"]
+    recommended, reason = everything.choice.variant, everything.choice.reason
     architecture: str = ARCHITECTURES.get(student["architecture"]) or student["architecture"]
     data_name = words.data_name(results.data)
     shape = f"{figure(student['width'])}/{figure(student['size'])}"
     limits = {row.op: results.change(row.variant)["limits"]["max_drop"] for row in results.table}
     return Card(
         limits=listed([f"{op} {figure(limit, 'gap')}" for op, limit in limits.items()]),
-        name=results.statements["name"] or f"{architecture} {shape} for {data_name}",
+        name=results.statements["name"] or f"{architecture} {shape} for {data_name}, {shipped.variant}",
         architecture=architecture,
         data_name=data_name,
         noun=words.noun(results.task),
         nouns=words.noun(results.task, 2),
-        best=results.best,
+        recommended=recommended,
+        accepted=shipped in budget.accepted(everything.table),
         shipped=shipped,
         result=results.closest_results,
         change=results.change(shipped.variant),
-        path=_path(results.table, shipped.variant),
+        path=[row.variant for row in results.table],
         model_card=results.model_cards[0],
+        normalised=any(contract["mean"]) or set(contract["std"]) != {1},
         calibration=results.closest_results.scores.get("calibration"),
         attack=findings.first_attack(results),
         extremes=findings.extremes(results.closest_results),
         mistakes=findings.mistakes(results.closest_results),
         stated=_stated(results.statements),
-        reason=Markdown(words.sentence(results.choice.reason)),
+        reason=Markdown(words.sentence(reason) if recommended in (None, shipped.variant) else ""),
+        commit=results.git_commit.removesuffix(LOCAL_CHANGES),
+        local_changes=results.git_commit.endswith(LOCAL_CHANGES),
         snippet=escaping.code_block(words.snippet(shipped.variant), "python"),
         settings=_settings(results.teacher, results.model_cards),
         results=tables.results_table(results),
@@ -157,11 +185,6 @@ def _card(results: RunResults) -> Card:
     )
 
 
-def _path(table: Sequence[Row], variant: str) -> list[str]:
-    ancestors = lineage.ancestors({row.variant: row.parent for row in table}, variant)
-    return [name for name in reversed([variant, *ancestors]) if name != TEACHER]
-
-
 def _metadata(name: str, results: RunResults) -> ModelCardData:
     statements, data, table, task = results.statements, results.data, results.table, results.task
     tags = [results.student["architecture"], *(TAGS[row.op] for row in table)]
@@ -173,7 +196,7 @@ def _metadata(name: str, results: RunResults) -> ModelCardData:
         tags=["image-classification", "onnx", *tags],
         metrics=[METRIC_IDS[task.metric]],
         model_name=_embedded(name),
-        eval_results=[_evaluation(row, data, task) for row in table],
+        eval_results=[_evaluation(results.closest, data, task)],
     )
 
 
@@ -212,14 +235,14 @@ def _embedded(text: str) -> str:
 
 
 def _missing(key: str) -> Markdown:
-    return Markdown(f"Not provided (set `card.{key}`).")
+    return Markdown(f"not provided (set `card.{key}`)")
 
 
 def _settings(teacher: Part, model_cards: Sequence[Part]) -> Markdown:
     """The settings of every training, as YAML."""
     settings: dict[str, Any] = {TEACHER: teacher["settings"]}
     for card in model_cards:
-        applied = card["settings"]
+        applied = {key: value for key, value in card["settings"].items() if key not in LONG_SETTINGS}
         if applied.get("method") == "ptq":
             applied = {key: applied[key] for key in PTQ_SETTINGS}
         settings[card["variant"]] = {"parent": card["parent"], "op": card["op"], **applied}
