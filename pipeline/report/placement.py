@@ -44,10 +44,13 @@ LABEL_LIMIT = 12
 """Greatest number of labels that are placed beside their marks; more are placed in a column."""
 
 DIRECTIONS = (
-    *((0.8, 0.6), (-0.8, 0.6), (0.8, -0.6), (-0.8, -0.6), (0.0, 1.0), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0)),
+    *((0.8, 0.6), (-0.8, 0.6), (0.8, -0.6), (-0.8, -0.6), (1.0, 0.0), (-1.0, 0.0)),
     *((0.95, 0.3), (-0.95, 0.3), (0.95, -0.3), (-0.95, -0.3)),
 )
-"""Directions from a mark to its label, preferred ones first."""
+"""Directions from a mark to the nearest corner, or to the middle of the nearest edge, of its label."""
+
+SHARES = (0.5, 0.3, 0.7, 0.15, 0.85)
+"""Shares of a label that lie to the left of its mark, for labels above and below it."""
 
 GAPS = (3, 8, 15, 24, 36, 50, 66, 84, 104, 130)
 """Distances between the edge of a mark and its label that are tried, in units of the chart."""
@@ -61,6 +64,9 @@ CLEARLY = 1.3
 SOFT, LEADER, CROSSED = 0.3, 60.0, 40.0
 """Costs of a label: per unit of area of lines that it covers, for a line that joins it to its mark, and for
 each mark or line that this line crosses."""
+
+UPRIGHT = 6.0
+"""Least sideways extent of a line that joins a label to its mark: an upright one looks like an interval."""
 
 SHUFFLES = 6
 """Number of orders in which labels are placed if the first one leaves lines."""
@@ -178,8 +184,7 @@ def _candidates(
     radius = (marks[number].x1 - marks[number].x0) / 2
     others = [other for place, other in enumerate(points) if place != number]
     for gap in GAPS:
-        for direction in DIRECTIONS:
-            box = _beside(point, radius + gap, direction, size)
+        for box in _around(point, radius + gap, size, frame):
             inside = frame.x0 <= box.x0 and frame.y0 <= box.y0 and box.x1 <= frame.x1 and box.y1 <= frame.y1
             if not inside or any(overlap(box.padded(1), mark) for mark in marks):
                 continue
@@ -188,6 +193,8 @@ def _candidates(
             cost = gap + SOFT * sum(overlap(box, line) for line in soft)
             if joined:
                 line = leader(point, box)
+                if abs(line[1][0] - point[0]) < UPRIGHT:
+                    continue
                 crossed = sum(
                     crosses(line, mark) for other, mark in zip(points, marks, strict=True) if other != point
                 )
@@ -229,11 +236,15 @@ def _placed(
     return total, [placed[number] for number in range(len(points))]
 
 
-def _beside(point: Point, distance: float, direction: tuple[float, float], size: tuple[float, float]) -> Box:
-    """The box of a label whose nearest corner, or middle of an edge, lies in a direction from the point."""
+def _around(point: Point, distance: float, size: tuple[float, float], frame: Box) -> Iterator[Box]:
+    """Boxes of a label at a distance from a point: beside it, above it and below it."""
     (x, y), (width, height) = point, size
-    across, down = distance * direction[0], distance * direction[1]
-    x0 = x + across - (width / 2 if across == 0 else width if across < 0 else 0)
-    slanted = abs(direction[1]) >= 0.6
-    y0 = y + down - (height / 2 if not slanted else height if down < 0 else 0)
-    return Box(x0, y0, x0 + width, y0 + height)
+    for across, down in DIRECTIONS:
+        x0 = x + across * distance - (width if across < 0 else 0)
+        slanted = abs(down) >= 0.6
+        y0 = y + down * distance - (height / 2 if not slanted else height if down < 0 else 0)
+        yield Box(x0, y0, x0 + width, y0 + height)
+    for y0 in (y - distance - height, y + distance):
+        for share in SHARES:
+            x0 = max(frame.x0, min(x - share * width, frame.x1 - width))
+            yield Box(x0, y0, x0 + width, y0 + height)

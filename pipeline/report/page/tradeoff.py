@@ -16,15 +16,18 @@ LINE = 17.0
 """Height of a line at the largest text size, by which labels are kept apart."""
 EM = 15.0
 """Largest size of the text."""
-WIDTHS = dict.fromkeys("ijl.,:;|'!", 0.34) | dict.fromkeys("frt-()/ ", 0.44) | dict.fromkeys("mwMW%@", 1.0)
+WIDTHS = (
+    dict.fromkeys("0123456789", 0.7)
+    | dict.fromkeys("ijl.,:;|'!", 0.36)
+    | dict.fromkeys("frt-()/ ", 0.44)
+    | dict.fromkeys("mwMW%@", 1.0)
+)
 """Widths of letters in ems in a wide font, bold; others have ``WIDTH``, or ``CAPITAL``."""
 WIDTH, CAPITAL = 0.7, 0.86
 MARK_NAME, COLUMN_NAME = 26, 18
 """Greatest number of letters of a name beside a mark, and of one in a column; the tooltip has all of it."""
 RADIUS, RING = 8.0, 11.0
 """Half the width of a mark, and of the recommended one with its ring."""
-STAR = " \N{BLACK STAR}"
-"""What follows the name of the recommended variant."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,8 @@ class Mark:
 
     @property
     def radius(self) -> float:
+        """Half its width."""
         return RING if self.recommended else RADIUS
-
-    def label(self, most: int) -> str:
-        """The name in at most ``most`` letters, with a star at the recommended one."""
-        return shortened(self.name, most) + (STAR if self.recommended else "")
 
 
 def tradeoff(
@@ -84,13 +84,13 @@ def tradeoff(
     x, y = Scale(0, most, left, width - right), Scale(low, high, height - bottom, top)
     labels = _beside_marks(marks, x, y, None if line is None else line[1])
     if labels is None:
-        names = max(text_width(mark.label(COLUMN_NAME)) for mark in marks)
+        names = max(text_width(shortened(mark.name, COLUMN_NAME)) for mark in marks)
         height = max(height, top + bottom + LINE * len(marks))
         right += names + 34
         x, y = Scale(0, 1.05 * most / 1.2, left, width - right), Scale(low, high, height - bottom, top)
         labels = placement.column(
             [(x(mark.x), y(mark.y)) for mark in marks],
-            [(text_width(mark.label(COLUMN_NAME)), LINE - 1) for mark in marks],
+            [(text_width(shortened(mark.name, COLUMN_NAME)), LINE - 1) for mark in marks],
             left=width - names,
             top=top,
             bottom=height - bottom,
@@ -110,9 +110,8 @@ def tradeoff(
         # The name of the level stands above the frame, where no mark can lie.
         name, level = line
         parts.append(across(left, width - right, y(level), "level"))
-        parts.append(text(width, 14, name, "end"))
-        sample = width - text_width(name) - 4
-        parts.append(across(sample - 24, sample, 10, "level"))
+        parts.append(text(width - 32, 14, name, "end"))
+        parts.append(across(width - 24, width, 10, "level"))
     drawn = list(zip(marks, labels, strict=True))
     parts += [_leader(x(mark.x), y(mark.y), label.box) for mark, label in drawn if label.leader]
     # The recommended mark is drawn last, above others.
@@ -127,7 +126,7 @@ def _beside_marks(marks: Sequence[Mark], x: Scale, y: Scale, level: float | None
         soft.append(Box(x.start, y(level) - 2, x.end, y(level) + 2))
     return placement.settle(
         [(x(mark.x), y(mark.y)) for mark in marks],
-        [(text_width(mark.label(MARK_NAME)), LINE) for mark in marks],
+        [(text_width(shortened(mark.name, MARK_NAME)), LINE) for mark in marks],
         radii=[mark.radius for mark in marks],
         soft=soft,
         frame=Box(x.start, y.end, x.end, y.start),
@@ -168,7 +167,7 @@ def _mark(mark: Mark, x: float, y: float, lo: float, hi: float, label: Label, le
         f'data-variant="{for_html(mark.name)}" data-front="{str(mark.front).lower()}" tabindex="0">'
         f"<title>{for_html(mark.note)}</title>"
         f'<path class="interval" d="M{x:.1f} {lo:.1f}V{hi:.1f}"/>{shape}'
-        f"{text(at, box.y1 - 4, mark.label(letters), anchor, 'name')}</g>"
+        f"{text(at, box.y1 - 4, shortened(mark.name, letters), anchor, 'name')}</g>"
     )
 
 
