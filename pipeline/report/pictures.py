@@ -8,6 +8,7 @@ from markupsafe import Markup
 from pipeline.report import tables
 from pipeline.report.figures import figure, span
 from pipeline.report.page import charts
+from pipeline.report.page import tradeoff as chart
 from pipeline.report.results import RunResults
 from pipeline.report.tables import Cost
 from pipeline.selection.table import TEACHER
@@ -24,7 +25,7 @@ def tradeoff(results: RunResults, kind: Cost) -> Markup:
     metric = results.task.words
     front = tables.front(results.table, kind)
     marks = [
-        charts.Mark(
+        chart.Mark(
             name=row.variant,
             x=tables.cost(row, kind),
             y=100 * row.score,
@@ -34,11 +35,13 @@ def tradeoff(results: RunResults, kind: Cost) -> Markup:
             front=row.variant in front,
             note=f"{row.variant}: {metric} {figure(row.score, '%')} "
             f"({span(row.score_lo, row.score_hi, '%')}), "
-            f"{tables.cost(row, kind):.2f} {UNITS[kind]}, {row.verdict}ed",
+            f"{tables.cost(row, kind):.2f} {UNITS[kind]}, {row.verdict}ed"
+            f"{', recommended' if row is results.best else ''}",
+            recommended=row is results.best,
         )
         for row in results.table
     ]
-    return charts.tradeoff(
+    return chart.tradeoff(
         marks,
         title=f"{metric} against {kind}",
         x_label=LABELS[kind],
@@ -55,6 +58,4 @@ def tradeoffs(results: RunResults) -> list[Markup]:
 
 def overview(results: RunResults) -> str:
     """Both trade-offs as one SVG file."""
-    return charts.standalone(
-        tradeoffs(results), charts.TRADEOFF_SIZE, f"{results.task.words} against latency and size"
-    )
+    return charts.standalone(tradeoffs(results), f"{results.task.words} against latency and size")

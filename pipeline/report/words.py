@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.report.evidence import Part
 from pipeline.report.figures import figure
+from pipeline.selection.table import TEACHER
 from pipeline.tasks import SINGLE_LABEL, Task
 
 SNIPPET = """\
@@ -102,6 +103,36 @@ def flips(change: Part) -> str:
         f"{counted(counts['lost'], 'image')} became wrong and {figure(counts['gained'])} became correct; "
         f"{figure(counts['agreement'], '%', 1)} of the answers are identical to those of {change['parent']}."
     )
+
+
+def verdict(change: Part) -> str:
+    """The verdict of the gate in one sentence, with what decided it.
+
+    Args:
+        change: a variant's part of ``comparison``.
+    """
+    parent = "its teacher" if change["parent"] == TEACHER else change["parent"]
+    limits = change["limits"]
+    allowed = figure(limits["max_drop"], "gap", 0 if 100 * limits["max_drop"] % 1 == 0 else 1)
+    estimate = figure(change["delta"], "points")
+    least = figure(max(0.0, -change["lo"]), "gap", 2)
+    if change["verdict"] == "accept":
+        return (
+            f"Accepted: {estimate} against {parent}, and not more than {least} lost with 95 % confidence; "
+            f"the limit is {allowed}."
+        )
+    worst = min((of for of in change["classes"] if of["worse"]), key=lambda of: of["delta"], default=None)
+    if change["lo"] < -limits["max_drop"]:
+        return (
+            f"Rejected: {estimate} against {parent}, and up to {least} may be lost; the limit is {allowed}."
+        )
+    if worst and worst["delta"] < -limits["max_class_drop"]:
+        return (
+            f"Rejected: the {'class' if change.get('flips') else 'attribute'} "
+            f"{worst['label']} changes by {figure(worst['delta'], 'points')} against {parent}; "
+            f"the limit is a loss of {figure(limits['max_class_drop'], 'gap', 0)}."
+        )
+    return change["reason"]
 
 
 def third(column: str, name: str, names: Sequence[str]) -> str:

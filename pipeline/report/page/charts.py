@@ -5,6 +5,7 @@ the page sets the size of the text.
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,33 +14,11 @@ from typing import Literal
 from markupsafe import Markup
 
 from pipeline.escaping import for_html
-from pipeline.report.placement import Box, settle
 
-LETTER, LINE = 8.4, 17.0
-"""Width of a letter and height of a line at the largest text size, by which labels are kept apart."""
-NEAR = 18.0
-"""Distance of a label from its point up to which no line has to connect them."""
-NAME = 56
+BAR_NAME = 56
 """Greatest number of letters of a name above a bar; the tooltip has the whole name."""
-TRADEOFF_SIZE = 460.0, 360.0
-"""Width and height of a trade-off chart."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """One variant in a trade-off chart."""
-
-    name: str
-    x: float
-    y: float
-    lo: float
-    hi: float
-    """Upper end of the interval of ``y``; ``lo`` is its lower end."""
-    kind: Literal["accept", "reject"]
-    front: bool
-    """Whether the variant is on the Pareto front."""
-    note: str
-    """Text of the tooltip."""
+VIEW_BOX = re.compile(r'viewBox="0 0 (\S+) (\S+)"')
+"""Width and height of a chart."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +45,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """A linear map from values to coordinates."""
 
     low: int | float
@@ -78,87 +57,31 @@ class _Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def tradeoff(
-    marks: Sequence[Mark],
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-    line: tuple[str, float] | None = None,
-    ceiling: float = math.inf,
-) -> Markup:
-    """Score (upwards) against cost (to the right); the Pareto front borders the shaded area.
-
-    Args:
-        marks: the variants.
-        title: label for screen readers.
-        x_label: name and unit of the cost.
-        y_label: name and unit of the score.
-        line: name and value of a level to compare with.
-        ceiling: greatest possible value of ``y``.
-    """
-    (width, height), left, right, top, bottom = TRADEOFF_SIZE, 40.0, 12.0, 30.0, 46.0
-    lows, highs = [mark.lo for mark in marks], [mark.hi for mark in marks]
-    if line is not None:
-        lows.append(line[1])
-        highs.append(line[1])
-    room = max(0.2, 0.08 * (max(highs) - min(lows)))
-    x = _Scale(0, 1.2 * max(mark.x for mark in marks), left, width - right)
-    y = _Scale(min(lows) - room, min(max(highs) + room, ceiling), height - bottom, top)
-    parts = [_text(0, 14, y_label)]
-    for value in ticks(y.low, y.high, 7):
-        parts.append(_across(left, width - right, y(value)))
-        parts.append(_text(left - 8, y(value) + 4.5, f"{value:g}", "end"))
-    for value in ticks(x.low, x.high, 5):
-        parts.append(_text(x(value), height - bottom + 19, f"{value:g}", "middle"))
-    parts.append(_text((left + width - right) / 2, height - 5, x_label, "middle"))
-    parts.append(f'<path class="front" d="{_front(marks, x, y, width - right, height - bottom)}"/>')
-    hard = [Box(x(m.x) - 8, y(m.y) - 8, x(m.x) + 8, y(m.y) + 8) for m in marks]
-    soft = [Box(x(m.x) - 3, y(m.hi), x(m.x) + 3, y(m.lo)) for m in marks]
-    if line is not None:
-        name, level = line
-        at = y(level)
-        parts.append(_across(left, width - right, at, "level"))
-        parts.append(_text(width - right, at - 5, name, "end"))
-        hard.append(Box(width - right - LETTER * len(name), at - LINE, width - right, at))
-        soft.append(Box(left, at - 2, width - right, at + 2))
-    labels = settle(
-        [(x(m.x), y(m.y)) for m in marks],
-        [(LETTER * len(m.name), LINE) for m in marks],
-        hard=hard,
-        soft=soft,
-        frame=Box(left, top, width - right, height - bottom),
-    )
-    for mark, box in zip(marks, labels, strict=True):
-        parts.append(_mark(mark, x(mark.x), y(mark.y), y(mark.lo), y(mark.hi), box))
-    return _svg(parts, width, height, title)
-
-
 def curves(panels: Sequence[Series], *, title: str, x_label: str) -> Markup:
     """Panels above each other that share the horizontal axis."""
     width, panel, left, right, bottom = 320.0, 124.0, 36.0, 6.0, 40.0
     height = panel * len(panels) + bottom
     ends = [point[0] for series in panels for point in series.points]
-    x = _Scale(min(0.0, *ends), max(ends), left, width - right)
+    x = Scale(min(0.0, *ends), max(ends), left, width - right)
     parts = []
     for number, series in enumerate(panels):
         values = [value for _, value in series.points]
         margin = 0.12 * (max(values) - min(values)) or 0.5
         base = panel * (number + 1)
-        y = _Scale(min(values) - margin, max(values) + margin, base - 8, base - panel + 34)
-        parts.append(_text(0, base - panel + 13, series.label))
-        parts.append(_text(width - right, base - panel + 13, series.last, "end", "name"))
+        y = Scale(min(values) - margin, max(values) + margin, base - 8, base - panel + 34)
+        parts.append(text(0, base - panel + 13, series.label))
+        parts.append(text(width - right, base - panel + 13, series.last, "end", "name"))
         for value in ticks(y.low, y.high, 3):
-            parts.append(_across(left, width - right, y(value)))
-            parts.append(_text(left - 6, y(value) + 4, f"{value:g}", "end"))
+            parts.append(across(left, width - right, y(value)))
+            parts.append(text(left - 6, y(value) + 4, f"{value:g}", "end"))
         places = [(x(at), y(value)) for at, value in series.points]
         parts.append(f'<path class="curve {series.kind}" d="{_path(places)}"/>')
         if len(places) < 15:
             parts += [f'<circle class="{series.kind}" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in places]
     for value in ticks(x.low, x.high, 5):
-        parts.append(_text(x(value), height - bottom + 16, f"{value:g}", "middle"))
-    parts.append(_text((left + width - right) / 2, height - 5, x_label, "middle"))
-    return _svg(parts, width, height, title)
+        parts.append(text(x(value), height - bottom + 16, f"{value:g}", "middle"))
+    parts.append(text((left + width - right) / 2, height - 5, x_label, "middle"))
+    return svg(parts, width, height, title)
 
 
 def calibration(bins: Sequence[tuple[int | float, int | float, int]], *, title: str) -> Markup:
@@ -170,13 +93,13 @@ def calibration(bins: Sequence[tuple[int | float, int | float, int]], *, title: 
     """
     side, left, top, bottom = 200.0, 34.0, 6.0, 42.0
     width, height = left + side + 6, top + side + bottom
-    x, y = _Scale(0, 1, left, left + side), _Scale(0, 1, top + side, top)
+    x, y = Scale(0, 1, left, left + side), Scale(0, 1, top + side, top)
     most = max(count for _, _, count in bins)
     parts = []
     for value in (0, 0.5, 1):
-        parts.append(_across(left, left + side, y(value)))
-        parts.append(_text(left - 6, y(value) + 4, f"{100 * value:g}", "end"))
-        parts.append(_text(x(value), top + side + 16, f"{100 * value:g}", "middle"))
+        parts.append(across(left, left + side, y(value)))
+        parts.append(text(left - 6, y(value) + 4, f"{100 * value:g}", "end"))
+        parts.append(text(x(value), top + side + 16, f"{100 * value:g}", "middle"))
     parts.append(f'<path class="level" d="M{x(0):.1f} {y(0):.1f}L{x(1):.1f} {y(1):.1f}"/>')
     for confidence, accuracy, count in bins:
         radius = 1.5 + 6 * math.sqrt(count / most)
@@ -185,8 +108,8 @@ def calibration(bins: Sequence[tuple[int | float, int | float, int]], *, title: 
             f"accuracy {100 * accuracy:.1f} %</title>"
             f'<circle cx="{x(confidence):.1f}" cy="{y(accuracy):.1f}" r="{radius:.1f}"/></g>'
         )
-    parts.append(_text(left + side / 2, height - 4, "confidence, %", "middle"))
-    return _svg(parts, width, height, title)
+    parts.append(text(left + side / 2, height - 4, "confidence, %", "middle"))
+    return svg(parts, width, height, title)
 
 
 def strip(shades: Sequence[int | float], *, title: str) -> Markup:
@@ -195,7 +118,7 @@ def strip(shades: Sequence[int | float], *, title: str) -> Markup:
         f'<rect x="{15 * place}" width="13" height="13" rx="2" fill-opacity="{max(0.06, shade):.2f}"/>'
         for place, shade in enumerate(shades)
     )
-    return _svg(squares, 15 * len(shades) - 2, 13, title, "strip")
+    return svg(squares, 15 * len(shades) - 2, 13, title, "strip")
 
 
 def bars(rows: Sequence[Bar], *, title: str, unit: str) -> Markup:
@@ -204,20 +127,20 @@ def bars(rows: Sequence[Bar], *, title: str, unit: str) -> Markup:
     height = row * len(rows) + 26
     lows, highs = [bar.lo for bar in rows], [bar.hi for bar in rows]
     room = 0.06 * (max(highs) - min(lows)) or 0.5
-    x = _Scale(min(lows) - room, max(highs) + room, margin, width - margin)
+    x = Scale(min(lows) - room, max(highs) + room, margin, width - margin)
     parts = []
     for value in ticks(x.low, x.high, 5):
         parts.append(f'<path class="grid" d="M{x(value):.1f} 4V{height - 22:g}"/>')
-        parts.append(_text(x(value), height - 6, f"{value:g}{unit}", "middle"))
+        parts.append(text(x(value), height - 6, f"{value:g}{unit}", "middle"))
     for number, bar in enumerate(rows):
         at = row * number + 16
         parts.append(
             f'<g class="accept"><title>{for_html(f"{bar.name}: {bar.note}")}</title>'
-            f"{_text(0, at, _shortened(bar.name, NAME), kind='name')}"
-            f"{_across(x(bar.lo), x(bar.hi), at + 12, 'interval')}"
+            f"{text(0, at, shortened(bar.name, BAR_NAME), kind='name')}"
+            f"{across(x(bar.lo), x(bar.hi), at + 12, 'interval')}"
             f'<circle cx="{x(bar.value):.1f}" cy="{at + 12:g}" r="5"/></g>'
         )
-    return _svg(parts, width, height, title)
+    return svg(parts, width, height, title)
 
 
 def dots(
@@ -241,23 +164,23 @@ def dots(
     height = top + row * len(rows) + bottom
     values = [100 * value for value in (*(v for _, of in rows for v in of), level[1])]
     room = 0.04 * (max(values) - min(values)) or 0.5
-    x = _Scale(min(values) - room, max(values) + room, left, width - right)
+    x = Scale(min(values) - room, max(values) + room, left, width - right)
     parts = []
     shades = [round((number + 1) / len(series), 2) for number in range(len(series))]
     step = width / len(series)
     for number, (name, shade) in enumerate(zip(series, shades, strict=True)):
         at = step * number + 7
         parts.append(f'<circle class="accept" fill-opacity="{shade}" cx="{at:.1f}" cy="10" r="5"/>')
-        parts.append(_text(at + 10, 14.5, name))
+        parts.append(text(at + 10, 14.5, name))
     for value in ticks(x.low, x.high, 5):
         parts.append(f'<path class="grid" d="M{x(value):.1f} {top:g}V{height - bottom:g}"/>')
-        parts.append(_text(x(value), height - bottom + 17, f"{value:g}", "middle"))
-    parts.append(_text((left + width - right) / 2, height - 4, x_label, "middle"))
+        parts.append(text(x(value), height - bottom + 17, f"{value:g}", "middle"))
+    parts.append(text((left + width - right) / 2, height - 4, x_label, "middle"))
     name, value = level
     at = x(100 * value)
     parts.append(f'<path class="level" d="M{at:.1f} {top - 10:g}V{height - bottom:g}"/>')
     leftmost = at < (left + width - right) / 2
-    parts.append(_text(at, top - 14, name, "start" if leftmost else "end"))
+    parts.append(text(at, top - 14, name, "start" if leftmost else "end"))
     for number, (name, scores) in enumerate(rows):
         at = top + row * (number + 0.5)
         ends = x(100 * min(scores)), x(100 * max(scores))
@@ -267,10 +190,10 @@ def dots(
             for score, shade in zip(scores, shades, strict=True)
         )
         parts.append(
-            f'<g class="accept"><title>{for_html(f"{name}: {note}")}</title>{_text(0, at + 4.5, name)}'
-            f"{_across(*ends, at, 'interval')}{marks}</g>"
+            f'<g class="accept"><title>{for_html(f"{name}: {note}")}</title>{text(0, at + 4.5, name)}'
+            f"{across(*ends, at, 'interval')}{marks}</g>"
         )
-    return _svg(parts, width, height, title)
+    return svg(parts, width, height, title)
 
 
 def ticks(low: int | float, high: int | float, count: int) -> list[float]:
@@ -283,24 +206,21 @@ def ticks(low: int | float, high: int | float, count: int) -> list[float]:
     return [round(step * number, digits) + 0.0 for number in range(first, last + 1)]
 
 
-def standalone(charts: Sequence[Markup], size: tuple[float, float], title: str) -> str:
-    """An SVG file with charts of one size side by side, which needs no page and no style sheet.
+def standalone(charts: Sequence[Markup], title: str) -> str:
+    """An SVG file with charts side by side, which needs no page and no style sheet.
 
     Args:
         charts: the charts.
-        size: width and height of each.
         title: label for screen readers.
     """
-    width, height = size
-    gap, margin = 36.0, 14.0
-    total = 2 * margin + len(charts) * (width + gap) - gap, 2 * margin + height
-    places = [margin + number * (width + gap) for number in range(len(charts))]
-    inside = "".join(
-        str(chart).replace(
-            "<svg ", f'<svg x="{x:g}" y="{margin:g}" width="{width:g}" height="{height:g}" ', 1
-        )
-        for x, chart in zip(places, charts, strict=True)
-    )
+    gap, margin, inside = 36.0, 14.0, ""
+    at, tallest = margin, 0.0
+    for chart in charts:
+        width, height = (float(side) for side in VIEW_BOX.findall(chart)[0])
+        place = f'<svg x="{at:g}" y="{margin:g}" width="{width:g}" height="{height:g}" '
+        inside += str(chart).replace("<svg ", place, 1)
+        at, tallest = at + width + gap, max(tallest, height)
+    total = at - gap + margin, tallest + 2 * margin
     style = files("pipeline.report.page").joinpath("charts.css").read_text()
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{for_html(title)}" '
@@ -310,55 +230,19 @@ def standalone(charts: Sequence[Markup], size: tuple[float, float], title: str) 
     )
 
 
-def _front(marks: Sequence[Mark], x: _Scale, y: _Scale, right: float, bottom: float) -> str:
-    """Border of the area that the Pareto front dominates."""
-    path = ""
-    for mark in sorted((mark for mark in marks if mark.front), key=lambda mark: mark.x):
-        start = f"H{x(mark.x):.1f}" if path else f"M{x(mark.x):.1f} {bottom:g}"
-        path += f"{start}V{y(mark.y):.1f}"
-    return f"{path}H{right:g}V{bottom:g}Z"
+def text(x: int | float, y: int | float, content: str, anchor: str = "start", kind: str = "muted") -> str:
+    """An element of text."""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{for_html(content)}</text>'
 
 
-def _mark(mark: Mark, x: float, y: float, lo: float, hi: float, box: Box) -> str:
-    shape = (
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
-        if mark.kind == "accept"
-        # Verdicts differ in shape as well, for prints without colour.
-        else f'<path d="M{x:.1f} {y - 8:.1f}l8 8l-8 8l-8-8z"/>'
-    )
-    # The label is anchored on the side of its point, so that it stays there in other fonts.
-    middle = (box.x0 + box.x1) / 2
-    anchor, at = (
-        ("middle", x) if abs(middle - x) < 1 else ("start", box.x0) if middle > x else ("end", box.x1)
-    )
-    return (
-        f'<g class="mark {mark.kind}" data-variant="{for_html(mark.name)}" '
-        f'data-front="{str(mark.front).lower()}" tabindex="0">'
-        f"<title>{for_html(mark.note)}</title>"
-        f'<path class="interval" d="M{x:.1f} {lo:.1f}V{hi:.1f}"/>{_leader(x, y, box)}{shape}'
-        f"{_text(at, box.y1 - 4, mark.name, anchor, 'name')}</g>"
-    )
-
-
-def _leader(x: float, y: float, box: Box) -> str:
-    """A thin line from a point to its label, if the label is far away."""
-    end_x, end_y = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
-    if math.hypot(end_x - x, end_y - y) < NEAR:
-        return ""
-    return f'<path class="leader" d="M{x:.1f} {y:.1f}L{end_x:.1f} {end_y:.1f}"/>'
-
-
-def _text(x: int | float, y: int | float, text: str, anchor: str = "start", kind: str = "muted") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{for_html(text)}</text>'
-
-
-def _shortened(text: str, most: int) -> str:
+def shortened(text: str, most: int) -> str:
     """The text, or its beginning and its end."""
     half = most // 2
     return text if len(text) <= most else f"{text[: most - half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}"
 
 
-def _across(start: float, end: float, y: float, kind: str = "grid") -> str:
+def across(start: float, end: float, y: float, kind: str = "grid") -> str:
+    """A line from left to right."""
     return f'<path class="{kind}" d="M{start:.1f} {y:.1f}H{end:.1f}"/>'
 
 
@@ -366,9 +250,18 @@ def _path(places: Iterable[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
 
 
-def _svg(
+def svg(
     parts: Iterable[str], width: int | float, height: int | float, title: str, kind: str = "chart"
 ) -> Markup:
+    """A chart from its elements.
+
+    Args:
+        parts: the elements, in the order in which they are drawn.
+        width: width of the ``viewBox``.
+        height: height of the ``viewBox``.
+        title: label for screen readers.
+        kind: class of the chart.
+    """
     inside = "".join(parts)
     return Markup(
         f'<svg class="{kind}" role="img" aria-label="{for_html(title)}" viewBox="0 0 {width:g} {height:g}">'

@@ -31,6 +31,7 @@ def facts(results: RunResults) -> Sequence[tuple[str, str]]:
             "in two splits",
             f"{words.counted(leaked, 'image')}, removed from train or val" if leaked else "no image",
         ),
+        *([("notes", "; ".join(data["notes"]))] if data.get("notes") else []),
         ("license", data["license"]),
         ("SHA-256 of the data", data["data_sha256"]),
         ("teacher", f"{teacher['origin']}, {teacher['input']['size']} px"),

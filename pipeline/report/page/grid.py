@@ -1,7 +1,7 @@
 """Tables and pictures with captions, from which the sections of the page are made."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -63,6 +63,18 @@ class Figure:
     """Second line of text, in small print."""
     table: Grid | None = None
     """The values of the chart."""
+
+
+def led_by(grid: Grid | None, variant: str) -> Grid | None:
+    """The table with the column of this variant first, if it has one."""
+    if grid is None or variant not in grid.columns:
+        return grid
+    order = sorted(range(len(grid.columns)), key=lambda place: grid.columns[place] != variant)
+    return replace(
+        grid,
+        columns=[grid.columns[place] for place in order],
+        rows=[(header, [cells[place] for place in order]) for header, cells in grid.rows],
+    )
 
 
 def shade_of_loss(value: int | float, clean: int | float) -> int:

@@ -18,11 +18,12 @@ def groups(results: RunResults) -> list[Figure]:
         names = [group["group"] for group in shipped["groups"]]
         bars = [
             charts.Bar(
-                name=f"{words.group(part['column'], group['group'], names)}, n = {figure(group['n'])}",
+                name=f"{words.third(part['column'], group['group'], names)}, {figure(group['n'])} images",
                 value=100 * group["score"],
                 lo=100 * group["lo"],
                 hi=100 * group["hi"],
-                note=f"{figure(group['score'], '%')}, 95 % CI {span(group['lo'], group['hi'], '%')}",
+                note=f"{words.spaced(part['column'])} {group['group']}: {figure(group['score'], '%')}, "
+                f"95 % CI {span(group['lo'], group['hi'], '%')}",
             )
             for group in shown
         ]

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -12,18 +13,25 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.escaping import visible
-from pipeline.lineage import REFERENCE
-from pipeline.models.histories import continued, seconds
 from pipeline.report import findings, pictures, words
 from pipeline.report.evidence import Part
 from pipeline.report.figures import figure, span
-from pipeline.report.page import charts, costs, data, explanations, groups, robustness, scores, sensitivity
+from pipeline.report.page import (
+    costs,
+    data,
+    explanations,
+    groups,
+    robustness,
+    scores,
+    sensitivity,
+    training,
+)
 from pipeline.report.page.explanations import Explanations
-from pipeline.report.page.grid import Figure, Grid
+from pipeline.report.page.grid import Figure, Grid, led_by
+from pipeline.report.page.recommendation import Recommendation, recommendation
 from pipeline.report.page.scores import Verdict
 from pipeline.report.results import RunResults, VariantResults
 from pipeline.selection.table import TEACHER, Row
-from pipeline.tasks import METRICS
 
 Facts = Sequence[tuple[str, str]]
 
@@ -32,17 +40,6 @@ BREAK = re.compile(r"(?<=\d) (?=(?:%|MB|KB|M|ms|s|px|Wh|mWh|g|mg|mJ|points?)(?![
 
 SHOWN_REJECTED = 50
 """Greatest number of rejected files that are listed."""
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One large figure at the top of the page."""
-
-    name: str
-    """Stable name of the figure."""
-    label: str
-    value: str
-    small: str
 
 
 @dataclass(frozen=True)
@@ -73,16 +70,11 @@ class Page:
     """Everything that ``page.html`` shows."""
 
     kicker: str
-    title: str
-    lead: str
-    budget: str
-    """The variant that the budget picks, and why; or why none is picked."""
-    headlines: Sequence[Headline]
+    recommendation: Recommendation
     task: str
     """Name of the metric."""
     nouns: str
     gate: str
-    best: Row | None
     shipped: Row
     """The best variant, or the one that comes closest to the budget."""
     tradeoffs: Sequence[Markup]
@@ -91,6 +83,9 @@ class Page:
     export_check: Grid | None
     classes: Grid
     mistakes: Sequence[Part]
+    confusions: Sequence[tuple[str, Grid]]
+    """Variant and its confusion matrix, the shipped variant first; none among attributes."""
+    robustness_advice: Sequence[str]
     corruptions: Grid | None
     adversarial: Grid | None
     out_of_distribution: Grid | None
@@ -101,6 +96,9 @@ class Page:
     sensitivity: Sequence[Figure]
     sensitivity_note: str
     curves: Sequence[Figure]
+    trainings: Sequence[str]
+    """One sentence for each training that is too short for a curve."""
+    pruning: Sequence[Grid]
     test_images: str
     val_images: str
     facts: Facts
@@ -163,112 +161,51 @@ def _page(results: RunResults) -> Page:
     about, evidence, task = results.data, results.evidence, results.task
     noise = results.benchmark.get("noise", {})
     hidden = len(about["rejected"]) - SHOWN_REJECTED
+    shipped = results.closest.variant
+    led = partial(led_by, variant=shipped)
     return Page(
         kicker=f"Distillery report · {words.data_name(about)} · "
         f"{words.counted(len(about['classes']), words.noun(task), words.noun(task, 2))}",
-        title=_title(results),
-        lead=_lead(results),
-        budget=words.sentence(results.choice.reason),
-        headlines=_headlines(results),
+        recommendation=recommendation(results),
         task=task.words,
         nouns=words.noun(task, 2),
         gate="A variant is rejected when its interval reaches below the limit of its step (dashed line), "
         "because a greater loss cannot be ruled out then, or when a class is shown to lose more than is "
         "allowed.",
-        best=results.best,
         shipped=results.closest,
         tradeoffs=pictures.tradeoffs(results),
-        lines=_lines(results),
-        verdicts=scores.verdicts(results),
-        export_check=scores.export_check(results),
-        classes=scores.classes(results),
+        lines=sorted(_lines(results), key=lambda line: line.row.variant != shipped),
+        verdicts=sorted(scores.verdicts(results), key=lambda verdict: verdict.variant != shipped),
+        export_check=led(scores.export_check(results)),
+        classes=led(scores.classes(results)),
         mistakes=findings.mistakes(results.closest_results),
-        corruptions=robustness.corruptions(evidence),
+        confusions=scores.confusions(results),
+        robustness_advice=robustness.advice(evidence, shipped),
+        corruptions=led(robustness.corruptions(evidence)),
         adversarial=robustness.adversarial(evidence),
-        out_of_distribution=robustness.out_of_distribution(evidence),
+        out_of_distribution=led(robustness.out_of_distribution(evidence)),
         groups=groups.groups(results),
-        gaps=groups.gaps(results),
+        gaps=led(groups.gaps(results)),
         calibrations=scores.calibrations(results),
         explanations=explanations.explanations(results),
         sensitivity=sensitivity.pictures(evidence.sensitivity),
         sensitivity_note=sensitivity.note(evidence.sensitivity),
-        curves=_curves(results),
+        curves=training.curves(results),
+        trainings=training.sentences(results),
+        pruning=training.pruning(results),
         test_images=figure(about["images"]["test"]),
         val_images=figure(about["images"]["val"]),
         facts=data.facts(results),
         counts=data.counts(results),
         rejected=about["rejected"][:SHOWN_REJECTED],
         rejected_more=figure(hidden) if hidden > 0 else "",
-        latency=costs.latency(results.benchmark),
+        latency=led(costs.latency(results.benchmark)),
         noise=noise["reasons"] if noise.get("noisy") else (),
         machine=costs.machine(results.benchmark),
         energy=costs.energy(evidence.costs),
-        snippet=words.snippet(results.closest.variant),
+        snippet=words.snippet(shipped),
         size=results.student["size"],
         class_count=len(about["classes"]),
-    )
-
-
-def _title(results: RunResults) -> str:
-    """The result in one sentence."""
-    best = results.best
-    if best is None:
-        return "No variant to ship yet."
-    score = f"{figure(best.score, '%', 1)} {results.task.words}"
-    return f"Ship {best.variant}: {score}, {figure(best.size_bytes, 'MB')}, {_speed(best)}."
-
-
-def _speed(row: Row) -> str:
-    ratio = row.latency_ratio_to_fp32
-    if ratio is None or row.variant == REFERENCE:
-        return f"{figure(row.latency_ms_p50, 'ms', 1)} per image"
-    if ratio >= 1:
-        return f"{figure(ratio, 'times', 1)} faster than {REFERENCE}"
-    return f"{figure(1 / ratio, 'times', 1)} slower than {REFERENCE}"
-
-
-def _lead(results: RunResults) -> str:
-    accepted = sum(row.verdict == "accept" for row in results.table)
-    return (
-        f"Teacher: {results.teacher['origin']}, {figure(results.teacher_score, '%', 1)} "
-        f"{results.task.words}. "
-        f"{accepted} of {words.counted(len(results.table), 'variant')} "
-        f"{'is' if accepted == 1 else 'are'} accepted: shown to lose no more against "
-        f"{'its parent' if accepted == 1 else 'their parents'} than each step may lose."
-    )
-
-
-def _headlines(results: RunResults) -> Sequence[Headline]:
-    """The recommended variant in four figures; none where no variant is recommended."""
-    best, task = results.best, results.task
-    if best is None:
-        return ()
-    ratio, latency = best.latency_ratio_to_fp32, results.closest_results.latency
-    return (
-        Headline(
-            "score",
-            f"{task.words} of {best.variant}",
-            figure(best.score, "%", 1),
-            f"95 % CI {span(best.score_lo, best.score_hi, '%')}",
-        ),
-        Headline(
-            "vs-teacher",
-            "vs teacher",
-            figure(best.score - results.teacher_score, "points"),
-            f"teacher {figure(results.teacher_score, '%', 1)}",
-        ),
-        Headline(
-            "size", "file size", figure(best.size_bytes, "MB"), f"{figure(best.parameters, 'M')} parameters"
-        ),
-        Headline(
-            "latency",
-            "median latency",
-            figure(best.latency_ms_p50, "ms"),
-            "fp32 was not measured"
-            if ratio is None
-            else f"{figure(ratio, 'times')} the speed of fp32 "
-            f"({span(latency['ratio_lo'], latency['ratio_hi'], 'times')})",
-        ),
     )
 
 
@@ -333,38 +270,3 @@ def _p(value: float | None) -> str:
     if value is None:
         return ""
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
-
-
-def _curves(results: RunResults) -> list[Figure]:
-    """Loss and validation score of each training."""
-    histories = [
-        (TEACHER, results.teacher_history),
-        *((one.variant, one.history) for one in results.variants),
-    ]
-    return [
-        Figure(
-            title=name,
-            text=f"{history[-1]['epoch']:.3g} epochs, {words.duration(total)}",
-            chart=_curve(name, history),
-        )
-        for name, history, total in (
-            (name, continued(lines), seconds(lines)) for name, lines in histories if lines
-        )
-    ]
-
-
-def _curve(name: str, history: Sequence[Part]) -> Markup:
-    panels = []
-    for metric, task in METRICS.items():
-        points = _points(history, f"val_{metric}", 100)
-        if points:
-            label = f"validation {task.words}, %"
-            panels.append(charts.Series(label, points, f"{points[-1][1]:.1f}", "accept"))
-    points = _points(history, "loss", 1)
-    if points:
-        panels.append(charts.Series("loss", points, f"{points[-1][1]:.3f}", "muted"))
-    return charts.curves(panels, title=f"Training of {name}", x_label="epoch")
-
-
-def _points(history: Sequence[Part], key: str, scale: int) -> list[tuple[int | float, int | float]]:
-    return [(line["epoch"], scale * line[key]) for line in history if line.get(key) is not None]

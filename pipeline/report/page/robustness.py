@@ -1,6 +1,6 @@
 """The page's tables of corrupted, adversarial and out-of-distribution images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.report import words
@@ -8,6 +8,66 @@ from pipeline.report.evidence import Evidence, Part
 from pipeline.report.figures import figure, span
 from pipeline.report.page import charts
 from pipeline.report.page.grid import DARKEST, Cell, Grid, shade_of_loss
+
+ALARMING = 0.1
+"""Loss of accuracy, as a fraction of 1, from which a corruption or an attack deserves advice."""
+CONFIDENT = 0.05
+"""Share of images of none of the classes with a confidence of 90 % or more that deserves advice."""
+
+
+def advice(evidence: Evidence, variant: str) -> list[str]:
+    """What to do about the worst weaknesses of the shipped variant; nothing where it has none."""
+    return [
+        *_on_corruptions(evidence, variant),
+        *_on_attacks(evidence, variant),
+        *_on_foreign(evidence, variant),
+    ]
+
+
+def _on_corruptions(evidence: Evidence, variant: str) -> Iterator[str]:
+    part = evidence.corruptions
+    of = part["variants"].get(variant) if part else None
+    if not of:
+        return
+    worst = min(of["kinds"], key=lambda kind: of["kinds"][kind]["accuracy"])
+    accuracy = of["kinds"][worst]["accuracy"]
+    if of["clean"] - accuracy >= ALARMING:
+        yield (
+            f"{variant} is right on {figure(of['clean'], '%', 1)} of clean images, but on "
+            f"{figure(accuracy, '%', 1)} with {words.spaced(worst)}. If photographs like these occur in use, "
+            "add some to the training images; if not, this need not worry you."
+        )
+
+
+def _on_attacks(evidence: Evidence, variant: str) -> Iterator[str]:
+    part = evidence.adversarial
+    results = [of for of in part["results"] if of["variant"] == variant] if part else []
+    if not part or not results:
+        return
+    worst = min(results, key=lambda of: (of["radius"], of["accuracy"]))
+    if part["clean"][variant]["accuracy"] - worst["accuracy"] >= ALARMING:
+        yield (
+            f"Pixels that someone changes on purpose, by at most {worst['radius']:g} of 255 grey levels, "
+            f"leave {figure(worst['accuracy'], '%', 1)} of the answers right. Nearly every network that was "
+            "not trained against attacks behaves like this. Where somebody gains by a wrong answer, do not "
+            "rely on the classifier alone; elsewhere, ignore it."
+        )
+
+
+def _on_foreign(evidence: Evidence, variant: str) -> Iterator[str]:
+    part = evidence.out_of_distribution
+    shares = {
+        name: images["variants"][variant]["over_90"]
+        for name, images in (part["sets"] if part else {}).items()
+        if variant in images["variants"]
+    }
+    if shares and max(shares.values()) >= CONFIDENT:
+        name = max(shares, key=lambda name: shares[name])
+        yield (
+            f"{figure(shares[name], '%', 1)} of the images of {words.spaced(name)}, which show none of the "
+            "classes, get a confidence of 90 % or more. A threshold on the confidence does not keep them "
+            "out; if such images occur in use, add a class of them."
+        )
 
 
 def corruptions(evidence: Evidence) -> Grid | None:

@@ -1,6 +1,6 @@
 """The page's tables of scores: per class, verdicts, export check and calibration."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from pipeline.tasks import SINGLE_LABEL
 
 LEAST_RANGE = 0.02
 """Least difference to the parent, as a fraction of 1, that may have the strongest colour."""
+
+MATRIX = 20
+"""Greatest number of classes in a confusion matrix."""
 
 STEPS = {
     "torch_float": "PyTorch, float activations",
@@ -33,9 +36,9 @@ class Verdict:
 
     variant: str
     verdict: str
-    reason: str
+    sentence: str
     details: str
-    """The answers that changed, and the classes that became worse or better."""
+    """The gate's own reason, the answers that changed, and the classes that became worse or better."""
 
 
 def classes(results: RunResults) -> Grid:
@@ -97,7 +100,7 @@ def verdicts(results: RunResults) -> list[Verdict]:
     sentences = []
     for row in results.table:
         change = results.change(row.variant)
-        details = [words.flips(change)]
+        details = [change["reason"], words.flips(change)]
         for key, direction in (("classes_worse", "worse"), ("classes_better", "better")):
             if change[key]:
                 details.append(f"Significantly {direction}: {listed(change[key])}.")
@@ -105,11 +108,52 @@ def verdicts(results: RunResults) -> list[Verdict]:
             Verdict(
                 row.variant,
                 row.verdict,
-                change["reason"],
+                words.verdict(change),
                 " ".join(part for part in details if part),
             )
         )
     return sentences
+
+
+def confusions(results: RunResults) -> list[tuple[str, Grid]]:
+    """The confusion matrix of every variant, the shipped one first; none among attributes.
+
+    Of many classes, those with the most errors of the shipped variant are shown.
+    """
+    shipped = results.closest_results
+    if not shipped.scores.get("confusion"):
+        return []
+    counts = shipped.scores["classes"]
+    by_errors = sorted(range(len(counts)), key=lambda index: -findings.class_errors(counts[index]))
+    shown = sorted(by_errors[:MATRIX])
+    ordered = sorted(results.variants, key=lambda one: one.variant != shipped.variant)
+    return [(one.variant, _confusion(one, shown)) for one in ordered if one.scores.get("confusion")]
+
+
+def _confusion(one: VariantResults, shown: Sequence[int]) -> Grid:
+    names = [one.scores["classes"][index]["label"] for index in shown]
+    hidden = len(one.scores["classes"]) - len(shown)
+    rows = []
+    for index, name in zip(shown, names, strict=True):
+        line = one.scores["confusion"][index]
+        total = sum(line)
+        counts = [line[answer] for answer in shown]
+        cells = [
+            Cell(
+                figure(count) if count else "",
+                shade=round(DARKEST * count / total) if total else 0,
+                tone="accept" if answer == index else "heat",
+                title=f"{figure(count / total, '%', 1)} of {name}" if count else "",
+            )
+            for answer, count in zip(shown, counts, strict=True)
+        ]
+        if hidden:
+            cells.append(Cell(figure(total - sum(counts))))
+        rows.append((name, cells))
+    note = "Rows are the true classes, columns the answers; each cell counts test images."
+    if hidden:
+        note += f" Shown are the {len(shown)} of {len(one.scores['classes']):,} classes with the most errors."
+    return Grid("true class", [*names, "others"] if hidden else names, rows, note)
 
 
 def export_check(results: RunResults) -> Grid | None:
