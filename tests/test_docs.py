@@ -8,6 +8,7 @@ prepared folder of artifacts, and all of them on small photographs in the slow t
 import importlib.util
 import json
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -28,6 +29,7 @@ from PIL import Image
 
 from benchmarks import results_page
 from pipeline import __main__ as command_line
+from pipeline import commands as commands_package
 from pipeline import parameters, paths, provenance
 from pipeline.selection import table
 from tests import tiny_onnx
@@ -287,8 +289,9 @@ def test_every_command_of_the_command_line_is_understood(
     page: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[Namespace] = []
-    for name in ("choose", "predict", "ship", "demo", "measured", "fetch", "compose", "save", "tidy"):
-        monkeypatch.setattr(command_line, name, ran.append)
+    for module in pkgutil.iter_modules(commands_package.__path__):
+        command = importlib.import_module(f"{commands_package.__name__}.{module.name}")
+        monkeypatch.setattr(command, "run", ran.append, raising=False)
     monkeypatch.setattr(sys, "argv", ["pipeline", *words[3:]])
     command_line.main()
     assert len(ran) == 1, page
