@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import files, paths
 from pipeline.errors import DistilleryError
-from pipeline.parameters import checks
+from pipeline.parameters import checks, spelling
 
 
 class CompositionError(DistilleryError):
@@ -30,7 +30,8 @@ def write(words: Sequence[str]) -> None:
         words: a file of `configs/` without its ending, ``GROUP=NAME``, and ``KEY=VALUE``.
 
     Raises:
-        CompositionError: a file, a group or a key does not exist.
+        CompositionError: the values cannot be composed.
+        SpellingError: a file, a group or a key does not exist.
         ParameterError: a value is not valid.
     """
     values = merged(words)
@@ -43,12 +44,15 @@ def merged(words: Sequence[str]) -> dict[str, Any]:
     """The composed values with the changes."""
     names = [word for word in words if "=" not in word]
     pairs = [word.partition("=")[::2] for word in words if "=" in word]
-    groups = [f"{key}={value}" for key, value in pairs if _is_group(key)]
+    groups = [f"{key}={value}" for key, value in pairs if spelling.is_group(key)]
     if len(names) > 1:
         raise CompositionError(f"{' '.join(names)}: one file of {paths.CONFIGS}/ is allowed, or KEY=VALUE")
+    for name in names:
+        spelling.check_file(name)
+    spelling.check(words)
     values = composed(names[0] if names else "config", groups)
     for key, text in pairs:
-        if not _is_group(key):
+        if not spelling.is_group(key):
             _set(values, key, text)
     return values
 
@@ -68,10 +72,6 @@ def dump(values: Any) -> str:
     """YAML in which a text stays a text for YAML 1.1 and 1.2; DVC reads the second, in which `1e3` is one
     thousand."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def _is_group(key: str) -> bool:
-    return key.isidentifier() and (paths.CONFIGS / key).is_dir()
 
 
 def _set(values: dict[str, Any], key: str, text: str) -> None:

@@ -4,9 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tqdm import tqdm
-
-from pipeline import files, parameters, paths
+from pipeline import files, parameters, paths, progress
 from pipeline.lineage import REFERENCE
 from pipeline.measurement import latency
 from pipeline.process import stage
@@ -16,7 +14,7 @@ def main() -> None:
     """Write `artifacts/benchmark.json`."""
     p = parameters.load()
     onnx_files = {variant: paths.onnx(variant) for variant in p.variants}
-    with tqdm(desc="benchmark", unit=" sessions") as bar:
+    with progress.bar("benchmark", unit="sessions") as bar:
         result = latency.measure(onnx_files, **p.benchmark.model_dump(), seed=p.seed, progress=bar.update)
     files.write(paths.BENCHMARK, json.dumps(result, indent=2) + "\n")
     for variant, row in result["variants"].items():

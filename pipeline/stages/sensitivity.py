@@ -6,9 +6,8 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
-from pipeline import files, parameters, paths
+from pipeline import files, parameters, paths, progress
 from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
 from pipeline.inspection import layer_sensitivity
@@ -52,7 +51,7 @@ def main() -> None:
         layer_sensitivity.count_networks(model, settings.ratios, **changes[name])
         for name, model in models.items()
     )
-    with tqdm(desc="sensitivity", total=networks, unit=" networks", mininterval=5) as bar:
+    with progress.bar("sensitivity", networks, "networks") as bar:
         scorer = Scorer(normalised(val, settings.images), labels, val.task, bar.update)
         variants = {
             name: layer_sensitivity.measure(model, scorer, settling, settings.ratios, **changes[name])
