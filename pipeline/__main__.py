@@ -169,9 +169,8 @@ class Version(argparse.Action):
         root = Path(__file__).parents[1]
         project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
         commit = provenance.git_commit()
-        parser.exit(
-            message=f"{project['name']} {project['version']}{f' ({commit})' * (commit != 'unknown')}\n"
-        )
+        print(project["name"], project["version"], *([] if commit == "unknown" else [f"({commit})"]))
+        parser.exit()
 
 
 def _positive(text: str) -> int:

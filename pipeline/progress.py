@@ -20,6 +20,7 @@ def bar(description: str, total: int | None = None, unit: str = "images", initia
         unit: what is counted, in the plural.
         initial: number of units that were done before.
     """
+    pace = SCREEN_SECONDS if sys.stderr.isatty() else LOG_SECONDS
     return tqdm(
         desc=description,
         total=total,
@@ -27,5 +28,6 @@ def bar(description: str, total: int | None = None, unit: str = "images", initia
         unit=f" {unit}",
         unit_scale=True,
         delay=DELAY_SECONDS,
-        mininterval=SCREEN_SECONDS if sys.stderr.isatty() else LOG_SECONDS,
+        mininterval=pace,
+        maxinterval=max(pace, 10 * SCREEN_SECONDS),
     )

@@ -286,8 +286,8 @@ def test_every_command_of_the_command_line_is_understood(
     page: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[Namespace] = []
-    for name in ("choose", "predict", "ship", "demo", "measured", "fetch", "compose", "save", "tidy"):
-        monkeypatch.setattr(command_line, name, ran.append)
+    for module in [value for value in vars(command_line).values() if hasattr(value, "run")]:
+        monkeypatch.setattr(module, "run", ran.append)
     monkeypatch.setattr(sys, "argv", ["pipeline", *words[3:]])
     command_line.main()
     assert len(ran) == 1, page

@@ -8,8 +8,8 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
+from dvc.exceptions import InvalidArgumentError
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 ROOT = str(Path(__file__).parents[2])
@@ -22,7 +22,7 @@ class Spelling(SearchPathPlugin):
         """Check the keys; the search path stays as it is.
 
         Raises:
-            HydraException: a key or a file of a group does not exist.
+            InvalidArgumentError: a key or a file of a group does not exist.
         """
         parser = ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("-S", "--set-param", dest="words", action="append", default=[])
@@ -38,4 +38,4 @@ class Spelling(SearchPathPlugin):
         try:
             spelling.check(words)
         except DistilleryError as error:
-            raise HydraException("; ".join(map(str, error.args))) from None
+            raise InvalidArgumentError("; ".join(map(str, error.args))) from None

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import files, paths
 from pipeline.errors import DistilleryError
-from pipeline.parameters import checks, spelling
+from pipeline.parameters import checks, messages, spelling
 
 
 class CompositionError(DistilleryError):
@@ -31,8 +31,7 @@ def write(words: Sequence[str]) -> None:
 
     Raises:
         CompositionError: the values cannot be composed.
-        SpellingError: a file, a group or a key does not exist.
-        ParameterError: a value is not valid.
+        ParameterError: a file, a group or a key does not exist, or a value is not valid.
     """
     values = merged(words)
     if words and "=" in "".join(words):
@@ -78,6 +77,8 @@ def _set(values: dict[str, Any], key: str, text: str) -> None:
     *parents, last = key.split(".")
     place: Any = values
     for depth, part in enumerate(parents):
+        if isinstance(place, dict) and part not in place:
+            raise CompositionError(messages.unknown(key, "key", part, list(place)))
         place = place.get(part) if isinstance(place, dict) else None
         if not isinstance(place, dict):
             raise CompositionError(f"{key}: no such key ({'.'.join(parents[: depth + 1])} has no keys)")

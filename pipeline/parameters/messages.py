@@ -52,7 +52,7 @@ def unknown(place: str, kind: str, name: str, allowed: Sequence[str]) -> str:
 def keys_at(root: type[Settings], parts: list[str]) -> list[str]:
     """The keys that are allowed at a location below ``root``."""
     fields = root.model_fields
-    for part in parts:
+    for part in (part for part in parts if not part.isdigit()):  # a number is a place in a list
         annotation = fields[part].annotation if part in fields else None
         options = getattr(annotation, "__args__", (annotation,))
         section = next((o for o in options if isinstance(o, type) and issubclass(o, Settings)), None)

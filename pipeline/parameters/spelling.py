@@ -3,14 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 from pipeline import paths
-from pipeline.errors import DistilleryError
 from pipeline.parameters import messages
+from pipeline.parameters.messages import ParameterError
 from pipeline.parameters.sections import Parameters
 from pipeline.parameters.variants import OPERATIONS
-
-
-class SpellingError(DistilleryError):
-    """A key, a group or a file of `configs/` does not exist. Each argument is one of them."""
 
 
 def check(words: Sequence[str]) -> None:
@@ -19,11 +15,11 @@ def check(words: Sequence[str]) -> None:
     Hydra's signs for adding and removing keys, and what is below `variants`, are left to Hydra.
 
     Raises:
-        SpellingError: some do not exist; the message names what was probably meant, and what is allowed.
+        ParameterError: some do not exist; the message names what was probably meant, and what is allowed.
     """
     problems = [problem for word in words for problem in _problems(word)]
     if problems:
-        raise SpellingError(*problems)
+        raise ParameterError(*problems)
 
 
 def is_group(key: str) -> bool:
@@ -35,10 +31,10 @@ def check_file(name: str) -> None:
     """Check the name of a file directly below `configs/`, without its ending.
 
     Raises:
-        SpellingError: there is no such file.
+        ParameterError: there is no such file.
     """
     if name not in (names := _files("")):
-        raise SpellingError(messages.unknown(f"{paths.CONFIGS}/{name}.yaml", "file", name, names))
+        raise ParameterError(messages.unknown(f"{paths.CONFIGS}/{name}.yaml", "file", name, names))
 
 
 def _problems(word: str) -> Iterator[str]:
@@ -62,7 +58,7 @@ def _problems(word: str) -> Iterator[str]:
     parts = [first, *rest][depth:]
     for index, part in enumerate(parts):
         allowed = messages.keys_at(section, parts[:index])
-        if not allowed:
+        if not allowed or part.isdigit():
             return  # a list, or values of any kind
         if part not in allowed:
             yield messages.unknown(key, "key", part, allowed)
