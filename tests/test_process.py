@@ -1,3 +1,4 @@
+import io
 import os
 import re
 import signal
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import paths, process
+from pipeline import paths, process, progress
 from pipeline.stages import compare, distill, export
 
 ROOT = Path(__file__).parents[1]
@@ -114,3 +115,14 @@ def test_ctrl_c_ends_a_process_and_its_workers_with_one_line_and_status_130(work
         _, errors = running.communicate(timeout=60)
     assert running.returncode == process.INTERRUPTED
     assert [line.partition(":")[0] for line in errors.splitlines()] == ["interrupted"]
+
+
+def test_all_progress_bars_come_from_one_place_and_have_one_pace_in_a_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    users = {file.name for file in (ROOT / "pipeline").rglob("*.py") if "from tqdm" in file.read_text()}
+    assert users == {"progress.py"}
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress.bar("work", 10) as bar:
+        # The greatest interval takes effect by itself, from another thread.
+        assert bar.mininterval == bar.maxinterval == progress.LOG_SECONDS
