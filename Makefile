@@ -7,6 +7,8 @@ BIN := .venv/bin
 # An environment that is there is never replaced because of its Python: it may be somebody's own.
 REFUSE_OTHERS = "$(BIN)/python" -c "$(SUPPORTED)" 2>/dev/null || { \
 	echo "error: .venv has $$("$(BIN)/python" --version 2>/dev/null || echo "no Python that runs"); supported are Python 3.11, 3.12 and 3.13: move .venv away, then run make install" >&2; exit 1; }
+# DVC ends with messages of its own when a stage is interrupted; the last line is for the user.
+GOES_ON = trap 'echo "interrupted: what is finished is kept; make $@ goes on from there" >&2; exit 130' INT
 TINY := .tiny
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -14,6 +16,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## This list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@echo
+	@echo "First \`make tiny\`, then \`make repro\`; both go on where they were interrupted."
+	@echo "  $(BIN)/python -m pipeline --help               choose, use and ship the variants"
+	@echo "  $(BIN)/python -m pipeline.stages.NAME --help   what one stage does"
 
 install: .venv/installed ## The environment: all packages of requirements.lock in .venv
 	@$(REFUSE_OTHERS)
@@ -35,7 +41,7 @@ install: .venv/installed ## The environment: all packages of requirements.lock i
 repro: install ## The whole pipeline: default data, then everything that is out of date
 	$(BIN)/python -m pipeline.stages.check
 	$(BIN)/python -m pipeline fetch
-	$(BIN)/dvc repro
+	@$(GOES_ON); $(BIN)/dvc repro
 	$(BIN)/python -m pipeline save
 
 # Its own DVC and MLflow, in a folder that links to this checkout's code: the default run's state stays as it is.
@@ -45,7 +51,7 @@ tiny: install ## A first look: the whole pipeline with few and small images, in 
 	@ln -sfn ../../.dvc/plots $(TINY)/.dvc/plots
 	@for name in .dvcignore configs dvc.yaml pipeline requirements.lock students teachers; do ln -sfn "../$$name" "$(TINY)/$$name"; done
 	@printf '[core]\n    no_scm = true\n    analytics = false\n' > $(TINY)/.dvc/config
-	@unset MLFLOW_TRACKING_URI; cd $(TINY) && python -m pipeline params tiny && python -m pipeline.stages.check && python -m pipeline fetch && dvc repro
+	@$(GOES_ON); unset MLFLOW_TRACKING_URI; cd $(TINY) && python -m pipeline params tiny && python -m pipeline.stages.check && python -m pipeline fetch && dvc repro
 	@echo "The tiny pipeline is complete. Its accuracies mean nothing: it trains for seconds, on 320 images of 64 pixels."
 	@echo "  $(TINY)/artifacts/report/report.html     open it in a browser"
 	@echo "  $(TINY)/artifacts/onnx/                  the files that would ship"

@@ -7,11 +7,12 @@ import argparse
 import math
 import os
 import sys
+import tomllib
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import paths
+from pipeline import paths, process
 from pipeline.commands import choose, demo, fetch, measured, params, predict, run, save, ship, tidy
 
 
@@ -20,8 +21,12 @@ def main() -> None:
     parser = ArgumentParser(
         prog="python -m pipeline",
         description="Choose, use and ship the image classifiers that `dvc repro` has made.",
-        epilog="`python -m pipeline COMMAND --help` describes a command and shows an example.",
+        epilog="example:\n  python -m pipeline choose --max-drop 0.01\n\n"
+        "`python -m pipeline COMMAND --help` describes a command and shows an example; `make help` lists\n"
+        "what makes the variants, and `python -m pipeline.stages.STAGE --help` describes a stage.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version and the commit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
     def add(name: str, run: Callable[[Namespace], None], summary: str, example: str) -> ArgumentParser:
@@ -71,15 +76,25 @@ def main() -> None:
         "choose",
         choose.run,
         "print the variant that fits a budget best, and the reason",
-        "  python -m pipeline choose --max-latency-ms 2 --max-size-bytes 2000000",
+        "  python -m pipeline choose --max-drop 0.01\n"
+        "  python -m pipeline choose --prefer accuracy --max-latency-ms 2 --max-size-bytes 2000000",
     )
     command.add_argument(
-        "--max-drop", type=float, help="greatest loss of score against fp32; 0.01 is one percentage point"
+        "--prefer",
+        choices=("speed", "accuracy"),
+        help="what ranks the variants: the fastest first, or those not shown to be worse than fp32 first",
+    )
+    command.add_argument(
+        "--max-drop",
+        type=float,
+        help="greatest loss of score against fp32, shown by its interval; 0.01 is one percentage point",
     )
     command.add_argument("--max-latency-ms", type=float, help="greatest median latency in milliseconds")
     command.add_argument("--max-size-bytes", type=int, help="greatest size of the ONNX file in bytes")
     command.add_argument(
-        "--experiments", action="store_true", help="choose among the variants of all finished DVC experiments"
+        "--experiments",
+        action="store_true",
+        help="choose among the variants of all finished DVC experiments on the same images",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
 
@@ -164,17 +179,19 @@ def main() -> None:
         "--dry-run", action="store_true", help="only list what would be removed, and what stays"
     )
 
-    arguments, rest = parser.parse_known_args()
-    # argparse takes the changes of `run` before its options or after them, but not both.
-    if rest and (arguments.run is not run.run or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.changes += rest
     try:
+        arguments, rest = parser.parse_known_args()
+        # argparse takes the changes of `run` before its options or after them, but not both.
+        if rest and (arguments.run is not run.run or any(word.startswith("-") for word in rest)):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        if rest:
+            arguments.changes += rest
         try:
             arguments.run(arguments)
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt:
+        process.end_interrupted()
     except BrokenPipeError:
         # The reader has closed the pipe, as `head` does. Python would flush again at exit and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -189,6 +206,19 @@ def _minutes(text: str) -> float:
     if not 1 <= minutes <= 100_000:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number of minutes from 1 to 100,000")
     return minutes
+
+
+class Version(argparse.Action):
+    """Print the version and, in a checkout, its commit."""
+
+    def __call__(self, parser: ArgumentParser, *_: object) -> None:
+        from pipeline import provenance
+
+        root = Path(__file__).parents[1]
+        project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+        commit = provenance.git_commit()
+        print(project["name"], project["version"], *([] if commit == "unknown" else [f"({commit})"]))
+        parser.exit()
 
 
 def _positive(text: str) -> int:

@@ -29,6 +29,7 @@ NO_RESULTS = (
     "pipeline.parameters",
     "pipeline.paths",
     "pipeline.process",
+    "pipeline.progress",
     "pipeline.errors",
     "pipeline.resources",
 )

@@ -5,19 +5,22 @@ import fcntl
 import inspect
 import io
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
 import psutil
+import yaml
 
 from pipeline import lock_file, paths, resources
 from pipeline.errors import DistilleryError
@@ -33,6 +36,9 @@ POLL_SECONDS = 0.5
 
 SHUTDOWN_SECONDS = 15.0
 """Seconds that a process alongside this one may take to end."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells report it."""
 
 TAKEOVER_SECONDS = 10.0
 """Seconds in which a process that does the same work may end; a stage without its DVC takes less than one."""
@@ -104,11 +110,15 @@ def _locked(descriptor: int) -> bool:
 
 
 class StageParser(ArgumentParser):
-    """A parser whose errors are single lines."""
+    """A parser whose errors are single lines, and whose help has an example."""
+
+    known: Sequence[str] = ()
+    """Names of the variants that the stage takes."""
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with status 2."""
-        self.exit(2, f"error: {message} (--help describes the arguments)\n")
+        allowed = f"; allowed: {', '.join(self.known)}" if self.known else ""
+        self.exit(2, f"error: {message}{allowed} (--help describes the arguments)\n")
 
 
 def check_arguments() -> None:
@@ -120,11 +130,28 @@ def check_arguments() -> None:
     program = sys.modules["__main__"]
     parser = StageParser(
         prog=f"python -m {program.__spec__.name}" if program.__spec__ else None,
+        formatter_class=RawDescriptionHelpFormatter,
         description=f"{program.__doc__}\n{inspect.getdoc(program.main)}",
     )
-    for name in inspect.signature(program.main).parameters:
-        parser.add_argument(name, help=f"name of the {name}")
+    parameters = inspect.signature(program.main).parameters
+    known = _variants(parser.prog.rpartition(".")[2]) if "variant" in parameters else []
+    for name in parameters:
+        parser.add_argument(name, help=f"one of {', '.join(known)}" if known else f"name of the {name}")
+    parser.epilog = f"example:\n  {' '.join([parser.prog, *known[:1]])}"
+    parser.known = known
     parser.parse_args()
+
+
+def _variants(script: str) -> list[str]:
+    """Names of the variants that `params.yaml` declares and, if a script builds variants, that it builds.
+
+    None if the file cannot be read: what is wrong with it is said by whoever reads it for its values.
+    """
+    try:
+        variants = yaml.safe_load(paths.PARAMETERS.read_text())["variants"]
+        return [name for name, of in variants.items() if script not in BUILDERS or of["op"] == script]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+        return []
 
 
 @contextmanager
@@ -133,13 +160,15 @@ def one_line_errors() -> Iterator[None]:
 
     They are the errors of this project, and whatever a library raises because the machine lacks room, memory
     or permission. From here on, characters that the terminal lacks are printed as escapes, such as those in
-    names of files.
+    names of files. Ctrl-C ends in one line too, with exit status 130.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        end_interrupted()
     except (DistilleryError, TeacherError) as error:
         problems = [str(problem) for problem in error.args]
         if not isinstance(error, ResourceError) and resources.is_exhausted(error.__cause__):
@@ -162,13 +191,39 @@ def one_line_errors() -> Iterator[None]:
     raise SystemExit(1)
 
 
+def end_interrupted() -> NoReturn:
+    """End this process after Ctrl-C with one line, which says what is left of its work.
+
+    Only the process that a person has started says so, not those that render images for it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the end in many lines
+    if multiprocessing.parent_process() is None:
+        left = (
+            "finished stages and the finished epochs of a training are kept; the same command goes on from "
+            "there"
+            if stage_name()
+            else "what was finished is kept, and the same command can be given again"
+        )
+        with suppress(OSError):
+            _end_progress_bars()
+            sys.stderr.write(f"interrupted: {left}\n")
+    with suppress(OSError):
+        sys.stdout.flush()
+    raise SystemExit(INTERRUPTED)
+
+
 def explain_uncaught_errors() -> None:
-    """Print an error that ends this process, for which the machine is to blame, as one line.
+    """Print an error that ends this process, for which the machine is to blame, as one line; Ctrl-C as well.
 
     Unlike in ``one_line_errors``, that includes errors while modules are imported.
     """
 
     def explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            with suppress(SystemExit):
+                end_interrupted()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
         explanation = resources.explain(error)
         if explanation is None:
             sys.__excepthook__(kind, error, trace)

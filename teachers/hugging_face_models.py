@@ -3,6 +3,8 @@
 import inspect
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -10,9 +12,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, BaseImageProcessor
 from transformers.utils import logging
 
-from teachers import teacher
+from teachers import hubs, teacher
 from teachers.contract import InputContract
 from teachers.errors import TeacherError, WeightsError, one_line
+from teachers.hubs import HubError
 from teachers.teacher import Teacher
 
 logging.disable_progress_bar()
@@ -49,15 +52,18 @@ def load(name: str, weights: str | None) -> Teacher:
     if weights not in ("default", None):
         raise TeacherError(f"teacher.weights (={weights!r}) must be `default` or null for hugging_face")
     try:
-        config = AutoConfig.from_pretrained(name)
-        if weights is None:
-            classifier, missing = AutoModelForImageClassification.from_config(config), []
-        else:
-            classifier, loading = AutoModelForImageClassification.from_pretrained(
-                name, use_safetensors=None, output_loading_info=True
-            )
-            missing = sorted(loading["missing_keys"])
-        rule, _ = BaseImageProcessor.get_image_processor_dict(name)
+        with hub(name, weights):
+            config = AutoConfig.from_pretrained(name)
+            if weights is None:
+                classifier, missing = AutoModelForImageClassification.from_config(config), []
+            else:
+                classifier, loading = AutoModelForImageClassification.from_pretrained(
+                    name, use_safetensors=None, output_loading_info=True
+                )
+                missing = sorted(loading["missing_keys"])
+            rule, _ = BaseImageProcessor.get_image_processor_dict(name)
+    except HubError:
+        raise
     except Exception as error:  # the library, its hub and the file system fail in many ways
         raise TeacherError(f"Hugging Face model {name!r}: {one_line(error)}") from error
     if missing:
@@ -71,6 +77,19 @@ def load(name: str, weights: str | None) -> Teacher:
     if known and len(known) != loaded.outputs:
         raise TeacherError(f"Hugging Face model {name!r}: {len(known)} names for {loaded.outputs} logits")
     return loaded
+
+
+def hub(name: str, weights: str | None) -> AbstractContextManager[None]:
+    """Where a model comes from, as ``hubs.download``."""
+    needed = [
+        ("config.json",),
+        ("preprocessor_config.json",),
+        *([hubs.HUGGING_FACE_FILES] if weights else []),
+    ]
+    is_local = Path(name).is_dir() or all(hubs.in_hugging_face_cache(name, *names) for names in needed)
+    return hubs.download(
+        hubs.HUGGING_FACE, f"Hugging Face model {name!r}", hubs.OWN_FOLDER, is_local=is_local
+    )
 
 
 def contract(name: str, rule: dict[str, Any]) -> InputContract:

@@ -1,5 +1,6 @@
 """Any model of timm (https://github.com/huggingface/pytorch-image-models)."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,19 @@ from timm.data.config import resolve_model_data_config
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from teachers import local_files, state_dicts, teacher
+from teachers import hubs, local_files, state_dicts, teacher
 from teachers.contract import InputContract
 from teachers.errors import TeacherError, one_line
+from teachers.hubs import HubError
 from teachers.teacher import Teacher
 
 FLEXIBLE: dict[str, Any] = {"dynamic_img_size": True}
 """Argument with which vision transformers take images of any size; at their own size they compute the
 same."""
+
+
+ON_HUB = ("hf-hub:", "hf_hub:")
+"""Beginnings of names that stand for any repository on Hugging Face's hub."""
 
 
 def load(name: str, weights: str | None) -> Teacher:
@@ -33,7 +39,10 @@ def load(name: str, weights: str | None) -> Teacher:
             f"teacher.weights (={weights!r}) must be `default`, a {local_files.KINDS} file or null for timm"
         )
     try:
-        module = create(name, pretrained=weights == "default")
+        with hub(name, weights):
+            module = create(name, pretrained=weights == "default")
+    except HubError:
+        raise
     except Exception as error:  # the library, its hub and the file system fail in many ways
         raise TeacherError(f"timm model {name!r}: {one_line(error)}") from error
     if not local:
@@ -44,6 +53,29 @@ def load(name: str, weights: str | None) -> Teacher:
         lambda classes: create(name, num_classes=classes), describe(module, f"timm {name}").heads, file
     )
     return describe(loaded, f"timm {name}, weights of {file.name}")
+
+
+def hub(name: str, weights: str | None, instead: str = hubs.OWN_WEIGHTS) -> AbstractContextManager[None]:
+    """Where the weights of a model come from, as ``hubs.download``; an unknown model is left to timm."""
+    if name.startswith(ON_HUB):
+        repository = name.partition(":")[2].partition("@")[0]
+        is_local = all(
+            hubs.in_hugging_face_cache(repository, *n) for n in (["config.json"], hubs.HUGGING_FACE_FILES)
+        )
+        return hubs.download(hubs.HUGGING_FACE, f"timm model {name!r}", instead, is_local=is_local)
+    if weights != "default" or not timm.is_model(name):
+        return nullcontext()
+    config = timm.get_pretrained_cfg(name)
+    repository, address = getattr(config, "hf_hub_id", None), getattr(config, "url", None)
+    if repository:
+        address = hubs.HUGGING_FACE
+        names = (getattr(config, "hf_hub_filename", None), *hubs.HUGGING_FACE_FILES)
+        is_local = hubs.in_hugging_face_cache(repository, *filter(None, names))
+    elif address:
+        is_local = hubs.in_torch_cache(address)
+    else:
+        return nullcontext()  # a model without published weights, which timm refuses
+    return hubs.download(address, f"timm model {name!r}", instead, is_local=is_local)
 
 
 def create(name: str, **arguments: Any) -> nn.Module:

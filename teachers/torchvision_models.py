@@ -1,5 +1,6 @@
 """Any classifier of torchvision with any of its weights."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ from torch import nn
 from torchvision import models
 from torchvision.transforms import InterpolationMode
 
-from teachers import local_files, state_dicts, teacher
+from teachers import hubs, local_files, state_dicts, teacher
 from teachers.contract import InputContract
 from teachers.errors import TeacherError, one_line
+from teachers.hubs import HubError
 from teachers.teacher import Teacher
 
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
@@ -35,7 +37,10 @@ def load(name: str, weights: str | None) -> Teacher:
         raise TeacherError(f"torchvision model {name!r}: {one_line(error)}") from error
     try:
         pretrained = None if weights is None or local else enum[weights.upper()]
-        module = create(name, weights=pretrained)
+        with hub(name, weights):
+            module = create(name, weights=pretrained)
+    except HubError:
+        raise
     except KeyError as error:
         allowed = ", ".join(["default", *enum.__members__])
         raise TeacherError(
@@ -64,6 +69,16 @@ def load(name: str, weights: str | None) -> Teacher:
         lambda classes: create(name, num_classes=classes), loaded.heads, Path(str(weights)), AUXILIARY
     )
     return teacher.describe(module, contract, origin)
+
+
+def hub(name: str, weights: str | None) -> AbstractContextManager[None]:
+    """Where the weights of a model come from, as ``hubs.download``; what is unknown is left to ``load``."""
+    try:
+        pretrained = models.get_model_weights(name)[str(weights).upper()]
+    except (KeyError, ValueError):
+        return nullcontext()
+    is_local = hubs.in_torch_cache(pretrained.url)
+    return hubs.download(hubs.TORCHVISION, f"torchvision model {name!r}", hubs.OWN_WEIGHTS, is_local=is_local)
 
 
 def create(name: str, **arguments: Any) -> nn.Module:

@@ -89,6 +89,11 @@ def random_table(numbers: random.Random) -> list[Row]:
     ]
 
 
+def with_limit(rows: list[Row], prefer: Preference, name: str, limit: Any) -> budget.Choice:
+    limits: dict[str, Any] = {name: limit}
+    return choose(rows, prefer=prefer, **limits)
+
+
 @pytest.mark.parametrize("prefer", get_args(Preference))
 def test_a_looser_limit_never_chooses_what_ranks_lower_and_one_that_all_meet_changes_nothing(
     prefer: Preference,
@@ -100,18 +105,16 @@ def test_a_looser_limit_never_chooses_what_ranks_lower_and_one_that_all_meet_cha
         places = [one.variant for one in budget.rank(budget.accepted(rows), prefer)]
         free = choose(rows, prefer=prefer)
         assert free.variant == (places[0] if places else None)
-        everything = {"max_drop": 0.999, "max_latency_ms": 1e3, "max_size_bytes": 10**9}
+        everything: dict[str, Any] = {"max_drop": 0.999, "max_latency_ms": 1e3, "max_size_bytes": 10**9}
         for name, loose in everything.items():
-            assert choose(rows, prefer=prefer, **{name: loose}).variant == free.variant
+            assert with_limit(rows, prefer, name, loose).variant == free.variant
             drawn = numbers.choice(rows)
-            value = {
+            value: Any = {
                 "max_drop": max(0.0, -drawn.reference_lo),
                 "max_latency_ms": drawn.latency_ms_p50,
                 "max_size_bytes": drawn.size_bytes,
             }[name]
-            answers = [
-                choose(rows, prefer=prefer, **{name: type(value)(share * value)}) for share in (0.5, 1, 2)
-            ]
+            answers = [with_limit(rows, prefer, name, type(value)(share * value)) for share in (0.5, 1, 2)]
             ranks = [places.index(a.variant) if a.variant else len(places) for a in answers]
             assert ranks == sorted(ranks, reverse=True)
             decided += ranks[0] != ranks[-1]
@@ -153,7 +156,8 @@ def test_an_absurd_limit_is_an_error_with_the_likely_meaning(
 
 def test_latencies_of_a_noisy_machine_are_named_in_the_reason() -> None:
     noise = ["other processes kept 0.80 cores busy"]
-    for limits in ({}, {"max_latency_ms": 0.1}):
+    out_of_reach: dict[str, Any] = {"max_latency_ms": 0.1}
+    for limits in ({}, out_of_reach):
         assert noise[0] in choose(TABLE, **limits, noise=noise).reason
         assert "noisy" not in choose(TABLE, **limits).reason
 

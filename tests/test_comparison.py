@@ -123,3 +123,16 @@ def test_attributes_are_compared_by_average_precision() -> None:
 def test_predictions_for_other_images_are_refused() -> None:
     with pytest.raises(ValueError, match="got 10, 9 of the parent, and 9 labels"):
         compare(ClassifierOutput(labels(10)), ClassifierOutput(labels(9)), labels(9))
+
+
+def test_the_reference_does_not_differ_from_itself_and_others_differ_as_from_a_parent() -> None:
+    worse, reference = (ClassifierOutput(predictions(4000, share, 0)) for share in (0.8, 0.9))
+    truth = labels(4000)
+    own = comparison.compare_with_reference(reference, reference, truth)
+    assert own == {"delta": 0.0, "lo": 0.0, "hi": 0.0, "distinguishable": False}
+    other, parent = (
+        comparison.compare_with_reference(worse, reference, truth),
+        compare(worse, reference, truth),
+    )
+    assert other == {key: parent[key] for key in other}
+    assert other["distinguishable"]

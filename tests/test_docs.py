@@ -8,7 +8,6 @@ prepared folder of artifacts, and all of them on small photographs in the slow t
 import importlib.util
 import json
 import os
-import pkgutil
 import re
 import shlex
 import shutil
@@ -29,7 +28,6 @@ from PIL import Image
 
 from benchmarks import results_page
 from pipeline import __main__ as command_line
-from pipeline import commands as commands_package
 from pipeline import parameters, paths, provenance
 from pipeline.selection import table
 from tests import tiny_onnx
@@ -289,9 +287,8 @@ def test_every_command_of_the_command_line_is_understood(
     page: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[Namespace] = []
-    for module in pkgutil.iter_modules(commands_package.__path__):
-        command = importlib.import_module(f"{commands_package.__name__}.{module.name}")
-        monkeypatch.setattr(command, "run", ran.append, raising=False)
+    for module in [value for value in vars(command_line).values() if hasattr(value, "run")]:
+        monkeypatch.setattr(module, "run", ran.append)
     monkeypatch.setattr(sys, "argv", ["pipeline", *words[3:]])
     command_line.main()
     assert len(ran) == 1, page

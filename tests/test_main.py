@@ -1,8 +1,11 @@
 import json
 import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline import __main__ as command_line
-from pipeline import paths, provenance
+from pipeline import paths, process, provenance
 from pipeline.selection import table
 from pipeline.selection.table import Row
 from tests import tiny_onnx
@@ -23,7 +26,7 @@ def rows(tiny: str, **fp32: Any) -> list[Row]:
     """The table of variants, given the hash of the file ``tiny``."""
     return [
         row("fp32", score=0.89, milliseconds=2.8, size_bytes=7_280_000, **fp32),
-        row("tiny", "fp32", score=0.88, milliseconds=1.3, size_bytes=1_990_000, sha256=tiny),
+        row("tiny", "fp32", 0.88, 1.3, 1_990_000, sha256=tiny, reference_delta=-0.01),
     ]
 
 
@@ -102,7 +105,11 @@ def test_predict_names_what_it_cannot_read_and_exits_with_1(
         ("predict big photos", "'big' is neither a variant (tiny) nor an .onnx file"),
         ("predict absent.onnx photos", "absent.onnx does not exist"),
         ("ship tiny photos", "photos exists already and is not empty; choose a new folder"),
-        ("choose --max-drop 2", "params.yaml: budget.max_drop = 2.0: must be less than or equal to 1"),
+        (
+            "choose --max-drop 2",
+            "--max-drop = 2.0: this is a loss of 200 percentage points; must be less than 1; "
+            "did you mean 0.02?",
+        ),
     ],
 )
 @pytest.mark.usefixtures("root")
@@ -136,11 +143,16 @@ def test_choose_prints_the_variant_to_stdout_and_the_reason_to_stderr(
     assert run(monkeypatch, "choose --max-latency-ms 2") == 0
     out, err = capsys.readouterr()
     assert out == "tiny\n"
-    assert err.startswith("tiny is the most accurate accepted variant within 2 ms: 88.00 %")
+    assert err.startswith("tiny is the fastest accepted variant within 2 ms: 88.00 %")
     assert run(monkeypatch, "choose --max-drop 0.001 --max-size-bytes 2000000 --json") == 1
     choice = json.loads(capsys.readouterr().out)
     assert (choice["variant"], choice["closest"]) == (None, "tiny")
-    assert choice["budget"] == {"max_drop": 0.001, "max_latency_ms": None, "max_size_bytes": 2000000}
+    assert choice["budget"] == {
+        "prefer": "speed",
+        "max_drop": 0.001,
+        "max_latency_ms": None,
+        "max_size_bytes": 2000000,
+    }
 
 
 def test_an_option_takes_precedence_over_the_budget_in_the_parameters(
@@ -200,9 +212,38 @@ def test_what_was_measured_is_listed_with_its_reasons_and_forgotten_on_request(
     assert [file.exists() for file in files] == [False] * 4 + [True]  # durations are no choices
 
 
-@pytest.mark.parametrize("command", ["choose", "predict", "ship", "demo", "measured", "fetch", "params"])
 def test_the_help_of_every_command_has_an_example(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, f"{command} --help") == 0
-    assert f"  python -m pipeline {command}" in capsys.readouterr().out
+    assert run(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    assert "  python -m pipeline choose" in text
+    commands = re.findall(r"^    ([a-z]+)", text, re.MULTILINE)
+    assert {"choose", "predict", "ship", "demo", "measured", "fetch", "params", "save", "tidy"} <= {*commands}
+    for command in commands:
+        assert run(monkeypatch, f"{command} --help") == 0
+        assert f"example:\n  python -m pipeline {command}" in capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--version") == 0
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out.split()[:2] == [project["name"], project["version"]]
+
+
+@pytest.mark.usefixtures("root")
+def test_ctrl_c_ends_a_command_with_one_line_and_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for place in ("pipeline.onnx.inference.predict", "pipeline.data.images.find"):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, interrupt)
+            assert run(monkeypatch, "predict tiny photos") == process.INTERRUPTED
+        out, err = capsys.readouterr()
+        assert (out, len(err.splitlines())) == ("", 1)

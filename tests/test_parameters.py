@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pipeline import parameters, paths
-from pipeline.parameters import Distill, ParameterError, Prune, Quantize, reference
+from pipeline.parameters import Distill, ParameterError, Prune, Quantize, composition, reference, spelling
 from pipeline.settings import merge
 
 ROOT = Path(__file__).parents[1]
@@ -188,3 +190,63 @@ def test_every_key_of_the_default_run_is_in_the_reference_with_a_description() -
     for section, values in composed().items():
         for key in values if isinstance(values, dict) and section != "variants" else ():
             assert f"{section}.{key}" in described or key in described or key in shared
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("destill.epochs=2", "`distill`"),
+        ("distill.epohs=2", "`epochs`"),
+        ("gate.distil.max_drop=0.1", "`distill`"),
+        ("techer=timm", "`teacher`"),
+        ("recpe=paper", "`recipe`"),
+        ("teacher=efficientnt", "`efficientnet_lite0`"),
+        ("student=published_075_12,mobilenet_v1_075_192", "`published_075_192`"),
+    ],
+)
+def test_a_key_or_a_file_that_does_not_exist_is_answered_with_what_was_meant(word: str, hint: str) -> None:
+    with pytest.raises(ParameterError) as caught:
+        spelling.check(["distill.epochs=1", word])
+    (problem,) = caught.value.args
+    assert f"did you mean {hint}?" in problem
+
+
+def test_right_keys_and_what_only_hydra_can_judge_pass() -> None:
+    flat = {
+        f"{section}.{key}=1"
+        for section, values in composition.composed().items()
+        if isinstance(values, dict)
+        for key in values
+    }
+    assert len(flat) > 50
+    spelling.check([*flat, "seed=1", "variants=search", "variants.int8.method=ptq,qat", "+new=1", "~card"])
+    spelling.check(["teacher.ensemble.0.name=a", "distill.phases=[]", "data.path='a=b, [c]'", "recipe@x=y"])
+    for name in ("config", "tiny"):
+        spelling.check_file(name)
+    with pytest.raises(ParameterError, match="tiny"):
+        spelling.check_file("tinny")
+
+
+COMPOSE = """
+import sys
+from dvc.exceptions import InvalidArgumentError
+from dvc.utils.hydra import compose_and_dump
+for options in (["-S", "destill.epochs=2"], ["-Sdestill.epochs=2"], ["--set-param=destill.epochs=2"]):
+    sys.argv = ["dvc", "exp", "run", "--queue", *options]
+    try:
+        compose_and_dump(sys.argv[1], "{root}/configs", None, "config", "{root}/.dvc", ["seed=1"])
+    except InvalidArgumentError as error:
+        print(error)
+"""
+
+
+def test_dvc_answers_a_typo_in_one_line_with_what_was_meant() -> None:
+    script = COMPOSE.format(root=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert all("did you mean `distill`?" in line for line in lines)
+    config = (ROOT / ".dvc" / "config").read_text()
+    assert "plugins_path = .dvc" in config

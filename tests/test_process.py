@@ -1,9 +1,18 @@
+import io
+import os
+import re
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from pipeline import process
-from pipeline.stages import compare, export
+from pipeline import paths, process, progress
+from pipeline.stages import compare, distill, export
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -29,7 +38,7 @@ def test_help_or_unexpected_arguments_end_a_stage_before_it_starts(
         process.check_arguments()
     assert caught.value.code == status
     out, err = capsys.readouterr()
-    assert ("artifacts/" in out) == (status == 0)
+    assert ("artifacts/" in out and "example:\n" in out) == (status == 0)
     assert len(err.splitlines()) == (1 if status else 0)
 
 
@@ -40,3 +49,80 @@ def test_a_stage_starts_with_the_arguments_that_its_main_takes(
     monkeypatch.setitem(sys.modules, "__main__", module)
     monkeypatch.setattr(sys, "argv", ["stage", *arguments])
     process.check_arguments()
+
+
+def test_a_missing_variant_is_answered_with_those_that_the_stage_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths.PARAMETERS.write_text("variants: {fp32: {op: distill}, half: {op: prune}, small: {op: distill}}\n")
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    for module, allowed in ((distill, "fp32, small"), (export, "fp32, half, small")):
+        monkeypatch.setitem(sys.modules, "__main__", module)
+        with pytest.raises(SystemExit):
+            process.check_arguments()
+        assert f"allowed: {allowed} " in capsys.readouterr().err
+
+
+def test_every_stage_has_help_with_an_example_and_refuses_what_it_does_not_know() -> None:
+    """Their code is read, since each takes seconds to import."""
+    scripts = list((ROOT / "pipeline" / "stages").glob("[a-z]*.py"))
+    assert len(scripts) > 15
+    for script in scripts:
+        main = script.read_text().partition('if __name__ == "__main__":')[2]
+        first = re.search(r"\b(stage|check_arguments|run_alongside|main)\(", main)
+        assert first is not None, script
+        assert first[1] in ("stage", "check_arguments"), script
+
+
+SCRIPT = """
+import multiprocessing, time
+from pipeline import process
+process.explain_uncaught_errors()
+{work}
+print("ready", flush=True)
+{wait}
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "wait"),
+    [
+        ("", "time.sleep(60)"),  # while modules are imported
+        ("", "with process.one_line_errors():\n    time.sleep(60)"),
+        (
+            "from torch.utils.data import DataLoader\n"
+            "loader = iter(DataLoader(range(10**9), batch_size=1, num_workers=2))\nnext(loader)",
+            "with process.one_line_errors():\n    for _ in loader: pass",
+        ),
+    ],
+    ids=["imports", "work", "workers"],
+)
+def test_ctrl_c_ends_a_process_and_its_workers_with_one_line_and_status_130(work: str, wait: str) -> None:
+    command = [sys.executable, "-c", SCRIPT.format(work=work, wait=wait)]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        os.killpg(running.pid, signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == process.INTERRUPTED
+    assert [line.partition(":")[0] for line in errors.splitlines()] == ["interrupted"]
+
+
+def test_all_progress_bars_come_from_one_place_and_have_one_pace_in_a_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    users = {file.name for file in (ROOT / "pipeline").rglob("*.py") if "from tqdm" in file.read_text()}
+    assert users == {"progress.py"}
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress.bar("work", 10) as bar:
+        # The greatest interval takes effect by itself, from another thread.
+        assert bar.mininterval == bar.maxinterval == progress.LOG_SECONDS

@@ -322,6 +322,13 @@ def test_odd_data_are_shown_as_the_stages_write_them(tmp_path: Path) -> None:
                     parent_name=e.parent,
                     limits=StepLimits(max_drop=0.02, max_class_drop=1.0),
                 ),
+                "reference": {
+                    "variant": "fp32",
+                    "delta": 0.0,
+                    "lo": 0.0,
+                    "hi": 0.0,
+                    "distinguishable": False,
+                },
             }
             for e in entries
         },

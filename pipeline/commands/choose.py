@@ -57,9 +57,10 @@ def _options(arguments: Namespace) -> "BudgetSettings":
     try:
         return BudgetSettings(**{name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
-        # The location of a problem is the option that a person has typed.
-        named = [{**of, "loc": ("--" + str(of["loc"][0]).replace("_", "-"),)} for of in error.errors()]
-        raise ParameterError(*(messages.line(of, "", BudgetSettings) for of in named)) from None
+        problems = error.errors()
+        for problem in problems:  # named by the option that a person has typed
+            problem["loc"] = ("--" + str(problem["loc"][0]).replace("_", "-"),)
+        raise ParameterError(*(messages.line(of, "", BudgetSettings) for of in problems)) from None
 
 
 def _choose_among_experiments(limits: dict[str, Any]) -> "tuple[Choice, dict[str, Any]]":

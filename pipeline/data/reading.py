@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
+from pipeline import progress
 from pipeline.data import images, trees
 from pipeline.data.images import SUFFIXES, ImageFileError
 from pipeline.data.listing import Rejected, SourceError, SourceFile, content_hash
@@ -82,7 +81,11 @@ def read_files(root: Path, files: Sequence[Labelled]) -> tuple[list[SourceFile],
         The images that can be decoded, and the other files with their reasons, both in the given order.
     """
     reading = in_order(lambda item: _read_file(root, *item), files)
-    results = list(tqdm(reading, "read", len(files), unit=" images", unit_scale=True, delay=5, mininterval=5))
+    results = []
+    with progress.bar("read", len(files)) as bar:
+        for result in reading:
+            results.append(result)
+            bar.update()
     return (
         [item for item in results if isinstance(item, SourceFile)],
         [item for item in results if isinstance(item, Rejected)],

@@ -19,9 +19,8 @@ import numpy as np
 from datasets.exceptions import DatasetGenerationError
 from jaxtyping import Bool, Float32, Int64, UInt64
 from PIL import Image
-from tqdm import tqdm
 
-from pipeline import files, resources
+from pipeline import files, progress, resources
 from pipeline.data.images import decode, reduce
 from pipeline.data.listing import Listing, SourceFile
 from pipeline.data.reading import UNLABELLED, in_order
@@ -199,10 +198,7 @@ def _rows(name: str, images: Sequence[SourceFile], side: int | None) -> Iterator
     def encode(image: SourceFile) -> bytes:
         return image.read() if side is None else reduce(image.read(), side)
 
-    bar = tqdm(
-        desc=f"store {name}", total=len(images), unit=" images", unit_scale=True, delay=5, mininterval=5
-    )
-    with bar:
+    with progress.bar(f"store {name}", len(images)) as bar:
         for image, encoded in zip(images, in_order(encode, images), strict=True):
             yield {
                 "image": {"bytes": encoded, "path": None},

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float, Float16, Int64, UInt8, UInt16
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from pipeline import files, provenance
+from pipeline import files, progress, provenance
 from pipeline.data import batches
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
@@ -161,7 +160,7 @@ def compute(
     partial.mkdir(parents=True, exist_ok=True)
     contract = view_set.contract
     teacher = fabric.to_device(teacher.eval()).to(memory_format=torch.channels_last)
-    bar = tqdm(desc="label", total=views * len(view_set), unit=" views", unit_scale=True)
+    bar = progress.bar("label", views * len(view_set), "views")
     for view in range(views):
         file = partial / f"{view}.npy"
         if not files.intact(file, "these views are labelled again"):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
+
 
 from pipeline.data import batches, sampling
 from pipeline.data.batches import ViewSet
@@ -120,7 +120,7 @@ def measure_students(
     settled = normalised(train, sampling.choose(train, settling, seed))
     scored = sampling.choose(val, images, seed)
     networks = sum(count_networks(model, ratios, **changes[name]) for name, model in models.items())
-    with tqdm(desc="sensitivity", total=networks, unit=" networks", mininterval=5) as bar:
+    with progress.bar("sensitivity", networks, "networks") as bar:
         scorer = Scorer(normalised(val, scored), val.labels[scored], val.task, bar.update)
         variants = {
             name: measure(model, scorer, settled, ratios, **changes[name]) for name, model in models.items()

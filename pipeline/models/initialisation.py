@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ import students
 from pipeline.models import storage
 from students import published
 from students.mobilenet_v1 import ACTIVATIONS
-from teachers import local_files, state_dicts
+from teachers import hubs, local_files, state_dicts, timm_models
 from teachers.errors import WeightsError
 
 TENSORFLOW_EPSILON = 1e-3
 TIMM_EPSILON = 1e-5
 IMAGENET_WITH_BACKGROUND = 1001
 """Number of classes of TensorFlow's models; the first, which is not a class of ImageNet, is dropped."""
+OWN_START = "set `student.init.path` to a local copy, or start from random weights: `student.init=null`"
+"""What to do about initial weights that cannot be downloaded."""
 HEAD = ("classifier.weight", "classifier.bias")
 
 
@@ -47,13 +50,25 @@ class Start:
 RANDOM = Start("random weights", {}, {}, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
+def hub(source: str, path: str) -> AbstractContextManager[None]:
+    """Where published weights come from, as ``hubs.download``; nothing to ask for what is a path."""
+    if source == "timm" and not local_files.is_weights(path):
+        return timm_models.hub(path, "default", OWN_START)
+    if source == "hugging_face" and not Path(path).is_dir():
+        needed = ("config.json",), hubs.HUGGING_FACE_FILES
+        is_local = all(hubs.in_hugging_face_cache(path, *names) for names in needed)
+        return hubs.download(hubs.HUGGING_FACE, path, OWN_START, is_local=is_local)
+    return nullcontext()
+
+
 def hugging_face(path: str) -> Start:
     """Read a folder that ``save_pretrained`` wrote, or a hub id such as ``google/mobilenet_v1_0.75_192``."""
     folder = Path(path)
     if not folder.is_dir():
         try:
             patterns = ["*.json", "model.safetensors", "pytorch_model.bin"]
-            folder = Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
+            with hub("hugging_face", path):
+                folder = Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
         except (OSError, HfHubHTTPError, HFValidationError) as error:
             raise WeightsError(f"{path}: neither a folder nor a model on the hub ({_line(error)})") from error
     config = _json(folder / "config.json")
@@ -95,7 +110,8 @@ def timm_model(path: str) -> Start:
         tensors = state_dicts.read(Path(path))
     else:
         try:
-            tensors = timm.create_model(path, pretrained=True).state_dict()
+            with hub("timm", path):
+                tensors = timm.create_model(path, pretrained=True).state_dict()
         except (RuntimeError, OSError, ValueError) as error:
             raise WeightsError(
                 f"{path}: neither a file nor a pretrained timm model ({_line(error)})"

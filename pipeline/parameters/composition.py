@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import files, paths
 from pipeline.errors import DistilleryError
-from pipeline.parameters import checks
+from pipeline.parameters import checks, messages, spelling
 
 
 class CompositionError(DistilleryError):
@@ -30,8 +30,8 @@ def write(words: Sequence[str]) -> None:
         words: a file of `configs/` without its ending, ``GROUP=NAME``, and ``KEY=VALUE``.
 
     Raises:
-        CompositionError: a file, a group or a key does not exist.
-        ParameterError: a value is not valid.
+        CompositionError: the values cannot be composed.
+        ParameterError: a file, a group or a key does not exist, or a value is not valid.
     """
     values = merged(words)
     if words and "=" in "".join(words):
@@ -43,12 +43,15 @@ def merged(words: Sequence[str]) -> dict[str, Any]:
     """The composed values with the changes."""
     names = [word for word in words if "=" not in word]
     pairs = [word.partition("=")[::2] for word in words if "=" in word]
-    groups = [f"{key}={value}" for key, value in pairs if is_group(key)]
+    groups = [f"{key}={value}" for key, value in pairs if spelling.is_group(key)]
     if len(names) > 1:
         raise CompositionError(f"{' '.join(names)}: one file of {paths.CONFIGS}/ is allowed, or KEY=VALUE")
+    for name in names:
+        spelling.check_file(name)
+    spelling.check(words)
     values = composed(names[0] if names else "config", groups)
     for key, text in pairs:
-        if not is_group(key):
+        if not spelling.is_group(key):
             _set(values, key, text)
     return values
 
@@ -70,15 +73,12 @@ def dump(values: Any) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def is_group(key: str) -> bool:
-    """Whether a key is that of a folder of `configs/`."""
-    return key.isidentifier() and (paths.CONFIGS / key).is_dir()
-
-
 def _set(values: dict[str, Any], key: str, text: str) -> None:
     *parents, last = key.split(".")
     place: Any = values
     for depth, part in enumerate(parents):
+        if isinstance(place, dict) and part not in place:
+            raise CompositionError(messages.unknown(key, "key", part, list(place)))
         place = place.get(part) if isinstance(place, dict) else None
         if not isinstance(place, dict):
             raise CompositionError(f"{key}: no such key ({'.'.join(parents[: depth + 1])} has no keys)")

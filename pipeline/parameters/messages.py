@@ -1,6 +1,7 @@
 """Validation errors as messages of one line each: file, key, value, and what is allowed."""
 
 import difflib
+from collections.abc import Sequence
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -31,10 +32,8 @@ def line(detail: ErrorDetails, origin: str, root: type[Settings], prefix: str = 
     key = ".".join([*([prefix] if prefix else []), *shown_parts])
     start = f"{origin}: {key}" if origin else key
     if detail["type"] == "extra_forbidden":
-        allowed = _keys_at(root, parts[:-1])
-        near = difflib.get_close_matches(parts[-1], allowed, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        return f"{start}: no such key{hint} (allowed: {', '.join(allowed)})"
+        allowed = keys_at(root, parts[:-1])
+        return unknown(start, "key", parts[-1], allowed)
     if detail["type"] == "missing":
         return f"{start}: this key is missing"
     message = detail["msg"].replace("Input should be", "must be").removeprefix("Value error, ")
@@ -43,10 +42,17 @@ def line(detail: ErrorDetails, origin: str, root: type[Settings], prefix: str = 
     return f"{start} = {shown}: {message}"
 
 
-def _keys_at(root: type[Settings], parts: list[str]) -> list[str]:
+def unknown(place: str, kind: str, name: str, allowed: Sequence[str]) -> str:
+    """A sentence about a name that does not exist, with the one that was probably meant."""
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else ""
+    return f"{place}: no such {kind}{hint} (allowed: {', '.join(allowed)})"
+
+
+def keys_at(root: type[Settings], parts: list[str]) -> list[str]:
     """The keys that are allowed at a location below ``root``."""
     fields = root.model_fields
-    for part in parts:
+    for part in (part for part in parts if not part.isdigit()):  # a number is a place in a list
         annotation = fields[part].annotation if part in fields else None
         options = getattr(annotation, "__args__", (annotation,))
         section = next((o for o in options if isinstance(o, type) and issubclass(o, Settings)), None)

@@ -12,6 +12,7 @@ from pipeline.evaluation.settings import EvaluationSettings, GateSettings
 from pipeline.inspection.settings import ExplainSettings, ProbeSettings, SensitivitySettings
 from pipeline.measurement.settings import BenchmarkSettings, EnergySettings
 from pipeline.models.settings import StudentSettings
+from pipeline.parameters import messages
 from pipeline.parameters.variants import OPERATIONS, Operation, Variant, VariantName
 from pipeline.report.settings import CardSettings
 from pipeline.selection.settings import BudgetSettings
@@ -64,8 +65,9 @@ class Parameters(Settings):
             UnknownVariantError: there is no such variant.
         """
         if variant not in self.variants:
-            allowed = ", ".join(self.variants)
-            raise UnknownVariantError(f"{variant!r} is not a variant of params.yaml; allowed: {allowed}")
+            raise UnknownVariantError(
+                messages.unknown(repr(variant), "variant in params.yaml", variant, list(self.variants))
+            )
         return self.variants[variant]
 
     def settings(self, variant: str, kind: type[Operation]) -> Operation:

@@ -13,7 +13,7 @@ from pipeline.data import sources, views
 from pipeline.distillation import adaptation, trial
 from pipeline.errors import DistilleryError
 from pipeline.models.settings import InitSettings
-from pipeline.parameters import Parameters, composition, configuration
+from pipeline.parameters import Parameters, composition, configuration, spelling
 from pipeline.planning import rates, schedule, starts, survey
 from pipeline.planning.rates import Rates
 from pipeline.planning.schedule import Schedule
@@ -101,7 +101,7 @@ def make(folder: Path, minutes: float, words: Sequence[str] = (), start: str | N
         ParameterError: a value is not valid.
     """
     given = {key: value for key, _, value in (word.partition("=") for word in words)}
-    groups = {name: given.pop(name) for name in list(given) if composition.is_group(name)}
+    groups = {name: given.pop(name) for name in list(given) if spelling.is_group(name)}
     if unknown := [word for word in words if "=" not in word]:
         raise PlanError(f"{unknown[0]}: allowed are GROUP=NAME and KEY=VALUE after the folder")
     if "data" in groups or "data.path" in given:

@@ -13,7 +13,7 @@ more."""
 
 def _check_drop(drop: float) -> float:
     if drop >= 1:
-        likely = f"; did you mean {drop / 100:g} ({drop:g} percentage points)?" if drop <= 100 else ""
+        likely = f"; did you mean {drop / 100:g}?" if drop < 100 else ""
         raise ValueError(f"this is a loss of {100 * drop:g} percentage points; must be less than 1{likely}")
     return drop
 

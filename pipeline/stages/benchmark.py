@@ -4,9 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tqdm import tqdm
-
-from pipeline import earlier, files, parameters, paths, provenance
+from pipeline import earlier, files, parameters, paths, progress, provenance
 from pipeline.lineage import REFERENCE
 from pipeline.measurement import latency, machine, occasions
 from pipeline.parameters import Parameters
@@ -27,7 +25,7 @@ def main() -> None:
     print(earlier.summary(new, sorted(kept)))
     result = before
     if new:
-        with tqdm(desc="benchmark", unit=" sessions") as bar:
+        with progress.bar("benchmark", unit="sessions") as bar:
             measured = latency.measure(
                 {name: paths.onnx(name) for name in dict.fromkeys([*({REFERENCE} & kept), *new])},
                 **p.benchmark.model_dump(),

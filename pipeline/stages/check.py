@@ -1,6 +1,8 @@
 """Check all parameters before any work starts, and take the fingerprints of the code."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from pipeline import files, fingerprint, lock_file, parameters, paths
 from pipeline.data import sources
@@ -35,6 +37,7 @@ def main() -> None:
 
         slices.read_table(current.evaluation.metadata)
     _check_float_layers(current)
+    _check_hubs(current)
     _check_tracking(current)
     # Always the same content: a changed parameter reruns the stages that read it and no others.
     contents = {paths.CHECKED: "parameters are valid\n"}
@@ -55,6 +58,41 @@ def _check_tracking(p: Parameters) -> None:
     file = addresses.database(address)
     if file is not None and (problem := database.check(file)) is not None:
         raise database.DatabaseError(f"tracking.uri = {p.tracking.uri!r}: {problem}")
+
+
+def _check_hubs(p: Parameters) -> None:
+    """Ask the hubs of weights that no finished stage has loaded and that are not on this machine.
+
+    A hub that does not answer would end the run later, after the work that needs no hub.
+    """
+    sources = {"hugging_face", "timm", "torchvision"}
+    folders = [paths.TEACHER / str(index) for index in range(len(p.teacher.members))]
+    for folder, member in zip(
+        folders if p.teacher.ensemble else [paths.TEACHER], p.teacher.members, strict=True
+    ):
+        if member.source in sources and _read(folder).get("name") != member.name:
+            from teachers.sources import HUBS  # imports PyTorch, as below
+
+            with HUBS[member.source](member.name, member.weights):
+                pass
+    init, cards = p.student.init, [_read(paths.model(name)) for name in p.variants]
+    if (
+        init is not None
+        and init.source in sources
+        and not any(card.get("start", "").endswith(init.path) for card in cards)
+    ):
+        from pipeline.models import initialisation
+
+        with initialisation.hub(init.source, init.path):
+            pass
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The card of a finished teacher or variant; empty if there is none."""
+    try:
+        return json.loads((folder / "card.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _check_float_layers(p: Parameters) -> None:

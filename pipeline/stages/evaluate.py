@@ -8,9 +8,8 @@ import torch
 from jaxtyping import UInt8
 from lightning_fabric import Fabric
 from torch import Tensor
-from tqdm import tqdm
 
-from pipeline import files, parameters, paths
+from pipeline import files, parameters, paths, progress
 from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
 from pipeline.evaluation import confidence, scoring
@@ -38,7 +37,7 @@ def main(variant: str) -> None:
     ) -> Iterator[UInt8[Tensor, "batch height width 3"]]:
         requests = batches.sequential(indices, None, size, BATCH)
         loader = batches.load(Fabric(accelerator="cpu"), views, requests, p.compute.workers)
-        with tqdm(desc=f"{description} {variant}", total=len(indices), unit=" images", mininterval=5) as bar:
+        with progress.bar(f"{description} {variant}", len(indices)) as bar:
             for batch in loader:
                 yield batch.images
                 bar.update(len(batch.images))

@@ -14,9 +14,8 @@ import torch
 from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from pipeline import provenance
+from pipeline import progress, provenance
 from pipeline.data import batches
 from pipeline.data.batches import Batch, CentredViews, Request, ViewSet
 from pipeline.data.store import ImageSet
@@ -125,14 +124,7 @@ def train(
     requests = _requests(step_sizes, len(train_set), settings.batch_size, seed, views)[done.step :]
     stream = iter(batches.load(fabric, train_set, requests, workers))
     val_views = CentredViews(fabric, val_set, workers)
-    bar = tqdm(
-        desc=run.name,
-        total=steps * settings.batch_size,
-        initial=done.step * settings.batch_size,
-        unit=" images",
-        unit_scale=True,
-        mininterval=0.5 if sys.stderr.isatty() else 20,
-    )
+    bar = progress.bar(run.name, steps * settings.batch_size, initial=done.step * settings.batch_size)
     step = done.step
     while step < steps:
         end = min(steps, (step // per_epoch + 1) * per_epoch)
