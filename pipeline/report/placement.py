@@ -61,12 +61,12 @@ NEAR = 12.0
 CLEARLY = 1.3
 """Multiple of a label's distance from its own mark at which another mark is clearly farther away."""
 
-SOFT, LEADER, CROSSED = 0.3, 60.0, 40.0
-"""Costs of a label: per unit of area of lines that it covers, for a line that joins it to its mark, and for
-each mark or line that this line crosses."""
+SOFT, LEADER, CROSSED, CLOSER = 0.3, 60.0, 40.0, 15.0
+"""Costs of a label: per unit of area of lines that it covers, for a line that joins it to its mark, for each
+mark or line that this line crosses, and where another mark is nearer than its own."""
 
-UPRIGHT = 6.0
-"""Least sideways extent of a line that joins a label to its mark: an upright one looks like an interval."""
+SLANT = 10.0
+"""Sideways extent of a line that joins a label to a mark above or below it."""
 
 SHUFFLES = 6
 """Number of orders in which labels are placed if the first one leaves lines."""
@@ -136,8 +136,12 @@ def column(
 
 
 def leader(point: Point, box: Box) -> tuple[Point, Point]:
-    """The ends of the line that joins a mark to its label."""
-    return point, box.nearest(point)
+    """The ends of the line that joins a mark to its label; never upright, as intervals are."""
+    x, y = box.nearest(point)
+    if abs(x - point[0]) < SLANT:
+        towards = 1 if (box.x0 + box.x1) / 2 >= point[0] else -1
+        x = min(max(point[0] + towards * SLANT, box.x0), box.x1)
+    return point, (x, y)
 
 
 def overlap(a: Box, b: Box) -> int | float:
@@ -193,12 +197,11 @@ def _candidates(
             cost = gap + SOFT * sum(overlap(box, line) for line in soft)
             if joined:
                 line = leader(point, box)
-                if abs(line[1][0] - point[0]) < UPRIGHT:
-                    continue
                 crossed = sum(
                     crosses(line, mark) for other, mark in zip(points, marks, strict=True) if other != point
                 )
-                cost += LEADER + CROSSED * crossed
+                closer = any(box.distance(other) < distance for other in others)
+                cost += LEADER + CROSSED * crossed + CLOSER * closer
             yield cost, Label(box, joined)
 
 

@@ -86,6 +86,7 @@ class Page:
     confusions: Sequence[tuple[str, Grid]]
     """Variant and its confusion matrix, the shipped variant first; none among attributes."""
     robustness_advice: Sequence[str]
+    corruption_means: Grid | None
     corruptions: Grid | None
     adversarial: Grid | None
     out_of_distribution: Grid | None
@@ -181,6 +182,7 @@ def _page(results: RunResults) -> Page:
         mistakes=findings.mistakes(results.closest_results),
         confusions=scores.confusions(results),
         robustness_advice=robustness.advice(evidence, shipped),
+        corruption_means=led(robustness.corruption_means(evidence)),
         corruptions=led(robustness.corruptions(evidence)),
         adversarial=robustness.adversarial(evidence),
         out_of_distribution=led(robustness.out_of_distribution(evidence)),
