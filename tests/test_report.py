@@ -18,7 +18,7 @@ from pipeline.evaluation.comparison import ClassifierOutput
 from pipeline.evaluation.settings import StepLimits
 from pipeline.report import evidence, findings, pictures, tables, words
 from pipeline.report.figures import figure, span
-from pipeline.report.page import charts, page, scores
+from pipeline.report.page import charts, page, scores, tradeoff
 from pipeline.report.results import RunResults
 from pipeline.selection import budget
 from tests import document, results, tiny_onnx
@@ -65,7 +65,13 @@ def test_the_overview_is_one_file_with_both_charts_and_the_same_bytes_each_time(
     assert "href" not in text
     for chart in root.findall(f"{space}svg"):
         marks = [mark.get("data-variant") for mark in chart.iter(f"{space}g") if mark.get("data-variant")]
-        assert marks == [row.variant for row in run.table]
+        assert sorted(marks) == sorted(row.variant for row in run.table)
+        recommended = [
+            mark.get("data-variant")
+            for mark in chart.iter(f"{space}g")
+            if "recommended" in mark.get("class", "").split()
+        ]
+        assert recommended == ["int8"]
 
 
 def test_ticks_are_round_and_lie_between_the_ends() -> None:
@@ -76,11 +82,11 @@ def test_ticks_are_round_and_lie_between_the_ends() -> None:
 
 
 def test_only_the_front_borders_the_shaded_area() -> None:
-    def mark(x: float, y: float, front: bool) -> charts.Mark:
-        return charts.Mark(f"{x}", x, y, y - 1, y + 1, "accept", front, "")
+    def mark(x: float, y: float, front: bool) -> tradeoff.Mark:
+        return tradeoff.Mark(f"{x}", x, y, y - 1, y + 1, "accept", front, "")
 
     marks = [mark(5.0, 93.0, False), mark(2.5, 93.0, True), mark(3.0, 85.0, False), mark(1.6, 88.0, True)]
-    chart = charts.tradeoff(marks, title="", x_label="", y_label="")
+    chart = tradeoff.tradeoff(marks, title="", x_label="", y_label="")
     front = re.search(r'class="front" d="([^"]*)"', chart)
     assert front is not None
     places = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', chart)
@@ -266,11 +272,14 @@ def test_the_snippet_of_the_page_classifies_a_photograph(tmp_path: Path) -> None
 def test_the_page_shows_everything_that_was_measured(tmp_path: Path) -> None:
     run = results.run(tmp_path)
     root = rendered(run)
-    pruned = root.one("li", data_variant="pruned").text
-    assert run.change("pruned")["reason"] in pruned
-    assert "320 images" in pruned
+    pruned = root.one("li", data_variant="pruned")
+    assert pruned.numbers[:1] == [-8.0]
+    assert re.findall(r"\.(?!\d)", pruned.text) == ["."]  # one sentence
+    details = root.one(id="details").text
+    assert run.change("pruned")["reason"] in details
+    assert "320 images" in details
     for label in results.CLASSES:
-        assert label in pruned
+        assert label in details
     strip = root.one(id="corruptions-table").cells()["fog"][0]
     assert strip.one("svg").attributes["aria-label"].endswith("83.0, 74.0, 61.0, 47.0, 32.0")
     attacks = root.one(id="adversarial-table").cells()
@@ -289,7 +298,7 @@ def test_the_page_shows_everything_that_was_measured(tmp_path: Path) -> None:
     ]
     own = calibration.one("figure", data_variant="fp32").one("figcaption").numbers
     assert own == [2.10, 1.70, 2.50, 91.4, 0.47, 0.07, 0.87, -1.13]
-    assert [flip.attributes["data-of"] for flip in root.all("h3", data_flips="lost")] == [
+    assert [flip.attributes["data-of"] for flip in root.all(data_flips="lost")] == [
         "int8",
         "pruned",
         "pruned-int8",

@@ -68,7 +68,7 @@ mark or line that this line crosses, and where another mark is nearer than its o
 SLANT = 10.0
 """Sideways extent of a line that joins a label to a mark above or below it."""
 
-SHUFFLES = 6
+SHUFFLES = 4
 """Number of orders in which labels are placed if the first one leaves lines."""
 
 
@@ -189,8 +189,14 @@ def _candidates(
     others = [other for place, other in enumerate(points) if place != number]
     for gap in GAPS:
         for box in _around(point, radius + gap, size, frame):
-            inside = frame.x0 <= box.x0 and frame.y0 <= box.y0 and box.x1 <= frame.x1 and box.y1 <= frame.y1
-            if not inside or any(overlap(box.padded(1), mark) for mark in marks):
+            x0, y0, x1, y1 = box
+            # Compared in place, since this is done thousands of times.
+            if x0 < frame.x0 or y0 < frame.y0 or x1 > frame.x1 or y1 > frame.y1:
+                continue
+            if any(
+                x0 - 1 < mark.x1 and mark.x0 < x1 + 1 and y0 - 1 < mark.y1 and mark.y0 < y1 + 1
+                for mark in marks
+            ):
                 continue
             distance = box.distance(point)
             joined = gap > NEAR or any(box.distance(other) < CLEARLY * distance for other in others)
@@ -210,6 +216,7 @@ def _placed(
 ) -> tuple[float, list[Label]] | None:
     """The cost of the labels, each at its best place that is still free; None where one has none."""
     placed: dict[int, Label] = {}
+    boxes: list[Box] = []
     lines: list[tuple[Point, Point]] = []
     total = 0.0
     for number in order:
@@ -217,14 +224,17 @@ def _placed(
         for cost, label in candidates[number]:
             if best is not None and cost >= best[0]:
                 break
-            room = label.box.padded(1)
-            if any(overlap(room, other.box) for other in placed.values()):
+            x0, y0, x1, y1 = label.box
+            if any(
+                x0 - 1 < box.x1 and box.x0 < x1 + 1 and y0 - 1 < box.y1 and box.y0 < y1 + 1 for box in boxes
+            ):
                 continue
+            room = label.box.padded(1)
             if any(crosses(line, room) for line in lines):
                 continue
             if label.leader:
                 line = leader(points[number], label.box)
-                if any(crosses(line, other.box) for other in placed.values()):
+                if any(crosses(line, box) for box in boxes):
                     continue
                 cost += CROSSED * sum(meet(line, other) for other in lines)
                 if best is not None and cost >= best[0]:
@@ -234,6 +244,7 @@ def _placed(
             return None
         total += best[0]
         placed[number] = best[1]
+        boxes.append(best[1].box)
         if best[1].leader:
             lines.append(leader(points[number], best[1].box))
     return total, [placed[number] for number in range(len(points))]
