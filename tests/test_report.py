@@ -172,7 +172,7 @@ def test_the_overview_is_one_file_with_both_charts_and_the_same_bytes_each_time(
     assert len(root.findall(f"{space}svg")) == 2
     assert "href" not in text
     for chart in root.findall(f"{space}svg"):
-        marks = [mark.get("data-variant") for mark in chart.iter(f"{space}g") if mark.get("data-variant")]
+        marks = [mark.get("data-variant", "") for mark in chart.iter(f"{space}g") if mark.get("tabindex")]
         assert sorted(marks) == sorted(row.variant for row in run.table)
         recommended = [
             mark.get("data-variant")
