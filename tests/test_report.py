@@ -18,7 +18,7 @@ from pipeline.evaluation.comparison import ClassifierOutput
 from pipeline.evaluation.settings import StepLimits
 from pipeline.report import evidence, findings, pictures, tables, words
 from pipeline.report.figures import figure, span
-from pipeline.report.page import charts, page, scores
+from pipeline.report.page import charts, page, robustness, scores, tradeoff
 from pipeline.report.results import RunResults
 from pipeline.selection import budget
 from tests import document, results, tiny_onnx
@@ -37,6 +37,114 @@ def with_table(run: RunResults, **changes: object) -> RunResults:
     """The same run with other rows, and what the default budget chooses from them."""
     table = [replace(row, **changes) for row in run.table]
     return replace(run, table=table, choice=budget.choose(table))
+
+
+def test_the_loss_at_the_top_is_that_against_the_reference_of_all_variants() -> None:
+    run = results.run()
+    reference = {"variant": "fp32", "delta": -0.011, "lo": -0.017, "hi": -0.005}
+    run.comparison["variants"]["int8"]["reference"] = reference
+    loss = rendered(run).one(data_figure="loss")
+    assert "fp32" in loss.one("dt").text
+    assert loss.numbers[-5:] == [-1.1, 95, -1.7, -0.5, -1.0]
+    size = rendered(run).one(data_figure="size")
+    assert size.numbers[0] == 2.04
+    assert round(7.36 / 2.04, 1) in size.numbers
+
+
+def test_the_column_of_the_recommended_variant_is_first_in_every_table(tmp_path: Path) -> None:
+    run = results.run(tmp_path)
+    root = rendered(run)
+    variants = {row.variant for row in run.table}
+    headers = [[cell.text for cell in table.all("th")[1:]] for table in root.all("table")]
+    compared = [names for names in headers if variants <= set(names)]
+    assert len(compared) > 4
+    assert {names[0] for names in compared} == {"int8"}
+    rows = [row for row in root.all("tr") if "data-verdict" in row.attributes]
+    assert rows[0].attributes["data-variant"] == "int8"
+
+
+def test_the_confusion_matrix_counts_every_test_image_also_of_many_classes() -> None:
+    run = results.run(variants=["fp32"])
+    cells = rendered(run).one(id="confusion-fp32-table").cells()
+    assert sum(sum(cell.numbers) for row in cells.values() for cell in row) == run.variants[0].scores["n"]
+    many = np.eye(60, dtype=int) * 7
+    many[:, 59] += 1
+    counts = [
+        {"label": f"class-{n:02}", "n": int(many[n].sum()), "correct": int(many[n, n])} for n in range(60)
+    ]
+    entry = replace(
+        run.variants[0], scores={**run.variants[0].scores, "classes": counts, "confusion": many.tolist()}
+    )
+    [(_, grid)] = scores.confusions(replace(run, variants=[entry]))
+    assert len(grid.rows) == scores.MATRIX == len(grid.columns) - 1
+    for name, row in grid.rows:
+        assert sum(int(cell.text or 0) for cell in row) == many[int(name[-2:])].sum()
+
+
+def test_a_training_with_too_few_points_for_a_curve_is_a_sentence() -> None:
+    run = results.run(variants=["fp32"])
+    line = {"epoch": 1.0, "seconds": 60, "loss": 0.5, "val_top1": 0.876}
+    short = replace(run, variants=[replace(run.variants[0], history=[line])])
+    section = rendered(short).one("section", id="training")
+    [sentence] = section.one(id="short-trainings").all("li")
+    assert {1.0, 87.6} <= set(sentence.numbers)
+    assert [f.one("b").text for f in section.all("figcaption")] == ["teacher"]
+
+
+def test_the_choice_of_pruning_is_shown_with_its_candidates_and_its_reason() -> None:
+    run = results.run()
+    plans = [
+        {
+            "criterion": "taylor",
+            "shape": "uniform",
+            "score": 0.8621,
+            "cross_entropy": 0.41,
+            "images": 384,
+            "macs": 119_000_000,
+        },
+        {
+            "criterion": "l1",
+            "shape": "sensitivity",
+            "score": 0.7864,
+            "cross_entropy": 0.56,
+            "images": 384,
+            "macs": 118_000_000,
+        },
+    ]
+    cards = [
+        {**card, "settings": {"reason": "the best score on val", "candidates": plans}}
+        if card["op"] == "prune"
+        else card
+        for card in run.model_cards
+    ]
+    section = rendered(replace(run, model_cards=cards)).one("section", id="training")
+    rows = section.one(id="pruning-pruned-table").cells()
+    assert [cells[0].numbers for cells in rows.values()] == [[86.2], [78.6]]
+    assert "the best score on val" in section.text
+
+
+def test_weaknesses_come_with_advice_and_strengths_without(tmp_path: Path) -> None:
+    run = results.run(tmp_path)
+    advice = rendered(run).one("section", id="robustness").one("ul", class_="advice").all("li")
+    assert len(advice) == 3
+    assert {92.8, 59.4} <= set(advice[0].numbers)
+    assert {81.0} <= set(advice[1].numbers)
+    assert {5.8} <= set(advice[2].numbers)
+    part = run.evidence.robustness
+    assert part is not None
+    fine = {
+        "corruptions": {
+            **part["corruptions"],
+            "variants": {"int8": {"clean": 0.93, "kinds": {"fog": {"accuracy": 0.92}}}},
+        }
+    }
+    assert robustness.advice(evidence.Evidence(robustness=fine), "int8") == []
+
+
+def test_what_prepare_noticed_about_the_data_is_shown() -> None:
+    run = results.run()
+    noted = replace(run, data={**run.data, "notes": ["the class names 'red' and 'Red' are nearly the same"]})
+    assert noted.data["notes"][0] in rendered(noted).one("section", id="data").text
 
 
 def test_differences_and_verdicts_are_those_that_compare_wrote() -> None:
@@ -64,8 +172,14 @@ def test_the_overview_is_one_file_with_both_charts_and_the_same_bytes_each_time(
     assert len(root.findall(f"{space}svg")) == 2
     assert "href" not in text
     for chart in root.findall(f"{space}svg"):
-        marks = [mark.get("data-variant") for mark in chart.iter(f"{space}g") if mark.get("data-variant")]
-        assert marks == [row.variant for row in run.table]
+        marks = [mark.get("data-variant", "") for mark in chart.iter(f"{space}g") if mark.get("tabindex")]
+        assert sorted(marks) == sorted(row.variant for row in run.table)
+        recommended = [
+            mark.get("data-variant")
+            for mark in chart.iter(f"{space}g")
+            if "recommended" in mark.get("class", "").split()
+        ]
+        assert recommended == ["int8"]
 
 
 def test_ticks_are_round_and_lie_between_the_ends() -> None:
@@ -76,11 +190,11 @@ def test_ticks_are_round_and_lie_between_the_ends() -> None:
 
 
 def test_only_the_front_borders_the_shaded_area() -> None:
-    def mark(x: float, y: float, front: bool) -> charts.Mark:
-        return charts.Mark(f"{x}", x, y, y - 1, y + 1, "accept", front, "")
+    def mark(x: float, y: float, front: bool) -> tradeoff.Mark:
+        return tradeoff.Mark(f"{x}", x, y, y - 1, y + 1, "accept", front, "")
 
     marks = [mark(5.0, 93.0, False), mark(2.5, 93.0, True), mark(3.0, 85.0, False), mark(1.6, 88.0, True)]
-    chart = charts.tradeoff(marks, title="", x_label="", y_label="")
+    chart = tradeoff.tradeoff(marks, title="", x_label="", y_label="")
     front = re.search(r'class="front" d="([^"]*)"', chart)
     assert front is not None
     places = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', chart)
@@ -266,11 +380,14 @@ def test_the_snippet_of_the_page_classifies_a_photograph(tmp_path: Path) -> None
 def test_the_page_shows_everything_that_was_measured(tmp_path: Path) -> None:
     run = results.run(tmp_path)
     root = rendered(run)
-    pruned = root.one("li", data_variant="pruned").text
-    assert run.change("pruned")["reason"] in pruned
-    assert "320 images" in pruned
+    pruned = root.one("li", data_variant="pruned")
+    assert pruned.numbers[:1] == [-8.0]
+    assert re.findall(r"\.(?!\d)", pruned.text) == ["."]  # one sentence
+    details = root.one(id="details").text
+    assert run.change("pruned")["reason"] in details
+    assert "320 images" in details
     for label in results.CLASSES:
-        assert label in pruned
+        assert label in details
     strip = root.one(id="corruptions-table").cells()["fog"][0]
     assert strip.one("svg").attributes["aria-label"].endswith("83.0, 74.0, 61.0, 47.0, 32.0")
     attacks = root.one(id="adversarial-table").cells()
@@ -289,7 +406,7 @@ def test_the_page_shows_everything_that_was_measured(tmp_path: Path) -> None:
     ]
     own = calibration.one("figure", data_variant="fp32").one("figcaption").numbers
     assert own == [2.10, 1.70, 2.50, 91.4, 0.47, 0.07, 0.87, -1.13]
-    assert [flip.attributes["data-of"] for flip in root.all("h3", data_flips="lost")] == [
+    assert [flip.attributes["data-of"] for flip in root.all(data_flips="lost")] == [
         "int8",
         "pruned",
         "pruned-int8",
@@ -397,6 +514,16 @@ def test_a_browser_shows_every_section_without_errors_on_a_phone_and_on_a_desk(t
             assert view.evaluate("getComputedStyle(document.body).backgroundColor") == paper
             # Nothing makes the page wider than the screen; wide tables scroll within themselves.
             assert view.evaluate("document.documentElement.scrollWidth") == width
+            # What to ship, why, and what one loses by it is seen without scrolling.
+            assert view.evaluate("document.querySelector('.figures').getBoundingClientRect().bottom") < 844
+            # Tables that are wider than the screen say so, and no others.
+            wide = view.evaluate(WIDE)
+            assert view.locator(".scroll.wide").count() == wide
+            assert (wide > 0) == (width == 390)
+            # The navigation stays, and marks the section in view.
+            view.evaluate("document.getElementById('data').scrollIntoView()")
+            view.wait_for_selector("nav a[aria-current][href='#data']")
+            assert view.evaluate("document.querySelector('nav').getBoundingClientRect().top") == 0
             titles = view.locator("section > h2")
             assert titles.count() == view.locator("section").count() == len(ALWAYS | OPTIONAL)
             for title in titles.all():
@@ -415,6 +542,11 @@ def test_a_browser_shows_every_section_without_errors_on_a_phone_and_on_a_desk(t
             view.close()
         browser.close()
 
+
+WIDE = """
+[...document.querySelectorAll(".scroll")].filter(one => one.scrollWidth > one.clientWidth + 1).length
+"""
+"""Number of tables that are wider than the screen."""
 
 OVERLAPS = """
 [...document.querySelectorAll("svg.chart")].flatMap(chart => {

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
+from pipeline import progress
 from pipeline.data import batches, sampling
 from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet

@@ -17,10 +17,10 @@ from pipeline.report.tables import Cost
 from pipeline.selection.table import DECIMALS, TEACHER, Row, column
 
 METRICS = (
-    *("score", "score_lo", "score_hi", "score_delta", "delta_lo", "delta_hi"),
-    *("size_bytes", "macs", "latency_ms_p50", "latency_ratio_to_fp32", "verdict", "val_score"),
+    *("score", "score_delta", "val_score", "verdict"),
+    *("size_bytes", "latency_ms_p50", "latency_ratio_to_fp32"),
 )
-"""Columns of ``variants.csv`` that fit side by side on a screen."""
+"""Columns of ``variants.csv`` that `dvc metrics` shows side by side; the table has all others."""
 
 UNITS: Mapping[Cost, str] = {"latency": "milliseconds", "size": "megabytes"}
 """Name of the value that a variant costs."""

@@ -42,7 +42,7 @@ class Explanations:
     """Pictures that explain the answers."""
 
     maps: Sequence[Sequence[Shot]]
-    """One row per image: the image, and the Grad-CAM map of each variant."""
+    """One row per image: the image, and the Grad-CAM map of each variant, the shipped one first."""
     note: str
     flips: Sequence[Flips]
     confusions: Sequence[tuple[str, Sequence[Confusion]]]
@@ -60,7 +60,7 @@ def explanations(results: RunResults) -> Explanations | None:
     method = part["method"]
     shipped = results.closest.variant
     return Explanations(
-        maps=[_maps(image, reference, picture) for image in part["images"]],
+        maps=[_maps(image, reference, shipped, picture) for image in part["images"]],
         note=words.sentence(f"{method['name']} ({method['library']}): {method['note']}"),
         flips=[
             Flips(variant, of["parent"], way, [_flip(item, of["parent"], way, picture) for item in of[way]])
@@ -76,9 +76,9 @@ def explanations(results: RunResults) -> Explanations | None:
     )
 
 
-def _maps(image: Mapping[str, Any], reference: str | None, picture: Picture) -> list[Shot]:
+def _maps(image: Mapping[str, Any], reference: str | None, shipped: str, picture: Picture) -> list[Shot]:
     shots = [Shot(picture(image["file"]), image["truth"])]
-    for variant, of in image["variants"].items():
+    for variant, of in sorted(image["variants"].items(), key=lambda item: item[0] != shipped):
         lines = [(f"{of['answer']}, {figure(of['confidence'], '%', 0)}", of["right"])]
         if of["similarity"] is not None and variant != reference:
             lines.append((f"similarity to {reference}: {figure(of['similarity'], 'plain', 2)}", True))

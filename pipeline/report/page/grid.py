@@ -39,6 +39,17 @@ class Grid:
     """How to read the table."""
     title: str = ""
 
+    def led_by(self, column: str) -> "Grid":
+        """The table with this column first, if it has it."""
+        if column not in self.columns:
+            return self
+        order = sorted(range(len(self.columns)), key=lambda place: self.columns[place] != column)
+        return replace(
+            self,
+            columns=[self.columns[place] for place in order],
+            rows=[(header, [cells[place] for place in order]) for header, cells in self.rows],
+        )
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -63,18 +74,6 @@ class Figure:
     """Second line of text, in small print."""
     table: Grid | None = None
     """The values of the chart."""
-
-
-def led_by(grid: Grid | None, variant: str) -> Grid | None:
-    """The table with the column of this variant first, if it has one."""
-    if grid is None or variant not in grid.columns:
-        return grid
-    order = sorted(range(len(grid.columns)), key=lambda place: grid.columns[place] != variant)
-    return replace(
-        grid,
-        columns=[grid.columns[place] for place in order],
-        rows=[(header, [cells[place] for place in order]) for header, cells in grid.rows],
-    )
 
 
 def shade_of_loss(value: int | float, clean: int | float) -> int:

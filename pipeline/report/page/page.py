@@ -5,7 +5,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -27,7 +26,7 @@ from pipeline.report.page import (
     training,
 )
 from pipeline.report.page.explanations import Explanations
-from pipeline.report.page.grid import Figure, Grid, led_by
+from pipeline.report.page.grid import Figure, Grid
 from pipeline.report.page.recommendation import Recommendation, recommendation
 from pipeline.report.page.scores import Verdict
 from pipeline.report.results import RunResults, VariantResults
@@ -86,6 +85,7 @@ class Page:
     confusions: Sequence[tuple[str, Grid]]
     """Variant and its confusion matrix, the shipped variant first; none among attributes."""
     robustness_advice: Sequence[str]
+    corruption_means: Grid | None
     corruptions: Grid | None
     adversarial: Grid | None
     out_of_distribution: Grid | None
@@ -162,7 +162,10 @@ def _page(results: RunResults) -> Page:
     noise = results.benchmark.get("noise", {})
     hidden = len(about["rejected"]) - SHOWN_REJECTED
     shipped = results.closest.variant
-    led = partial(led_by, variant=shipped)
+
+    def led(grid: Grid | None) -> Grid | None:
+        return grid and grid.led_by(shipped)
+
     return Page(
         kicker=f"Distillery report · {words.data_name(about)} · "
         f"{words.counted(len(about['classes']), words.noun(task), words.noun(task, 2))}",
@@ -177,10 +180,11 @@ def _page(results: RunResults) -> Page:
         lines=sorted(_lines(results), key=lambda line: line.row.variant != shipped),
         verdicts=sorted(scores.verdicts(results), key=lambda verdict: verdict.variant != shipped),
         export_check=led(scores.export_check(results)),
-        classes=led(scores.classes(results)),
+        classes=scores.classes(results).led_by(shipped),
         mistakes=findings.mistakes(results.closest_results),
         confusions=scores.confusions(results),
         robustness_advice=robustness.advice(evidence, shipped),
+        corruption_means=led(robustness.corruption_means(evidence)),
         corruptions=led(robustness.corruptions(evidence)),
         adversarial=robustness.adversarial(evidence),
         out_of_distribution=led(robustness.out_of_distribution(evidence)),

@@ -70,8 +70,8 @@ def _on_foreign(evidence: Evidence, variant: str) -> Iterator[str]:
         )
 
 
-def corruptions(evidence: Evidence) -> Grid | None:
-    """Accuracy on corrupted images: one row per kind, one column per variant, one square per severity."""
+def corruption_means(evidence: Evidence) -> Grid | None:
+    """Accuracy without and with corruption, in the mean over all kinds: one column per variant."""
     part = evidence.corruptions
     if not part:
         return None
@@ -81,6 +81,20 @@ def corruptions(evidence: Evidence) -> Grid | None:
         text = figure(of["mean"], "%", 1, bare=True)
         small = "" if of["delta"] is None else f"{figure(of['delta'], 'points', 1, bare=True)} vs parent"
         return Cell(text, small, shade_of_loss(of["mean"], of["clean"]), strong=True)
+
+    rows = [
+        ("none", [Cell(figure(of["clean"], "%", 1, bare=True)) for of in variants.values()]),
+        ("mean of all kinds", [mean(of) for of in variants.values()]),
+    ]
+    return Grid("corruption", list(variants), rows)
+
+
+def corruptions(evidence: Evidence) -> Grid | None:
+    """Accuracy on corrupted images: one row per kind, one column per variant, one square per severity."""
+    part = evidence.corruptions
+    if not part:
+        return None
+    variants: Mapping[str, Any] = part["variants"]
 
     def kind_cell(of: Part, kind: str) -> Cell:
         shares = [step["accuracy"] for step in of["table"][kind]]
@@ -96,11 +110,7 @@ def corruptions(evidence: Evidence) -> Grid | None:
             title=f"severity 1 to {len(shares)}: {text}",
         )
 
-    rows: list[tuple[str, list[Cell]]] = [
-        ("none", [Cell(figure(of["clean"], "%", 1, bare=True)) for of in variants.values()]),
-        ("mean of all kinds", [mean(of) for of in variants.values()]),
-        *((words.spaced(kind), [kind_cell(of, kind) for of in variants.values()]) for kind in part["kinds"]),
-    ]
+    rows = [(words.spaced(kind), [kind_cell(of, kind) for of in variants.values()]) for kind in part["kinds"]]
     note = (
         f"Accuracy in per cent on {figure(part['n'])} test images that were corrupted as in ImageNet-C "
         f"({part['library']}): the mean over all severities, and one square per severity from weak to "

@@ -10,6 +10,7 @@ from pipeline.report.page import charts
 from pipeline.report.page.grid import DARKEST, Cell, Figure, Grid
 from pipeline.report.results import RunResults, VariantResults
 from pipeline.selection.budget import listed
+from pipeline.selection.table import TEACHER
 from pipeline.tasks import SINGLE_LABEL
 
 LEAST_RANGE = 0.02
@@ -186,9 +187,14 @@ def export_check(results: RunResults) -> Grid | None:
 
 
 def calibrations(results: RunResults) -> list[Figure]:
-    """A reliability diagram of the teacher and of each variant."""
+    """A reliability diagram of the teacher, of the shipped variant, and of each other one."""
+    first = (TEACHER, results.closest.variant)
+    every = sorted(
+        findings.calibrations(results),
+        key=lambda item: first.index(item[0]) if item[0] in first else len(first),
+    )
     drawn = []
-    for name, parent, calibration, change in findings.calibrations(results):
+    for name, parent, calibration, change in every:
         bins = [(b["confidence"], b["accuracy"], b["n"]) for b in calibration["reliability"] if b["n"]]
         drawn.append(
             Figure(

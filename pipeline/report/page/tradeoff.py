@@ -111,7 +111,7 @@ def tradeoff(
         name, level = line
         parts.append(across(left, width - right, y(level), "level"))
         parts.append(text(width - 32, 14, name, "end"))
-        parts.append(across(width - 24, width, 10, "level"))
+        parts.append(across(width - 24, width, 10.0, "level"))
     drawn = list(zip(marks, labels, strict=True))
     parts += [_leader(x(mark.x), y(mark.y), label.box) for mark, label in drawn if label.leader]
     # The recommended mark is drawn last, above others.

@@ -29,7 +29,7 @@ def curves(results: RunResults) -> list[Figure]:
     return [
         Figure(
             title=name,
-            text=f"{_epochs(history)}, {words.duration(total)}",
+            text=f"{_epochs(history)}, duration {words.duration(total)}",
             chart=_curve(name, history),
         )
         for name, history, total in _histories(results)
@@ -40,7 +40,7 @@ def curves(results: RunResults) -> list[Figure]:
 def sentences(results: RunResults) -> list[str]:
     """One sentence for each training that is too short for a curve."""
     return [
-        f"{name}: {_epochs(history)}, {words.duration(total)}"
+        f"{name}: {_epochs(history)}, duration {words.duration(total)}"
         + "".join(
             f", {figure(history[-1][f'val_{metric}'], '%', 1)} {task.words} on validation images"
             for metric, task in METRICS.items()
