@@ -46,11 +46,15 @@ def case(folder: Path, uri: str, experiment: str) -> Case:
             "data_sha256": "d" * 64,
             "images": {"train": 8, "val": 4, "test": 4},
         },
-        metrics={"teacher_top1": 0.9, "top1/fp32": 0.9},
+        metrics={"teacher_accuracy_percent": 90.0, "accuracy_percent": 90.0},
         files=[("report", folder / "report")],
         champion="int8",
         reason="int8 is the fastest accepted variant",
-        card="# A card",
+        dataset="photographs",
+        budget="no limit",
+        answer="**photographs: ship int8.** accuracy 90.00 %",
+        costs=("latency_ms", "size_mb"),
+        score="accuracy_percent",
     )
     teacher = TrainedModel(
         RunRecord("teacher", {"seed": 3}), experiment, {"top1": 0.9}, HISTORY, {"origin": "a teacher"}
@@ -65,14 +69,22 @@ def exported(folder: Path, test: str, name: str, *, seed: int = 0) -> ExportedFi
     # Two variants never have the same file, since its metadata name it.
     file = tiny_onnx.write(folder / f"{name}-{seed}.onnx", weights=weights, note=f"{test} {name}")
     return ExportedFile(
-        RunRecord(name, {"variant": name, "epochs": 3, "objective": {"kl": 1.0}}),
+        RunRecord(
+            name, {"build": {"variant": name, "epochs": 3 + seed, "objective": {"kl": 1.0}}, "seed": 3}
+        ),
         artifact=hashlib.sha256(file.read_bytes()).hexdigest(),
-        metrics={"top1": 0.9 + seed / 100, "latency_ms_p50": 2.5, "size_bytes": file.stat().st_size},
+        metrics={
+            "accuracy_percent": 90.0 + seed,
+            "latency_ms": 2.5,
+            "size_mb": file.stat().st_size / 1e6,
+        },
         history=HISTORY,
-        tags={"op": "distill", "verdict": "accept", records.NOTE: f"what {name} is"},
+        tags={"verdict": "accept", records.NOTE: f"what {name} is"},
         file=file,
         verdict="accept",
-        summary={"verdict": "accept", "top-1": "0.9"},
+        accepted=True,
+        summary={"recommendation": "accepted", "accuracy": "90.00 % (88.00 to 92.00)"},
+        card=f"# The card of {name}",
     )
 
 

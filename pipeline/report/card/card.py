@@ -1,9 +1,9 @@
 """The model card of a variant in the format of Hugging Face.
 
-The card describes one file: its own figures, and those of its ancestors where it is compared with them. Every
-number in its prose and tables comes through ``figures`` from a value of the artifacts. The card says what a run
-did not measure, and which key of the configuration provides what people have to state. Every value that the
-template shows is escaped, unless it is ``Markdown`` already.
+The card describes one file: its own figures, and those of its ancestors where it is compared with them.
+Every number in its prose and tables comes through ``figures`` from a value of the artifacts. The card says
+what a run did not measure, and which key of the configuration provides what people have to state. Every value
+that the template shows is escaped, unless it is ``Markdown`` already.
 """
 
 from collections.abc import Mapping, Sequence
