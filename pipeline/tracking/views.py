@@ -64,12 +64,10 @@ def path(parent: Run, *, charts: bool = False) -> str:
 
 def address(experiment_id: str, data_id: str | None, *, charts: bool = False) -> str:
     """The address of the view of a data set, or without one of all runs, without the server."""
-    query = {"workflowType": "machine_learning"}
-    if data_id is not None:
-        query["viewStateShareKey"] = slug(data_id)
+    query = {} if data_id is None else {"viewStateShareKey": slug(data_id)}
     if charts:
         query["compareRunsMode"] = "CHART"
-    return f"#/experiments/{experiment_id}/runs?{urlencode(query)}"
+    return f"#/experiments/{experiment_id}/runs?{PAGES}&{urlencode(query)}".rstrip("&")
 
 
 def _page(state: PipelineState, variants: Sequence[ExportedFile], runs: Mapping[str, Run]) -> dict[str, Any]:
@@ -109,7 +107,7 @@ def _page(state: PipelineState, variants: Sequence[ExportedFile], runs: Mapping[
         "selectedColumns": columns,
         "columnOrder": columns,
         "columnWidths": widths,
-        "runsPinned": [runs[state.champion].info.run_id] if state.champion else [],
+        "runsPinned": [runs[state.champion].info.run_id] if state.champion in runs else [],
         "runsExpanded": {},
         "runsHiddenMode": "SHOW_ALL",
         "viewMaximized": False,
