@@ -68,7 +68,7 @@ def main() -> None:
     champion = next((exported for exported in variants if exported.run.name == judged.champion), None)
     score = _percent(metric)
     state = PipelineState(
-        name=os.environ.get("DVC_EXP_NAME") or p.data.source,
+        name=os.environ.get("DVC_EXP_NAME") or name,
         sha256=provenance.identity(**outputs),
         tags={
             **source,
@@ -207,18 +207,19 @@ def _exported_file(
     score, percent = _interval(row.score, row.score_lo, row.score_hi, "%"), _percent(row.metric)
     lost = row.score - root.score
     ratio = latency["ratio"]
+    metrics = {
+        percent: 100 * row.score,
+        f"{percent}_low": 100 * row.score_lo,
+        f"{percent}_high": 100 * row.score_hi,
+        "points_vs_reference": 100 * lost,
+        LATENCY: row.latency_ms_p50,
+        **({} if ratio is None else {"speed_vs_fp32": ratio}),
+        SIZE: row.size_bytes / 1e6,
+    }
     return ExportedFile(
         RunRecord(name, records.parameters(p.recipe(name)), source),
         artifact=row.sha256,
-        metrics={
-            percent: 100 * row.score,
-            f"{percent}_low": 100 * row.score_lo,
-            f"{percent}_high": 100 * row.score_hi,
-            "points_vs_reference": 100 * lost,
-            LATENCY: row.latency_ms_p50,
-            **({} if ratio is None else {"speed_vs_fp32": ratio}),
-            SIZE: row.size_bytes / 1e6,
-        },
+        metrics={key: round(value, table.DECIMALS) for key, value in metrics.items()},
         history=histories.read(paths.model(name), paths.timings),
         tags={
             "verdict": row.verdict,
@@ -236,11 +237,11 @@ def _exported_file(
             "recommendation": judged.recommendation(row),
             SCORES[row.metric]: score,
             f"vs {root.variant}": REFERENCE if row is root else figure(lost, "points"),
+            "latency": figure(row.latency_ms_p50, "ms"),
+            "size": figure(row.size_bytes, "MB"),
             "speed vs fp32": NO_FP32
             if ratio is None
             else _interval(ratio, latency["ratio_lo"], latency["ratio_hi"], "times"),
-            "latency": figure(row.latency_ms_p50, "ms"),
-            "size": figure(row.size_bytes, "MB"),
             "verdict": row.verdict,
             "vs parent": _interval(row.score_delta, row.delta_lo, row.delta_hi, "points"),
         },
@@ -253,7 +254,7 @@ def _answer(champion: ExportedFile | None, dataset: str, reason: str) -> str:
     data = escaping.code(dataset)
     if champion is None:
         return f"**Nothing to ship yet** ({data}): {escaping.for_markdown(reason)}"
-    _, (_, score), (reference, lost), (_, speed), (_, latency), (_, size), *_ = champion.summary.items()
+    _, (_, score), (reference, lost), (_, latency), (_, size), (_, speed), *_ = champion.summary.items()
     loss = "" if lost == REFERENCE else f" ({lost} {reference})"
     gain = "" if speed == NO_FP32 or lost == REFERENCE else f" ({speed.partition(' (')[0]} as fast)"
     return (

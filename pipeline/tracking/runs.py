@@ -34,6 +34,8 @@ VARIANTS_NOTE = (
     "nested runs are the variants that were new; the table links to those that an earlier run has logged. "
     "The saved views show the newest variants of each data set."
 )
+NOTE_COLUMNS = 5
+"""Number of columns of the summary that the narrow description of a parent run has room for."""
 LONGEST_NOTE = 4900
 """Greatest number of characters of an experiment's description; MLflow's database accepts 5,000."""
 WRITTEN = "distillery.note"
@@ -112,7 +114,7 @@ def _log_model_run(
     client.set_tags(mlflow, run, {**model.run.tags, **model.tags, **summary, **tags})
     if PARENT_RUN not in tags and PARENT_RUN in run.data.tags:
         mlflow.delete_tag(run_id, PARENT_RUN)
-    client.log_history(mlflow, run_id, history)
+    # MLflow's pages list metrics in the order in which they came: the figures first, then the curves.
     if isinstance(model, ExportedFile):
         client.log_metrics(mlflow, run, model.metrics, client.log_model(mlflow, run, model))
         client.log_dataset(mlflow, run, state.dataset, state.data, "test")
@@ -121,6 +123,7 @@ def _log_model_run(
     else:
         client.log_metrics(mlflow, run, model.metrics)
         client.log_dataset(mlflow, run, state.dataset, state.data, "all splits")
+    client.log_history(mlflow, run_id, history)
     client.log_files(mlflow, run_id, model.files)
     if run.info.status != "FINISHED":
         mlflow.set_terminated(run_id)
@@ -199,7 +202,7 @@ def _parent_note(
     experiments = [next(iter(runs.values())).info.experiment_id]
     ids = [run.info.run_id for run in runs.values()]
     compare = f"runs={_query(ids)}&experiments={_query(experiments)}&{views.PAGES}"
-    headings = list(variants[0].summary)
+    headings = list(variants[0].summary)[:NOTE_COLUMNS]
     lines = [
         state.answer,
         "",
@@ -214,7 +217,7 @@ def _parent_note(
         run = runs[exported.run.name]
         home = run.data.tags[PARENT_RUN]
         origin = "this run" if home == parent else f"[an earlier run]({_link(run, home)})"
-        cells = " | ".join(exported.summary.values())
+        cells = " | ".join(exported.summary[heading] for heading in headings)
         lines.append(f"| [{exported.run.name}]({_link(run)}) | {cells} | {origin} |")
     lines += ["", f"Teacher: [{for_markdown(state.tags['teacher'])}]({_link(teacher)})"]
     return "\n".join(lines)

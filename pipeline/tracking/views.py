@@ -25,7 +25,7 @@ PAGES = "workflowType=machine_learning"
 
 TITLE = "Which one do I ship"
 
-PIXELS_PER_LETTER, PADDING = (8.5, 6.8), 32
+PIXELS_PER_LETTER, PADDING = (8.5, 6.6), 28
 """Width of a column, by its heading and by its longest text, in CSS pixels."""
 
 COLOUR = "mlflow.runColor"
@@ -82,6 +82,7 @@ def _page(state: PipelineState, variants: Sequence[ExportedFile], runs: Mapping[
         for heading in variants[0].summary
     }
     columns = [*widths, *(f"params.`{key}`" for key in differing(variants))]
+    champion = runs.get(state.champion or "")
     section = {"uuid": "tradeoff", "name": TITLE, "display": True, "isReordered": True}
     charts = [
         {
@@ -107,7 +108,7 @@ def _page(state: PipelineState, variants: Sequence[ExportedFile], runs: Mapping[
         "selectedColumns": columns,
         "columnOrder": columns,
         "columnWidths": widths,
-        "runsPinned": [runs[state.champion].info.run_id] if state.champion in runs else [],
+        "runsPinned": [champion.info.run_id] if champion else [],
         "runsExpanded": {},
         "runsHiddenMode": "SHOW_ALL",
         "viewMaximized": False,
