@@ -1,5 +1,6 @@
 import json
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient, artifacts, pyfunc
 from mlflow.entities import Run
+from playwright.sync_api import sync_playwright
 
 from pipeline.tracking import client as tracking_client
 from pipeline.tracking import live, records, registry, runs, unfinished, views
@@ -20,6 +22,8 @@ from pipeline.tracking.records import (
 )
 from tests import tiny_onnx, tracked
 from tests.tracked import HISTORY, Case, Server, exported, until
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +263,35 @@ def test_the_experiment_says_what_to_ship_for_each_data_set_and_keeps_what_someb
     client.set_experiment_tag(experiment.experiment_id, records.NOTE, "my own words")
     runs.track(*case)
     assert note() == "my own words"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_link_opens_a_page_that_says_what_to_ship_above_the_fold(case: Case, tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    try:
+        parent, _ = runs.track(*case[:3], replace(case.server, uri=server.uri))
+        run = MlflowClient(server.uri).get_run(parent)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
+            page.set_default_timeout(120_000)
+            page.goto(f"{server.uri}/{views.path(run)}")
+            for text in ("Ship int8", *case.variants[0].summary, case.variants[0].summary["accuracy"]):
+                found = page.get_by_text(text, exact=text in case.variants[0].summary).first
+                found.wait_for()
+                box = found.bounding_box()
+                assert box is not None
+                assert box["y"] + box["height"] < 900
+                assert box["x"] + box["width"] < 1440
+            assert page.locator(".ag-pinned-left-cols-container [role=row]").count() == 2
+            page.goto(f"{server.uri}/{views.path(run, charts=True)}")
+            page.locator(".scatterlayer .point").first.wait_for()
+            assert page.get_by_text("accuracy_percent", exact=True).count() >= 2
+            browser.close()
+    finally:
+        server.kill()
 
 
 def test_metrics_at_the_top_are_few_and_all_others_are_in_groups(case: Case) -> None:
