@@ -561,12 +561,12 @@ def test_a_server_that_does_not_answer_is_one_line(case: Case, monkeypatch: pyte
 def test_an_experiment_has_the_name_that_it_is_given_and_the_model_one_that_mlflow_allows(
     case: Case, name: str
 ) -> None:
-    server = replace(case.server, experiment=name)
-    runs.track(*case[:3], server)
-    assert runs.track(*case[:3], server)[1] == []
+    server, state = replace(case.server, experiment=name), replace(case.state, dataset=name)
+    runs.track(state, *case[1:3], server)
+    assert runs.track(state, *case[1:3], server)[1] == []
     client = MlflowClient(server.uri)
     assert client.get_experiment_by_name(name) is not None
-    registered = f"{server.model}-photographs"
+    registered = f"{server.model}-{state.data_slug}"
     version = client.get_model_version_by_alias(registered, "champion")
     assert version.tags["variant"] == "int8"
     models = [m for m in client.search_registered_models() if m.name == registered]

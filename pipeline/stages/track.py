@@ -64,7 +64,7 @@ def main() -> None:
     ]
     metric = teacher["metric"]
     data = store.read_report(paths.DATA)
-    name = words.data_name(data)
+    name = escaping.for_terminal(words.data_name(data))
     champion = next((exported for exported in variants if exported.run.name == judged.champion), None)
     score = _percent(metric)
     state = PipelineState(

@@ -53,6 +53,9 @@ ANSWER = "answer"
 UNFINISHED = "distillery.unfinished"
 """Tag of the run that is the parent of trainings that belong to no state yet."""
 
+LONGEST_NAME = 40
+"""Greatest number of characters of the name of a data set within other names."""
+
 SHARED = ("data", "seed", "student", "teacher", "views")
 """Sections of a recipe that all variants of a state share."""
 
@@ -192,9 +195,19 @@ class PipelineState:
     """Metric of the variants that compression should keep."""
 
     @property
+    def data_slug(self) -> str:
+        """Name of the data set in letters, digits, `_`, `.` and `-`, for names and addresses."""
+        return slug(self.dataset)[:LONGEST_NAME].rstrip("-.")
+
+    @property
     def data_id(self) -> str:
         """Name of the data set and the beginning of its digest: two folders of one name are told apart."""
-        return f"{self.dataset} {self.data['data_sha256'][:8]}"
+        return f"{self.data_slug} {self.data['data_sha256'][:8]}"
+
+
+def slug(text: str) -> str:
+    """The text with `-` for everything but letters, digits, `_` and `.`."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-.") or "data"
 
 
 def parameters(recipe: Mapping[str, Any]) -> dict[str, Any]:

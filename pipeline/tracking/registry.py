@@ -5,7 +5,6 @@ Each champion has an address of its own, such as ``models:/distillery-fashion-mn
 them can be served at the same time.
 """
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -16,9 +15,6 @@ from pipeline.tracking.records import CHAMPION, DATASET, DIGEST, NOTE, VARIANT, 
 
 DESCRIPTION = 4900
 """Greatest number of characters of a version's description; MLflow's database accepts 5,000."""
-
-LONGEST_NAME = 40
-"""Greatest number of characters of the name of a data set within the name of a model."""
 
 
 def register(
@@ -76,14 +72,9 @@ def register(
     return name
 
 
-def slug(text: str) -> str:
-    """The text as a part of a model's name or of an address: letters, digits, `_`, `.` and `-`."""
-    return re.sub(r"[^\w.]+", "-", text).strip("-.")[:LONGEST_NAME].rstrip("-.") or "data"
-
-
 def _name(mlflow: MlflowClient, base: str, state: PipelineState) -> str:
     """The name of the model of a data set, with its digest if other data of this name were there first."""
-    plain, digest = f"{base}-{slug(state.dataset)}", state.data["data_sha256"]
+    plain, digest = f"{base}-{state.data_slug}", state.data["data_sha256"]
     models = mlflow.search_registered_models(client.equals("name", plain))
     if not models or models[0].tags.get(DIGEST) == digest:
         return plain

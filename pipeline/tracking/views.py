@@ -14,8 +14,7 @@ from urllib.parse import urlencode
 
 from pipeline.tracking import client
 from pipeline.tracking.client import MlflowClient, Run
-from pipeline.tracking.records import DATASET, LATEST, OWN, VARIANT, ExportedFile, PipelineState
-from pipeline.tracking.registry import slug
+from pipeline.tracking.records import DATASET, LATEST, OWN, VARIANT, ExportedFile, PipelineState, slug
 
 TAG = "mlflow.sharedViewState."
 """Beginning of the key of the tag."""

@@ -39,7 +39,7 @@ PARAGRAPHS = ("direct_use", "downstream_use", "out_of_scope_use", "risks", "reco
 """Statements that may have several paragraphs; the others stand within a line of the card."""
 
 LONG_SETTINGS = ("candidates",)
-"""Recorded settings that are lists of trials, which the report shows."""
+"""Recorded settings that are lists of trials; ``card.json`` of the variant has them."""
 
 LOCAL_CHANGES = "-dirty"
 """End of a commit's name whose checkout had other changes."""
