@@ -81,8 +81,7 @@ ui: PORT ?= 5000
 ui: install ## MLflow's pages on http://127.0.0.1:5000; PORT=5001 for another port
 	@$(BIN)/python -c "import socket; socket.create_server(('127.0.0.1', int('$(PORT)')))" 2>/dev/null || { \
 		echo "error: port $(PORT) cannot be served; choose another: make ui PORT=5001" >&2; exit 1; }
-	@$(BIN)/python -m pipeline.tracking "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
-	@echo "variants: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
+	@$(BIN)/python -m pipeline.tracking "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" $(PORT)
 	$(BIN)/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $(PORT)
 
 demo: PORT ?= 8000

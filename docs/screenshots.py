@@ -23,6 +23,8 @@ from mlflow import MlflowClient
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from pipeline.tracking import views
+
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 COLOURS = 128
@@ -44,7 +46,7 @@ def main() -> None:
     command.add_argument("--picture", type=Path, default=IMAGES / "report.png")
     command.add_argument("--height", type=int, default=1230, help="in CSS pixels (default: %(default)s)")
     command.set_defaults(run=take_report)
-    command = commands.add_parser("mlflow", help="the runs, a parent run, and the comparison of variants")
+    command = commands.add_parser("mlflow", help="the saved view, its charts, and a parent run")
     command.add_argument("--database", type=Path, default=ROOT / "mlflow.db")
     command.add_argument("--tracked", type=Path, default=ROOT / "artifacts/tracked.json")
     command.set_defaults(run=take_mlflow)
@@ -63,35 +65,25 @@ def take_mlflow(arguments: argparse.Namespace) -> None:
     """Start MLflow's server, and take three of its pages."""
     uri = f"sqlite:///{arguments.database.resolve()}"
     run = MlflowClient(uri).get_run(json.loads(arguments.tracked.read_text())["run_id"])
-    experiment = run.info.experiment_id
-    with server(uri) as address, browser_page(1280, 560) as page:
-        page.goto(f"{address}/#/experiments/{experiment}/runs?workflowType=machine_learning")
+    of_run = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?{views.PAGES}"
+    with server(uri) as address, browser_page(1440, 560) as page:
+        page.goto(f"{address}/{views.path(run)}")
         page.wait_for_timeout(DRAWN_MILLISECONDS)
         if page.get_by_text("MLflow Assistant").is_visible():
-            page.mouse.click(1243, 42)  # The cross that closes it has no name.
+            page.mouse.click(1404, 36)  # The cross that closes it has no name.
             page.wait_for_timeout(DRAWN_MILLISECONDS)
-        # The plus sign that opens the variants has no name either; it stands to the left of the run's name.
-        name = page.locator(f".ag-row[row-id='{run.info.run_id}'] a").first.bounding_box()
-        assert name is not None
-        page.mouse.click(name["x"] - 32, name["y"] + name["height"] / 2)
         save(page, IMAGES / "mlflow_runs.png")
 
+        page.set_viewport_size({"width": 1440, "height": 780})
+        page.goto(f"{address}/{views.path(run, charts=True)}")
+        page.wait_for_timeout(DRAWN_MILLISECONDS)
+        save(page, IMAGES / "mlflow_compare.png")
+
         page.set_viewport_size({"width": 1280, "height": 760})
-        page.goto(f"{address}/#/experiments/{experiment}/runs/{run.info.run_id}")
-        page.get_by_text("Model training").click()
-        page.goto(f"{address}/#/experiments/{experiment}/runs/{run.info.run_id}")
+        page.goto(f"{address}/{of_run}")
+        page.wait_for_timeout(DRAWN_MILLISECONDS)
         page.get_by_text("Show more", exact=True).first.click()
         save(page, IMAGES / "mlflow_parent.png")
-
-        with page.context.expect_page() as opened:
-            page.get_by_role("link", name="Compare the").click(modifiers=["Control"])
-        compared = opened.value
-        compared.set_viewport_size({"width": 1280, "height": 720})
-        compared.get_by_role("tab", name="Scatter Plot").click()
-        for axis, metric in enumerate(("latency_ms_p50", "top1")):
-            compared.get_by_role("combobox").nth(axis).click()
-            compared.get_by_text(metric, exact=True).last.click()
-        save(compared, IMAGES / "mlflow_compare.png")
 
 
 @contextmanager

@@ -103,9 +103,9 @@ def test_kept_states_are_delivered_in_order_and_whole_by_the_next_call(
     parents = client.search_runs([experiment.experiment_id], f"tags.`{records.STATE}` != ''")
     assert {run.data.tags[records.STATE][0] for run in parents} == {"a", "b", "c"}
     assert all(run.info.status == "FINISHED" for run in parents)
-    champion = client.get_model_version_by_alias(case.server.model, "champion")
+    champion = client.get_model_version_by_alias(f"{case.server.model}-photographs", "champion")
     assert champion.tags["sha256"] == others[1].artifact
-    versions = client.search_model_versions(f"name = '{case.server.model}'")
+    versions = client.search_model_versions(f"name = '{case.server.model}-photographs'")
     assert len(versions) == 4
 
 
@@ -235,7 +235,7 @@ def test_a_server_killed_while_it_is_told_has_everything_once_afterwards(
         assert len(children) == len({run.data.tags[records.ARTIFACT] for run in children}) == 16
         assert len(found) == 24
         assert {run.info.status for run in found} == {"FINISHED"}
-        assert len(client.search_model_versions(f"name = '{case.server.model}'")) == 16
+        assert len(client.search_model_versions(f"name = '{case.server.model}-photographs'")) == 16
     finally:
         server.kill()
 

@@ -2,8 +2,13 @@
 
 import asyncio
 import base64
+import io
 import json
+import os
+import signal
+import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +26,9 @@ from PIL import Image
 from pipeline import pixels
 from pipeline.onnx import inference
 from pipeline.onnx.inference import Classifier
-from pipeline.tracking import serving
+from pipeline.tracking import runs, serving
 from pipeline.tracking.serving import BadRequestError, ServedClassifier
-from tests import odd_images, tiny_onnx
+from tests import odd_images, tiny_onnx, tracked
 
 READABLE = odd_images.readable()
 UNREADABLE = odd_images.unreadable()
@@ -288,3 +293,46 @@ def test_a_model_that_is_loaded_elsewhere_leaves_other_applications_alone(model:
 def test_large_pixels_are_read_once(served: ServedClassifier) -> None:
     [answer] = served.predict([np.asarray(Image.new("RGB", (3_000, 2_000), (250, 9, 9)))], {"top": 1})
     assert answer["classes"][0]["label"] == "red"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_champions_of_two_data_sets_are_served_at_once(tmp_path: Path) -> None:
+    case = tracked.case(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", "distillery")
+    flowers = tracked.other_data(case, tmp_path, "flowers", "e" * 64, labels=("poppy", "fern", "gentian"))
+    for one in (case, flowers):
+        runs.track(*one)
+    wanted = {"distillery-photographs": "blue", "distillery-flowers": "gentian"}
+    # The command looks for uvicorn on the path, as in an environment that is active.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": case.server.uri, "PATH": path}
+    servers: dict[str, tuple[int, subprocess.Popen[bytes]]] = {}
+    photograph = io.BytesIO()
+    Image.new("RGB", (40, 30), (10, 20, 230)).save(photograph, "JPEG")
+    body = json.dumps({"inputs": [as_text(photograph.getvalue())], "params": {"top": 1}}).encode()
+
+    def answer(port: int) -> str | None:
+        assert all(server.poll() is None for _, server in servers.values())
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return json.loads(response.read())["predictions"][0]["classes"][0]["label"]
+        except OSError:
+            return None
+
+    try:
+        for name in wanted:
+            port = tracked.free_port()
+            command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{name}@champion"]
+            options = ["--env-manager", "local", "-p", str(port), "--workers", "1"]
+            server = subprocess.Popen([*command, *options], env=environment, process_group=0)
+            servers[name] = (port, server)
+        for port, _ in servers.values():
+            tracked.until(lambda port=port: answer(port) is not None)
+        assert {name: answer(port) for name, (port, _) in servers.items()} == wanted
+    finally:
+        for _, server in servers.values():
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()

@@ -1,5 +1,6 @@
 import json
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -11,15 +12,18 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient, artifacts, pyfunc
 from mlflow.entities import Run
+from playwright.sync_api import sync_playwright
 
 from pipeline.tracking import client as tracking_client
-from pipeline.tracking import live, records, registry, runs
+from pipeline.tracking import live, records, registry, runs, unfinished, views
 from pipeline.tracking.records import (
     TrackingError,
     TrackingServer,
 )
 from tests import tiny_onnx, tracked
 from tests.tracked import HISTORY, Case, Server, exported, until
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,11 @@ def expected(key: str) -> list[tuple[int, float]]:
     return [(round(line["step"]), line[key]) for line in HISTORY]
 
 
+def model(case: Case) -> str:
+    """Name of the registered model of the case's data set."""
+    return f"{case.server.model}-{case.state.dataset}"
+
+
 def contents(case: Case) -> Any:
     """Everything that MLflow holds of this experiment, in a fixed order."""
     client = MlflowClient(case.server.uri)
@@ -60,7 +69,7 @@ def contents(case: Case) -> Any:
         for suffix in ("", "-teachers")
         for run in experiment_runs(case, suffix).values()
     ]
-    versions = client.search_model_versions(f"name = '{case.server.experiment}'")
+    versions = client.search_model_versions(f"name = '{model(case)}'")
     named = [(v.version, v.tags, v.aliases, v.last_updated_timestamp) for v in versions]
     return sorted(map(str, logged)), sorted(map(str, named))
 
@@ -77,7 +86,7 @@ def test_a_state_is_one_parent_run_with_a_nested_run_per_variant_and_a_teacher_e
         assert child.data.tags["mlflow.parentRunId"] == parent
         assert child.data.tags["verdict"] == "accept"
         assert made.metrics.items() <= child.data.metrics.items()
-        assert child.data.params["objective.kl"] == "1.0"
+        assert child.data.params["build.objective.kl"] == "1.0"
         assert points(case, child, "training/loss") == expected("loss")
 
 
@@ -95,7 +104,7 @@ def test_the_parent_holds_report_parameters_hashes_and_links(case: Case) -> None
     )
     assert [file.path for file in client.list_artifacts(parent, "report")] == ["report/variants.csv"]
     assert run.inputs is not None
-    assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["folder"]
+    assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["photographs"]
 
 
 def test_tracking_again_changes_nothing(case: Case) -> None:
@@ -129,15 +138,15 @@ def test_a_changed_variant_makes_a_new_parent_run_with_one_nested_run_and_links_
 def test_a_linked_variant_gets_the_latest_benchmark_and_verdict_and_no_other_point(case: Case) -> None:
     runs.track(*case)
     fp32, int8 = case.variants
-    metrics = {**int8.metrics, "latency_ms_p50": 3.0}
-    again = replace(int8, metrics=metrics, tags={**int8.tags, "verdict": "reject"}, verdict="reject")
+    metrics = {**int8.metrics, "latency_ms": 3.0}
+    again = replace(int8, metrics=metrics, tags={**int8.tags, "verdict": "reject"}, accepted=False)
     runs.track(replace(case.state, sha256="b" * 64), case.teacher, [fp32, again], case.server)
     client = MlflowClient(case.server.uri)
     run = experiment_runs(case)["int8"]
     assert run.data.tags["verdict"] == "reject"
-    assert points(case, run, "latency_ms_p50") == [(0, 2.5), (1, 3.0)]
-    assert len(points(case, run, "top1")) == 1
-    [version] = client.search_model_versions(f"name = '{case.server.experiment}' and tag.variant = 'int8'")
+    assert points(case, run, "latency_ms") == [(0, 2.5), (1, 3.0)]
+    assert len(points(case, run, "accuracy_percent")) == 1
+    [version] = client.search_model_versions(f"name = '{model(case)}' and tag.variant = 'int8'")
     assert version.tags["verdict"] == "reject"
 
 
@@ -148,17 +157,20 @@ def test_a_removed_variant_is_not_in_the_new_parent_run(case: Case) -> None:
     tags = MlflowClient(case.server.uri).get_run(parent).data.tags
     assert new == []
     assert list(json.loads(tags["runs"])) == ["fp32"]
-    assert "int8" not in tags[records.NOTE].replace(case.state.reason, "")
+    assert "int8" not in tags[records.NOTE].replace(case.state.reason, "").replace(state.answer, "")
 
 
 def test_accepted_variants_are_versions_and_the_budget_selects_the_champion(case: Case) -> None:
-    rejected = replace(case.variants[0], verdict="reject")
+    rejected = replace(case.variants[0], accepted=False)
     runs.track(case.state, case.teacher, [rejected, case.variants[1]], case.server)
-    client, name = MlflowClient(case.server.uri), case.server.experiment
+    client, name = MlflowClient(case.server.uri), model(case)
     [version] = client.search_model_versions(f"name = '{name}'")
     assert version.tags["variant"] == "int8"
     assert version.tags["sha256"] == case.variants[1].artifact
-    assert str(version.description).endswith("# A card")
+    assert str(version.description).endswith("# The card of int8")
+    assert version.tags["dataset"] == "photographs dddddddd"
+    assert version.tags["data_sha256"] == case.state.data["data_sha256"]
+    assert (version.tags["teacher"], version.tags["budget"]) == ("a teacher", "no limit")
     assert client.get_model_version_by_alias(name, "champion").version == version.version
     # The gate accepts both now, and the budget selects the other one.
     runs.track(replace(case.state, champion="fp32"), case.teacher, case.variants, case.server)
@@ -168,9 +180,145 @@ def test_accepted_variants_are_versions_and_the_budget_selects_the_champion(case
     assert client.get_registered_model(name).aliases == {}
 
 
+def test_each_data_set_has_a_champion_that_no_other_data_removes_or_outranks(
+    case: Case, tmp_path: Path
+) -> None:
+    runs.track(*case)
+    client = MlflowClient(case.server.uri)
+    before = client.get_model_version_by_alias(model(case), "champion")
+    others = {
+        model(case).replace("photographs", "flowers"): tracked.other_data(
+            case, tmp_path, "flowers", "e" * 64
+        ),
+        f"{model(case)}-{'f' * 8}": tracked.other_data(case, tmp_path, "photographs", "f" * 64),
+    }
+    for name, other in others.items():
+        runs.track(*other)
+        champion = client.get_model_version_by_alias(name, "champion")
+        assert champion.tags["sha256"] == other.variants[0].artifact
+        assert champion.tags["data_sha256"] == other.state.data["data_sha256"]
+        nothing = replace(other.state, sha256="9" * 64, champion=None)
+        rejected = [replace(variant, accepted=False) for variant in other.variants]
+        runs.track(nothing, other.teacher, rejected, other.server)
+        assert client.get_registered_model(name).aliases == {}
+    after = client.get_model_version_by_alias(model(case), "champion")
+    assert (after.version, after.tags) == (before.version, before.tags)
+
+
+def test_a_variant_with_a_rejected_ancestor_is_no_version_although_its_own_step_is_accepted(
+    case: Case,
+) -> None:
+    rejected = replace(case.variants[0], verdict="reject", accepted=False)
+    child = replace(case.variants[1], verdict="accept", accepted=False)
+    runs.track(replace(case.state, champion=None), case.teacher, [rejected, child], case.server)
+    client = MlflowClient(case.server.uri)
+    assert client.search_model_versions(f"name = '{model(case)}'") == []
+
+
+def view(case: Case) -> dict[str, Any]:
+    """The state of the page that the saved view of the case's data set holds."""
+    experiment = MlflowClient(case.server.uri).get_experiment_by_name(case.server.experiment)
+    assert experiment is not None
+    return json.loads(json.loads(experiment.tags["mlflow.sharedViewState.photographs-dddddddd"])["state"])
+
+
+def test_the_saved_view_has_the_latest_variants_with_figures_first_and_what_differs_next(
+    case: Case, tmp_path: Path
+) -> None:
+    runs.track(*case)
+    columns = view(case)["selectedColumns"]
+    assert columns == ["tags.`recommendation`", "tags.`accuracy`"]
+    changed = [case.variants[0], exported(tmp_path, case.server.experiment, "int8", seed=1)]
+    parent, _ = runs.track(replace(case.state, sha256="b" * 64), case.teacher, changed, case.server)
+    page, client = view(case), MlflowClient(case.server.uri)
+    assert page["selectedColumns"] == [*columns, "params.`build.epochs`"]
+    axes = [(chart["xaxis"]["key"], chart["yaxis"]["key"]) for chart in page["compareRunCharts"]]
+    assert axes == [("latency_ms", "accuracy_percent"), ("size_mb", "accuracy_percent")]
+    run = client.get_run(parent)
+    shown = client.search_runs([run.info.experiment_id], page["searchFilter"])
+    linked = json.loads(run.data.tags["runs"])
+    assert {one.info.run_id for one in shown} == set(linked.values())
+    assert page["runsPinned"] == [linked["int8"]]
+    assert views.path(run).startswith(
+        f"#/experiments/{run.info.experiment_id}/runs?workflowType=machine_lear"
+    )
+    assert "viewStateShareKey=photographs-dddddddd" in views.path(run)
+
+
+def test_the_experiment_says_what_to_ship_for_each_data_set_and_keeps_what_somebody_wrote(
+    case: Case, tmp_path: Path
+) -> None:
+    def note() -> str:
+        experiment = client.get_experiment_by_name(case.server.experiment)
+        assert experiment is not None
+        return experiment.tags[records.NOTE]
+
+    client = MlflowClient(case.server.uri)
+    runs.track(*case)
+    runs.track(*tracked.other_data(case, tmp_path, "flowers", "e" * 64))
+    assert note().startswith("**Ship fp32** (flowers)")
+    assert case.state.answer in note()
+    experiment = client.get_experiment_by_name(case.server.experiment)
+    assert experiment is not None
+    client.set_experiment_tag(experiment.experiment_id, records.NOTE, "my own words")
+    runs.track(*case)
+    assert note() == "my own words"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_link_opens_a_page_that_says_what_to_ship_above_the_fold(case: Case, tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    try:
+        parent, _ = runs.track(*case[:3], replace(case.server, uri=server.uri))
+        run = MlflowClient(server.uri).get_run(parent)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
+            page.set_default_timeout(120_000)
+            page.goto(f"{server.uri}/{views.path(run)}")
+            for text in ("Ship int8", *case.variants[0].summary, case.variants[0].summary["accuracy"]):
+                found = page.get_by_text(text, exact=text in case.variants[0].summary).first
+                found.wait_for()
+                box = found.bounding_box()
+                assert box is not None
+                assert box["y"] + box["height"] < 900
+                assert box["x"] + box["width"] < 1440
+            assert page.locator(".ag-pinned-left-cols-container [role=row]").count() == 2
+            page.goto(f"{server.uri}/{views.path(run, charts=True)}")
+            page.locator(".scatterlayer .point").first.wait_for()
+            assert page.get_by_text("accuracy_percent", exact=True).count() >= 2
+            browser.close()
+    finally:
+        server.kill()
+
+
+def test_metrics_at_the_top_are_few_and_all_others_are_in_groups(case: Case) -> None:
+    runs.track(*case)
+    keys = {key for run in experiment_runs(case).values() for key in run.data.metrics}
+    assert {key for key in keys if "/" not in key} == {
+        "accuracy_percent",
+        "latency_ms",
+        "size_mb",
+        "teacher_accuracy_percent",
+    }
+    assert {key.partition("/")[0] for key in keys if "/" in key} <= {"training", "system"}
+
+
+def test_a_model_has_the_name_and_the_card_of_its_variant(case: Case) -> None:
+    runs.track(*case)
+    client, found = MlflowClient(case.server.uri), experiment_runs(case)
+    models = client.search_logged_models([found["fp32"].info.experiment_id])
+    assert {logged.name for logged in models} == {"fp32", "int8"}
+    for name in ("fp32", "int8"):
+        address = f"{found[name].info.artifact_uri}/model_card.md"
+        assert artifacts.load_text(address) == f"# The card of {name}"
+
+
 def test_the_logged_model_is_the_shipped_file_and_takes_pixels_and_photographs(case: Case) -> None:
     runs.track(*case)
-    client, name = MlflowClient(case.server.uri), case.server.experiment
+    client, name = MlflowClient(case.server.uri), model(case)
     source = client.get_model_version_by_alias(name, "champion").source
     folder = Path(artifacts.download_artifacts(source, tracking_uri=case.server.uri))
     file = case.variants[1].file
@@ -220,7 +368,7 @@ def test_what_a_killed_process_left_is_completed(
     )
     for name in ("fp32", "int8"):
         assert points(case, found[name], "training/loss") == expected("loss")
-        assert len(points(case, found[name], "top1")) == 1
+        assert len(points(case, found[name], "accuracy_percent")) == 1
 
 
 class Follower:
@@ -256,7 +404,10 @@ def shown(case: Case) -> list[tuple[int, float]]:
 def test_epochs_appear_while_the_training_goes_on_and_tracking_continues_the_same_run(case: Case) -> None:
     follower = Follower(case)
     until(lambda: runs_there(case))
-    assert experiment_runs(case)["fp32"].info.status == "RUNNING"
+    followed = experiment_runs(case)
+    assert followed["fp32"].info.status == "RUNNING"
+    assert followed["fp32"].data.tags[records.NOTE] == live.NOTES["RUNNING"]
+    assert followed["fp32"].data.tags["mlflow.parentRunId"] == followed[unfinished.NAME].info.run_id
     follower.lines = HISTORY[:1]
     until(lambda: shown(case) == expected("loss")[:1])
     follower.lines = HISTORY[:2]
@@ -270,6 +421,7 @@ def test_epochs_appear_while_the_training_goes_on_and_tracking_continues_the_sam
     runs.track(*case)
     assert experiment_runs(case)["fp32"].info.run_id == followed.run_id
     assert shown(case) == expected("loss")
+    assert unfinished.NAME not in experiment_runs(case)
 
 
 def runs_there(case: Case) -> bool:
@@ -284,6 +436,7 @@ def test_a_training_that_was_killed_and_resumes_continues_the_same_run(case: Cas
     follower.end()
     killed = experiment_runs(case)["fp32"].info
     assert killed.status == "KILLED"
+    assert experiment_runs(case)["fp32"].data.tags[records.NOTE] == live.NOTES["KILLED"]
     follower = Follower(case)
     follower.lines = HISTORY
     until(lambda: shown(case) == expected("loss"))
@@ -408,16 +561,17 @@ def test_a_server_that_does_not_answer_is_one_line(case: Case, monkeypatch: pyte
 def test_an_experiment_has_the_name_that_it_is_given_and_the_model_one_that_mlflow_allows(
     case: Case, name: str
 ) -> None:
-    server = replace(case.server, experiment=name)
-    runs.track(*case[:3], server)
-    assert runs.track(*case[:3], server)[1] == []
+    server, state = replace(case.server, experiment=name), replace(case.state, dataset=name)
+    runs.track(state, *case[1:3], server)
+    assert runs.track(state, *case[1:3], server)[1] == []
     client = MlflowClient(server.uri)
     assert client.get_experiment_by_name(name) is not None
-    version = client.get_model_version_by_alias(server.model, "champion")
+    registered = f"{server.model}-{state.data_slug}"
+    version = client.get_model_version_by_alias(registered, "champion")
     assert version.tags["variant"] == "int8"
-    models = [m for m in client.search_registered_models() if m.name == server.model]
+    models = [m for m in client.search_registered_models() if m.name == registered]
     assert "models:/" in str(models[0].description)
-    loaded = artifacts.download_artifacts(f"models:/{server.model}@champion", tracking_uri=server.uri)
+    loaded = artifacts.download_artifacts(f"models:/{registered}@champion", tracking_uri=server.uri)
     assert Path(loaded).is_dir()
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,11 +48,15 @@ def case(folder: Path, uri: str, experiment: str) -> Case:
             "data_sha256": "d" * 64,
             "images": {"train": 8, "val": 4, "test": 4},
         },
-        metrics={"teacher_top1": 0.9, "top1/fp32": 0.9},
+        metrics={"teacher_accuracy_percent": 90.0, "accuracy_percent": 90.0},
         files=[("report", folder / "report")],
         champion="int8",
         reason="int8 is the fastest accepted variant",
-        card="# A card",
+        dataset="photographs",
+        budget="no limit",
+        answer="**Ship int8** (photographs): 90.00 %",
+        costs=("latency_ms", "size_mb"),
+        score="accuracy_percent",
     )
     teacher = TrainedModel(
         RunRecord("teacher", {"seed": 3}), experiment, {"top1": 0.9}, HISTORY, {"origin": "a teacher"}
@@ -59,21 +65,59 @@ def case(folder: Path, uri: str, experiment: str) -> Case:
     return Case(state, teacher, variants, TrackingServer(uri, experiment, folder))
 
 
-def exported(folder: Path, test: str, name: str, *, seed: int = 0) -> ExportedFile:
+def other_data(
+    case: Case, folder: Path, dataset: str, digest: str, labels: Sequence[str] = tiny_onnx.LABELS
+) -> Case:
+    """The same experiment on other data, of which fp32 is the champion."""
+    seed = sum(map(ord, dataset + digest))
+    state = replace(
+        case.state,
+        sha256=digest[0] * 63 + dataset[0],
+        dataset=dataset,
+        data={**case.state.data, "data_sha256": digest},
+        answer=f"**Ship fp32** ({dataset})",
+        champion="fp32",
+    )
+    variants = [
+        exported(folder, case.server.experiment, name, seed=seed, labels=labels) for name in ("fp32", "int8")
+    ]
+    teacher = replace(case.teacher, artifact=f"{case.teacher.artifact} {dataset} {digest}")
+    return case._replace(state=state, variants=variants, teacher=teacher)
+
+
+def exported(
+    folder: Path, test: str, name: str, *, seed: int = 0, labels: Sequence[str] = tiny_onnx.LABELS
+) -> ExportedFile:
     """A variant; another seed makes another file."""
     weights = np.eye(3, dtype=np.float32) / 16 + np.float32(seed / 1000)
     # Two variants never have the same file, since its metadata name it.
-    file = tiny_onnx.write(folder / f"{name}-{seed}.onnx", weights=weights, note=f"{test} {name}")
+    file = folder / f"{name}-{seed}.onnx"
+    tiny_onnx.write(file, weights=weights, labels=labels, note=f"{test} {name}")
     return ExportedFile(
-        RunRecord(name, {"variant": name, "epochs": 3, "objective": {"kl": 1.0}}),
+        RunRecord(
+            name, {"build": {"variant": name, "epochs": 3 + seed, "objective": {"kl": 1.0}}, "seed": 3}
+        ),
         artifact=hashlib.sha256(file.read_bytes()).hexdigest(),
-        metrics={"top1": 0.9 + seed / 100, "latency_ms_p50": 2.5, "size_bytes": file.stat().st_size},
+        metrics={
+            "accuracy_percent": 90.0 + seed,
+            "latency_ms": 2.5,
+            "size_mb": file.stat().st_size / 1e6,
+        },
         history=HISTORY,
-        tags={"op": "distill", "verdict": "accept", records.NOTE: f"what {name} is"},
+        tags={"verdict": "accept", records.NOTE: f"what {name} is"},
         file=file,
         verdict="accept",
-        summary={"verdict": "accept", "top-1": "0.9"},
+        accepted=True,
+        summary={"recommendation": "accepted", "accuracy": "90.00 % (88.00 to 92.00)"},
+        card=f"# The card of {name}",
     )
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def until(what: Any, seconds: float = 300) -> None:
@@ -88,9 +132,7 @@ class Server:
     """A real tracking server on a database, that can be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
         self.start()
 

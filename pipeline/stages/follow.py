@@ -47,7 +47,7 @@ def main(variant: str) -> None:
     threading.Thread(target=listen, daemon=True).start()
     folders = _folders(p, variant)
     live.follow(
-        records.RunRecord(variant, p.recipe(variant), records.source_tags()),
+        records.RunRecord(variant, records.parameters(p.recipe(variant)), records.source_tags()),
         lambda: _history(folders),
         ended,
         records.TrackingServer(p.tracking.uri, p.tracking.experiment, paths.home()),

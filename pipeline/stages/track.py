@@ -8,19 +8,22 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
 
-from pipeline import files, parameters, paths, provenance
+from pipeline import escaping, files, parameters, paths, provenance
 from pipeline.data import store
 from pipeline.models import histories, storage
 from pipeline.parameters import Parameters
 from pipeline.process import stage
-from pipeline.selection import table
-from pipeline.selection.table import Row
+from pipeline.report import words
+from pipeline.report.figures import figure, span
+from pipeline.selection import budget, table
+from pipeline.selection.table import TEACHER, Row
 from pipeline.tasks import METRICS
 from pipeline.tracking import delivery, outbox, patience, records
 from pipeline.tracking.delivery import Outcome
@@ -34,8 +37,14 @@ from pipeline.tracking.records import (
     UnreachableError,
 )
 
-HEADLINES = ("score", "latency_ms_p50", "size_bytes")
-"""Metrics of each variant that the parent run has, too, so that states can be compared."""
+SCORES = {"top1": "accuracy", "map": "mAP"}
+"""Metric to its name in MLflow, which does not allow every character in a name."""
+
+LATENCY, SIZE = "latency_ms", "size_mb"
+"""Names in MLflow of the median latency and of the size of the file."""
+
+REFERENCE, NO_FP32 = "reference", "no fp32"
+"""What stands in the place of a comparison with itself, or with a variant that is missing."""
 
 
 def main() -> None:
@@ -44,49 +53,63 @@ def main() -> None:
     outputs = _outputs(p)
     teacher = json.loads((paths.TEACHER / storage.CARD).read_text())
     rows = {row.variant: row for row in table.read(paths.VARIANTS)}
+    choice = json.loads(paths.CHOICE.read_text())
+    judged = _Judged(rows, {row.variant for row in budget.accepted([*rows.values()])}, choice["variant"])
     comparison = json.loads(paths.COMPARISON.read_text())["variants"]
     benchmark = json.loads(paths.BENCHMARK.read_text())["variants"]
     source = records.source_tags()
     variants = [
-        _exported_file(p, rows[name], comparison[name]["reason"], benchmark[name], source)
-        for name in p.variants
+        _exported_file(p, judged, variant, comparison[variant]["reason"], benchmark[variant], source)
+        for variant in p.variants
     ]
-    choice = json.loads(paths.CHOICE.read_text())
     metric = teacher["metric"]
-    card = paths.REPORT / "model_card.md"
+    data = store.read_report(paths.DATA)
+    name = escaping.for_terminal(words.data_name(data))
+    champion = next((exported for exported in variants if exported.run.name == judged.champion), None)
+    score = _percent(metric)
     state = PipelineState(
-        name=os.environ.get("DVC_EXP_NAME") or p.data.source,
+        name=os.environ.get("DVC_EXP_NAME") or name,
         sha256=provenance.identity(**outputs),
         tags={
             **source,
             "git_commit": source["mlflow.source.git.commit"],
             "teacher": teacher["origin"],
-            **{f"dvc.{name}": _listing(hashes) for name, hashes in outputs.items()},
+            **{f"dvc.{kind}": _listing(hashes) for kind, hashes in outputs.items()},
         },
         parameters=p.model_dump(mode="json", exclude={"variants", "compute", "tracking", "budget", "card"}),
-        data=store.read_report(paths.DATA),
+        data=data,
         metrics={
             "variants": len(variants),
-            "variants_accepted": sum(exported.verdict == "accept" for exported in variants),
-            f"teacher_{metric}": teacher["test"][metric],
-            **{
-                f"{key}/{exported.run.name}": exported.metrics[key]
-                for field in HEADLINES
-                for key in (table.column(field, metric),)
-                for exported in variants
-            },
+            "variants_accepted": len(judged.accepted),
+            f"teacher_{score}": 100 * teacher["test"][metric],
+            **(champion.metrics if champion else {}),
         },
-        files=[("report", paths.REPORT), ("dvc", paths.LOCK), ("dvc", paths.PARAMETERS)],
+        files=[
+            ("report", paths.REPORT),
+            ("measurements", paths.BENCHMARK),
+            ("measurements", paths.COMPARISON),
+            ("dvc", paths.LOCK),
+            ("dvc", paths.PARAMETERS),
+        ],
         champion=choice["variant"],
         reason=choice["reason"],
-        card=ModelCard(card.read_text()).text if card.is_file() else None,
+        dataset=name,
+        budget=", ".join(f"{key} {limit:g}" for key, limit in choice["budget"].items() if limit is not None)
+        or "no limit",
+        answer=_answer(champion, name, choice["reason"]),
+        costs=(LATENCY, SIZE),
+        score=score,
     )
     trained_teacher = TrainedModel(
-        RunRecord("teacher", p.recipe("teacher"), source),
+        RunRecord("teacher", records.parameters(p.recipe("teacher")), source),
         artifact=outputs["teach"][str(paths.TEACHER)],
-        metrics={metric: teacher["test"][metric], f"val_{metric}": teacher["val"][metric]},
+        metrics={score: 100 * teacher["test"][metric], f"val_{score}": 100 * teacher["val"][metric]},
         history=histories.read(paths.TEACHER, paths.timings),
-        tags={"origin": teacher["origin"]},
+        tags={
+            "origin": teacher["origin"],
+            records.NOTE: f"{escaping.for_markdown(teacher['origin'])}: {METRICS[metric].words} "
+            f"{figure(teacher['test'][metric], '%')} on the test split of {escaping.code(name)}.",
+        },
         files=[("teacher", paths.TEACHER / storage.CARD)],
     )
     server = TrackingServer(p.tracking.uri, p.tracking.experiment, paths.home())
@@ -147,28 +170,60 @@ def _listing(hashes: Mapping[str, str]) -> str:
     return ", ".join(f"{md5} {path}" for path, md5 in sorted(hashes.items()))
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """All variants, and what the gate and the budget say about them."""
+
+    rows: Mapping[str, Row]
+    accepted: Set[str]
+    """Variants that the gate accepts together with all their ancestors."""
+    champion: str | None
+    """The variant that the budget chooses."""
+
+    @property
+    def root(self) -> Row:
+        """The variant that losses are counted from: the best of those that are made from the teacher."""
+        return max((row for row in self.rows.values() if row.parent == TEACHER), key=lambda row: row.score)
+
+    def recommendation(self, row: Row) -> str:
+        """What to do with a variant, in two words."""
+        if row.variant == self.champion:
+            return "ship this"
+        if row.variant in self.accepted:
+            return "accepted"
+        return "rejected" if row.verdict != "accept" else "ancestor rejected"
+
+
 def _exported_file(
-    p: Parameters, row: Row, reason: str, latency: Mapping[str, Any], source: Mapping[str, str]
+    p: Parameters,
+    judged: _Judged,
+    name: str,
+    reason: str,
+    latency: Mapping[str, Any],
+    source: Mapping[str, str],
 ) -> ExportedFile:
-    """The variant with the columns of its row and everything else that was measured."""
-    name = row.variant
-    scores = json.loads(paths.metrics(name).read_text())
-    # The columns come first, because MLflow's comparisons begin with the first metric.
-    metrics = _numbers({table.column(field, row.metric): getattr(row, field) for field in table.COLUMNS})
-    metrics |= {key: value for key, value in _numbers(scores).items() if key not in metrics}
-    metrics |= {f"latency/{key}": value for key, value in _numbers(latency).items() if key not in metrics}
-    score = _interval(row.score, row.score_lo, row.score_hi, ".2f")
-    words = METRICS[row.metric].words
+    """The variant with its figures, as the report shows them."""
+    row, root, card = judged.rows[name], judged.root, paths.card(name)
+    score, percent = _interval(row.score, row.score_lo, row.score_hi, "%"), _percent(row.metric)
+    lost = row.score - root.score
+    ratio = latency["ratio"]
+    metrics = {
+        percent: 100 * row.score,
+        f"{percent}_low": 100 * row.score_lo,
+        f"{percent}_high": 100 * row.score_hi,
+        "points_vs_reference": 100 * lost,
+        LATENCY: row.latency_ms_p50,
+        **({} if ratio is None else {"speed_vs_fp32": ratio}),
+        SIZE: row.size_bytes / 1e6,
+    }
     return ExportedFile(
-        RunRecord(name, p.recipe(name), source),
+        RunRecord(name, records.parameters(p.recipe(name)), source),
         artifact=row.sha256,
-        metrics=metrics,
+        metrics={key: round(value, table.DECIMALS) for key, value in metrics.items()},
         history=histories.read(paths.model(name), paths.timings),
         tags={
-            "parent_variant": row.parent,
-            "op": row.op,
             "verdict": row.verdict,
-            records.NOTE: f"**{row.op}** of {row.parent}: {words} {score} % (95 % CI). {reason}",
+            records.NOTE: f"**{row.op}** of {row.parent}: {METRICS[row.metric].words} {score}. {reason}",
         },
         files=[
             ("build", paths.model(name) / storage.CARD),
@@ -177,30 +232,43 @@ def _exported_file(
         ],
         file=paths.onnx(name),
         verdict=row.verdict,
+        accepted=name in judged.accepted,
         summary={
+            "recommendation": judged.recommendation(row),
+            SCORES[row.metric]: score,
+            f"vs {root.variant}": REFERENCE if row is root else figure(lost, "points"),
+            "latency": figure(row.latency_ms_p50, "ms"),
+            "size": figure(row.size_bytes, "MB"),
+            "speed vs fp32": NO_FP32
+            if ratio is None
+            else _interval(ratio, latency["ratio_lo"], latency["ratio_hi"], "times"),
             "verdict": row.verdict,
-            f"{words}, % (95 % CI)": score,
-            "points vs parent (95 % CI)": _interval(row.score_delta, row.delta_lo, row.delta_hi, "+.2f"),
-            "ms": f"{row.latency_ms_p50:.2f}",
-            "MB": f"{row.size_bytes / 1e6:.2f}",
+            "vs parent": _interval(row.score_delta, row.delta_lo, row.delta_hi, "points"),
         },
+        card=ModelCard(card.read_text()).text if card.is_file() else None,
     )
 
 
-def _interval(value: float, lo: float, hi: float, form: str) -> str:
-    """A fraction of 1 and its interval in per cent."""
-    return f"{100 * value:{form}} ({100 * lo:{form}} to {100 * hi:{form}})"
+def _answer(champion: ExportedFile | None, dataset: str, reason: str) -> str:
+    """Which variant to ship, and what it loses and gains, in one line."""
+    data = escaping.code(dataset)
+    if champion is None:
+        return f"**Nothing to ship yet** ({data}): {escaping.for_markdown(reason)}"
+    _, (_, score), (reference, lost), (_, latency), (_, size), (_, speed), *_ = champion.summary.items()
+    loss = "" if lost == REFERENCE else f" ({lost} {reference})"
+    gain = "" if speed == NO_FP32 or lost == REFERENCE else f" ({speed.partition(' (')[0]} as fast)"
+    return (
+        f"**Ship {champion.run.name}** ({data}): {score.partition(' (')[0]}{loss}, {latency}{gain}, {size}."
+    )
 
 
-def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The single numbers of nested mappings, with slashes between the keys."""
-    numbers: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            numbers |= _numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[f"{prefix}{key}"] = value
-    return numbers
+def _percent(metric: str) -> str:
+    """The name in MLflow of a score in per cent."""
+    return f"{SCORES[metric]}_percent"
+
+
+def _interval(value: float, lo: float, hi: float, unit: str) -> str:
+    return f"{figure(value, unit)} ({span(lo, hi, unit)})"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from pipeline.tracking import addresses, database, patience, serving
 from pipeline.tracking.records import (
     ARTIFACT,
     NOTE,
+    STATE,
     URI_VARIABLE,
     VARIANT,
     ExportedFile,
@@ -56,6 +57,9 @@ TRAINING = "training/"
 
 BATCH = 100
 """Number of parameters, tags or metrics per request; MLflow accepts no more parameters or tags at once."""
+
+MODEL_NAME = r"""[/:.%"']"""
+"""Characters that the name of a logged model must not have."""
 
 SERVING_PACKAGES = ("onnxruntime", "numpy", "pillow")
 """Packages that a logged model needs where it is served."""
@@ -191,9 +195,12 @@ def find_unfinished_run(
     return best
 
 
-def create_run(client: MlflowClient, experiment_id: str, record: RunRecord) -> Run:
-    """Create a run with the tags and parameters of the record."""
-    run = client.create_run(experiment_id, run_name=record.name, tags={**record.tags, VARIANT: record.name})
+def create_run(
+    client: MlflowClient, experiment_id: str, record: RunRecord, tags: Mapping[str, str] | None = None
+) -> Run:
+    """Create a run with the tags and parameters of the record, and further tags."""
+    all_tags = {**record.tags, **(tags or {}), VARIANT: record.name}
+    run = client.create_run(experiment_id, run_name=record.name, tags=all_tags)
     log_params(client, run.info.run_id, record.params)
     return run
 
@@ -272,12 +279,13 @@ def set_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
         client.log_batch(run.info.run_id, tags=batch)
 
 
-def log_dataset(client: MlflowClient, run: Run, data: Mapping[str, Any], context: str) -> None:
+def log_dataset(client: MlflowClient, run: Run, name: str, data: Mapping[str, Any], context: str) -> None:
     """Log the data set as an input of a run that has none.
 
     Args:
         client: MLflow's client.
         run: the run.
+        name: name of the data set.
         data: report on the data set.
         context: which part of the data set the run used.
     """
@@ -285,7 +293,7 @@ def log_dataset(client: MlflowClient, run: Run, data: Mapping[str, Any], context
         return
     # MLflow accepts digests of up to 36 characters.
     digest, source = data["data_sha256"][:16], json.dumps({"uri": str(data["path"])})
-    dataset = Dataset(data["source"], digest, "local", source, profile=json.dumps(data["images"]))
+    dataset = Dataset(name, digest, "local", source, profile=json.dumps(data["images"]))
     client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
 
@@ -307,7 +315,7 @@ def log_model(client: MlflowClient, run: Run, exported: ExportedFile) -> str:
         client.delete_logged_model(model.model_id)
     model = client.create_logged_model(
         experiment_id,
-        name="model",
+        name=re.sub(MODEL_NAME, "-", exported.run.name),
         source_run_id=run_id,
         tags={VARIANT: exported.run.name, "verdict": exported.verdict, "sha256": exported.artifact},
         params=flatten(exported.run.params),
@@ -331,6 +339,14 @@ def log_model(client: MlflowClient, run: Run, exported: ExportedFile) -> str:
 def model_id(client: MlflowClient, run: Run) -> str:
     """Return the id of the model that was logged with a run."""
     return _search_models(client, run.info.experiment_id, run.info.run_id)[0].model_id
+
+
+def find_parent(client: MlflowClient, run_id: str | None) -> Run | None:
+    """Return the parent run of this id, or else the newest one, if there is any."""
+    with suppress(MlflowException):
+        return client.get_run(run_id or "")
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    return next(iter(client.search_runs(experiments, f"tags.`{STATE}` != ''", max_results=1)), None)
 
 
 def start_monitor(run_id: str, seconds: int) -> SystemMetricsMonitor:

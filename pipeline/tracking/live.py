@@ -7,9 +7,9 @@ from typing import Any
 
 from pipeline.models.histories import continued
 from pipeline.selection.table import TEACHER
-from pipeline.tracking import client
+from pipeline.tracking import client, unfinished
 from pipeline.tracking.client import MlflowClient, Point, SystemMetricsMonitor
-from pipeline.tracking.records import RunRecord, TrackingServer
+from pipeline.tracking.records import NOTE, PARENT_RUN, RunRecord, TrackingServer
 from pipeline.tracking.runs import open_experiments
 
 POLL_SECONDS = 1.0
@@ -17,6 +17,13 @@ POLL_SECONDS = 1.0
 
 SAMPLE_SECONDS = 5
 """Seconds between two samples of the machine's load."""
+
+NOTES = {
+    "RUNNING": "This training goes on. When all stages are complete, its run moves to those of its state.",
+    "KILLED": "This training was interrupted. The next `dvc repro` continues it in this run.",
+    "FINISHED": "This training is complete. When all stages are, its run moves to those of its state.",
+}
+"""Status of a run to its description."""
 
 MONITOR = "SystemMetricsMonitor"
 """Name of the thread that samples the machine's load."""
@@ -87,10 +94,12 @@ class LiveRun:
         experiment, teacher_experiment = open_experiments(mlflow, server)
         experiment_id = teacher_experiment if record.name == TEACHER else experiment
         run = client.find_unfinished_run(mlflow, experiment_id, record, lines)
+        tags = {NOTE: NOTES["RUNNING"], PARENT_RUN: unfinished.parent(mlflow, experiment_id)}
         if run is None:
-            run = client.create_run(mlflow, experiment_id, record)
+            run = client.create_run(mlflow, experiment_id, record, tags)
         else:
             mlflow.update_run(run.info.run_id, status="RUNNING")
+            client.set_tags(mlflow, run, tags)
         return cls(mlflow, run.info.run_id)
 
     def continues_with(self, lines: Sequence[Mapping[str, Any]]) -> bool:
@@ -111,4 +120,5 @@ class LiveRun:
         """End the run."""
         if self.monitor is not None:
             self.monitor.finish()
+        self.mlflow.set_tag(self.run_id, NOTE, NOTES[status])
         self.mlflow.set_terminated(self.run_id, status)

@@ -38,6 +38,30 @@ RUNS = "runs"
 CHAMPION = "champion"
 """Alias of the registered version that the budget selects, and tag of the parent run with its name."""
 
+DATASET = "dataset"
+"""Tag of a parent run, a registered model or a version: name and beginning of the digest of its data."""
+
+DIGEST = "data_sha256"
+"""Tag of a registered model or a version: digest of the prepared data."""
+
+LATEST = "latest"
+"""Tag of the runs of the variants of the newest state of a data set: the value of its tag ``dataset``."""
+
+ANSWER = "answer"
+"""Tag of a parent run: which variant to ship, and what it loses and gains, in one line of Markdown."""
+
+UNFINISHED = "distillery.unfinished"
+"""Tag of the run that is the parent of trainings that belong to no state yet."""
+
+LONGEST_NAME = 40
+"""Greatest number of characters of the name of a data set within other names."""
+
+SHARED = ("data", "seed", "student", "teacher", "views")
+"""Sections of a recipe that all variants of a state share."""
+
+OWN = "build"
+"""Section of the parameters of a run that holds what its variant does not share, the first by name."""
+
 
 class TrackingError(DistilleryError):
     """The tracking server cannot be used."""
@@ -60,13 +84,15 @@ class TrackingServer:
     uri: str
     """Address of a server or database; the variable ``MLFLOW_TRACKING_URI`` takes precedence over it."""
     experiment: str
-    """Name of the experiment of the variants and of the registered model; created if it does not exist."""
+    """Name of the experiment of the variants, with which the names of registered models begin; created if it
+    does not exist."""
     home: Path
     """Folder that the path of a SQLite database is relative to; its ``mlartifacts`` lie there, too."""
 
     @property
     def model(self) -> str:
-        """Name of the registered model: the experiment's, with `-` for what MLflow does not allow there."""
+        """Beginning of the names of registered models: the experiment's name, with `-` for what MLflow does
+        not allow there."""
         return re.sub(r'[/:;?"\\]+', "-", self.experiment).strip("-. ")
 
     @property
@@ -125,9 +151,14 @@ class ExportedFile(TrainedModel):
     file: Path = Path()
     """Path of the ONNX file."""
     verdict: str = "reject"
-    """Verdict of the gate: ``accept`` or ``reject``."""
+    """Verdict of the gate against the parent: ``accept`` or ``reject``."""
+    accepted: bool = False
+    """Whether the gate accepts the variant and all its ancestors."""
     summary: Mapping[str, str] = field(default_factory=dict)
-    """Heading and cell of each column of the table in the parent run's description."""
+    """Heading and cell of each column of the tables of variants. They are tags of the run, too, and of its
+    version, by which MLflow's pages show them."""
+    card: str | None = None
+    """Model card in Markdown."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +176,44 @@ class PipelineState:
     data: Mapping[str, Any]
     """Report on the data set."""
     metrics: Mapping[str, float]
-    """Metrics of the state as a whole, and the most important ones of each variant."""
+    """Metrics of the state as a whole, and those of the variant that the budget selects."""
     files: Sequence[tuple[str, Path]]
     """Files or folders to log on the parent run, each after the artifact folder that it belongs into."""
     champion: str | None
     """Name of the variant that the budget selects; None if no variant meets the limits."""
     reason: str
     """Sentence that says why."""
-    card: str | None = None
-    """Model card in Markdown."""
+    dataset: str
+    """Name of the data set."""
+    budget: str
+    """Limits of the budget in words."""
+    answer: str
+    """Which variant to ship, and what it loses and gains, in one line of Markdown."""
+    costs: tuple[str, ...]
+    """Metrics of the variants that compression reduces, the most important one first."""
+    score: str
+    """Metric of the variants that compression should keep."""
+
+    @property
+    def data_slug(self) -> str:
+        """Name of the data set in letters, digits, `_`, `.` and `-`, for names and addresses."""
+        return slug(self.dataset)[:LONGEST_NAME].rstrip("-.")
+
+    @property
+    def data_id(self) -> str:
+        """Name of the data set and the beginning of its digest: two folders of one name are told apart."""
+        return f"{self.data_slug} {self.data['data_sha256'][:8]}"
+
+
+def slug(text: str) -> str:
+    """The text with `-` for everything but letters, digits, `_` and `.`."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-.") or "data"
+
+
+def parameters(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe in the order in which MLflow's pages sort it: what a variant does not share comes first."""
+    own = {key: value for key, value in recipe.items() if key not in SHARED}
+    return {**({OWN: own} if own else {}), **{key: recipe[key] for key in SHARED if key in recipe}}
 
 
 def source_tags() -> dict[str, str]:

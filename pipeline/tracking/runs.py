@@ -10,11 +10,14 @@ from urllib.parse import quote
 
 from pipeline.escaping import for_markdown
 from pipeline.models.histories import continued
-from pipeline.tracking import client, registry
+from pipeline.tracking import client, registry, unfinished, views
 from pipeline.tracking.client import MlflowClient, Run
 from pipeline.tracking.records import (
+    ANSWER,
     ARTIFACT,
     CHAMPION,
+    DATASET,
+    LATEST,
     NOTE,
     PARENT_RUN,
     RUNS,
@@ -28,14 +31,19 @@ from pipeline.tracking.records import (
 
 VARIANTS_NOTE = (
     "Compressed image classifiers. Each run is one `dvc repro`: open it for the table of its variants. Its "
-    "nested runs are the variants that were new; the table links to those that an earlier run has logged."
+    "nested runs are the variants that were new; the table links to those that an earlier run has logged. "
+    "The saved views show the newest variants of each data set."
 )
+NOTE_COLUMNS = 5
+"""Number of columns of the summary that the narrow description of a parent run has room for."""
+LONGEST_NOTE = 4900
+"""Greatest number of characters of an experiment's description; MLflow's database accepts 5,000."""
+WRITTEN = "distillery.note"
+"""Tag of an experiment: the description that was written last, which nobody has edited if it still stands."""
+BEING_LOGGED = "This state is being logged. If it stays like this, the next `dvc repro` completes it."
 TEACHERS_NOTE = (
     "Teachers, one run for each that was adapted to a data set. The runs of the variants link here."
 )
-
-PAGES = "workflowType=machine_learning"
-"""Query that keeps MLflow from showing its pages for language models."""
 
 
 def track(
@@ -60,7 +68,8 @@ def track(
         parent = client.find_run(mlflow, experiment, {STATE: state.sha256})
         if parent is None:
             name = f"{state.name} {state.sha256[:7]}"
-            parent = mlflow.create_run(experiment, run_name=name, tags={STATE: state.sha256})
+            tags = {STATE: state.sha256, NOTE: BEING_LOGGED}
+            parent = mlflow.create_run(experiment, run_name=name, tags=tags)
         runs, new = {}, []
         for exported in variants:
             name = exported.run.name
@@ -71,11 +80,16 @@ def track(
             else:
                 # Verdict and latency may change while the file stays the same. With the latest ones in all
                 # runs, variants of several states can be compared by one benchmark.
-                client.set_tags(mlflow, run, exported.tags)
+                client.set_tags(mlflow, run, {**exported.tags, **exported.summary})
                 client.update_metrics(mlflow, run, exported.metrics)
             runs[name] = run
         _log_parent_run(mlflow, parent, state, teacher_run, variants, runs)
         registry.register(mlflow, server.model, state, variants, runs)
+        _mark_latest(mlflow, experiment, state, runs)
+        views.save(mlflow, experiment, state, variants, runs)
+        _describe(mlflow, experiment, state)
+        for place in (experiment, teacher_experiment):
+            unfinished.collect(mlflow, place)
     return parent.info.run_id, new
 
 
@@ -96,14 +110,20 @@ def _log_model_run(
     if run is None:
         run = client.create_run(mlflow, experiment, model.run)
     run_id = run.info.run_id
-    client.set_tags(mlflow, run, {**model.run.tags, **model.tags, **tags})
-    client.log_history(mlflow, run_id, history)
+    summary = model.summary if isinstance(model, ExportedFile) else {}
+    client.set_tags(mlflow, run, {**model.run.tags, **model.tags, **summary, **tags})
+    if PARENT_RUN not in tags and PARENT_RUN in run.data.tags:
+        mlflow.delete_tag(run_id, PARENT_RUN)
+    # MLflow's pages list metrics in the order in which they came: the figures first, then the curves.
     if isinstance(model, ExportedFile):
         client.log_metrics(mlflow, run, model.metrics, client.log_model(mlflow, run, model))
-        client.log_dataset(mlflow, run, state.data, "test")
+        client.log_dataset(mlflow, run, state.dataset, state.data, "test")
+        if model.card is not None:
+            mlflow.log_text(run_id, model.card, "model_card.md")
     else:
         client.log_metrics(mlflow, run, model.metrics)
-        client.log_dataset(mlflow, run, state.data, "all splits")
+        client.log_dataset(mlflow, run, state.dataset, state.data, "all splits")
+    client.log_history(mlflow, run_id, history)
     client.log_files(mlflow, run_id, model.files)
     if run.info.status != "FINISHED":
         mlflow.set_terminated(run_id)
@@ -124,6 +144,8 @@ def _log_parent_run(
         **state.tags,
         "teacher_run": teacher.info.run_id,
         CHAMPION: state.champion or "none",
+        DATASET: state.data_id,
+        ANSWER: state.answer,
         RUNS: json.dumps({name: run.info.run_id for name, run in runs.items()}),
         NOTE: _parent_note(state, teacher, variants, runs, run_id),
     }
@@ -132,9 +154,41 @@ def _log_parent_run(
         return
     client.log_params(mlflow, run_id, state.parameters)
     client.log_metrics(mlflow, parent, state.metrics)
-    client.log_dataset(mlflow, parent, state.data, "all splits")
+    client.log_dataset(mlflow, parent, state.dataset, state.data, "all splits")
     client.log_files(mlflow, run_id, state.files)
     mlflow.set_terminated(run_id)
+
+
+def _mark_latest(
+    mlflow: MlflowClient, experiment: str, state: PipelineState, runs: Mapping[str, Run]
+) -> None:
+    """Mark the runs of this state as the latest ones of its data set, and no others."""
+    current = {run.info.run_id for run in runs.values()}
+    for run in mlflow.search_runs([experiment], client.equals(f"tags.`{LATEST}`", state.data_id)):
+        if run.info.run_id not in current:
+            mlflow.delete_tag(run.info.run_id, LATEST)
+    colours = views.colours([*runs], state.champion)
+    for name, run in runs.items():
+        client.set_tags(mlflow, run, {LATEST: state.data_id, views.COLOUR: colours[name]})
+
+
+def _describe(mlflow: MlflowClient, experiment: str, state: PipelineState) -> None:
+    """Write the answers of all data sets into the description of the experiment, the present one first.
+
+    A description that somebody has edited is left alone.
+    """
+    answers = {state.data_id: state.answer}
+    for run in mlflow.search_runs([experiment], f"tags.`{ANSWER}` != ''"):
+        answers.setdefault(run.data.tags[DATASET], run.data.tags[ANSWER])
+    lines = [
+        f"{answer} [Chart]({views.address(experiment, data, charts=True)})"
+        for data, answer in answers.items()
+    ]
+    text = "\n\n".join([*lines, VARIANTS_NOTE])
+    written = mlflow.get_experiment(experiment).tags
+    if written.get(NOTE) in (None, "", VARIANTS_NOTE, written.get(WRITTEN)) and written.get(NOTE) != text:
+        for key in (WRITTEN, NOTE):
+            mlflow.set_experiment_tag(experiment, key, text[:LONGEST_NOTE])
 
 
 def _parent_note(
@@ -146,12 +200,13 @@ def _parent_note(
 ) -> str:
     """The description of a parent run, with links that work in MLflow's pages."""
     experiments = [next(iter(runs.values())).info.experiment_id]
-    compare = (
-        f"runs={_query([r.info.run_id for r in runs.values()])}&experiments={_query(experiments)}&{PAGES}"
-    )
-    headings = list(variants[0].summary)
+    ids = [run.info.run_id for run in runs.values()]
+    compare = f"runs={_query(ids)}&experiments={_query(experiments)}&{views.PAGES}"
+    headings = list(variants[0].summary)[:NOTE_COLUMNS]
     lines = [
-        f"**{f'Ship {state.champion}' if state.champion else 'Nothing to ship'}.** {state.reason}",
+        state.answer,
+        "",
+        state.reason,
         "",
         f"[**Compare the {len(runs)} variants**](#/compare-runs?{compare})",
         "",
@@ -162,7 +217,7 @@ def _parent_note(
         run = runs[exported.run.name]
         home = run.data.tags[PARENT_RUN]
         origin = "this run" if home == parent else f"[an earlier run]({_link(run, home)})"
-        cells = " | ".join(exported.summary.values())
+        cells = " | ".join(exported.summary[heading] for heading in headings)
         lines.append(f"| [{exported.run.name}]({_link(run)}) | {cells} | {origin} |")
     lines += ["", f"Teacher: [{for_markdown(state.tags['teacher'])}]({_link(teacher)})"]
     return "\n".join(lines)
@@ -173,4 +228,4 @@ def _query(values: Sequence[str]) -> str:
 
 
 def _link(run: Run, run_id: str | None = None) -> str:
-    return f"#/experiments/{run.info.experiment_id}/runs/{run_id or run.info.run_id}?{PAGES}"
+    return f"#/experiments/{run.info.experiment_id}/runs/{run_id or run.info.run_id}?{views.PAGES}"

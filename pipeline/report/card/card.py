@@ -1,9 +1,9 @@
 """The model card of a variant in the format of Hugging Face.
 
-The card describes one file: its own figures, and those of its ancestors where it is compared with them. Every
-number in its prose and tables comes through ``figures`` from a value of the artifacts. The card says what a run
-did not measure, and which key of the configuration provides what people have to state. Every value that the
-template shows is escaped, unless it is ``Markdown`` already.
+The card describes one file: its own figures, and those of its ancestors where it is compared with them.
+Every number in its prose and tables comes through ``figures`` from a value of the artifacts. The card says
+what a run did not measure, and which key of the configuration provides what people have to state. Every value
+that the template shows is escaped, unless it is ``Markdown`` already.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ PARAGRAPHS = ("direct_use", "downstream_use", "out_of_scope_use", "risks", "reco
 """Statements that may have several paragraphs; the others stand within a line of the card."""
 
 LONG_SETTINGS = ("candidates",)
-"""Recorded settings that are lists of trials, which the report shows."""
+"""Recorded settings that are lists of trials; ``card.json`` of the variant has them."""
 
 LOCAL_CHANGES = "-dirty"
 """End of a commit's name whose checkout had other changes."""

@@ -10,7 +10,7 @@ from pipeline.selection.table import TEACHER
 
 
 def of_variant(results: RunResults, variant: str) -> RunResults:
-    """The results of a variant and its ancestors, the oldest first, in which the variant is the one to ship."""
+    """The results of a variant and its ancestors, the oldest first; ``closest`` is the variant."""
     parents = {row.variant: row.parent for row in results.table}
     path = [name for name in reversed([variant, *lineage.ancestors(parents, variant)]) if name != TEACHER]
     position = {row.variant: index for index, row in enumerate(results.table)}
