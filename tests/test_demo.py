@@ -426,7 +426,9 @@ def test_the_page_shows_hostile_names_as_text(tmp_path: Path) -> None:
             assert view.locator("#status bdi").all_text_contents() == [NAMES[channel], NAMES[channel + 3]]
         assert view.locator("#known bdi").all_text_contents() == list(NAMES[:12])
         for number in range(3):
-            view.locator("#samples button").nth(number).click()
+            button = view.locator("#samples button").nth(number)
+            button.click()
+            expect(button).to_have_attribute("aria-pressed", "true")
             expect(view.locator("#status bdi")).to_have_count(3)
             assert view.locator("#status bdi").last.text_content() == NAMES[number]
         assert view.locator("img:not(.strip img), main script, main style").count() == 0
