@@ -105,7 +105,11 @@ def main() -> None:
         "  python -m pipeline predict int8-qat photo.jpg photos/ --top 1",
     )
     command.add_argument("model", help="name of a variant, or path of an ONNX file")
-    command.add_argument("images", nargs="+", help="image files, folders of images, or patterns")
+    command.add_argument(
+        "images",
+        nargs="*",
+        help="image files, folders of images, or patterns; without any, a few photographs of the test split",
+    )
     command.add_argument(
         "--top", type=_positive, default=3, help="number of classes to print per image (default: %(default)s)"
     )

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from email.message import Message
 from http.client import HTTPConnection
 from pathlib import Path
@@ -23,6 +23,7 @@ from pipeline.onnx.inference import Classifier
 from pipeline.provenance import sha256
 from pipeline.shipping import demo
 from pipeline.shipping.folder import ShippingError
+from pipeline.shipping.samples import Sample
 from tests import document, tiny_onnx
 from tests.hostile import NAMES, record_dialogs
 from tests.rows import row
@@ -63,10 +64,20 @@ def photographs(tmp_path: Path) -> list[Path]:
     return files
 
 
+def samples(folder: Path, names: Sequence[str] = LABELS) -> list[Sample]:
+    """One photograph of each colour."""
+    drawn = []
+    for number, name in enumerate(names[:3]):
+        colour = tuple(220 if channel == number else 20 for channel in range(3))
+        drawn.append(Sample(folder / f"sample-{number + 1:02}.png", (name,)))
+        Image.new("RGB", (48, 40), colour).save(drawn[-1].file)
+    return drawn
+
+
 @pytest.fixture
 def address(tmp_path: Path, classifiers: list[Classifier]) -> Iterator[str]:
     rejected = row("right", score=0.8842, score_lo=0.876, score_hi=0.889, verdict="reject")
-    demo.build(tmp_path / "page", classifiers, {sha256(classifiers[0].path): rejected})
+    demo.build(tmp_path / "page", classifiers, {sha256(classifiers[0].path): rejected}, samples(tmp_path))
     with demo.server(tmp_path / "page", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -153,11 +164,37 @@ def test_the_page_shows_scores_marks_variants_that_differ_and_recovers_from_a_fi
 
 
 @needs_npm
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_click_on_a_photograph_of_the_test_set_shows_its_right_answer_beside_those_of_the_variants(
+    page: Page, tmp_path: Path
+) -> None:
+    assert page.locator("#known bdi").all_text_contents() == list(LABELS)
+    buttons = page.locator("#samples button")
+    expect(buttons).to_have_count(3)
+    for number, label in enumerate(LABELS):
+        buttons.nth(number).click()
+        expect(page.locator("#right")).to_have_attribute("data-best", label)
+        expect(page.locator("#wrong")).to_have_attribute("data-best", LABELS[(1, 0, 2)[number]])
+        for variant in ("right", "wrong"):  # the tick stands at the right answer, wherever it is
+            expect(page.locator(f"#{variant} .guesses li.right span").first).to_have_text(label)
+        expect(page.locator("#status bdi").last).to_have_text(label)
+        expect(page.locator("#samples button[aria-pressed=true]")).to_have_count(1)
+    # Of a person's own photograph, the page knows no right answer.
+    Image.new("RGB", (40, 30), (250, 20, 10)).save(tmp_path / "red.png")
+    page.set_input_files("#file", tmp_path / "red.png")
+    expect(page.locator("#right")).to_have_attribute("data-best", "red")
+    expect(page.locator(".guesses li.right")).to_have_count(0)
+    expect(page.locator("#samples button[aria-pressed=true]")).to_have_count(0)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@needs_npm
 def test_the_folder_is_all_that_a_web_server_needs(tmp_path: Path, classifiers: list[Classifier]) -> None:
     for _ in range(2):
         demo.build(tmp_path / "page", classifiers, {})
     names = {file.name for file in (tmp_path / "page").iterdir()}
-    entries = json.loads((tmp_path / "page" / "manifest.json").read_text())
+    entries = json.loads((tmp_path / "page" / "manifest.json").read_text())["variants"]
     assert [entry["file"] for entry in entries] == ["right.onnx", "wrong.onnx"]
     assert {*demo.PAGE, *demo.RUNTIME, "contract.mjs", "right.onnx", "wrong.onnx"} <= names
     texts = [(tmp_path / "page" / name).read_text() for name in (*demo.PAGE, "contract.mjs")]
@@ -368,7 +405,7 @@ def test_the_page_shows_hostile_names_as_text(tmp_path: Path) -> None:
             tmp_path / f"v{turn}.onnx", size=32, labels=NAMES, weights=np.roll(weights, 3 * turn, 1)
         )
         files.append(inference.open_classifier(of, threads=1))
-    demo.build(tmp_path / "page", files, {})
+    demo.build(tmp_path / "page", files, {}, samples(tmp_path, NAMES))
     complaints: list[str] = []
     with demo.server(tmp_path / "page", 0) as server, sync_playwright() as playwright:
         thread = threading.Thread(target=server.serve_forever)
@@ -387,7 +424,14 @@ def test_the_page_shows_hostile_names_as_text(tmp_path: Path) -> None:
                 guess = view.locator(f"#v{turn} .guesses li span").first
                 assert guess.text_content() == NAMES[channel + 3 * turn]
             assert view.locator("#status bdi").all_text_contents() == [NAMES[channel], NAMES[channel + 3]]
-        assert view.locator("img, #status script, .guesses script").count() == 0
+        assert view.locator("#known bdi").all_text_contents() == list(NAMES[:12])
+        for number in range(3):
+            button = view.locator("#samples button").nth(number)
+            button.click()
+            expect(button).to_have_attribute("aria-pressed", "true")
+            expect(view.locator("#status bdi")).to_have_count(3)
+            assert view.locator("#status bdi").last.text_content() == NAMES[number]
+        assert view.locator("img:not(.strip img), main script, main style").count() == 0
         browser.close()
         server.shutdown()
         thread.join()

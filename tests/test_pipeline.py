@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -91,6 +92,32 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Pat
         [*SMALL, f"data.path={photographs}"],
     )
     return folder
+
+
+ANEW = ("robustness.json", "sensitivity.json", "explanations/explanations.json")
+"""Results without times."""
+
+
+def entries(folder: Path) -> dict[str, list[Any]]:
+    """What was measured of each variant after it was built."""
+    benchmark, robustness, explanations = (
+        json.loads((folder / "artifacts" / file).read_text())
+        for file in ("benchmark.json", "robustness.json", "explanations/explanations.json")
+    )
+    attacks = robustness["adversarial"]["results"]
+    return {
+        name: [
+            row,
+            benchmark["footprint"][name],
+            robustness["inputs"][name],
+            robustness["corruptions"]["variants"][name],
+            [line for line in attacks if line["variant"] == name],
+            explanations["flips"][name],
+            explanations["confused"][name],
+            [image["variants"][name] for image in explanations["images"]],
+        ]
+        for name, row in benchmark["variants"].items()
+    }
 
 
 @pytest.mark.slow
@@ -201,6 +228,7 @@ def test_the_pipeline_from_a_kill_to_the_last_prediction(checkout: Path, photogr
     values["variants"]["pruned-50"]["multiple"] = 8
     values["variants"]["pruned-70"] = {"parent": "fp32", "op": "prune", "macs": 0.3}
     (checkout / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    before = entries(checkout)
     changed = repro(checkout)
     assert changed.returncode == 0, changed.stderr[-2000:]
     cone = {
@@ -210,6 +238,30 @@ def test_the_pipeline_from_a_kill_to_the_last_prediction(checkout: Path, photogr
     }
     compared = {"benchmark", "compare", "cost", "probe", "explain", "sensitivity", "report", "track"}
     assert set(stages_run(changed.stdout)) == {"check", *cone, *compared}
+    # The others' entries are used again: they are what they were, times included.
+    measured = [line for line in changed.stdout.splitlines() if line.startswith("measured: ")]
+    assert sorted(measured) == [
+        "measured: nothing; as before: fp32",  # the one student of which layers are measured
+        *["measured: pruned-50, pruned-50-int8, pruned-70; as before: fp32, int8-ptq, int8-qat"] * 3,
+    ]
+    after = entries(checkout)
+    for name in ("fp32", "int8-ptq", "int8-qat"):
+        assert after[name] == before[name]
+
+    # Without it again, nothing is measured; measured from nothing, all comes out as it is.
+    del values["variants"]["pruned-70"]
+    (checkout / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    removed = repro(checkout)
+    assert removed.returncode == 0, removed.stderr[-2000:]
+    measured = [line for line in removed.stdout.splitlines() if line.startswith("measured: ")]
+    assert len(measured) == 4
+    assert all(line.startswith("measured: nothing; ") for line in measured)
+    reused = {file: (checkout / "artifacts" / file).read_bytes() for file in ANEW}
+    for file in ANEW:
+        (checkout / "artifacts" / file).unlink()
+    assert repro(checkout).returncode == 0
+    assert {file: (checkout / "artifacts" / file).read_bytes() for file in ANEW} == reused
+    values["variants"]["pruned-70"] = {"parent": "fp32", "op": "prune", "macs": 0.3}
 
     # A misspelt key ends the run before any work.
     values["variants"]["pruned-70"]["mcas"] = 0.2

@@ -1,13 +1,17 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+import students
 from pipeline.inspection import corruptions, robustness
+from pipeline.models.storage import Card, Model
 from pipeline.onnx import inference
 from pipeline.onnx.inference import Classifier
+from teachers.contract import InputContract
 from tests import tiny_onnx
 
 SIZE = 32
@@ -92,3 +96,48 @@ def test_images_of_doubtful_colour_are_separated_from_test_images(
     assert scores["confidence"] == pytest.approx(1 / 3, rel=1e-5)
     assert (scores["auroc"], scores["over_90"]) == (1, 0)
     assert result["test"]["fp32"] == {"n": 100, "confidence": pytest.approx(0.99), "over_90": 1}
+
+
+def test_a_new_variant_measured_alone_gives_the_result_of_all_measured_together(
+    classifiers: dict[str, Classifier],
+) -> None:
+    images, labels = colours(12)
+    seeds, sure = list(range(12)), np.linspace(0.5, 1, 30, dtype=np.float32)
+    module = Model(students.build("mobilenet_v1", {"classes": 3, "channels": (8,) * 14}).eval(), card())
+    parents = {"fp32": "teacher", "blind": "fp32"}
+
+    def measure(*names: str) -> dict[str, Any]:
+        files = {name: classifiers[name] for name in names}
+        attacked = robustness.score_attacked(
+            files, {"fp32": module}, {"fp32": names}, images, labels, radii=[4, 1], steps=2, seed=0
+        )
+        return {
+            "corruptions": robustness.score_corrupted(files, images, labels, seeds),
+            "adversarial": attacked,
+            "out_of_distribution": robustness.score_out_of_distribution(
+                files, {"noise": images[::-1].copy()}, dict.fromkeys(names, sure)
+            ),
+        }
+
+    together = json.dumps(robustness.combine([measure("fp32", "blind")], parents))
+    alone = json.loads(json.dumps(robustness.combine([measure("fp32")], {"fp32": "teacher"})))
+    assert json.dumps(robustness.combine([measure("blind"), alone], parents)) == together
+    # Whoever is removed leaves the others as they were.
+    both = json.loads(together)
+    assert json.dumps(robustness.combine([both], {"fp32": "teacher"})) == json.dumps(alone)
+
+
+def card() -> Card:
+    return Card(
+        variant="fp32",
+        parent="teacher",
+        op="distill",
+        architecture="mobilenet_v1",
+        arguments={},
+        input=InputContract(SIZE),
+        labels=("red", "green", "blue"),
+        teacher="none",
+        data_sha256="0",
+        license="MIT",
+        settings={},
+    )

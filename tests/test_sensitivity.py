@@ -9,7 +9,8 @@ import yaml
 from dvc.utils.hydra import compose_and_dump
 
 import students
-from pipeline import paths
+from pipeline import paths, process
+from pipeline.inspection import layer_sensitivity
 from pipeline.models import storage
 from pipeline.models.storage import Card, Model
 from pipeline.stages import prepare, sensitivity
@@ -79,3 +80,33 @@ def test_every_layer_is_narrowed_and_quantised_as_long_as_a_variant_is_made_so()
     # Names come from the configuration: without its variants a part is not measured.
     assert set(measured(quantize=False)["variants"]["fp32"]) == {"score", "channels"}
     assert measured(prune=False) == {"note": "not measured"}
+
+
+def test_a_student_is_measured_once_whatever_variants_are_added_to_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(process.STARTED_BY_DVC, "sensitivity")
+    calls: list[object] = []
+    real = layer_sensitivity.measure_students
+    monkeypatch.setattr(
+        layer_sensitivity, "measure_students", lambda *a, **k: calls.append(a) or real(*a, **k)
+    )
+    first = measured(prune=False)
+    values = yaml.safe_load(paths.PARAMETERS.read_text())
+    values["variants"]["one-more"] = {"parent": "fp32", "op": "quantize", "method": "ptq"}
+    paths.PARAMETERS.write_text(yaml.safe_dump(values, sort_keys=False))
+    assert measured(prune=False) == first
+    assert len(calls) == 1
+    # Another network, another parameter, other code or other images are other inputs.
+    (root / paths.CODE).mkdir(parents=True)
+    for number, change in enumerate(
+        (paths.model("fp32") / "weights.safetensors", paths.CODE / "sensitivity")
+    ):
+        if change.is_file():
+            model = storage.load(paths.model("fp32"))
+            torch.nn.init.normal_(next(model.module.parameters()))
+            storage.save(paths.model("fp32"), model)
+        else:
+            change.write_text("another fingerprint")
+        measured(prune=False)
+        assert len(calls) == 2 + number

@@ -10,6 +10,7 @@ from pipeline.process import one_line_errors
 def run(arguments: Namespace) -> None:
     """Write the page, and serve it to this machine only."""
     from pipeline import parameters
+    from pipeline.commands import models
     from pipeline.onnx import inference
     from pipeline.selection import table
     from pipeline.shipping import demo as page
@@ -20,7 +21,7 @@ def run(arguments: Namespace) -> None:
         files = [paths.onnx(variant) for variant in parameters.load().variants]
         rows = table.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
         classifiers = [inference.open_classifier(file, threads=1) for file in files]
-        page.build(arguments.folder, classifiers, {row.sha256: row for row in rows})
+        page.build(arguments.folder, classifiers, {row.sha256: row for row in rows}, models.samples())
     if server is None:
         print(arguments.folder)
         return

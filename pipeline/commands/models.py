@@ -1,8 +1,12 @@
-"""The ONNX file that a command is to use."""
+"""The ONNX file that a command is to use, and photographs to try it on."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import paths
+
+if TYPE_CHECKING:
+    from pipeline.shipping.samples import Sample
 
 
 def path_of(name: str) -> Path:
@@ -17,3 +21,14 @@ def path_of(name: str) -> Path:
         )
         raise ModelFileError(f"{name!r} is neither a variant ({variants}) nor an .onnx file")
     return paths.onnx(name)
+
+
+def samples() -> "list[Sample]":
+    """A few photographs of the test split with their right answers; none where there is no prepared data."""
+    from pipeline import parameters
+    from pipeline.data import store
+    from pipeline.shipping import samples
+
+    if not (paths.DATA / "test").is_dir():
+        return []
+    return samples.draw(store.read(paths.DATA, "test"), paths.SAMPLES, parameters.load().seed)

@@ -4,8 +4,10 @@ import json
 import sys
 from argparse import Namespace
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from pipeline import paths
 from pipeline.commands import models
 from pipeline.escaping import for_terminal
 from pipeline.process import one_line_errors
@@ -16,9 +18,17 @@ def run(arguments: Namespace) -> None:
     from pipeline.data import images
     from pipeline.onnx import inference
 
-    files = list(
-        images.find(arguments.images, lambda line: print(f"note: {for_terminal(line)}", file=sys.stderr))
-    )
+    right: dict[Path, tuple[str, ...]] = {}
+    if arguments.images:
+        files = list(
+            images.find(arguments.images, lambda line: print(f"note: {for_terminal(line)}", file=sys.stderr))
+        )
+    else:
+        with one_line_errors():
+            right = {sample.file: sample.labels for sample in models.samples()}
+            if not right:
+                raise images.ImageFileError(str(paths.DATA), "is not there, so that images must be named")
+        files = list(right)
     width = max(len(for_terminal(file)) for file in files)
     rows: list[dict[str, Any]] = []
     failed = 0
@@ -32,12 +42,15 @@ def run(arguments: Namespace) -> None:
                 rows.append({"image": str(file), "error": str(error)})
                 failed += 1
                 continue
-            rows.append({"image": str(file), "classes": [asdict(guess) for guess in prediction.guesses]})
+            truth = {"right": right[file]} if right else {}
+            classes = [asdict(guess) for guess in prediction.guesses]
+            rows.append({"image": str(file), **truth, "classes": classes})
             if not arguments.json:
                 guesses = (
                     f"{guess.probability:7.2%}  {for_terminal(guess.label)}" for guess in prediction.guesses
                 )
-                print(f"{for_terminal(file):{width}}", *guesses, sep="  ")
+                answer = f"  (right: {for_terminal(', '.join(right[file])) or 'none'})" if right else ""
+                print(f"{for_terminal(file):{width}}", *guesses, sep="  ", end=f"{answer}\n")
     if arguments.json:
         print(json.dumps(rows, indent=2))
     if failed:

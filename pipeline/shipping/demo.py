@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,12 +17,15 @@ from pipeline.onnx.inference import Classifier
 from pipeline.provenance import sha256
 from pipeline.selection.table import Row
 from pipeline.shipping.folder import HERE, ShippingError, description, make_empty
+from pipeline.shipping.samples import Sample
 
 PAGE = ("index.html", "page.css", "page.mjs", "worker.mjs")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 """The files of ONNX Runtime Web that run models on the CPU."""
 RUNTIME_FOLDER = HERE / "node_modules" / "onnxruntime-web" / "dist"
 MANIFEST = "manifest.json"
+SAMPLE = re.compile(r"sample-\d+\.(png|jpg)")
+"""Names of the files of samples."""
 LOOPBACK = "127.0.0.1"
 HOSTS = (LOOPBACK, "localhost")
 """Names of this machine, at any port, since a tunnel may have another one. A site whose name has been pointed
@@ -41,13 +45,19 @@ HEADERS = {
 """Headers of every answer. The policy is that of ``index.html``, which other web servers send without it."""
 
 
-def build(folder: Path, classifiers: Sequence[Classifier], table: Mapping[str, Row]) -> None:
+def build(
+    folder: Path,
+    classifiers: Sequence[Classifier],
+    table: Mapping[str, Row],
+    samples: Sequence[Sample] = (),
+) -> None:
     """Write the page, ONNX Runtime and the variants into a folder that any web server can serve.
 
     Args:
         folder: a new or an empty folder, or the folder of an earlier page, which is replaced.
         classifiers: the variants, in the order of the page.
         table: rows of ``variants.csv`` by SHA-256 of the ONNX file; a variant without a row shows no scores.
+        samples: photographs to try, with their right answers.
 
     Raises:
         ShippingError: ONNX Runtime Web is not installed, or the folder contains other files.
@@ -64,13 +74,18 @@ def build(folder: Path, classifiers: Sequence[Classifier], table: Mapping[str, R
         *(RUNTIME_FOLDER / name for name in RUNTIME),
     )
     own = {MANIFEST, *(source.name for source in page)}
-    if folder.is_dir() and all(file.name in own or file.suffix == ".onnx" for file in folder.iterdir()):
+    if folder.is_dir() and all(
+        file.name in own or file.suffix == ".onnx" or SAMPLE.fullmatch(file.name) for file in folder.iterdir()
+    ):
         shutil.rmtree(folder)
     make_empty(folder)
-    for source in (*page, *(classifier.path for classifier in classifiers)):
+    models = (classifier.path for classifier in classifiers)
+    for source in (*page, *models, *(sample.file for sample in samples)):
         shutil.copyfile(source, folder / source.name)
     variants = [_entry(classifier, table.get(sha256(classifier.path))) for classifier in classifiers]
-    (folder / MANIFEST).write_text(json.dumps(variants, ensure_ascii=False))
+    photographs = [{"file": sample.file.name, "labels": sample.labels} for sample in samples]
+    manifest = {"variants": variants, "samples": photographs}
+    (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False))
 
 
 def server(folder: Path, port: int) -> ThreadingHTTPServer:

@@ -1,6 +1,7 @@
 // The user interface: the variants with their scores, the photo, and the answers of each variant.
 
 const SHOWN = 3;
+const NAMED = 12; // classes that the page names
 const METRICS = { top1: "top-1", map: "mAP" };
 
 const at = (id) => document.getElementById(id);
@@ -9,6 +10,7 @@ const manifest = fetch("manifest.json").then((response) => response.json());
 const rows = new Map(); // variant to {entry, element, ready, best}
 let current = 0; // number of the photo; answers to earlier photos are ignored
 let problem = ""; // an error message, shown until the next photo
+let right = null; // the right answers, if the photo is a sample
 
 worker.onerror = () => complain("This browser cannot run ONNX Runtime in a worker.");
 worker.onmessage = ({ data }) => {
@@ -48,7 +50,10 @@ at("file").addEventListener("change", ({ target }) => {
   target.value = ""; // so that the same file can be chosen again
 });
 
-const variants = await manifest;
+const { variants, samples } = await manifest;
+know(variants[0]);
+samples.forEach(offer);
+at("samples").hidden = !samples.length;
 for (const entry of variants) {
   const element = at("variant").content.firstElementChild.cloneNode(true);
   element.id = entry.variant;
@@ -75,9 +80,34 @@ function describe(element, { variant, size_bytes, metric, score, score_lo, score
   element.querySelector("h2").append(gate);
 }
 
-async function take(file) {
+/** Say what the variants can answer: all of them have the same classes. */
+function know({ task, labels }) {
+  const attributes = task.startsWith("multi");
+  const shown = labels.slice(0, NAMED).flatMap((label, index) => [index ? ", " : "", name(label)]);
+  const more = labels.length > NAMED ? [` and ${labels.length - NAMED} more`] : [];
+  const kind = attributes ? "attributes" : "classes";
+  const end = attributes ? "." : ". Whatever the photo shows, the answer is one of them.";
+  at("known").replaceChildren(`The variants know ${labels.length} ${kind}: `, ...shown, ...more, end);
+}
+
+/** Add the button of one photo of the test set. */
+function offer({ file, labels }, index) {
+  const button = Object.assign(document.createElement("button"), { type: "button" });
+  button.setAttribute("aria-label", `Test photo ${index + 1}`);
+  button.append(Object.assign(document.createElement("img"), { src: file, alt: "" }));
+  button.addEventListener("click", async () => {
+    const answer = await fetch(file).catch(() => null);
+    if (answer?.ok) await take(await answer.blob(), labels, button);
+    else complain("The test photo cannot be loaded.");
+  });
+  at("samples").querySelector(".strip").append(button);
+}
+
+async function take(file, labels = null, button = null) {
   if (!file) return;
   const number = ++current;
+  right = labels;
+  for (const other of at("samples").querySelectorAll("button")) other.setAttribute("aria-pressed", other === button);
   problem = "";
   clear();
   at("status").classList.remove("error");
@@ -98,7 +128,7 @@ function clear() {
 
 /** Draw the square that the variants see. */
 async function picture(file, number) {
-  const [bitmap, [{ input }]] = await Promise.all([createImageBitmap(file), manifest]);
+  const [bitmap, { variants: [{ input }] }] = await Promise.all([createImageBitmap(file), manifest]);
   if (number !== current) return;
   const side = Math.min(bitmap.width, bitmap.height) * input.crop;
   const canvas = at("photo");
@@ -122,6 +152,7 @@ function guess({ variant, shares, milliseconds }) {
 
 function line({ share, label }) {
   const element = document.createElement("li");
+  element.classList.toggle("right", Boolean(right?.includes(label)));
   element.style.setProperty("--share", share);
   for (const text of [label, `${(100 * share).toFixed(1)}%`]) {
     element.append(Object.assign(document.createElement("span"), { textContent: text }));
@@ -154,7 +185,8 @@ function summarise() {
   const apart = answers.filter(({ best }) => best !== label);
   for (const row of answers) row.element.classList.toggle("apart", apart.includes(row));
   const others = apart.flatMap(({ entry, best }) => [`; ${entry.variant}: `, name(best)]);
-  say(`${apart.length ? `${count} of ${answers.length} variants` : "All variants"}: `, name(label), ...others, ".");
+  const truth = right && [" The right answer is ", ...(right.length ? right.flatMap((of, i) => [i ? ", " : "", name(of)]) : ["none"]), "."];
+  say(`${apart.length ? `${count} of ${answers.length} variants` : "All variants"}: `, name(label), ...others, ".", ...(truth ?? []));
 }
 
 /** A name of a class, which may be written from right to left without turning the sentence around. */
