@@ -40,7 +40,7 @@ def widen(estimate: float, lo: float, hi: float, count: int) -> tuple[float, flo
     """The ends of a 95 % interval of a share, moved apart to those of Wilson's interval without variance.
 
     An interval from resampled or measured variance has no width where a few images happen to agree, such as
-    four that are all ranked rightly. Of ``count`` images that are all right, Wilson's interval still begins at
+    four that are all ranked rightly. Of ``count`` images that are all right, Wilson's interval begins at
     ``count / (count + z^2)``. Larger intervals stay as they are.
     """
     share = count / (count + Z95**2)
