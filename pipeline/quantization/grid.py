@@ -24,7 +24,7 @@ LEVELS = 255
 WEIGHT_RATIOS = torch.logspace(0, math.log10(0.5), 55).tolist()
 """Shares of a channel's full range that the search for its step tries, in steps of 1.3 %."""
 GREATEST_BIAS = 2.0**30
-"""Greatest bias in steps of its products: it leaves half of an int32 to the sums, which are less than 2^29."""
+"""Greatest bias in steps of its products: it leaves half of an int32 to the sums, which are below 2^29."""
 LEAST_STEP_RATIO = 2.0**-12
 """Least step of a weight channel relative to its layer's greatest: below it, a bias might need more than 32
 bits."""
