@@ -201,8 +201,8 @@ def stages(
         reference = _in_steps(simulated, steps, read)
         if source not in scales or not whole_biases:
             slack = NOISE * _noise(module, steps, read) / scales[name]
-        if not whole_biases and name in quantization.weight_scales:
-            slack = slack + _bias_error(network, quantization, name) / scales[name]
+            if not whole_biases and name in quantization.weight_scales:
+                slack = slack + _bias_error(network, quantization, name) / scales[name]
         yield Stage(name, reference, integers[name], slack)
 
 
