@@ -49,6 +49,14 @@ def test_mean_average_precisions_are_compared_on_the_same_samples() -> None:
     assert (same.delta, same.lo, same.hi) == (0, 0, 0)
 
 
+def test_a_few_images_that_two_classifiers_rank_alike_do_not_prove_that_they_are_equal() -> None:
+    targets = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], dtype=np.float32)
+    difference = gate.compare_map(targets + 0.1, targets, targets)
+    assert difference.delta == 0
+    assert difference.lo < -0.4
+    assert difference.hi > 0.4
+
+
 def test_an_attribute_of_one_image_is_compared_on_the_samples_that_hold_it() -> None:
     targets = np.zeros((40, 1))
     targets[7] = 1

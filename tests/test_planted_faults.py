@@ -162,7 +162,6 @@ FLOAT_STEM: list[Fault] = [
 FLOAT_HEAD: list[Fault] = [
     ("a weight of the float head", HEAD, edit("classifier.weight", first(1.01))),
     ("a bias of the float head", HEAD, edit("classifier.bias", lambda v: v + 0.01)),
-    ("the scale that the float head reads", "pool", edit("pool.scale", lambda v: v * 1.001)),
 ]
 FLOAT: list[Fault] = [
     ("a channel's weights", POINTWISE, edit(f"{POINTWISE}.weight", first(1.1))),

@@ -75,6 +75,13 @@ def test_auroc_agrees_with_scikit_learn_with_ties_too() -> None:
     assert lo < area < hi
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_few_images_that_are_told_apart_leave_a_wide_interval(count: int) -> None:
+    area, lo, hi = robustness.auroc(np.ones(count), np.zeros(count))
+    assert (area, hi) == (1, 1)
+    assert lo < 0.6
+
+
 def test_the_interval_of_the_auroc_covers_the_truth() -> None:
     random, hits = np.random.default_rng(0), 0
     for _ in range(300):

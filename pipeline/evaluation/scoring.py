@@ -14,7 +14,7 @@ from pipeline.evaluation.confidence import Confidence
 from pipeline.onnx.inference import open_classifier, run
 from pipeline.statistics.average_precision import PRESENT, average_precisions, mean_average_precision
 from pipeline.statistics.bootstrap import percentile_interval, resampled_map
-from pipeline.statistics.intervals import wilson
+from pipeline.statistics.intervals import widen, wilson
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
 
 DECIMALS = 6
@@ -141,12 +141,13 @@ def _score_attributes(
         )
     # Rounded before scoring, so that the file reproduces its own scores. Probabilities would tie at 0 and 1.
     predictions = logits.astype(np.float64).round(DECIMALS)
-    lo, hi = percentile_interval(resampled_map(predictions, targets))
     precisions = average_precisions(predictions, targets)
-    metric = MULTI_LABEL.metric
+    metric, value = MULTI_LABEL.metric, mean_average_precision(predictions, targets)
+    lo, hi = percentile_interval(resampled_map(predictions, targets))
+    lo, hi = widen(value, lo, hi, int((targets >= PRESENT).sum()))
     return {
         "metric": metric,
-        metric: mean_average_precision(predictions, targets),
+        metric: value,
         f"{metric}_lo": lo,
         f"{metric}_hi": hi,
         "classes": [

@@ -15,7 +15,7 @@ from pipeline.inspection import attacks, corruptions
 from pipeline.models.storage import Model
 from pipeline.onnx.inference import Classifier, run
 from pipeline.statistics.bootstrap import mean_with_interval
-from pipeline.statistics.intervals import Z95, wilson
+from pipeline.statistics.intervals import Z95, widen, wilson
 
 SURE = 0.9
 """Least probability at which an answer counts as sure."""
@@ -315,8 +315,10 @@ def auroc(
     """
     above, below = _placements(positives, negatives), 1 - _placements(negatives, positives)
     area = float(above.mean())
-    half = Z95 * float(np.sqrt(above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below)))
-    return area, max(0.0, area - half), min(1.0, area + half)
+    variances = [each.var(ddof=1) / len(each) if len(each) > 1 else np.inf for each in (above, below)]
+    half = Z95 * float(np.sqrt(sum(variances)))
+    lo, hi = max(0.0, area - half), min(1.0, area + half)
+    return area, *widen(area, lo, hi, min(len(above), len(below)))
 
 
 def _placements(

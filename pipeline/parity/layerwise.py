@@ -201,8 +201,8 @@ def stages(
         reference = _in_steps(simulated, steps, read)
         if source not in scales or not whole_biases:
             slack = NOISE * _noise(module, steps, read) / scales[name]
-        if not whole_biases and name in quantization.weight_scales:
-            slack = slack + _bias_error(network, quantization, name) / scales[name]
+            if not whole_biases and name in quantization.weight_scales:
+                slack = slack + _bias_error(network, quantization, name) / scales[name]
         yield Stage(name, reference, integers[name], slack)
 
 
@@ -241,19 +241,45 @@ def compare(
                 f"the first layer that diverges is {stage.name}, in {int(wrong.sum())} of {wrong.numel()} "
                 f"integers, by up to {apart:g}"
             )
-    head = network.head
-    if divergence is None and head.reads in quantization.activation_scales:
-        read = integers[head.reads].flatten(1) * quantization.activation_scales[head.reads]
-        expected = simulated.get_submodule(head.weights)(read)
-        allowed = LOGIT_DRIFT * expected.abs().max()
-        if head.name not in quantization.weight_scales or not whole_biases:
-            allowed = allowed + NOISE * _noise(network.module, (head.weights,), read)
-        if head.name in quantization.weight_scales and not whole_biases:
-            allowed = allowed + _bias_error(network, quantization, head.name)
-        apart = (expected - integers[LOGITS]).abs()
-        if not (apart <= allowed).all():
-            divergence = f"the first layer that diverges is {head.name}, by up to {float(apart.max()):.2g}"
+    if divergence is None:
+        divergence = _logit_divergence(
+            integers, simulated, network, quantization, normalised, whole_biases=whole_biases
+        )
     return Comparison(share, steps, divergence)
+
+
+@torch.no_grad()
+def _logit_divergence(
+    integers: Mapping[str, Tensor],
+    simulated: nn.Module,
+    network: Network,
+    quantization: Quantization,
+    normalised: Float[Tensor, "batch 3 height width"],
+    *,
+    whole_biases: bool,
+) -> str | None:
+    """The head in words, if its logits are not those of the last integers; see ``stages``."""
+    head, scales = network.head, quantization.activation_scales
+    source = head.reads
+    while source not in scales and source != IMAGES:  # past pools and layers in float
+        source = network.reads[source]
+    if source in scales:
+        end = 0 if source == IMAGES else network.steps.index(network.output(source)) + 1
+        steps, read = network.steps[end:], integers[source] * scales[source]
+    else:
+        steps, read = network.steps, normalised
+    expected = read
+    for path in steps:
+        expected = simulated.get_submodule(path)(expected)
+    allowed = LOGIT_DRIFT * expected.abs().max()
+    if head.name not in quantization.weight_scales or not whole_biases:
+        allowed = allowed + NOISE * _noise(network.module, steps, read)
+    if head.name in quantization.weight_scales and not whole_biases:
+        allowed = allowed + _bias_error(network, quantization, head.name)
+    apart = (expected - integers[LOGITS]).abs()
+    if (apart <= allowed).all():
+        return None
+    return f"the first layer that diverges is {head.name}, by up to {float(apart.max()):.2g}"
 
 
 def activations(network: Network) -> list[str]:

@@ -338,8 +338,7 @@ def _widest_as_fast(
     while index > 0 and measured(rungs[index - 1]) >= speedup:
         index -= 1
     while (fast := measured(rungs[index])) < speedup:
-        index += 1
-        if index == len(rungs):
+        if index == len(rungs) - 1:
             print(
                 f"warning: `speedup` (={speedup}): the narrowest network, with "
                 f"{' '.join(map(str, rungs[-1]))} channels, is only {fast:.2f} times as fast, and is taken; "
@@ -347,6 +346,7 @@ def _widest_as_fast(
                 file=sys.stderr,
             )
             break
+        index += 1
     return rungs[index], fast
 
 

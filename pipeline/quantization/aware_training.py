@@ -127,11 +127,12 @@ def finish(
         else float(prepared.aware.scale(network.output(name), "_output_0"))
         for name in prepared.activations
     }
-    quantization = Quantization(
-        weight_scales, prepared.weight_limit, activation_scales, prepared.float_layers
-    )
+    fitting = grid.fit_biases(network, weight_scales, activation_scales)
+    if any((fitting[name] > step).any() for name, step in weight_scales.items()):
+        network = grid.bake(network, fitting, prepared.weight_limit)
+    quantization = Quantization(fitting, prepared.weight_limit, activation_scales, prepared.float_layers)
     check(network, quantization)
-    folded.eval()
+    network.module.eval()
     return network, folded_arguments, quantization
 
 

@@ -23,6 +23,8 @@ LEVELS = 255
 """Greatest integer of an activation."""
 WEIGHT_RATIOS = torch.logspace(0, math.log10(0.5), 55).tolist()
 """Shares of a channel's full range that the search for its step tries, in steps of 1.3 %."""
+GREATEST_BIAS = 2.0**30
+"""Greatest bias in steps of its products: it leaves half of an int32 to the sums, which are below 2^29."""
 LEAST_STEP_RATIO = 2.0**-12
 """Least step of a weight channel relative to its layer's greatest: below it, a bias might need more than 32
 bits."""
@@ -76,6 +78,26 @@ def _least_squares_steps(
         best = torch.where(error < best_error, step, best)
         best_error = torch.minimum(error, best_error)
     return best.squeeze(1).clamp_min(best.max().item() * LEAST_STEP_RATIO)
+
+
+def fit_biases(
+    network: Network, steps: Mapping[str, Float[Tensor, " channels"]], scales: Mapping[str, float]
+) -> dict[str, Float[Tensor, " channels"]]:
+    """The steps of weights, raised where a bias would not fit an int32 in steps of its products.
+
+    It is so where a layer reads values that all but vanish, beside which the bias is all that counts.
+
+    Args:
+        network: the folded network.
+        steps: step of each output channel, by layer.
+        scales: scale of each activation.
+    """
+    fitting = {}
+    for name, step in steps.items():
+        bias, read = network.part(name).bias, scales[network.layers[name].reads]
+        least = torch.zeros_like(step) if bias is None else bias.detach().abs() / (GREATEST_BIAS * read)
+        fitting[name] = torch.maximum(step, least.to(step))
+    return fitting
 
 
 def bake(network: Network, scales: Mapping[str, Float[Tensor, " channels"]], weight_limit: int) -> Network:

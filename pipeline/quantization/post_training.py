@@ -109,9 +109,11 @@ class Workbench:
         equal = "equalisation" in steps
         network, _ = self._network(equal)
         search = "greatest_weights" not in steps
-        scales = grid.weight_scales(network, self._weight_limit, self._float_layers, search=search)
         clip = next((step for step in CLIPS if step in steps), None)
-        quantization = Quantization(scales, self._weight_limit, self._scales(equal, clip), self._float_layers)
+        read = self._scales(equal, clip)
+        scales = grid.weight_scales(network, self._weight_limit, self._float_layers, search=search)
+        scales = grid.fit_biases(network, scales, read)
+        quantization = Quantization(scales, self._weight_limit, read, self._float_layers)
         if "adaptive_rounding" in steps:
             return round_adaptively(network, quantization, self._images()), quantization
         return grid.bake(network, scales, self._weight_limit), quantization

@@ -79,12 +79,9 @@ def quantize_plainly(
     Raises:
         ValueError: the weight limit or a float layer is not allowed, or calibration is not possible.
     """
-    return Quantization(
-        grid.weight_scales(network, weight_limit, float_layers),
-        weight_limit,
-        ranges.activation_scales(network, batches, float_layers),
-        tuple(float_layers),
-    )
+    scales = ranges.activation_scales(network, batches, float_layers)
+    steps = grid.fit_biases(network, grid.weight_scales(network, weight_limit, float_layers), scales)
+    return Quantization(steps, weight_limit, scales, tuple(float_layers))
 
 
 def _float_stem(network: Network, model: Model) -> list[str]:

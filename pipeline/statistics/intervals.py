@@ -36,6 +36,17 @@ def wilson(correct: int, images: int, confidence: float = CONFIDENCE) -> tuple[f
     return float(interval.low), float(interval.high)
 
 
+def widen(estimate: float, lo: float, hi: float, count: int) -> tuple[float, float]:
+    """The ends of a 95 % interval of a share, moved apart to those of Wilson's interval without variance.
+
+    An interval from resampled or measured variance has no width where a few images happen to agree, such as
+    four that are all ranked rightly. Of ``count`` images that are all right, Wilson's interval begins at
+    ``count / (count + z^2)``. Larger intervals stay as they are.
+    """
+    share = count / (count + Z95**2)
+    return min(lo, estimate * share), max(hi, 1 - (1 - estimate) * share)
+
+
 def gap_interval(correct: tuple[int, int], images: tuple[int, int], pairs: int = 1) -> tuple[float, float]:
     """95 % interval of the difference of two proportions that were measured on different images.
 
