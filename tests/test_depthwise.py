@@ -1,6 +1,10 @@
 """The fast gradients of depthwise convolutions."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.training.depthwise import FastDepthwise
 
+ROOT = Path(__file__).parents[1]
 GEOMETRIES = [
     (height, width, kernel, stride, padding)
     for height, width, kernel, stride, padding in itertools.product(
@@ -42,6 +47,38 @@ def test_the_gradients_are_pytorchs(
     assert is_ours(output)
     torch.testing.assert_close(output, expected_output, rtol=0, atol=0)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+STEM = """
+import torch
+from torch import nn
+from pipeline.training.depthwise import FastDepthwise
+torch.set_num_threads(1)
+convolution = nn.Conv2d({channels}, 48, 1, 2, bias=False).to(memory_format=torch.{layout})
+for _ in range(20):
+    image = torch.rand(4, {channels}, {size}, {size}).to(memory_format=torch.channels_last)
+    with FastDepthwise():
+        output = convolution(image)
+    convolution.zero_grad()
+    direction = torch.rand_like(output)
+    output.backward(direction)
+expected = torch.einsum("bohw,bchw->oc", direction, image[:, :, ::2, ::2])
+torch.testing.assert_close(convolution.weight.grad[:, :, 0, 0], expected, rtol=1e-4, atol=1e-3)
+"""
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous_format"])
+@pytest.mark.parametrize(("channels", "size"), [(3, 224), (9, 112), (15, 112), (16, 112)])
+def test_a_strided_convolution_of_one_pixel_neither_ends_the_process_nor_errs(
+    channels: int, size: int, layout: str
+) -> None:
+    """PyTorch alone writes outside of its memory here, which ends a process of its own."""
+    script = STEM.format(channels=channels, size=size, layout=layout)
+    environment = {**os.environ, "MALLOC_PERTURB_": "5"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 @pytest.mark.parametrize(

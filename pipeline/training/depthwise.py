@@ -1,4 +1,4 @@
-"""Fast gradients of depthwise convolutions on a CPU."""
+"""Convolutions on a CPU whose gradient PyTorch computes slowly, or wrongly."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 Pair = tuple[int, int]
+
+SAFE_CHANNELS = 16
+"""Number of input channels from which the gradient of a convolution of one pixel is safe."""
 
 
 class FastDepthwise(TorchFunctionMode):
@@ -18,8 +22,15 @@ class FastDepthwise(TorchFunctionMode):
     PyTorch 2.14 uses a slow fallback for two gradients: that of the weights if the input is smaller than the
     kernel (23 ms instead of 1 ms for 1152 channels of 2 x 2 pixels, a 5 x 5 kernel and 32 images; 2 cores,
     AVX2), and in bf16 that of an input that is read with a stride (38 ms instead of 2 ms in fp32 for 96
-    channels of 48 x 48 pixels and 32 images; 2 cores, AVX-512). All other operations are unchanged. Once both
-    gradients are fast in PyTorch itself, this module can be deleted; results then differ by rounding.
+    channels of 48 x 48 pixels and 32 images; 2 cores, AVX-512).
+
+    PyTorch 2.14 writes outside of its memory when it computes the gradient of the weights of a convolution of
+    one pixel with a stride that reads fewer than 16 channels stored pixel by pixel (channels last), as the
+    stems of RepVGG, MobileOne and FastViT do; the process ends, or its numbers are wrong. There, the pixels
+    that the convolution reads are taken first, and its stride is 1.
+
+    All other operations are unchanged. Once all of this is mended in PyTorch itself, this module can be
+    deleted; results then differ by rounding.
     """
 
     def __torch_function__(
@@ -32,6 +43,8 @@ class FastDepthwise(TorchFunctionMode):
         """Call ``func``, or the same convolution with the fast gradient."""
         if func is torch.conv2d and not kwargs and len(args) == 7:
             image, weight, bias, stride, padding, dilation, groups = args
+            if _is_strided_pixel(image, weight, stride):
+                return torch.conv2d(_read(image, stride, padding), weight, bias, groups=groups)
             plain = not isinstance(padding, str) and _pair(dilation) == (1, 1)
             if plain and _is_trained_depthwise(image, weight, groups):
                 dtype, stride = _compute_type(image), _pair(stride)
@@ -60,6 +73,24 @@ def _compute_type(image: Tensor) -> torch.dtype:
     if image.dtype is torch.float64 or not torch.is_autocast_enabled("cpu"):
         return image.dtype
     return torch.get_autocast_dtype("cpu")
+
+
+def _is_strided_pixel(image: Tensor, weight: Tensor, stride: int | Sequence[int]) -> bool:
+    """Whether the gradient of the weights is not safe: see the class."""
+    return (
+        image.device.type == "cpu"
+        and weight.requires_grad
+        and weight.shape[1] < SAFE_CHANNELS
+        and tuple(weight.shape[2:]) == (1, 1)
+        and max(_pair(stride)) > 1
+    )
+
+
+def _read(image: Tensor, stride: int | Sequence[int], padding: str | int | Sequence[int]) -> Tensor:
+    """The pixels that a convolution of one pixel reads."""
+    rows, columns = _pair(stride)
+    high, wide = (0, 0) if isinstance(padding, str) else _pair(padding)
+    return functional.pad(image, (wide, wide, high, high))[..., ::rows, ::columns]
 
 
 def _is_small(image: Tensor, weight: Tensor) -> bool:
