@@ -224,6 +224,8 @@ def explain_uncaught_errors() -> None:
                 end_interrupted()
             sys.stderr.flush()
             os._exit(INTERRUPTED)
+        if issubclass(kind, ConnectionError) and multiprocessing.parent_process() is not None:
+            return  # The process that this one renders images for has ended while it took some.
         explanation = resources.explain(error)
         if explanation is None:
             sys.__excepthook__(kind, error, trace)
