@@ -55,7 +55,7 @@ class Plan:
         p = self.parameters
         teacher = f"teacher: {p.teacher.source} {p.teacher.name} at {p.teacher.size} pixels"
         epochs = [
-            f"{settings.epochs:g} epochs of the {'last layer' if part == 'head' else 'whole network'}"
+            f"{_epochs(settings.epochs)} of the {'last layer' if part == 'head' else 'whole network'}"
             for part, settings in p.teacher.parts().items()
             if settings is not None
         ]
@@ -68,7 +68,7 @@ class Plan:
             f"start of the student: {self.beginning.reason}",
             f"{teacher}{': ' if epochs else ''}{', then '.join(epochs)}",
             f"student: {p.student.architecture} {p.student.width:g} at {p.student.size} pixels: "
-            f"{p.distill['epochs']:g} epochs with {p.views.per_image} views per image{sizes}",
+            f"{_epochs(p.distill['epochs'])} with {p.views.per_image} views per image{sizes}",
             f"variants: {', '.join(p.variants)}",
             f"time: about {_time(total)} on this machine, measured a moment ago ({self._parts()})"
             + (
@@ -201,6 +201,10 @@ def _published() -> InitSettings:
 def _train_side(p: Parameters) -> int:
     """Side to which training images are reduced: enough for a whole view, and no more time to decode."""
     return int(max(256, 32 * round(p.student.size * 1.65 / 32)))
+
+
+def _epochs(count: float) -> str:
+    return f"{count:g} epoch{'' if count == 1 else 's'}"
 
 
 def _time(seconds: float) -> str:
