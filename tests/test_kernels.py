@@ -145,6 +145,17 @@ def test_int8_files_with_other_float_layers_are_measured_whole_and_once(
     assert layer_costs.open_costs(file).slowdown(network, contract, (), FIRST) == first
 
 
+@pytest.mark.parametrize("weight", [0.0, 1e-13])
+def test_a_channel_that_has_died_beside_its_bias_can_be_timed(weight: float) -> None:
+    """As in published weights, whose batch norms fold some channels into a constant."""
+    network = trace(student(norm=False))
+    with torch.no_grad():
+        for part in network.parts.values():
+            assert part.bias is not None
+            part.weight[0], part.bias[0] = weight, -1.23
+    assert kernels.file(network, (), InputContract(SIZE))
+
+
 def test_another_machines_times_stay_in_the_file_and_do_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ from pipeline.models.storage import Quantization
 from pipeline.onnx import graph, layout
 from pipeline.onnx.graph import CONVOLUTIONS, ExportError
 from pipeline.onnx.sessions import open_session
-from pipeline.quantization.grid import PIXEL_SCALE, int8_activations
+from pipeline.quantization import grid
 from teachers.contract import InputContract
 
 PASSES = 3
@@ -266,13 +266,6 @@ def _unit(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: i
 
 def _any_quantization(network: Network, float_layers: Collection[str]) -> Quantization:
     """Arbitrary scales; kernels take the same time with all of them."""
-    return Quantization(
-        weight_scales={
-            name: part.weight.flatten(1).abs().amax(dim=1) / 63
-            for name, part in network.parts.items()
-            if name not in float_layers
-        },
-        weight_limit=63,
-        activation_scales=dict.fromkeys(int8_activations(network, float_layers), PIXEL_SCALE),
-        float_layers=tuple(float_layers),
-    )
+    scales = dict.fromkeys(grid.int8_activations(network, float_layers), grid.PIXEL_SCALE)
+    steps = grid.weight_scales(network, 63, float_layers, search=False)
+    return Quantization(grid.fit_biases(network, steps, scales), 63, scales, tuple(float_layers))
