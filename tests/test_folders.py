@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import folders, images, listing, names, reading, sources, splits, store, trees
+from pipeline.data import images, layouts, listing, names, reading, sources, splits, store, trees
 from pipeline.data.listing import Listing, SourceError
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +167,7 @@ def test_what_can_be_read_in_two_ways_or_in_none_is_refused(
     ],
 )
 def test_a_parameter_settles_what_a_folder_is(
-    tmp_path: Path, layout: folders.LayoutName, places: list[str], classes: tuple, expected: dict
+    tmp_path: Path, layout: layouts.LayoutName, places: list[str], classes: tuple, expected: dict
 ) -> None:
     paint(tmp_path, *places)
     contents = sources.read("folder", tmp_path, layout)

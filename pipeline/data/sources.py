@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pipeline.data import folders, reading, tables, trees
+from pipeline.data import folders, layouts, reading, tables, trees
 from pipeline.data.listing import Listing, Rejected, SourceError, SourceFile, content_hash
 
 FASHION_MNIST_CLASSES = (
@@ -31,13 +31,13 @@ SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")
 """Folders of the system whose files are no files on a disk."""
 
 
-def read(source: str, path: Path, layout: folders.LayoutName = "auto") -> Listing:
+def read(source: str, path: Path, layout: layouts.LayoutName = "auto") -> Listing:
     """Read everything that a source holds, with the folder `unlabelled` beside its labelled images.
 
     Args:
         source: key of ``SOURCES``.
         path: folder of the source.
-        layout: what the folders of the source `folder` are; see ``folders.read_layout``.
+        layout: what the folders of the source `folder` are; see ``layouts.read_layout``.
 
     Raises:
         SourceError: the images are missing, or do not have the form that the source requires.
@@ -97,7 +97,7 @@ def check_files(path: Path) -> list[str]:
     ]
 
 
-def fashion_mnist(path: Path, _layout: folders.LayoutName = "auto") -> Listing:
+def fashion_mnist(path: Path, _layout: layouts.LayoutName = "auto") -> Listing:
     """Read Fashion-MNIST's four gzipped IDX files (Xiao et al. 2017, https://arxiv.org/abs/1708.07747)."""
     labelled = []
     for split, stem in (("train", "train"), ("test", "t10k")):
@@ -123,14 +123,14 @@ def fashion_mnist(path: Path, _layout: folders.LayoutName = "auto") -> Listing:
     return Listing(FASHION_MNIST_CLASSES, labelled, rejected, unlabelled=unlabelled)
 
 
-def folder(path: Path, layout: folders.LayoutName = "auto") -> Listing:
+def folder(path: Path, layout: layouts.LayoutName = "auto") -> Listing:
     """Read class folders, or train/validation/test folders that hold class folders."""
     if not path.is_dir():
         raise SourceError(f"data.path (={path}) must be a folder of class folders")
     return folders.read(path, layout)
 
 
-def attributes(path: Path, _layout: folders.LayoutName = "auto") -> Listing:
+def attributes(path: Path, _layout: layouts.LayoutName = "auto") -> Listing:
     """Read images with any number of attributes each, listed in a table.
 
     The table is Hugging Face's ``metadata.csv`` (https://huggingface.co/docs/datasets/image_dataset):
@@ -161,7 +161,7 @@ def attributes(path: Path, _layout: folders.LayoutName = "auto") -> Listing:
     return Listing(names, labelled, rejected, task="multi_label", unlabelled=unlabelled)
 
 
-SOURCES: dict[str, Callable[[Path, folders.LayoutName], Listing]] = {
+SOURCES: dict[str, Callable[[Path, layouts.LayoutName], Listing]] = {
     "attributes": attributes,
     "fashion_mnist": fashion_mnist,
     "folder": folder,
