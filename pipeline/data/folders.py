@@ -35,7 +35,8 @@ def read(path: Path, layout: LayoutName = "auto") -> Listing:
         for split_root in found.splits
     }
     classes = tuple(sorted({child.name for children in folders.values() for child in children}))
-    problems = list(_class_problems(tree, found, classes, path))
+    problems, links = _judge_links(tree, found)
+    problems += _class_problems(tree, found, classes, path)
     if problems:
         raise SourceError(*trees.head(problems))
     numbers = {name: number for number, name in enumerate(classes)}
@@ -65,7 +66,7 @@ def read(path: Path, layout: LayoutName = "auto") -> Listing:
         sorted(rejected, key=lambda item: item.source),
         unlabelled=unlabelled,
         empty=tuple((split, label) for _, (split, label) in empty if split is not None),
-        notes=(*found.notes, *_similar(classes)),
+        notes=(*found.notes, *links, *names.notes(classes)),
     )
 
 
@@ -75,7 +76,10 @@ def _class_problems(tree: Tree, found: Layout, classes: Sequence[str], path: Pat
             file.parent in (found.root, *found.splits) for file in tree.files if reading.is_picture(file)
         )
         outside = f"; {loose:,} images are not in class folders" if loose else ""
-        held = f" ({layouts.quote(classes)})" if classes else ""
+        held = f" ({trees.quote(classes)})" if classes else ""
+        aside = [folder.name for folder in tree.folders if folder.parent in found.splits]
+        if aside := [name for name in aside if name not in classes]:
+            outside += f"; {trees.quote(aside)} is no class, but holds images without labels"
         yield (
             f"data.path (={printable(path)}) must hold at least 2 class folders, directly or below "
             f"train/validation/test{outside}; number of its class folders{held}: {len(classes)}"
@@ -92,9 +96,31 @@ def _class_problems(tree: Tree, found: Layout, classes: Sequence[str], path: Pat
             if folder.parent in found.splits and folder.name in group
         ]
         yield (
-            f"{printable(path)}: the class names {layouts.quote(group)} differ only by case, Unicode form or "
-            f"separators ({', '.join(places)}); give one class one name"
+            f"{printable(path)}: the class names {trees.quote(group)} are one name but for {names.DIFFERENCES} "
+            f"({', '.join(places)}); give one class one name"
         )
+
+
+def _judge_links(tree: Tree, found: Layout) -> tuple[list[str], list[str]]:
+    """Return the problems with splits and classes that are links to folders which are read themselves, and a
+    note per link beside them that is not followed."""
+    problems, notes = [], []
+    around = tree.root.resolve()
+    for item in tree.skipped:
+        parent, name = item.path.parent, item.path.name
+        aside = name.startswith(".") or name.lower() in reading.UNLABELLED_FOLDERS
+        if item.kind != "link" or aside or parent not in (tree.root, found.root, *found.splits):
+            continue
+        kind = "class" if parent in found.splits else "split" if names.split_of(name) else None
+        if kind is None or parent not in (found.root, *found.splits):
+            notes.append(f"{layouts.called(tree, item.path)} is not read: it is {item.reason}")
+        elif not around.is_relative_to(item.path.resolve()):
+            problems.append(
+                f"data.path (={printable(tree.root)}): the {kind} folder {layouts.called(tree, item.path)} is "
+                f"{item.reason}, so that both would hold the same images. Remove the link, or put other images "
+                "there"
+            )
+    return problems, notes
 
 
 def _check_classes(
@@ -144,7 +170,3 @@ def _aside(tree: Tree, found: Layout, file: Path) -> Rejected:
         )
     beside = f"a folder beside {split_names}" if split_names else "a folder beside the class folders"
     return Rejected(source, f"in {printable(parts[0])}, {beside}; its images are not used", "aside")
-
-
-def _similar(classes: Sequence[str]) -> list[str]:
-    return [f"the class names {layouts.quote(group)} are nearly the same" for group in names.similar(classes)]

@@ -7,9 +7,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from pipeline.data import names, reading
+from pipeline.data import names, reading, trees
 from pipeline.data.listing import SourceError
-from pipeline.data.trees import MOST_NAMES, Tree, printable
+from pipeline.data.trees import Tree, printable
 
 LayoutName = Literal["auto", "classes", "splits"]
 
@@ -52,6 +52,19 @@ class _Contents:
         """The folders in a folder that hold pictures at any depth."""
         return [child for child in self.children(folder) if self.below[child]]
 
+    def parts(self, folder: Path) -> list[str]:
+        """Names of the folders into which a folder divides its pictures, also below the only folder in it.
+
+        Wrappers are none of them, and a folder most of whose pictures are in no folder of it has none.
+        """
+        inner = self.classes(folder)
+        while len(inner) == 1 and not self.direct[folder]:
+            folder = inner[0]
+            inner = self.classes(folder)
+        if 2 * self.direct[folder] > self.below[folder]:
+            return []
+        return [part.name for part in inner if names.normalise(part.name) not in WRAPPERS]
+
     def unwrapped(self, folder: Path, split: str) -> Path:
         """The folder with the classes of a split: the split's own, or the only one in it (`train/images`)."""
         inner = self.classes(folder)
@@ -84,16 +97,21 @@ def read_layout(tree: Tree, layout: LayoutName = "auto") -> Layout:
         if layout == "splits":
             raise SourceError(
                 f"{_where(tree, root)}: data.layout = 'splits', but no folder is called train, val or test, "
-                f"or like it; its folders are {_list(children)}"
+                f"or like it; its folders are {_list(children)}. Rename the one with the training images to "
+                "`train`, and the others to `val` and `test`"
             )
         if layout == "auto":
             _check_no_splits_below(tree, root, contents)
+            _check_names(tree, root, contents)
+            _check_not_alike(tree, root, contents)
+            notes += _pooled(contents, _candidates(root, contents))
         return Layout(root, {root: None}, notes)
     roots = {child: contents.unwrapped(child, split) for child, split in named.items()}
     nested = [child for child in named if contents.classes(roots[child])]
-    others = [child for child in contents.classes(root) if child not in named]
+    others = [child for child in _candidates(root, contents) if child not in named]
     if layout == "auto":
         _check_clear(tree, root, contents, named, nested, others, roots)
+        _check_beside(tree, root, contents, named, others, roots)
     elif not nested:
         raise SourceError(
             f"{_where(tree, root)}: data.layout = 'splits', but {_list(list(named))} hold no class folders"
@@ -161,6 +179,73 @@ def _check_no_splits_below(tree: Tree, root: Path, contents: _Contents) -> None:
         )
 
 
+def _check_names(tree: Tree, root: Path, contents: _Contents) -> None:
+    """Refuse folders whose names all hold words of splits (``trainA``, ``testA``)."""
+    candidates = _candidates(root, contents)
+    if splits := names.mixed_splits([child.name for child in candidates]):
+        raise SourceError(
+            f"{_where(tree, root)}: {_list(candidates)} can be splits or classes, since their names hold "
+            f"the words of {' and '.join(splits)}. As splits, the folders must be called so, or like it, and "
+            f"hold class folders; as classes, there are {len(candidates)} classes. Rename them, or set "
+            "data.layout to `classes`"
+        )
+
+
+def _check_not_alike(tree: Tree, root: Path, contents: _Contents) -> None:
+    """Refuse folders that hold folders of the same names: they can be splits whose names are not known."""
+    parts = {child: contents.parts(child) for child in _candidates(root, contents)}
+    divided = [child for child in parts if len(parts[child]) > 1]
+    for one, other in combinations(divided, 2):
+        if len(both := names.shared(parts[one], parts[other])) < 2:
+            continue
+        alike = [child for child in divided if len(names.shared(parts[one], parts[child])) > 1]
+        within = sorted({part for child in alike for part in parts[child]})
+        raise SourceError(
+            f"{_where(tree, root)}: {_list(alike)} can be splits or classes, since they hold folders of the "
+            f"same names ({trees.quote(both)}). As splits, there are {len(within)} classes ({trees.quote(within)}), and "
+            "the folders must be called train, val or test, or like it. As classes, there are "
+            f"{len(parts)} classes ({_list(list(parts))}), and the images of the folders in each are pooled. "
+            "Rename them, or set data.layout to `classes`"
+        )
+
+
+def _check_beside(
+    tree: Tree,
+    root: Path,
+    contents: _Contents,
+    named: dict[Path, str],
+    others: Sequence[Path],
+    roots: dict[Path, Path],
+) -> None:
+    """Refuse a folder beside the splits that can be the split which is missing."""
+    missing = sorted({"train", "val", "test"} - set(named.values()))
+    within = sorted({inner.name for child in named for inner in contents.classes(roots[child])})
+    alike = [child for child in others if len(names.shared(within, contents.parts(child))) > 1]
+    if alike and missing:
+        raise SourceError(
+            f"{_where(tree, root)}: {_list(alike)} beside the splits {_list(list(named))} can be a split "
+            f"or something else, since folders of the same names ({trees.quote(within)}) are in it. As a split, it "
+            f"must be called {' or '.join(missing)}, or like it; otherwise its images are not used, and the "
+            f"images of {' and '.join(missing)} are drawn from others. Rename or move it, or set data.layout "
+            "to `splits` to leave it aside"
+        )
+
+
+def _pooled(contents: _Contents, classes: Sequence[Path]) -> list[str]:
+    """Note classes all of which are divided into folders, as superclasses are."""
+    if len(classes) < 2 or any(len(contents.parts(child)) < 2 for child in classes):
+        return []
+    first = classes[0]
+    return [
+        f"the classes are {_list(classes)}; the images of the folders in each, such as "
+        f"{trees.quote(contents.parts(first))} in `{printable(first.name)}`, are pooled"
+    ]
+
+
+def _candidates(root: Path, contents: _Contents) -> list[Path]:
+    return [child for child in contents.classes(root) if not reading.is_unlabelled(root, child)]
+
+
 def _check_clear(
     tree: Tree,
     root: Path,
@@ -193,7 +278,7 @@ def _check_clear(
         return
     candidates = [child for child in contents.children(root) if contents.below[child] or child in named]
     if nested:
-        classes = f"there are {len(within)} classes ({quote(sorted(within))})"
+        classes = f"there are {len(within)} classes ({trees.quote(sorted(within))})"
     else:
         classes = (
             f"{_list(list(named))} would hold images of {', '.join(named.values())}, but no class folders"
@@ -216,13 +301,9 @@ def _where(tree: Tree, root: Path) -> str:
 
 
 def called(tree: Tree, folder: Path) -> str:
+    """Return a folder's place below the root in quotes."""
     return f"`{printable(folder.relative_to(tree.root))}`"
 
 
 def _list(folders: Sequence[Path]) -> str:
-    return quote([folder.name for folder in folders])
-
-
-def quote(texts: Sequence[str]) -> str:
-    shown = ", ".join(f"`{printable(text)}`" for text in texts[:MOST_NAMES])
-    return f"{shown} and {len(texts) - MOST_NAMES:,} more" if len(texts) > MOST_NAMES else shown or "none"
+    return trees.quote([folder.name for folder in folders])
