@@ -366,13 +366,13 @@ def test_damaged_files_above_a_share_stop_the_run_with_the_first_of_them(tmp_pat
     (tmp_path / "cat" / "notes.txt").write_text("x")
     contents = sources.read("folder", tmp_path)
     with pytest.raises(SourceError) as caught:
-        listing.refuse_damage(contents, 0.4)
+        listing.refuse_losses(contents, 0.4)
     head, *lines = str(caught.value).splitlines()
     assert "12 of 24" in head
     assert "data.max_rejected" in head
     assert [line.split(":")[0] for line in lines[:-1]] == [f"cat/bad{number:02}.jpg" for number in range(10)]
     assert "2 more" in lines[-1]
-    listing.refuse_damage(contents, 0.5)
+    listing.refuse_losses(contents, 0.5)
 
 
 @pytest.mark.parametrize("suffix", [".heic", ".HEIF", ".CR2", ".dng", ".pdf", ".svg", ".mp4", ".dcm", ".psd"])

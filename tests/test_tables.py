@@ -127,7 +127,7 @@ def test_missing_files_are_listed_and_count_as_damaged_and_others_are_listed(tmp
         "notes.txt": "no image",
     }
     with pytest.raises(SourceError, match=r"2 of 4 image files"):
-        listing.refuse_damage(contents, 0.1)
+        listing.refuse_losses(contents, 0.1)
 
 
 def test_a_row_that_is_repeated_is_listed(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.data import layouts, names, reading, trees
 from pipeline.data.layouts import Layout, LayoutName
-from pipeline.data.listing import Listing, Rejected, SourceError
+from pipeline.data.listing import KINDS, LOST, Listing, Loss, Rejected, SourceError, SourceFile
 from pipeline.data.trees import Tree, printable
 
 
@@ -58,6 +58,7 @@ def read(path: Path, layout: LayoutName = "auto") -> Listing:
     rejected += unread + reading.reject_skipped(tree)
     rejected += reading.reject_unused(tree, used, lambda file: _aside(tree, found, file))
     read_labels = {(image.split, image.label) for image in labelled}
+    lost = tuple(_losses(tree, places, labelled, rejected))
     empty = [(folder, place) for folder, place in places.items() if place not in read_labels]
     _check_classes(path, classes, {label for _, label in read_labels}, empty, rejected)
     return Listing(
@@ -66,7 +67,13 @@ def read(path: Path, layout: LayoutName = "auto") -> Listing:
         sorted(rejected, key=lambda item: item.source),
         unlabelled=unlabelled,
         empty=tuple((split, label) for _, (split, label) in empty if split is not None),
-        notes=(*found.notes, *links, *names.notes(classes)),
+        lost=lost,
+        notes=(
+            *found.notes,
+            *(loss.sentence for loss in lost if loss.is_most),
+            *links,
+            *names.notes(classes),
+        ),
     )
 
 
@@ -96,8 +103,8 @@ def _class_problems(tree: Tree, found: Layout, classes: Sequence[str], path: Pat
             if folder.parent in found.splits and folder.name in group
         ]
         yield (
-            f"{printable(path)}: the class names {trees.quote(group)} are one name but for {names.DIFFERENCES} "
-            f"({', '.join(places)}); give one class one name"
+            f"{printable(path)}: the class names {trees.quote(group)} are one name but for "
+            f"{names.DIFFERENCES}{names.look_alikes(group)}: {', '.join(places)}; give one class one name"
         )
 
 
@@ -116,9 +123,9 @@ def _judge_links(tree: Tree, found: Layout) -> tuple[list[str], list[str]]:
             notes.append(f"{layouts.called(tree, item.path)} is not read: it is {item.reason}")
         elif not around.is_relative_to(item.path.resolve()):
             problems.append(
-                f"data.path (={printable(tree.root)}): the {kind} folder {layouts.called(tree, item.path)} is "
-                f"{item.reason}, so that both would hold the same images. Remove the link, or put other images "
-                "there"
+                f"data.path (={printable(tree.root)}): the {kind} folder {layouts.called(tree, item.path)} "
+                f"is {item.reason}, so that both would hold the same images. Remove the link, or put other "
+                "images there"
             )
     return problems, notes
 
@@ -144,11 +151,40 @@ def _check_classes(
                 f"{reason} ({count:,} files)" if count > 1 else reason for reason, count in counts
             )
         problems.append(
-            f"{printable(path)}: the class folder {printable(classes[label])!r} must hold at least one image "
+            f"{printable(path)}: the class folder '{printable(classes[label])}' must hold at least one image "
             f"that can be read ({reading.place(path, folder)}: {detail})"
         )
     if problems:
         raise SourceError(*trees.head(problems))
+
+
+def _losses(
+    tree: Tree,
+    places: dict[Path, tuple[str | None, int]],
+    labelled: Sequence[SourceFile],
+    rejected: Sequence[Rejected],
+) -> list[Loss]:
+    """Count the pictures that are not used in each class folder."""
+    entries = [*tree.files, *(item.path for item in tree.skipped)]
+    folder_of = {
+        reading.place(tree.root, entry): next((place for place in entry.parents if place in places), None)
+        for entry in entries
+    }
+    read = Counter(folder_of[image.source] for image in labelled)
+    lost: dict[Path, Counter[str]] = {}
+    for item in rejected:
+        if item.kind in LOST and (folder := folder_of.get(item.source)):
+            lost.setdefault(folder, Counter())[KINDS[item.kind]] += 1
+    return [
+        Loss(
+            places[folder][1],
+            counts.total() > read[folder],
+            f"{layouts.called(tree, folder)}: {counts.total():,} of {counts.total() + read[folder]:,} "
+            "pictures are not used "
+            f"({', '.join(f'{count:,} {kind}' for kind, count in counts.most_common())})",
+        )
+        for folder, counts in sorted(lost.items())
+    ]
 
 
 def _aside(tree: Tree, found: Layout, file: Path) -> Rejected:

@@ -202,10 +202,10 @@ def _check_not_alike(tree: Tree, root: Path, contents: _Contents) -> None:
         within = sorted({part for child in alike for part in parts[child]})
         raise SourceError(
             f"{_where(tree, root)}: {_list(alike)} can be splits or classes, since they hold folders of the "
-            f"same names ({trees.quote(both)}). As splits, there are {len(within)} classes ({trees.quote(within)}), and "
-            "the folders must be called train, val or test, or like it. As classes, there are "
-            f"{len(parts)} classes ({_list(list(parts))}), and the images of the folders in each are pooled. "
-            "Rename them, or set data.layout to `classes`"
+            f"same names ({trees.quote(both)}). As splits, there are {len(within)} classes "
+            f"({trees.quote(within)}), and the folders must be called train, val or test, or like it. As "
+            f"classes, there are {len(parts)} classes ({_list(list(parts))}), and the images of the folders "
+            "in each are pooled. Rename them, or set data.layout to `classes`"
         )
 
 
@@ -223,11 +223,11 @@ def _check_beside(
     alike = [child for child in others if len(names.shared(within, contents.parts(child))) > 1]
     if alike and missing:
         raise SourceError(
-            f"{_where(tree, root)}: {_list(alike)} beside the splits {_list(list(named))} can be a split "
-            f"or something else, since folders of the same names ({trees.quote(within)}) are in it. As a split, it "
-            f"must be called {' or '.join(missing)}, or like it; otherwise its images are not used, and the "
-            f"images of {' and '.join(missing)} are drawn from others. Rename or move it, or set data.layout "
-            "to `splits` to leave it aside"
+            f"{_where(tree, root)}: {_list(alike)} beside the splits {_list(list(named))} can be a "
+            f"split or something else, since it holds folders of the same names ({trees.quote(within)}). As "
+            f"a split, it must be called {' or '.join(missing)}, or like it; otherwise its images are not "
+            f"used, and those of {' and '.join(missing)} are drawn from others. Rename or move it, or set "
+            "data.layout to `splits` to leave it aside"
         )
 
 

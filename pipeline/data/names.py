@@ -42,8 +42,8 @@ _FEW = 30
 
 
 DIFFERENCES = (
-    "case, Unicode form, separators, dots at the end, zeros before a number, or characters that are invisible or "
-    "look alike"
+    "case, Unicode form, separators, dots at the end, zeros before a number, or characters that are "
+    "invisible or look alike"
 )
 """What names may differ by and still be one name."""
 
@@ -111,7 +111,18 @@ def similar(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 def notes(names: Sequence[str], what: str = "class") -> list[str]:
     """Return one sentence per group of names that are nearly one."""
-    return [f"the {what} names {trees.quote(group)} are nearly the same" for group in similar(names)]
+    return [
+        f"the {what} names {trees.quote(group)} are nearly the same{look_alikes(group)}"
+        for group in similar(names)
+    ]
+
+
+def look_alikes(names: Sequence[str]) -> str:
+    """Return a clause that names the letters which look like Latin ones, if another name is without them."""
+    letters = [{c for c in name if c.isalpha() and ord(c.lower()) in _LOOKS} for name in names]
+    odd = sorted(set().union(*letters) - set.intersection(*letters))
+    shown = ", ".join(f"U+{ord(c):04X} {unicodedata.name(c).lower()}" for c in odd[: trees.MOST_NAMES])
+    return f" (one holds {shown})" if odd else ""
 
 
 def shared(names: Sequence[str], others: Sequence[str]) -> list[str]:

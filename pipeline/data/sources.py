@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from pipeline.data import folders, layouts, reading, tables, trees
+from pipeline.data import names as alike
 from pipeline.data.listing import Listing, Rejected, SourceError, SourceFile, content_hash
 
 FASHION_MNIST_CLASSES = (
@@ -142,23 +143,60 @@ def attributes(path: Path, _layout: layouts.LayoutName = "auto") -> Listing:
     if not path.is_dir():
         raise SourceError(f"data.path (={path}) must be a folder with {tables.METADATA} or {tables.CELEBA}")
     is_celeba = (path / tables.CELEBA).is_file()
-    names, rows = tables.celeba(path) if is_celeba else tables.metadata(path)
-    rows, repeated = tables.once(rows)
+    found = tables.celeba(path) if is_celeba else tables.metadata(path)
+    names = found.names
+    rows, repeated = tables.once(found.rows)
     labelled, rejected = reading.read_files(path, [(row.split, row.values, row.file) for row in rows])
     tree = trees.walk(path)
     unlabelled, unread = reading.read_unlabelled(path, tree, len(names))
-    used = {row.file for row in rows}
-    used |= {file for file in tree.files if reading.is_unlabelled(path, file) or file.name in tables.NAMES}
+    used = {row.file for row in rows} | set(found.files)
+    used |= {file for file in tree.files if reading.is_unlabelled(path, file)}
+    others = [file for file in tree.files if file not in used and file.name.lower() in tables.NAMES]
+    _check_tables(path, tree, others, used)
     rejected += unread + reading.reject_skipped(tree)
     rejected += [
         Rejected(reading.place(path, row.file), f"listed again in {row.where}", "duplicate")
         for row in repeated
     ]
+    rejected += [Rejected(reading.place(path, file), "a table that is not read", "aside") for file in others]
     rejected += reading.reject_unused(
-        tree, used, lambda file: Rejected(reading.place(path, file), "no table names it", "unlabelled")
+        tree,
+        used | set(others),
+        lambda file: Rejected(reading.place(path, file), "no table names it", "unlabelled"),
     )
     rejected.sort(key=lambda item: item.source)
-    return Listing(names, labelled, rejected, task="multi_label", unlabelled=unlabelled)
+    if not labelled:
+        lines = [f"{item.source}: {item.reason}" for item in rejected]
+        raise SourceError(
+            f"data.path (={trees.printable(path)}): none of the {len(rows):,} files that the tables name "
+            "could be read:",
+            *trees.head(lines),
+        )
+    notes = [f"{reading.place(path, file)} is a table that is not read" for file in others]
+    return Listing(
+        names,
+        labelled,
+        rejected,
+        task="multi_label",
+        unlabelled=unlabelled,
+        notes=(*found.notes, *notes, *alike.notes(names, "attribute")),
+    )
+
+
+def _check_tables(path: Path, tree: trees.Tree, others: list[Path], used: set[Path]) -> None:
+    """Check that no table which is not read is in a folder with pictures that no other one names."""
+    for table in others:
+        beside = [
+            file for file in tree.files if reading.is_picture(file) and file.is_relative_to(table.parent)
+        ]
+        if table.parent != path and beside and used.isdisjoint(beside):
+            folder = trees.printable(table.parent.relative_to(path))
+            raise SourceError(
+                f"data.path (={trees.printable(path)}): {reading.place(path, table)} is not read, so that "
+                f"the {len(beside):,} pictures in `{folder}` would be lost: tables are {tables.METADATA}, "
+                f"directly in data.path or in folders called train, val or test, or like it. As a split, "
+                f"`{folder}` must be called so; otherwise move it elsewhere"
+            )
 
 
 SOURCES: dict[str, Callable[[Path, layouts.LayoutName], Listing]] = {
