@@ -179,8 +179,8 @@ def contradictions(listing: Listing) -> Counter[tuple[int, int]]:
 def contradiction_notes(listing: Listing) -> list[str]:
     """Return one sentence per pair of classes that hold the same pictures, and one for attributes."""
     notes = [
-        f"{count:,} {'picture is' if count == 1 else 'pictures are'} in class {_quoted(listing, one)} as well as in {_quoted(listing, other)}; "
-        "training uses each once, with the label of the first that is listed"
+        f"the classes {_quoted(listing, one)} and {_quoted(listing, other)} share {count:,} different "
+        "pictures; training uses each once, with the label of the first that is listed"
         for (one, other), count in sorted(contradictions(listing).items())
     ]
     if listing.task != "single_label":

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.data import folders, layouts, reading, tables, trees
 from pipeline.data import names as alike
-from pipeline.data.listing import Listing, Rejected, SourceError, SourceFile, content_hash
+from pipeline.data.listing import LOST, Listing, Rejected, SourceError, SourceFile, content_hash
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -166,7 +166,7 @@ def attributes(path: Path, _layout: layouts.LayoutName = "auto") -> Listing:
     )
     rejected.sort(key=lambda item: item.source)
     if not labelled:
-        lines = [f"{item.source}: {item.reason}" for item in rejected]
+        lines = [f"{item.source}: {item.reason}" for item in rejected if item.kind in LOST]
         raise SourceError(
             f"data.path (={trees.printable(path)}): none of the {len(rows):,} files that the tables name "
             "could be read:",
@@ -191,11 +191,13 @@ def _check_tables(path: Path, tree: trees.Tree, others: list[Path], used: set[Pa
         ]
         if table.parent != path and beside and used.isdisjoint(beside):
             folder = trees.printable(table.parent.relative_to(path))
+            remedy = f"save it as {tables.METADATA}"
+            if table.name == tables.METADATA:
+                remedy = f"if it is a split, call `{folder}` train, val or test; otherwise move it elsewhere"
             raise SourceError(
                 f"data.path (={trees.printable(path)}): {reading.place(path, table)} is not read, so that "
-                f"the {len(beside):,} pictures in `{folder}` would be lost: tables are {tables.METADATA}, "
-                f"directly in data.path or in folders called train, val or test, or like it. As a split, "
-                f"`{folder}` must be called so; otherwise move it elsewhere"
+                f"the {len(beside):,} pictures in `{folder}` would be lost; {tables.METADATA} is read in "
+                f"data.path itself, and in folders called train, val or test, or like it: {remedy}"
             )
 
 
