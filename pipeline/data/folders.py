@@ -25,6 +25,8 @@ def read(path: Path, layout: LayoutName = "auto") -> Listing:
             can be read.
     """
     tree = trees.walk(path)
+    if layout != "classes":
+        _check_linked_splits(tree)
     found = layouts.read_layout(tree, layout)
     folders = {
         split_root: [
@@ -108,54 +110,39 @@ def _class_problems(tree: Tree, found: Layout, classes: Sequence[str], path: Pat
         )
 
 
+def _check_linked_splits(tree: Tree) -> None:
+    """Refuse splits that are links to another folder which is read itself."""
+    with_splits = {folder.parent for folder in tree.folders if names.split_of(folder.name)}
+    problems = [
+        _linked(tree, item, "split")
+        for item in tree.skipped
+        if item.kind == "link" and names.split_of(item.path.name) and item.path.parent in with_splits
+    ]
+    if problems:
+        raise SourceError(*trees.head(problems))
+
+
 def _judge_links(tree: Tree, found: Layout) -> tuple[list[str], list[str]]:
-    """Return the problems with splits and classes that are links to folders which are read themselves, and a
-    note per link beside them that is not followed."""
+    """Return the problems with classes that are links to folders which are read themselves, and a note per
+    other link beside classes and splits that is not followed."""
     problems, notes = [], []
-    around = tree.root.resolve()
     for item in tree.skipped:
         parent, name = item.path.parent, item.path.name
         aside = name.startswith(".") or name.lower() in reading.UNLABELLED_FOLDERS
         if item.kind != "link" or aside or parent not in (tree.root, found.root, *found.splits):
             continue
-        kind = "class" if parent in found.splits else "split" if names.split_of(name) else None
-        if kind is None or parent not in (found.root, *found.splits):
+        if parent in found.splits and not tree.root.resolve().is_relative_to(item.path.resolve()):
+            problems.append(_linked(tree, item, "class"))
+        else:
             notes.append(f"{layouts.called(tree, item.path)} is not read: it is {item.reason}")
-        elif not around.is_relative_to(item.path.resolve()):
-            problems.append(
-                f"data.path (={printable(tree.root)}): the {kind} folder {layouts.called(tree, item.path)} "
-                f"is {item.reason}, so that both would hold the same images. Remove the link, or put other "
-                "images there"
-            )
     return problems, notes
 
 
-def _check_classes(
-    path: Path,
-    classes: Sequence[str],
-    read: set,
-    empty: Sequence[tuple[Path, tuple[str | None, int]]],
-    rejected: Sequence[Rejected],
-) -> None:
-    """Check that each class has an image that can be read."""
-    problems = []
-    for folder, (_, label) in empty:
-        if label in read:
-            continue
-        start = f"{reading.place(path, folder)}/"
-        reasons = [item for item in rejected if f"{item.source}/".startswith(start)]
-        detail = "it holds no files"
-        if reasons:
-            counts = Counter(item.reason for item in reasons).most_common(3)
-            detail = "; ".join(
-                f"{reason} ({count:,} files)" if count > 1 else reason for reason, count in counts
-            )
-        problems.append(
-            f"{printable(path)}: the class folder '{printable(classes[label])}' must hold at least one image "
-            f"that can be read ({reading.place(path, folder)}: {detail})"
-        )
-    if problems:
-        raise SourceError(*trees.head(problems))
+def _linked(tree: Tree, item: trees.Skipped, kind: str) -> str:
+    return (
+        f"data.path (={printable(tree.root)}): the {kind} folder {layouts.called(tree, item.path)} is "
+        f"{item.reason}, so that both would hold the same images. Remove the link, or put other images there"
+    )
 
 
 def _losses(

@@ -192,9 +192,19 @@ def _check_names(tree: Tree, root: Path, contents: _Contents) -> None:
 
 
 def _check_not_alike(tree: Tree, root: Path, contents: _Contents) -> None:
-    """Refuse folders that hold folders of the same names: they can be splits whose names are not known."""
+    """Refuse folders that hold folders of each other's names: splits can have names that are not known."""
     parts = {child: contents.parts(child) for child in _candidates(root, contents)}
     divided = [child for child in parts if len(parts[child]) > 1]
+    for child in divided:
+        beside = [other.name for other in parts if other != child]
+        if len(both := names.shared(beside, parts[child])) > 1:
+            raise SourceError(
+                f"{_where(tree, root)}: {_list([child])} can be a split or a class, since it holds folders "
+                f"of the names of those beside it ({trees.quote(both)}). As a split, it must be called val "
+                "or test, or like it, and the folders beside it must be in a folder `train`. As a class, it "
+                f"is one of {len(parts)} ({_list(list(parts))}). Rename or move it, or set data.layout to "
+                "`classes`"
+            )
     for one, other in combinations(divided, 2):
         if len(both := names.shared(parts[one], parts[other])) < 2:
             continue

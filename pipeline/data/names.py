@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 
 from pipeline.data import trees
 from teachers.labels import normalise
@@ -173,6 +174,7 @@ def _look(text: str) -> str:
     return "".join(c for c in letters if not unicodedata.combining(c)).translate(_LOOKS)
 
 
+@lru_cache(2**16)
 def _stem(name: str) -> str:
     # A point between digits is part of a number: 1.5 is not 15.
     letters = re.sub(r"(?!(?<=\d)[.,](?=\d))\W", "", _look(_identity(name)))

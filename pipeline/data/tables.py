@@ -28,6 +28,9 @@ DELIMITERS = ",;\t|"
 _UNNAMED = re.compile(r"\s*|Unnamed: \d+(?:_level_\d+)?")
 """Names of the columns that have none."""
 
+FEW_FOLDERS = 8
+"""Most folders of a table's files that are noted; more are shards."""
+
 LONGEST_FIELD = 2**27
 """Most characters of one field of a table."""
 
@@ -195,10 +198,14 @@ def metadata(path: Path) -> Tables:
             values = tuple(_share(where, name, row[name]) for name in names)
             rows.append(Row(split, values, _below(file.parent, row[FILE_NAME], where), where))
     given = {row.split for row in rows} - {None}
-    found = _splits_of_files(path, [row.file for row in rows if row.split is None])
+    tops, found = _splits_of_files(path, [row.file for row in rows if row.split is None])
     if len({*given, *found.values()}) < 2:
         found = {}  # One folder that holds all of them divides nothing.
     notes = []
+    if not found and 1 < len(tops) <= FEW_FOLDERS:
+        notes.append(
+            f"{METADATA}: the rows name files in {quote(tops)}; they are pooled, and splits are drawn anew"
+        )
     if found:
         folders = sorted(found)
         notes.append(
@@ -211,14 +218,15 @@ def metadata(path: Path) -> Tables:
     return Tables(names or (), rows, tuple(file for _, file in tables), tuple(notes))
 
 
-def _splits_of_files(path: Path, files: Sequence[Path]) -> dict[str, str]:
-    """Return the split by the place of each folder that means one, below any folder that holds all files."""
+def _splits_of_files(path: Path, files: Sequence[Path]) -> tuple[list[str], dict[str, str]]:
+    """Return the places of the folders into which files are divided, and the split of each that means one."""
     if not files:
-        return {}
+        return [], {}
     common = Path(os.path.commonpath([file.parent for file in files]))
-    parts = {file.relative_to(common).parts[0] for file in files if file.parent != common}
+    parts = sorted({file.relative_to(common).parts[0] for file in files if file.parent != common})
     inside = common.relative_to(path)
-    return {str(inside / name): split for name, split in folder_names.splits_of(sorted(parts)).items()}
+    splits = folder_names.splits_of(parts)
+    return [str(inside / part) for part in parts], {str(inside / part): splits[part] for part in splits}
 
 
 def _top(path: Path, file: Path, folders: Iterable[str]) -> str | None:
