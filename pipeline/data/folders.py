@@ -145,6 +145,34 @@ def _linked(tree: Tree, item: trees.Skipped, kind: str) -> str:
     )
 
 
+def _check_classes(
+    path: Path,
+    classes: Sequence[str],
+    read: set,
+    empty: Sequence[tuple[Path, tuple[str | None, int]]],
+    rejected: Sequence[Rejected],
+) -> None:
+    """Check that each class has an image that can be read."""
+    problems = []
+    for folder, (_, label) in empty:
+        if label in read:
+            continue
+        start = f"{reading.place(path, folder)}/"
+        reasons = [item for item in rejected if f"{item.source}/".startswith(start)]
+        detail = "it holds no files"
+        if reasons:
+            counts = Counter(item.reason for item in reasons).most_common(3)
+            detail = "; ".join(
+                f"{reason} ({count:,} files)" if count > 1 else reason for reason, count in counts
+            )
+        problems.append(
+            f"{printable(path)}: the class folder '{printable(classes[label])}' must hold at least one image "
+            f"that can be read ({reading.place(path, folder)}: {detail})"
+        )
+    if problems:
+        raise SourceError(*trees.head(problems))
+
+
 def _losses(
     tree: Tree,
     places: dict[Path, tuple[str | None, int]],
