@@ -47,6 +47,8 @@ SCANNED_PIXELS = 40 * PIXELS
 """Most pixels times scans that a JPEG may have; a progressive photograph has about 10 scans."""
 ORIENTATION = 0x0112
 """EXIF tag of the orientation."""
+SIGNED = 2
+"""Value of the TIFF tag of the sample format that means signed integers."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -209,11 +211,40 @@ def _open(encoded: bytes) -> Image.Image:
     pixels, most = image.width * image.height, _most_pixels(image)
     if pixels > most:
         raise UnreadableImageError(f"it has {image.width} x {image.height} pixels; at most {most:,} are read")
+    if kind := _misread(image):
+        raise UnreadableImageError(f"it has {kind}, which Pillow misreads; convert it to another kind of PNG")
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         scans = encoded.count(b"\xff\xda")
         if pixels * scans > SCANNED_PIXELS:
             raise UnreadableImageError(f"it has {scans} scans of {pixels:,} pixels, too many to decode")
     return image
+
+
+def _misread(image: Image.Image) -> str | None:
+    """Return the kind of values of an image file that Pillow would take for others; None if it takes none."""
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        values = str(image.tile[0].args) if image.tile else ""
+        if image.info.get("transparency") is None or not values.startswith(("L;2", "L;4", "RGB;16")):
+            return None
+        return "a transparent colour among values of 2, 4 or 16 bits"
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return None
+    tags = image.tag_v2
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+    if image.mode in ("I", "F"):  # refused for their range
+        return None
+    if SIGNED in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):
+        return "signed values"
+    if max(bits) <= 8:
+        return None
+    if max(bits) < 16:
+        return f"values of {max(bits)} bits"
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        return "16-bit values of which 0 is white"
+    raw = tags.get(TiffImagePlugin.COMPRESSION, 1) == 1
+    if raw and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and len(bits) > 1:
+        return "16-bit values in separate planes"
+    return None
 
 
 def _most_pixels(image: Image.Image) -> int:

@@ -37,6 +37,57 @@ def png(colour_type: int, values: np.ndarray, *more: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
+def tiff(values: np.ndarray, bits: int, photometric: int = 1, planes: int = 1, signed: bool = False) -> bytes:
+    """An uncompressed TIFF file of grey values, or of planes [plane, height, width] with ``planes`` of 3."""
+    *_, height, width = values.shape
+    rows = values.reshape(-1, width)
+    if bits == 12:
+        text = ["".join(f"{value:012b}" for value in row) for row in rows]
+        content = b"".join(int(row, 2).to_bytes(len(row) // 8, "big") for row in text)
+    else:
+        content = rows.astype(f"<u{bits // 8}").tobytes()
+    end = 8 + 2 + 12 * 11 + 4
+    size = len(content) // planes
+    fields = {
+        256: [width], 257: [height], 258: [bits] * planes, 259: [1], 262: [photometric],
+        273: [end + 18 + size * plane for plane in range(planes)], 277: [planes], 278: [height],
+        279: [size] * planes, 284: [2 if planes > 1 else 1], 339: [2 if signed else 1] * planes,
+    }  # fmt: skip
+    head, more = struct.pack("<2sHIH", b"II", 42, 8, len(fields)), b""
+    for tag, numbers in fields.items():
+        kind, code = ("H", 3) if tag in (258, 339) else ("I", 4)
+        packed = struct.pack(f"<{len(numbers)}{kind}", *numbers)
+        if len(packed) > 4:
+            packed, more = struct.pack("<I", end + 18 + len(content) + len(more)), more + packed
+        head += struct.pack("<HHI", tag, code, len(numbers)) + packed.ljust(4, b"\0")
+    return head + b"\0" * (4 + 18) + content + more
+
+
+def small_png(bits: int, values: np.ndarray, *more: bytes) -> bytes:
+    """A PNG file of grey values of 1, 2 or 4 bits."""
+    each = 8 // bits
+    packed = sum(values[:, shift::each] << bits * (each - 1 - shift) for shift in range(each))
+    rows = b"".join(b"\0" + row.astype(np.uint8).tobytes() for row in np.asarray(packed))
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    chunks = [chunk(b"IHDR", head), *more, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def misread() -> dict[str, bytes]:
+    """Files whose values Pillow takes for others."""
+    key = struct.pack(">HHH", *DEEP[3, 3])
+    planes = DEEP.transpose(2, 0, 1)
+    return {
+        "white_is_zero_16.tif": tiff(DEEP[:, :, 2], 16, photometric=0),
+        "planes_16.tif": tiff(planes, 16, photometric=2, planes=3),
+        "signed_8.tif": tiff(X, 8, signed=True),
+        "grey_12.tif": tiff(X * 100, 12),
+        "grey_2_key.png": small_png(2, X % 4, chunk(b"tRNS", struct.pack(">H", 1))),
+        "grey_4_key.png": small_png(4, X % 16, chunk(b"tRNS", struct.pack(">H", 1))),
+        "deep_rgb_key.png": png(2, DEEP, chunk(b"tRNS", key)),
+    }
+
+
 def readable() -> dict[str, bytes]:
     """One file per mode, format and orientation, by name."""
     rgb = Image.fromarray(RAMP)
@@ -88,6 +139,11 @@ def readable() -> dict[str, bytes]:
         "deflate.tif": encode(rgb, "TIFF", compression="tiff_deflate"),
         "jpeg.tif": encode(rgb, "TIFF", compression="jpeg"),
         "packbits.tif": encode(rgb, "TIFF", compression="packbits"),
+        "white_is_zero.tif": tiff(RAMP[:, :, 2], 8, photometric=0),
+        "planes.tif": tiff(RAMP.transpose(2, 0, 1), 8, photometric=2, planes=3),
+        "grey_1_key.png": small_png(1, X % 2, chunk(b"tRNS", struct.pack(">H", 1))),
+        "grey_2.png": small_png(2, X % 4),
+        "grey_4.png": small_png(4, X % 16),
         "fax.tif": encode(rgb.convert("1"), "TIFF", compression="group4"),
     }
     segment = b"\xff\xe1" + struct.pack(">H", len(DAMAGED_EXIF) + 2) + DAMAGED_EXIF
@@ -98,8 +154,8 @@ def readable() -> dict[str, bytes]:
         for file_format in ("JPEG", "PNG", "WEBP", "AVIF"):
             files[f"turned_{orientation}.{file_format.lower()}"] = encode(rgb, file_format, exif=exif)
         for compression in ("raw", "tiff_lzw"):
-            tiff = encode(rgb, "TIFF", tiffinfo={ORIENTATION: orientation}, compression=compression)
-            files[f"turned_{orientation}.{compression}.tif"] = tiff
+            turned = encode(rgb, "TIFF", tiffinfo={ORIENTATION: orientation}, compression=compression)
+            files[f"turned_{orientation}.{compression}.tif"] = turned
     return files
 
 
@@ -135,6 +191,7 @@ def unreadable() -> dict[str, tuple[bytes, str]]:
         "portable.jpg": (encode(rgb, "PPM"), "known format"),
         "floats.tif": (encode(Image.fromarray(DEEP[:, :, 0].astype(np.float32)), "TIFF"), "floating-point"),
         "integers.tif": (encode(Image.fromarray(DEEP[:, :, 0].astype(np.int32)), "TIFF"), "32 bits"),
+        **{name: (content, "misreads") for name, content in misread().items()},
         "exif.png": (whole["PNG"][:33] + chunk(b"eXIf", DAMAGED_EXIF[6:]) + whole["PNG"][33:], ""),
         "exif.webp": (with_exif(lossless, DAMAGED_EXIF), ""),
         "checksum.png": (whole["PNG"][:60] + bytes([whole["PNG"][60] ^ 1]) + whole["PNG"][61:], ""),

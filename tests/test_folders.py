@@ -2,18 +2,20 @@
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import folders, images, listing, names, reading, sources, splits, store, trees
+from pipeline.data import images, layouts, listing, names, reading, sources, splits, store, trees
 from pipeline.data.listing import Listing, SourceError
 
 ROOT = Path(__file__).parents[1]
@@ -156,6 +158,130 @@ def test_what_can_be_read_in_two_ways_or_in_none_is_refused(
     assert [word for word in words if word not in line] == []
 
 
+def both(*folders: str) -> list[str]:
+    """Two classes in each folder."""
+    return [f"{folder}/{name}" for folder in folders for name in ("gato", "perro")]
+
+
+@pytest.mark.parametrize(
+    ("places", "words"),
+    [
+        (both("entrenamiento", "prueba"), ["`entrenamiento`, `prueba`", "`gato`, `perro`"]),
+        (both("学習", "テスト"), ["`学習`"]),
+        (both("Тренировка", "Тест"), ["`Тест`"]),
+        (both("fold1", "fold2"), ["`fold1`, `fold2`"]),
+        (both("fold_0", "fold_1", "fold_2"), ["`fold_0`, `fold_1`, `fold_2`", "3 classes"]),
+        (both("part1", "part2"), ["`part1`"]),
+        (both("seen", "unseen"), ["`unseen`"]),
+        (both("source", "target"), ["`target`"]),
+        (both("trainA", "trainB", "testA", "testB"), ["`testA`", "4 classes"]),
+        (["trainA", "trainB", "testA", "testB"], ["test and train", "4 classes"]),
+        (both("set/one", "set/two"), ["(in `set`)", "`one`, `two`"]),
+        ([f"{place}/images" for place in both("one", "two")], ["`one`, `two`"]),
+        (both("one/images", "two/images"), ["`one`, `two`", "`gato`, `perro`"]),
+        ([*both("one", "two"), "one/pez"], ["3 classes"]),
+        ([*both("one", "two"), "caballo"], ["`one`, `two`", "`caballo`"]),
+        (["one/Gato", "one/perro", "two/gato", "two/perros"], ["`one`, `two`"]),
+        (["one/gato", "one/perro", "two/gato", "two/pero"], ["`one`, `two`"]),
+        (["one/1", "one/2", "two/01", "two/02"], ["`one`, `two`"]),
+        ([*both("one"), "gato", "perro"], ["`one`", "beside it"]),
+        (both("train", "tset"), ["`tset`", "`splits`", "test or val"]),
+        (both("train", "val", "prueba"), ["`prueba`", "`splits`", "test"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_folders_that_hold_folders_of_the_same_names_can_be_splits_and_are_refused(
+    tmp_path: Path, places: list[str], words: list[str]
+) -> None:
+    paint(tmp_path, *places)
+    with pytest.raises(SourceError) as caught:
+        sources.read("folder", tmp_path)
+    [line] = str(caught.value).splitlines()
+    assert [word for word in [*words, "data.layout", "split"] if word not in line] == []
+    other = "splits" if places[0].startswith("train/") else "classes"
+    assert len(sources.read("folder", tmp_path, other).classes) >= 2
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ["gato/images", "perro/images"],
+        ["gato/images", "perro/images", "gato/photos", "perro/photos"],
+        ["gato/2023", "perro/2023"],
+        ["gato/a", "gato/b", "perro/c", "perro/d"],
+        ["gato/a", "gato/b", "perro/b", "perro/c"],
+        ["gato", "gato/a/0.png", "gato/b/0.png", "gato/x.png", "perro", "perro/a/0.png", "perro/b/0.png",
+         "perro/x.png"],
+        ["steam train", "bullet train"],
+    ],
+)  # fmt: skip
+def test_class_folders_that_hold_folders_stay_classes(tmp_path: Path, places: list[str]) -> None:
+    paint(tmp_path, *places)
+    assert sizes(sources.read("folder", tmp_path)).keys() == {None}
+
+
+def test_classes_that_are_all_divided_are_noted_with_their_parts(tmp_path: Path) -> None:
+    paint(tmp_path, "animals/cat", "animals/dog", "vehicles/bus", "vehicles/car")
+    [note] = sources.read("folder", tmp_path).notes
+    assert all(f"`{name}`" in note for name in ("animals", "vehicles", "cat", "dog"))
+
+
+def test_a_folder_that_no_split_is_missing_for_is_noted(tmp_path: Path) -> None:
+    paint(tmp_path, *both("train", "val", "test", "prueba"))
+    [note] = sources.read("folder", tmp_path).notes
+    assert "`prueba`" in note
+
+
+@pytest.mark.parametrize(
+    ("places", "link", "target"),
+    [
+        (both("train"), "test", "train"),
+        (both("train", "test"), "Validation", "test"),
+        (both("set/train"), "set/test", "train"),
+        (["gato", "perro"], "caballo", "gato"),
+        ([*both("train"), "test/perro"], "test/gato", "../train/gato"),
+        (both("elsewhere/../train"), "test", "train"),
+    ],
+)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_split_or_class_that_is_a_link_to_another_is_refused(
+    tmp_path: Path, places: list[str], link: str, target: str, absolute: bool
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    paint(tmp_path, *places)
+    (tmp_path / "elsewhere").rmdir()
+    place = tmp_path / link
+    place.symlink_to((place.parent / target).resolve() if absolute else target)
+    with pytest.raises(SourceError) as caught:
+        sources.read("folder", tmp_path)
+    assert f"`{link}`" in str(caught.value)
+    assert "link" in str(caught.value)
+
+
+def test_two_links_to_one_folder_outside_are_refused(tmp_path: Path) -> None:
+    paint(tmp_path / "real", "gato", "perro")
+    (tmp_path / "set").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "real")
+    with pytest.raises(SourceError, match=r"`(test|train)` is a link"):
+        sources.read("folder", tmp_path / "set")
+
+
+@pytest.mark.parametrize(("link", "target"), [("latest", "train"), ("again", "."), (".hidden", "train")])
+def test_other_links_beside_the_splits_are_listed(tmp_path: Path, link: str, target: str) -> None:
+    paint(tmp_path, *both("train", "test"))
+    (tmp_path / link).symlink_to(target)
+    contents = sources.read("folder", tmp_path)
+    assert [item.source for item in contents.rejected] == [link]
+    assert len(contents.notes) == (0 if link.startswith(".") else 1)
+
+
+def test_folders_without_labels_are_said_not_to_be_classes(tmp_path: Path) -> None:
+    paint(tmp_path, "labelled", "unlabelled")
+    with pytest.raises(SourceError, match=r"`unlabelled` is no class"):
+        sources.read("folder", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("layout", "places", "classes", "expected"),
     [
@@ -167,7 +293,7 @@ def test_what_can_be_read_in_two_ways_or_in_none_is_refused(
     ],
 )
 def test_a_parameter_settles_what_a_folder_is(
-    tmp_path: Path, layout: folders.LayoutName, places: list[str], classes: tuple, expected: dict
+    tmp_path: Path, layout: layouts.LayoutName, places: list[str], classes: tuple, expected: dict
 ) -> None:
     paint(tmp_path, *places)
     contents = sources.read("folder", tmp_path, layout)
@@ -227,7 +353,7 @@ def test_every_file_is_used_or_listed_with_its_reason(tmp_path: Path) -> None:
         "README.md": "no image", "test/0.png": "unlabelled", "extra/deep/1.png": "aside",
         "train/loose.png": "unlabelled", "train/cat/.hidden/0.png": "hidden", "train/dog/.h.png": "hidden",
         "__MACOSX/train/cat/0.png": "hidden", "top.png": "unlabelled", "train/unlabelled/0.png": "aside",
-        "train/cat/empty.png": "damaged", "train/cat/photo.heic": "no image", "train/dog/gone.png": "damaged",
+        "train/cat/empty.png": "damaged", "train/cat/photo.heic": "format", "train/dog/gone.png": "damaged",
         "train/dog/up": "link", "train/dog/cats": "link", "train/dog/pipe.png": "damaged",
     }  # fmt: skip
     # The linked file and the linked folder hold the same picture.
@@ -312,6 +438,32 @@ def test_a_split_whose_images_are_all_in_test_is_not_drawn_from_train(tmp_path: 
         check(tmp_path)
 
 
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_split_that_is_a_copy_of_train_is_called_so(tmp_path: Path, split: str) -> None:
+    paint(tmp_path, "train/cat", "train/dog")
+    shutil.copytree(tmp_path / "train", tmp_path / split)
+    with pytest.raises(SourceError, match=r"train .* all its \d images .*copy"):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "counts"),
+    [
+        ("data.test", {"train": None, "val": 0.1, "test": 100}),
+        ("data.val", {"train": None, "val": 100, "test": 0.1}),
+        ("data.train", {"train": 100, "val": 0.1, "test": 0.1}),
+    ],
+)
+def test_a_count_above_the_number_of_images_names_its_own_key(
+    tmp_path: Path, key: str, counts: dict[str, Any]
+) -> None:
+    paint(tmp_path, "cat", "dog", count=10)
+    with pytest.raises(SourceError) as caught:
+        splits.assign(sources.read("folder", tmp_path).labelled, seed=0, **counts)
+    assert re.findall(r"data\.\w+", str(caught.value)) == [key]
+    assert "100" in str(caught.value)
+
+
 @pytest.mark.parametrize("split", ["test", "Validation"])
 def test_a_split_folder_without_images_is_refused(tmp_path: Path, split: str) -> None:
     paint(tmp_path, "train/cat", "train/dog")
@@ -329,6 +481,17 @@ def test_a_split_folder_without_images_is_refused(tmp_path: Path, split: str) ->
         ("train/cat", "test/cat "),
         ("train/\uff43\uff41\uff54", "test/cat"),
         ("train/Straße", "test/STRASSE"),
+        ("train/cat", "test/cat."),
+        ("train/cat", "test/ca\u200bt"),
+        ("train/cat", "test/\ufeffcat"),
+        ("train/cat", "test/\u202ecat"),
+        ("train/so\u00adfa", "test/sofa"),
+        ("train/cat", "test/c\u0430t"),
+        ("train/t-shirt", "test/t\u2011shirt"),
+        ("train/0", "test/00"),
+        ("train/1", "test/01"),
+        ("train/1", "test/1.0"),
+        ("train/class1", "test/class01"),
     ],
 )
 def test_class_names_that_are_one_name_are_refused_with_both_places(
@@ -338,8 +501,9 @@ def test_class_names_that_are_one_name_are_refused_with_both_places(
     with pytest.raises(SourceError) as caught:
         sources.read("folder", tmp_path)
     [line] = str(caught.value).splitlines()
-    assert one in line
-    assert other in line
+    assert trees.printable(one) in line
+    assert trees.printable(other) in line
+    assert ("U+0430" in line) == ("\u0430" in other)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +515,16 @@ def test_class_names_that_are_one_name_are_refused_with_both_places(
         (("dress", "dresses"), True),
         (("class1", "class2"), False),
         (("cat", "car"), False),
+        (("cafe", "café"), True),
+        (("A", "\u0410"), True),
+        (("кот", "kot"), True),
+        (("I", "\u0131"), True),
+        (("1", "10"), False),
+        (("1.5", "15"), False),
+        (("1.05", "1.5"), False),
+        (("class1", "class10"), False),
+        (("12345678901234567890123456789012", "12345678901234567890123456789013"), False),
+        (("v1", "v2"), False),
         (("0", "0s"), False),
         (("glass", "gla"), False),
     ],
@@ -366,13 +540,80 @@ def test_damaged_files_above_a_share_stop_the_run_with_the_first_of_them(tmp_pat
     (tmp_path / "cat" / "notes.txt").write_text("x")
     contents = sources.read("folder", tmp_path)
     with pytest.raises(SourceError) as caught:
-        listing.refuse_damage(contents, 0.4)
+        listing.refuse_losses(contents, 0.4)
     head, *lines = str(caught.value).splitlines()
     assert "12 of 24" in head
     assert "data.max_rejected" in head
     assert [line.split(":")[0] for line in lines[:-1]] == [f"cat/bad{number:02}.jpg" for number in range(10)]
     assert "2 more" in lines[-1]
-    listing.refuse_damage(contents, 0.5)
+    listing.refuse_losses(contents, 0.5)
+
+
+def rename(folder: Path, count: int, suffix: str) -> None:
+    for file in sorted(folder.iterdir())[:count]:
+        file.rename(file.with_suffix(suffix))
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".CR2", ".jp2", ".jpg_large", ".jpg!d", ""])
+def test_pictures_in_formats_that_are_not_read_count_as_lost(tmp_path: Path, suffix: str) -> None:
+    paint(tmp_path, "cat", "dog", count=20)
+    rename(tmp_path / "dog", 17, suffix)
+    contents = sources.read("folder", tmp_path)
+    with pytest.raises(SourceError) as caught:
+        listing.refuse_losses(contents, 0.1)
+    head, first, *_ = str(caught.value).splitlines()
+    assert "17 of 40" in head
+    assert "data.max_rejected" in head
+    assert f"dog/0{suffix}" in first
+    [note] = contents.notes
+    assert "`dog`" in note
+    assert "17 of 20" in note
+    rename(tmp_path / "dog", 18, suffix)
+    with pytest.raises(SourceError, match=r"'dog' has 2 images.*18 of 20"):
+        check(tmp_path)
+
+
+def test_a_class_that_loses_less_than_half_is_not_noted(tmp_path: Path) -> None:
+    paint(tmp_path, "cat", "dog", count=8)
+    rename(tmp_path / "dog", 3, ".heic")
+    assert sources.read("folder", tmp_path).notes == ()
+
+
+def test_what_lies_beside_photographs_is_not_lost(tmp_path: Path) -> None:
+    paint(tmp_path, "cat", "dog", count=3)
+    for name in ("0.CR2", "1.HEIC", "0.mov", "clip.mp4", "notes.txt", "plan.pdf", "logo.svg", "0.png.json"):
+        (tmp_path / "cat" / name).write_bytes(b"x")
+    for name in ("0.png~", "0.png.bak", "0.PNG.old"):
+        shutil.copy(tmp_path / "cat" / "0.png", tmp_path / "cat" / name)
+    contents = sources.read("folder", tmp_path)
+    assert len(contents.rejected) == 11
+    assert {item.kind for item in contents.rejected} == {"no image"}
+
+
+def test_pictures_in_two_classes_are_noted_and_many_are_refused(tmp_path: Path) -> None:
+    paint(tmp_path, "cat", "dog", "owl", count=25)
+    for number in range(4):
+        if number == 3:
+            with pytest.raises(SourceError) as caught:
+                listing.refuse_losses(sources.read("folder", tmp_path), 0.1)
+            lines = str(caught.value).splitlines()
+            assert [line.split("'")[1::2] for line in lines] == [["cat", "dog"], ["dog", "cat"]]
+            assert all("3 of its" in line and "data.max_rejected" in line for line in lines)
+            listing.refuse_losses(sources.read("folder", tmp_path), 0.13)
+        elif number:
+            contents = sources.read("folder", tmp_path)
+            listing.refuse_losses(contents, 0.0 if number < 3 else 0.1)
+            [note] = check(tmp_path)
+            assert note.split("'")[1::2] == ["cat", "dog"]
+            assert f" {number} " in note
+        shutil.copy(tmp_path / "cat" / f"{number}.png", tmp_path / "dog" / f"copy{number}.png")
+
+
+def test_a_small_class_that_is_in_another_is_refused(tmp_path: Path) -> None:
+    paint(tmp_path, "train/cat", "train/dog", "test/cat", "test/dog")
+    shutil.copytree(tmp_path / "train" / "cat", tmp_path / "test" / "owl")
+    with pytest.raises(SourceError, match="'owl'"):
+        listing.refuse_losses(sources.read("folder", tmp_path), 0.1)
 
 
 @pytest.mark.parametrize("suffix", [".heic", ".HEIF", ".CR2", ".dng", ".pdf", ".svg", ".mp4", ".dcm", ".psd"])

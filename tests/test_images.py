@@ -98,6 +98,46 @@ def test_16_bits_of_grey_become_8_over_their_whole_range(byte_order: str) -> Non
     assert (pixels == np.rint(values / 257)[:, :, None]).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("white_is_zero.tif", 255 - odd_images.RAMP[:, :, 2:].astype(int)),
+        ("planes.tif", odd_images.RAMP),
+        ("deep.tif", np.rint(odd_images.DEEP[:, :, 2:] / 257)),
+        ("deep_rgb.png", odd_images.DEEP // 256),
+        ("grey_1_key.png", np.full((30, 40, 1), 255) * 1 - 255 * (odd_images.X % 2 == 0)[..., None]),
+        ("grey_2.png", (odd_images.X % 4 * 85)[..., None]),
+        ("grey_4.png", (odd_images.X % 16 * 17)[..., None]),
+    ],
+)
+def test_values_of_every_depth_have_the_range_that_their_file_means(name: str, expected: np.ndarray) -> None:
+    pixels = np.asarray(images.decode(READABLE[name])).astype(int)
+    assert (pixels == np.broadcast_to(expected, pixels.shape)).all()
+
+
+def test_pillow_still_misreads_the_kinds_that_are_refused_for_it() -> None:
+    # Where this fails, a later Pillow reads the kind right, and it need not be refused any more.
+    files = odd_images.misread()
+    grey = {
+        "white_is_zero_16.tif": 255 - np.rint(odd_images.DEEP[:, :, 2] / 257),
+        "signed_8.tif": odd_images.X + 128,
+        "grey_12.tif": odd_images.X * 100 / 4095 * 255,
+    }
+    for name, expected in grey.items():
+        with Image.open(io.BytesIO(files[name])) as image:
+            values = np.asarray(image).astype(int) // (257 if image.mode.startswith("I;16") else 1)
+        assert np.abs(values - expected).max() > 2, name
+    with Image.open(io.BytesIO(files["planes_16.tif"])) as image:
+        assert np.abs(np.asarray(image).astype(int) - odd_images.DEEP // 256).max() > 2
+    for name in ("grey_2_key.png", "grey_4_key.png", "deep_rgb_key.png"):
+        with Image.open(io.BytesIO(files[name])) as image:
+            alpha = np.asarray(image.convert("RGBA"))[:, :, 3]
+        clear = odd_images.X % {"2": 4, "4": 16}.get(name[5], 99) == 1
+        if name.startswith("deep"):
+            clear = (odd_images.DEEP[3, 3] == odd_images.DEEP).all(axis=2)
+        assert ((alpha == 0) != clear).any(), name
+
+
 @pytest.mark.parametrize("name", ["alpha.png", "alpha.webp", "alpha.tif", "grey_alpha.png"])
 def test_what_is_hidden_under_alpha_is_white(name: str) -> None:
     pixels = np.asarray(images.decode(READABLE[name]))

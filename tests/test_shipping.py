@@ -177,6 +177,13 @@ def test_no_reader_guesses_at_a_range_of_grey_values(name: str, tmp_path: Path) 
             read(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", odd_images.misread())
+def test_the_example_refuses_what_pillow_misreads(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(odd_images.misread()[name])
+    with pytest.raises(ValueError, match="misread"):
+        READERS["predict.py"](tmp_path / name)
+
+
 def test_the_example_names_a_bad_file_on_one_line_and_goes_on(tmp_path: Path, photos: list[Path]) -> None:
     preparation = json.dumps({"size": 8, "crop": 1.0, "interpolation": "bilinear"})
     metadata = {"labels": json.dumps(tiny_onnx.LABELS), "input": preparation, "task": "image-classification"}

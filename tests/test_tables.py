@@ -58,6 +58,98 @@ def test_split_folders_with_tables_have_the_names_that_people_use(tmp_path: Path
     assert [image.split for image in sources.attributes(tmp_path).labelled] == ["train", "test", "val"]
 
 
+ROWS = "".join(f"{{0}}{number}.png,{number % 2},1\n" for number in range(2))
+HEADER = "file_name,red,big\n"
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (("train/", "test/"), ["train", "train", "test", "test"]),
+        (("Training/", "valid/", "test_set/"), ["train", "train", "val", "val", "test", "test"]),
+        (("data/train/", "data/test/"), ["train", "train", "test", "test"]),
+        (("./train/cats/", "./test/cats/"), ["train", "train", "test", "test"]),
+        (("train/", "test/", "more/"), ["train", "train", "test", "test", None, None]),
+        (("train/",), [None, None]),
+        (("test/",), [None, None]),
+        (("train/", "prueba/"), [None] * 4),
+        (("", "deep/"), [None] * 4),
+    ],
+)
+def test_rows_of_files_in_split_folders_keep_their_split(
+    tmp_path: Path, folders: tuple[str, ...], expected: list[str | None]
+) -> None:
+    files = tuple(f"{folder}{number}.png" for folder in folders for number in range(2))
+    root = write(tmp_path, HEADER + "".join(ROWS.format(folder) for folder in folders), files)
+    contents = sources.attributes(root)
+    order = {file.removeprefix("./"): split for file, split in zip(files, expected, strict=True)}
+    assert {image.source: image.split for image in contents.labelled} == order
+    noted = " ".join(contents.notes)
+    divided = len(folders) > 1 and "" not in folders
+    assert [folder for folder in folders if divided and f"`{Path(folder).parts[0]}" not in noted] == (
+        ["more/"] if "more/" in folders else []
+    )
+
+
+def test_a_table_beside_and_one_in_the_folder_of_a_split_agree(tmp_path: Path) -> None:
+    write(tmp_path / "train", HEADER + ROWS.format(""), ("0.png", "1.png"))
+    root = write(
+        tmp_path, HEADER + ROWS.format("train/") + ROWS.format("test/"), ("test/0.png", "test/1.png")
+    )
+    contents = sources.attributes(root)
+    assert [image.split for image in contents.labelled] == ["train", "train", "test", "test"]
+    assert {item.kind for item in contents.rejected} == {"duplicate"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("prueba/metadata.csv", ["`prueba`", "train, val or test"]),
+        ("test/metadata.jsonl", ["`test`", "save it as metadata.csv"]),
+        ("test/METADATA.CSV", ["`test`", "save it as metadata.csv"]),
+        ("deep/test/metadata.csv", ["`deep/test`"]),
+    ],
+)
+def test_a_table_that_would_be_left_out_with_its_pictures_is_refused(
+    tmp_path: Path, name: str, words: list[str]
+) -> None:
+    write(tmp_path / "train", HEADER + ROWS.format(""), ("0.png", "1.png"))
+    file = write(tmp_path / Path(name).parent, HEADER, ("0.png",)) / tables.METADATA
+    file.rename(tmp_path / name)
+    with pytest.raises(SourceError) as caught:
+        sources.attributes(tmp_path)
+    [line] = str(caught.value).splitlines()
+    assert [word for word in [name, *words] if word not in line] == []
+
+
+def test_a_table_whose_pictures_another_one_names_is_listed_and_noted(tmp_path: Path) -> None:
+    write(tmp_path / "more", HEADER, ("0.png", "1.png"))
+    contents = sources.attributes(write(tmp_path, HEADER + ROWS.format("more/"), ()))
+    assert [item.source for item in contents.rejected] == ["more/metadata.csv"]
+    assert any("more/metadata.csv" in note for note in contents.notes)
+
+
+def test_names_of_files_without_their_suffix_are_told_apart_from_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as caught:
+        sources.attributes(write(tmp_path, HEADER + "a,1,1\nb,0,1\nc,0,1\n"))
+    head, *lines = str(caught.value).splitlines()
+    assert "none of the 3 files" in head
+    assert ["suffix" in line for line in lines] == [True, True, False]
+    contents = sources.attributes(write(tmp_path, HEADER + "a.png,1,1\nb,0,1\n"))
+    with pytest.raises(SourceError, match="1 of 2 image files"):
+        listing.refuse_losses(contents, 0.1)
+
+
+@pytest.mark.parametrize("pair", [("Red", "red"), ("red", "re\u200bd"), ("1", "01"), ("cat", "c\u0430t")])
+def test_attributes_of_one_name_are_refused(tmp_path: Path, pair: tuple[str, str]) -> None:
+    with pytest.raises(SourceError) as caught:
+        sources.attributes(write(tmp_path, f"file_name,{','.join(pair)}\na.png,1,0\n"))
+    [line] = str(caught.value).splitlines()
+    assert "metadata.csv" in line
+    root = write(tmp_path, "file_name,cafe,café\na.png,1,0\n")
+    assert any("`café`" in note for note in sources.attributes(root).notes)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -78,6 +170,10 @@ def test_split_folders_with_tables_have_the_names_that_people_use(tmp_path: Path
         ("file_name,red\n..\\a.png,1\n", ["line 2", "a path below"]),
         ("file_name,red\na.png,1\na.png,0\n", ["line 3", "'a.png'", "line 2"]),
         ("file_name,red, red\na.png,1,0\n", ["must differ", "red"]),
+        (",file_name,red\n0,a.png,1\n", ["column 1", "no name", "index"]),
+        ("Unnamed: 0,file_name,red\n0,a.png,1\n", ["column 1", "Unnamed: 0"]),
+        ("file_name,red, \na.png,1,1\n", ["column 3", "no name"]),
+        ("file_name,red\na.png,0_1\n", ["line 2", "red = '0_1'"]),
         ("file_name\na.png\n", ["the column file_name and at least one other"]),
         ("File_Name,red\na.png,1\n", ["the column file_name", "File_Name"]),
         ("", ["the column file_name", "none"]),
@@ -127,7 +223,7 @@ def test_missing_files_are_listed_and_count_as_damaged_and_others_are_listed(tmp
         "notes.txt": "no image",
     }
     with pytest.raises(SourceError, match=r"2 of 4 image files"):
-        listing.refuse_damage(contents, 0.1)
+        listing.refuse_losses(contents, 0.1)
 
 
 def test_a_row_that_is_repeated_is_listed(tmp_path: Path) -> None:

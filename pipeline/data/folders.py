@@ -1,128 +1,13 @@
-"""The layout of a folder of images: which of its folders are splits, and which are classes."""
+"""Folders of images as people pack them: class folders, or splits that hold class folders."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from pipeline.data import names, reading, trees
-from pipeline.data.listing import Listing, Rejected, SourceError
-from pipeline.data.trees import MOST_NAMES, Tree, printable
-
-LayoutName = Literal["auto", "classes", "splits"]
-
-WRAPPERS = {"data", "dataset", "image", "images", "img", "imgs", "jpeg", "jpg", "photos", "pictures", "png"}
-"""Names of a folder that stands between a split and its classes."""
-
-SETTLE = "set data.layout to `splits` or to `classes`, or rename it"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which folders hold class folders."""
-
-    root: Path
-    """The folder that holds the classes or the splits: the given one, or the only one in it."""
-    splits: dict[Path, str | None]
-    """Split by each folder that holds class folders; None if the source is not split."""
-    notes: list[str]
-    """What a person should know about the choice."""
-
-
-class _Contents:
-    """The folders below a root, and the number of pictures in each."""
-
-    def __init__(self, tree: Tree) -> None:
-        pictures = [file for file in tree.files if reading.is_picture(file)]
-        self.direct = Counter(file.parent for file in pictures)
-        self.below: Counter[Path] = Counter()
-        for folder, count in self.direct.items():
-            self.below.update(dict.fromkeys((folder, *folder.parents), count))
-        self._children: dict[Path, list[Path]] = {}
-        for folder in tree.folders:
-            self._children.setdefault(folder.parent, []).append(folder)
-
-    def children(self, folder: Path) -> list[Path]:
-        """The folders in a folder, in order."""
-        return self._children.get(folder, [])
-
-    def classes(self, folder: Path) -> list[Path]:
-        """The folders in a folder that hold pictures at any depth."""
-        return [child for child in self.children(folder) if self.below[child]]
-
-    def unwrapped(self, folder: Path, split: str) -> Path:
-        """The folder with the classes of a split: the split's own, or the only one in it (`train/images`)."""
-        inner = self.classes(folder)
-        while len(inner) == 1 and not self.direct[folder]:
-            name = names.normalise(inner[0].name)
-            if name not in WRAPPERS and inner[0].name != folder.name and names.split_of(name) != split:
-                break
-            folder = inner[0]
-            inner = self.classes(folder)
-        return folder
-
-
-def read_layout(tree: Tree, layout: LayoutName = "auto") -> Layout:
-    """Decide which folders are splits and which are classes.
-
-    Args:
-        tree: everything below the folder.
-        layout: ``classes`` and ``splits`` settle what the folders next to each other are; ``auto`` judges by
-            their names and contents.
-
-    Raises:
-        SourceError: the folders can be read in two ways, or not in the way that ``layout`` requires.
-    """
-    contents = _Contents(tree)
-    root, notes = _find_root(tree, contents)
-    children = [child for child in contents.children(root) if not reading.is_unlabelled(root, child)]
-    splits = names.splits_of([child.name for child in children]) if layout != "classes" else {}
-    named = {child: splits[child.name] for child in children if child.name in splits}
-    if not named:
-        if layout == "splits":
-            raise SourceError(
-                f"{_where(tree, root)}: data.layout = 'splits', but no folder is called train, val or test, "
-                f"or like it; its folders are {_list(children)}"
-            )
-        if layout == "auto":
-            _check_no_splits_below(tree, root, contents)
-        return Layout(root, {root: None}, notes)
-    roots = {child: contents.unwrapped(child, split) for child, split in named.items()}
-    nested = [child for child in named if contents.classes(roots[child])]
-    others = [child for child in contents.classes(root) if child not in named]
-    if layout == "auto":
-        _check_clear(tree, root, contents, named, nested, others, roots)
-    elif not nested:
-        raise SourceError(
-            f"{_where(tree, root)}: data.layout = 'splits', but {_list(list(named))} hold no class folders"
-        )
-    if "train" not in (named[child] for child in nested):
-        raise SourceError(
-            f"{_where(tree, root)}: {_list(nested)} hold the class folders of "
-            f"{' and '.join(sorted({named[child] for child in nested}))}, but no folder holds those of "
-            "train; rename a folder to `train`, or set data.layout to `classes` if these are classes"
-        )
-    if empty := [child for child in named if not contents.below[child]]:
-        raise SourceError(
-            f"{_where(tree, root)}: {_list(empty)} must hold the images of "
-            f"{' and '.join(named[child] for child in empty)}; no images are there{_troubles(tree, empty)}. "
-            "Fill or remove it, or set data.layout to `classes`"
-        )
-    for child in named:
-        below = contents.below[child]
-        if child not in nested:
-            notes.append(
-                f"{_name(tree, child)}: its {below:,} images are not in class folders, so that they have no "
-                f"labels and are not used for {named[child]}; the folder `{reading.UNLABELLED}` takes such "
-                "images for training"
-            )
-    if others:
-        total = sum(contents.below[child] for child in others)
-        notes.append(
-            f"{_list(others)} beside the splits {_list(list(named))}: {total:,} images that are not used"
-        )
-    return Layout(root, {roots[child]: named[child] for child in nested}, notes)
+from pipeline.data import layouts, names, reading, trees
+from pipeline.data.layouts import Layout, LayoutName
+from pipeline.data.listing import KINDS, LOST, Listing, Loss, Rejected, SourceError, SourceFile
+from pipeline.data.trees import Tree, printable
 
 
 def read(path: Path, layout: LayoutName = "auto") -> Listing:
@@ -140,7 +25,9 @@ def read(path: Path, layout: LayoutName = "auto") -> Listing:
             can be read.
     """
     tree = trees.walk(path)
-    found = read_layout(tree, layout)
+    if layout != "classes":
+        _check_linked_splits(tree)
+    found = layouts.read_layout(tree, layout)
     folders = {
         split_root: [
             child
@@ -150,7 +37,8 @@ def read(path: Path, layout: LayoutName = "auto") -> Listing:
         for split_root in found.splits
     }
     classes = tuple(sorted({child.name for children in folders.values() for child in children}))
-    problems = list(_class_problems(tree, found, classes, path))
+    problems, links = _judge_links(tree, found)
+    problems += _class_problems(tree, found, classes, path)
     if problems:
         raise SourceError(*trees.head(problems))
     numbers = {name: number for number, name in enumerate(classes)}
@@ -172,6 +60,7 @@ def read(path: Path, layout: LayoutName = "auto") -> Listing:
     rejected += unread + reading.reject_skipped(tree)
     rejected += reading.reject_unused(tree, used, lambda file: _aside(tree, found, file))
     read_labels = {(image.split, image.label) for image in labelled}
+    lost = tuple(_losses(tree, places, labelled, rejected))
     empty = [(folder, place) for folder, place in places.items() if place not in read_labels]
     _check_classes(path, classes, {label for _, label in read_labels}, empty, rejected)
     return Listing(
@@ -180,86 +69,13 @@ def read(path: Path, layout: LayoutName = "auto") -> Listing:
         sorted(rejected, key=lambda item: item.source),
         unlabelled=unlabelled,
         empty=tuple((split, label) for _, (split, label) in empty if split is not None),
-        notes=(*found.notes, *_similar(classes)),
-    )
-
-
-def _find_root(tree: Tree, contents: _Contents) -> tuple[Path, list[str]]:
-    """Go down while a folder holds nothing but another one, which is how archives are often packed."""
-    root, notes = tree.root, []
-    while True:
-        candidates = contents.classes(root)
-        bare = [child for child in contents.children(root) if child not in candidates]
-        if len(candidates) != 1 or contents.direct[root] or names.split_of(candidates[0].name):
-            return root, notes
-        [inner] = candidates
-        if bare and names.normalise(inner.name) not in WRAPPERS:
-            return root, notes
-        if contents.direct[inner] or not contents.classes(inner):
-            return root, notes
-        root = inner
-        notes = [f"{_name(tree, root)} is the only folder with images; its folders are read"]
-
-
-def _check_no_splits_below(tree: Tree, root: Path, contents: _Contents) -> None:
-    """Refuse classes that hold split folders (`cat/train`), which would be pooled without a word."""
-    classes = contents.classes(root)
-    below = {
-        child: {split for inner in contents.classes(child) if (split := names.split_of(inner.name))}
-        for child in classes
-    }
-    divided = [child for child in classes if below[child]]
-    if any(len(splits) > 1 for splits in below.values()) or (len(divided) > 1 and divided == classes):
-        splits = sorted(set().union(*below.values()))
-        raise SourceError(
-            f"{_where(tree, root)}: the class folders {_list(divided)} hold folders called like splits "
-            f"({', '.join(splits)}). As classes, the images of all these folders are pooled and split anew; "
-            "as splits, they would be kept apart, which needs the splits above the classes (`train/cat`, not "
-            "`cat/train`). Set data.layout to `classes` to pool them, or move the folders"
-        )
-
-
-def _check_clear(
-    tree: Tree,
-    root: Path,
-    contents: _Contents,
-    named: dict[Path, str],
-    nested: list[Path],
-    others: list[Path],
-    roots: dict[Path, Path],
-) -> None:
-    """Refuse folders that can be splits as well as classes."""
-    splits = {named[child] for child in nested}
-    within = {inner.name for child in nested for inner in contents.classes(roots[child])}
-    several = len(nested) > 1 and len(splits) > 1
-    clear = bool(nested) and (several or not others or (len(others) == 1 and len(within) > 1))
-    if "train" not in splits and (others or len(nested) < len(named)):
-        clear = False
-    if all(names.split_of(name) for name in within):
-        clear = False
-    if clear:
-        by_split: dict[str, list[Path]] = {}
-        for child in nested:
-            by_split.setdefault(named[child], []).append(child)
-        for split, folders in by_split.items():
-            if len(folders) > 1:
-                raise SourceError(
-                    f"{_where(tree, root)}: {_list(folders)} can each be the {split} split. As splits, they "
-                    "are pooled; otherwise one of them is something else: rename or remove it, or set "
-                    "data.layout to `splits` to pool them"
-                )
-        return
-    candidates = [child for child in contents.children(root) if contents.below[child] or child in named]
-    if nested:
-        classes = f"there are {len(within)} classes ({_quote(sorted(within))})"
-    else:
-        classes = (
-            f"{_list(list(named))} would hold images of {', '.join(named.values())}, but no class folders"
-        )
-    unused = f", and the images in {_list(others)} are not used" if others else ""
-    raise SourceError(
-        f"{_where(tree, root)}: {_list(list(named))} can be splits or classes. As splits, {classes}{unused}. "
-        f"As classes, there are {len(candidates)} classes ({_list(candidates)}). To settle it, {SETTLE}"
+        lost=lost,
+        notes=(
+            *found.notes,
+            *(loss.sentence for loss in lost if loss.is_most),
+            *links,
+            *names.notes(classes),
+        ),
     )
 
 
@@ -269,7 +85,10 @@ def _class_problems(tree: Tree, found: Layout, classes: Sequence[str], path: Pat
             file.parent in (found.root, *found.splits) for file in tree.files if reading.is_picture(file)
         )
         outside = f"; {loose:,} images are not in class folders" if loose else ""
-        held = f" ({_quote(classes)})" if classes else ""
+        held = f" ({trees.quote(classes)})" if classes else ""
+        aside = [folder.name for folder in tree.folders if folder.parent in found.splits]
+        if aside := [name for name in aside if name not in classes]:
+            outside += f"; {trees.quote(aside)} is no class, but holds images without labels"
         yield (
             f"data.path (={printable(path)}) must hold at least 2 class folders, directly or below "
             f"train/validation/test{outside}; number of its class folders{held}: {len(classes)}"
@@ -281,14 +100,49 @@ def _class_problems(tree: Tree, found: Layout, classes: Sequence[str], path: Pat
             yield f"{printable(path)}: the name of the class folder `{printable(name)}` is not in UTF-8"
     for group in names.same(classes):
         places = [
-            _name(tree, folder)
+            layouts.called(tree, folder)
             for folder in tree.folders
             if folder.parent in found.splits and folder.name in group
         ]
         yield (
-            f"{printable(path)}: the class names {_quote(group)} differ only by case, Unicode form or "
-            f"separators ({', '.join(places)}); give one class one name"
+            f"{printable(path)}: the class names {trees.quote(group)} are one name but for "
+            f"{names.DIFFERENCES}{names.look_alikes(group)}: {', '.join(places)}; give one class one name"
         )
+
+
+def _check_linked_splits(tree: Tree) -> None:
+    """Refuse splits that are links to another folder which is read itself."""
+    with_splits = {folder.parent for folder in tree.folders if names.split_of(folder.name)}
+    problems = [
+        _linked(tree, item, "split")
+        for item in tree.skipped
+        if item.kind == "link" and names.split_of(item.path.name) and item.path.parent in with_splits
+    ]
+    if problems:
+        raise SourceError(*trees.head(problems))
+
+
+def _judge_links(tree: Tree, found: Layout) -> tuple[list[str], list[str]]:
+    """Return the problems with classes that are links to folders which are read themselves, and a note per
+    other link beside classes and splits that is not followed."""
+    problems, notes = [], []
+    for item in tree.skipped:
+        parent, name = item.path.parent, item.path.name
+        aside = name.startswith(".") or name.lower() in reading.UNLABELLED_FOLDERS
+        if item.kind != "link" or aside or parent not in (tree.root, found.root, *found.splits):
+            continue
+        if parent in found.splits and not tree.root.resolve().is_relative_to(item.path.resolve()):
+            problems.append(_linked(tree, item, "class"))
+        else:
+            notes.append(f"{layouts.called(tree, item.path)} is not read: it is {item.reason}")
+    return problems, notes
+
+
+def _linked(tree: Tree, item: trees.Skipped, kind: str) -> str:
+    return (
+        f"data.path (={printable(tree.root)}): the {kind} folder {layouts.called(tree, item.path)} is "
+        f"{item.reason}, so that both would hold the same images. Remove the link, or put other images there"
+    )
 
 
 def _check_classes(
@@ -312,11 +166,40 @@ def _check_classes(
                 f"{reason} ({count:,} files)" if count > 1 else reason for reason, count in counts
             )
         problems.append(
-            f"{printable(path)}: the class folder {printable(classes[label])!r} must hold at least one image "
+            f"{printable(path)}: the class folder '{printable(classes[label])}' must hold at least one image "
             f"that can be read ({reading.place(path, folder)}: {detail})"
         )
     if problems:
         raise SourceError(*trees.head(problems))
+
+
+def _losses(
+    tree: Tree,
+    places: dict[Path, tuple[str | None, int]],
+    labelled: Sequence[SourceFile],
+    rejected: Sequence[Rejected],
+) -> list[Loss]:
+    """Count the pictures that are not used in each class folder."""
+    entries = [*tree.files, *(item.path for item in tree.skipped)]
+    folder_of = {
+        reading.place(tree.root, entry): next((place for place in entry.parents if place in places), None)
+        for entry in entries
+    }
+    read = Counter(folder_of[image.source] for image in labelled)
+    lost: dict[Path, Counter[str]] = {}
+    for item in rejected:
+        if item.kind in LOST and (folder := folder_of.get(item.source)):
+            lost.setdefault(folder, Counter())[KINDS[item.kind]] += 1
+    return [
+        Loss(
+            places[folder][1],
+            counts.total() > read[folder],
+            f"{layouts.called(tree, folder)}: {counts.total():,} of {counts.total() + read[folder]:,} "
+            "pictures are not used "
+            f"({', '.join(f'{count:,} {kind}' for kind, count in counts.most_common())})",
+        )
+        for folder, counts in sorted(lost.items())
+    ]
 
 
 def _aside(tree: Tree, found: Layout, file: Path) -> Rejected:
@@ -338,30 +221,3 @@ def _aside(tree: Tree, found: Layout, file: Path) -> Rejected:
         )
     beside = f"a folder beside {split_names}" if split_names else "a folder beside the class folders"
     return Rejected(source, f"in {printable(parts[0])}, {beside}; its images are not used", "aside")
-
-
-def _troubles(tree: Tree, folders: Sequence[Path]) -> str:
-    reasons = [item.reason for item in tree.skipped if item.path in folders]
-    return f" ({reasons[0]})" if reasons else ""
-
-
-def _similar(classes: Sequence[str]) -> list[str]:
-    return [f"the class names {_quote(group)} are nearly the same" for group in names.similar(classes)]
-
-
-def _where(tree: Tree, root: Path) -> str:
-    inside = f" (in {_name(tree, root)})" if root != tree.root else ""
-    return f"data.path (={printable(tree.root)}){inside}"
-
-
-def _name(tree: Tree, folder: Path) -> str:
-    return f"`{printable(folder.relative_to(tree.root))}`"
-
-
-def _list(folders: Sequence[Path]) -> str:
-    return _quote([folder.name for folder in folders])
-
-
-def _quote(texts: Sequence[str]) -> str:
-    shown = ", ".join(f"`{printable(text)}`" for text in texts[:MOST_NAMES])
-    return f"{shown} and {len(texts) - MOST_NAMES:,} more" if len(texts) > MOST_NAMES else shown or "none"

@@ -4,21 +4,32 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Literal
 
 from PIL import Image
 
-from pipeline.data.trees import head
+from pipeline.data.trees import MOST_NAMES, head, printable
 from pipeline.errors import DistilleryError
 from pipeline.tasks import TaskName
 
 RejectionKind = Literal[
-    "damaged", "missing", "no image", "duplicate", "hidden", "link", "unreadable", "unlabelled", "aside"
+    "damaged",
+    "missing",
+    "format",
+    "no image",
+    "duplicate",
+    "hidden",
+    "link",
+    "unreadable",
+    "unlabelled",
+    "aside",
 ]
 
 KINDS: dict[RejectionKind, str] = {
     "damaged": "damaged",
     "missing": "missing",
+    "format": "in a format, or with a suffix, that is not read",
     "no image": "without the suffix of an image",
     "duplicate": "with the content of another",
     "hidden": "hidden",
@@ -28,6 +39,12 @@ KINDS: dict[RejectionKind, str] = {
     "aside": "in folders that are not used",
 }
 """Description by the kind of reason for which files are not used."""
+
+LOST: tuple[RejectionKind, ...] = ("damaged", "missing", "format")
+"""Kinds of pictures that were meant to be used."""
+
+FEW_CONTRADICTIONS = 2
+"""Number of pictures with two labels that a class may have, whatever its size, unless they are half of it."""
 
 STRIP_PIXELS = 2**20
 """Most pixels that are copied at once to be hashed."""
@@ -63,6 +80,16 @@ class Rejected:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """The pictures of one class folder that are not used."""
+
+    label: int
+    is_most: bool
+    """Whether fewer pictures of the folder are used."""
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Listing:
     """Everything that a source holds."""
 
@@ -75,6 +102,8 @@ class Listing:
     """Images of the same kind without labels."""
     empty: tuple[tuple[str, int], ...] = ()
     """Split and class of every class folder without an image that can be read."""
+    lost: tuple[Loss, ...] = ()
+    """Class folders with pictures that are not used."""
     notes: tuple[str, ...] = ()
     """What a person should know about how the source was read, one sentence each."""
 
@@ -95,23 +124,73 @@ def count_kinds(rejected: Iterable[Rejected]) -> str:
     return ", ".join(f"{count:,} {KINDS[kind]}" for kind, count in counts.most_common())
 
 
-def refuse_damage(listing: Listing, most: float) -> None:
-    """Check that most of the image files can be read.
+def refuse_losses(listing: Listing, most: float) -> None:
+    """Check that most of the pictures can be read, and that few have two labels.
 
     Args:
         listing: everything that the source holds.
-        most: greatest share, from 0 to 1, of image files that are damaged or missing. Files that are no
-            images by their suffix, duplicates and hidden files do not count.
+        most: greatest share, from 0 to 1, of pictures that are damaged, missing or in a format that is not
+            read; and of the pictures of a class that are in another one, too. Files that are no pictures,
+            duplicates and hidden files do not count.
 
     Raises:
-        SourceError: more cannot be read; the message lists the first of them, one per line.
+        SourceError: more are lost; the message lists the first of them, one per line.
     """
-    bad = [item for item in listing.rejected if item.kind in ("damaged", "missing")]
+    bad = [item for item in listing.rejected if item.kind in LOST]
     whole = len(bad) + len(listing.labelled) + len(listing.unlabelled)
-    if not bad or len(bad) <= most * whole:
-        return
-    raise SourceError(
-        f"{len(bad):,} of {whole:,} image files ({len(bad) / whole:.0%}) could not be read; "
-        f"data.max_rejected (={most}) allows {most:.0%}. {count_kinds(bad)}:",
-        *head([f"{item.source}: {item.reason}" for item in bad]),
-    )
+    if len(bad) > most * whole:
+        raise SourceError(
+            f"{len(bad):,} of {whole:,} image files ({len(bad) / whole:.0%}) could not be read; "
+            f"data.max_rejected (={most}) allows {most:.0%}. {count_kinds(bad)}:",
+            *head([f"{item.source}: {item.reason}" for item in bad]),
+        )
+    sizes = Counter(label for _, label in {(image.sha256, image.label) for image in listing.labelled})
+    shared: dict[int, Counter[int]] = {}
+    for (one, other), count in contradictions(listing).items():
+        shared.setdefault(one, Counter())[other] += count
+        shared.setdefault(other, Counter())[one] += count
+    problems = []
+    for label, others in sorted(shared.items()):
+        count, size = others.total(), sizes[label]
+        if count > most * size and (count > FEW_CONTRADICTIONS or 2 * count >= size):
+            named = " and ".join(
+                f"{_quoted(listing, other)} ({number:,})" for other, number in others.items()
+            )
+            problems.append(
+                f"class {_quoted(listing, label)}: {count:,} of its {size:,} different pictures are also in "
+                f"{named}; data.max_rejected (={most}) allows {most:.0%}. Keep each picture in one class"
+            )
+    if problems:
+        raise SourceError(*head(problems))
+
+
+def contradictions(listing: Listing) -> Counter[tuple[int, int]]:
+    """Count the different pictures of one content that are in two classes, by the pair of classes."""
+    labels: dict[str, set[int]] = {}
+    for image in listing.labelled:
+        if isinstance(image.label, int):
+            labels.setdefault(image.sha256, set()).add(image.label)
+    counts: Counter[tuple[int, int]] = Counter()
+    for several in labels.values():
+        counts.update(combinations(sorted(several), 2))
+    return counts
+
+
+def contradiction_notes(listing: Listing) -> list[str]:
+    """Return one sentence per pair of classes that hold the same pictures, and one for attributes."""
+    notes = [
+        f"the classes {_quoted(listing, one)} and {_quoted(listing, other)} share {count:,} different "
+        "pictures; training uses each once, with the label of the first that is listed"
+        for (one, other), count in sorted(contradictions(listing).items())
+    ]
+    if listing.task != "single_label":
+        distinct = {(image.sha256, image.label) for image in listing.labelled}
+        count = len(distinct) - len({sha256 for sha256, _ in distinct})
+        if count:
+            notes.append(f"{count:,} pictures have the content of another one with other attributes")
+    more = len(notes) - MOST_NAMES
+    return [*notes[:MOST_NAMES], f"{more:,} more pairs of classes share pictures"] if more > 0 else notes
+
+
+def _quoted(listing: Listing, label: int) -> str:
+    return f"'{printable(listing.classes[label])}'"

@@ -1,8 +1,10 @@
 """Reading the files of a source: each one is an image that can be decoded, or is rejected with its reason."""
 
+import glob
 import hashlib
 import math
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +40,21 @@ OTHER_FORMATS = {
     ".tga": "Targa",
 }
 """Name of the format by the suffix of pictures that are not read; they must be converted."""
+
+DRAWINGS = ("a film", "PDF", "PostScript", "a drawing in SVG")
+"""Formats of files that often lie beside photographs and are none."""
+
+CONTENTS = (
+    ("JPEG", re.compile(rb"\xff\xd8\xff")),
+    ("PNG", re.compile(rb"\x89PNG\r\n")),
+    ("GIF", re.compile(rb"GIF8[79]a")),
+    ("WebP", re.compile(rb"RIFF....WEBP", re.DOTALL)),
+    ("TIFF", re.compile(rb"II[*+]\0|MM\0[*+]")),
+    ("BMP", re.compile(rb"BM.{4}\0{4}", re.DOTALL)),
+    ("AVIF", re.compile(rb".{4}ftypavi[fs]", re.DOTALL)),
+    ("HEIC", re.compile(rb".{4}ftyp(?:hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL)),
+)
+"""Name and first bytes of the formats of photographs."""
 
 MOST_THREADS = 8
 """Number of threads that read images, at most."""
@@ -141,6 +158,39 @@ def reject_unused(
     ]
 
 
+def reject_picture(root: Path, file: Path) -> Rejected:
+    """Give the rejection of a file that was meant to be used and has not the suffix of an image.
+
+    It is a lost picture if its format or its first bytes are those of photographs, unless the same one is
+    beside it in a format that is read.
+    """
+    rejected = reject_suffix(root, file)
+    if not os.path.lexists(file):
+        beside = sorted(other.name for other in file.parent.glob(f"{glob.escape(file.name)}.*"))
+        hint = f"; {trees.printable(beside[0])} is: the table must name the suffix" if beside else ""
+        return Rejected(rejected.source, f"there is no such file{hint}", "missing")
+    suffix = file.suffix.lower()
+    reason, is_photograph = rejected.reason, OTHER_FORMATS.get(suffix, DRAWINGS[0]) not in DRAWINGS
+    if suffix not in OTHER_FORMATS and (content := _content(file)):
+        reason, is_photograph = f"{reason}, but its content is {content}; rename it", True
+    stem = file.with_suffix("")
+    bases = [stem, *(stem.with_name(stem.name + other) for other in SUFFIXES)]
+    others = [base.with_suffix(case(base.suffix)) for base in bases for case in (str.lower, str.upper)]
+    if not is_photograph or any(other.suffix.lower() in SUFFIXES and other.exists() for other in others):
+        return Rejected(rejected.source, reason, "no image")
+    return Rejected(rejected.source, reason, "format")
+
+
+def _content(file: Path) -> str | None:
+    """Return the format of photographs that a file's first bytes are of."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(16)
+    except OSError:
+        return None
+    return next((name for name, first in CONTENTS if first.match(head)), None)
+
+
 def reject_suffix(root: Path, file: Path) -> Rejected:
     """Give the rejection of a file that is no image by its suffix."""
     suffix = file.suffix.lower()
@@ -160,7 +210,7 @@ def _read_file(
 ) -> SourceFile | Rejected:
     source = place(root, file)
     if file.suffix.lower() not in SUFFIXES:
-        return reject_suffix(root, file)
+        return reject_picture(root, file)
     try:
         encoded = images.read_bytes(file)
         with images.opened(encoded) as image:

@@ -22,8 +22,9 @@ class DataSettings(Settings):
     `val_set`, ...) and they hold class folders; what can be read in two ways is an error. `classes`: all
     folders are classes, whatever their names. `splits`: folders with such names are splits."""
     max_rejected: Fraction = 0.1
-    """Greatest share of image files that may be damaged or missing. Files that are no images by their suffix,
-    hidden files and duplicates do not count."""
+    """Greatest share of image files that may be damaged, missing or in a format that is not read (HEIC, raw
+    data, unknown suffixes), and of the pictures of a class that may be in another class, too. Other files,
+    hidden ones and duplicates do not count."""
     train: Annotated[int, Field(ge=1)] | None = None
     """Number of training images, drawn stratified by class; null takes all."""
     val: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=0.5)] = 0.1

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from pipeline.data import folders, reading, tables, trees
-from pipeline.data.listing import Listing, Rejected, SourceError, SourceFile, content_hash
+from pipeline.data import folders, layouts, reading, tables, trees
+from pipeline.data import names as alike
+from pipeline.data.listing import LOST, Listing, Rejected, SourceError, SourceFile, content_hash
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -31,13 +32,13 @@ SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")
 """Folders of the system whose files are no files on a disk."""
 
 
-def read(source: str, path: Path, layout: folders.LayoutName = "auto") -> Listing:
+def read(source: str, path: Path, layout: layouts.LayoutName = "auto") -> Listing:
     """Read everything that a source holds, with the folder `unlabelled` beside its labelled images.
 
     Args:
         source: key of ``SOURCES``.
         path: folder of the source.
-        layout: what the folders of the source `folder` are; see ``folders.read_layout``.
+        layout: what the folders of the source `folder` are; see ``layouts.read_layout``.
 
     Raises:
         SourceError: the images are missing, or do not have the form that the source requires.
@@ -97,7 +98,7 @@ def check_files(path: Path) -> list[str]:
     ]
 
 
-def fashion_mnist(path: Path, _layout: folders.LayoutName = "auto") -> Listing:
+def fashion_mnist(path: Path, _layout: layouts.LayoutName = "auto") -> Listing:
     """Read Fashion-MNIST's four gzipped IDX files (Xiao et al. 2017, https://arxiv.org/abs/1708.07747)."""
     labelled = []
     for split, stem in (("train", "train"), ("test", "t10k")):
@@ -123,14 +124,14 @@ def fashion_mnist(path: Path, _layout: folders.LayoutName = "auto") -> Listing:
     return Listing(FASHION_MNIST_CLASSES, labelled, rejected, unlabelled=unlabelled)
 
 
-def folder(path: Path, layout: folders.LayoutName = "auto") -> Listing:
+def folder(path: Path, layout: layouts.LayoutName = "auto") -> Listing:
     """Read class folders, or train/validation/test folders that hold class folders."""
     if not path.is_dir():
         raise SourceError(f"data.path (={path}) must be a folder of class folders")
     return folders.read(path, layout)
 
 
-def attributes(path: Path, _layout: folders.LayoutName = "auto") -> Listing:
+def attributes(path: Path, _layout: layouts.LayoutName = "auto") -> Listing:
     """Read images with any number of attributes each, listed in a table.
 
     The table is Hugging Face's ``metadata.csv`` (https://huggingface.co/docs/datasets/image_dataset):
@@ -142,26 +143,65 @@ def attributes(path: Path, _layout: folders.LayoutName = "auto") -> Listing:
     if not path.is_dir():
         raise SourceError(f"data.path (={path}) must be a folder with {tables.METADATA} or {tables.CELEBA}")
     is_celeba = (path / tables.CELEBA).is_file()
-    names, rows = tables.celeba(path) if is_celeba else tables.metadata(path)
-    rows, repeated = tables.once(rows)
+    found = tables.celeba(path) if is_celeba else tables.metadata(path)
+    names = found.names
+    rows, repeated = tables.once(found.rows)
     labelled, rejected = reading.read_files(path, [(row.split, row.values, row.file) for row in rows])
     tree = trees.walk(path)
     unlabelled, unread = reading.read_unlabelled(path, tree, len(names))
-    used = {row.file for row in rows}
-    used |= {file for file in tree.files if reading.is_unlabelled(path, file) or file.name in tables.NAMES}
+    used = {row.file for row in rows} | set(found.files)
+    used |= {file for file in tree.files if reading.is_unlabelled(path, file)}
+    others = [file for file in tree.files if file not in used and file.name.lower() in tables.NAMES]
+    _check_tables(path, tree, others, used)
     rejected += unread + reading.reject_skipped(tree)
     rejected += [
         Rejected(reading.place(path, row.file), f"listed again in {row.where}", "duplicate")
         for row in repeated
     ]
+    rejected += [Rejected(reading.place(path, file), "a table that is not read", "aside") for file in others]
     rejected += reading.reject_unused(
-        tree, used, lambda file: Rejected(reading.place(path, file), "no table names it", "unlabelled")
+        tree,
+        used | set(others),
+        lambda file: Rejected(reading.place(path, file), "no table names it", "unlabelled"),
     )
     rejected.sort(key=lambda item: item.source)
-    return Listing(names, labelled, rejected, task="multi_label", unlabelled=unlabelled)
+    if not labelled:
+        lines = [f"{item.source}: {item.reason}" for item in rejected if item.kind in LOST]
+        raise SourceError(
+            f"data.path (={trees.printable(path)}): none of the {len(rows):,} files that the tables name "
+            "could be read:",
+            *trees.head(lines),
+        )
+    notes = [f"{reading.place(path, file)} is a table that is not read" for file in others]
+    return Listing(
+        names,
+        labelled,
+        rejected,
+        task="multi_label",
+        unlabelled=unlabelled,
+        notes=(*found.notes, *notes, *alike.notes(names, "attribute")),
+    )
 
 
-SOURCES: dict[str, Callable[[Path, folders.LayoutName], Listing]] = {
+def _check_tables(path: Path, tree: trees.Tree, others: list[Path], used: set[Path]) -> None:
+    """Check that no table which is not read is in a folder with pictures that no other one names."""
+    for table in others:
+        beside = [
+            file for file in tree.files if reading.is_picture(file) and file.is_relative_to(table.parent)
+        ]
+        if table.parent != path and beside and used.isdisjoint(beside):
+            folder = trees.printable(table.parent.relative_to(path))
+            remedy = f"save it as {tables.METADATA}"
+            if table.name == tables.METADATA:
+                remedy = f"if it is a split, call `{folder}` train, val or test; otherwise move it elsewhere"
+            raise SourceError(
+                f"data.path (={trees.printable(path)}): {reading.place(path, table)} is not read, so that "
+                f"the {len(beside):,} pictures in `{folder}` would be lost; {tables.METADATA} is read in "
+                f"data.path itself, and in folders called train, val or test, or like it: {remedy}"
+            )
+
+
+SOURCES: dict[str, Callable[[Path, layouts.LayoutName], Listing]] = {
     "attributes": attributes,
     "fashion_mnist": fashion_mnist,
     "folder": folder,

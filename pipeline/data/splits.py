@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.data.listing import Listing, Rejected, SourceError, SourceFile
+from pipeline.data.listing import Listing, Rejected, SourceError, SourceFile, contradiction_notes
 from pipeline.data.names import similar
 from pipeline.data.reading import UNLABELLED
 from pipeline.data.trees import head, printable
@@ -66,30 +66,39 @@ def assign(
         by_split[None if anew else image.split].append(image)
     rejected: list[Rejected] = []
     pool, repeated = _drop_repeats(by_split["train"] + by_split[None], rejected)
-    testing = by_split["test"] or stratified(pool, _count(test, pool), seed)
+    testing = by_split["test"] or stratified(pool, _count(test, pool), seed, "data.test")
     if not by_split["test"]:
         pool = _without(pool, testing)
     validation, repeated_val = _drop_repeats(by_split["val"], rejected)
     before = len(pool) + len(validation)
     validation = _drop_content_of(validation, testing, "test", rejected)
+    whole = len(pool)
     pool = _drop_content_of(_drop_content_of(pool, testing, "test", rejected), validation, "val", rejected)
+    if whole and not pool and (by_split["test"] or by_split["val"]):
+        raise SourceError(
+            f"the train split is empty: the content of all its {whole} images is also in test or val; is one "
+            "a copy of the other?"
+        )
     leaked = before - len(pool) - len(validation)
     if by_split["val"] and not validation:
         raise SourceError(
             f"the val split is empty: the content of all its {len(by_split['val'])} images is also in test"
         )
     if not validation:
-        validation = stratified(pool, _count(val, pool), seed)
+        validation = stratified(pool, _count(val, pool), seed, "data.val")
         pool = _without(pool, validation)
-    training = pool if train is None else stratified(pool, train, seed)
+    training = pool if train is None else stratified(pool, train, seed, "data.train")
     extra, repeated_extra = _drop_repeats(unlabelled, rejected)
     for name, others in (("test", testing), ("val", validation), ("train", training)):
         extra = _drop_content_of(extra, others, name, rejected)
     repeats = repeated + repeated_val + repeated_extra
+    taken = f" (test has {len(testing)}, val has {len(validation)})" if labelled else ""
     splits = Splits(training, validation, testing, extra, rejected, leaked, repeats)
     for name, images in splits.items():
         if not images:
-            raise SourceError(f"the {name} split is empty: {len(labelled)} labelled images are too few")
+            raise SourceError(
+                f"the {name} split is empty: {len(labelled)} labelled images are too few{taken}"
+            )
     return splits
 
 
@@ -102,7 +111,8 @@ def check(listing: Listing, splits: Splits, *, anew: bool = False) -> list[str]:
         anew: whether the images were split again, whatever the source's splits.
 
     Returns:
-        One sentence per class that val or test lack, and per attribute that no training image has.
+        One sentence per pair of classes that hold the same pictures, per class that val or test lack, and per
+        attribute that no training image has.
 
     Raises:
         SourceError: a class has no training image, is empty in a split that the source has, or has fewer
@@ -115,9 +125,12 @@ def check(listing: Listing, splits: Splits, *, anew: bool = False) -> list[str]:
             if not any(max(image.label) >= 0.5 for image in images if isinstance(image.label, tuple)):
                 raise SourceError(f"no {split} image has any attribute; without one, nothing can be scored")
         return [
-            f"no training image has the attribute {printable(name)!r}"
-            for index, name in enumerate(listing.classes)
-            if not any(share[index] >= 0.5 for share in shares)
+            *contradiction_notes(listing),
+            *(
+                f"no training image has the attribute '{printable(name)}'"
+                for index, name in enumerate(listing.classes)
+                if not any(share[index] >= 0.5 for share in shares)
+            ),
         ]
     given = set() if anew else {image.split for image in listing.labelled}
     in_source = Counter((None if anew else image.split, image.label) for image in listing.labelled)
@@ -125,7 +138,7 @@ def check(listing: Listing, splits: Splits, *, anew: bool = False) -> list[str]:
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     counts = {name: Counter(image.label for image in images) for name, images in parts.items()}
     drawn = [split for split in ("val", "test") if split not in given]
-    problems, notes = [], []
+    problems, notes = [], contradiction_notes(listing)
     for label, name in enumerate(listing.classes):
         numbers = ", ".join(f"{counts[split][label]} {split}" for split in SPLITS)
         if not counts["train"][label]:
@@ -136,31 +149,37 @@ def check(listing: Listing, splits: Splits, *, anew: bool = False) -> list[str]:
                 for other in group
                 if other != name
             ]
-            hint = f"; is it {printable(like[0])!r}?" if like else ""
-            problems.append(f"class {printable(name)!r} has no training images ({numbers}){hint}")
+            hint = f"; is it '{printable(like[0])}'?" if like else ""
+            problems.append(
+                f"class '{printable(name)}' has no training images ({numbers}){hint}{_lost(listing, label)}"
+            )
         elif (total := in_source[None, label] + in_source["train", label]) < 1 + len(drawn):
             problems.append(
-                f"class {printable(name)!r} has {total} images, of which {' and '.join(drawn)} are drawn; at "
-                f"least {1 + len(drawn)} are needed"
+                f"class '{printable(name)}' has {total} images, of which {' and '.join(drawn)} are drawn; at "
+                f"least {1 + len(drawn)} are needed{_lost(listing, label)}"
             )
         for split in ("val", "test"):
             if counts[split][label]:
                 continue
             if (split, label) in empty:
                 problems.append(
-                    f"class {printable(name)!r}: its folder in {split} holds no image that can be read"
+                    f"class '{printable(name)}': its folder in {split} holds no image that can be read"
                 )
             elif split in given and in_source[split, label]:
                 problems.append(
-                    f"class {printable(name)!r}: the content of all its {in_source[split, label]} images of "
+                    f"class '{printable(name)}': the content of all its {in_source[split, label]} images of "
                     f"{split} is also in test"
                 )
             elif counts["train"][label]:
                 cause = "it is small" if split in drawn else f"the folder of {split} lacks it"
-                notes.append(f"class {printable(name)!r} has no {split} images, because {cause} ({numbers})")
+                notes.append(f"class '{printable(name)}' has no {split} images, because {cause} ({numbers})")
     if problems:
         raise SourceError(*head(problems))
     return notes
+
+
+def _lost(listing: Listing, label: int) -> str:
+    return "".join(f"; {loss.sentence}" for loss in listing.lost if loss.label == label)
 
 
 def fingerprint(splits: Splits) -> str:
@@ -205,18 +224,21 @@ def _without(images: Sequence[SourceFile], others: Sequence[SourceFile]) -> list
     return [image for image in images if image.sha256 not in hashes]
 
 
-def stratified(images: Sequence[SourceFile], count: int, seed: int) -> list[SourceFile]:
+def stratified(images: Sequence[SourceFile], count: int, seed: int, key: str) -> list[SourceFile]:
     """Draw ``count`` images in the classes' proportions (largest remainders); return them in the source's
     order.
 
     Images with attributes are all equally likely, since there may be as many combinations of attributes as
-    images.
+    images. The key is that of the parameter that gives the count, for errors.
 
     Raises:
         SourceError: there are fewer images.
     """
     if count > len(images):
-        raise SourceError(f"data.train and data.val request {count} images; only {len(images)} are left")
+        share = (
+            "null takes all that are left" if key == "data.train" else "a share such as 0.2 fits any number"
+        )
+        raise SourceError(f"{key} (={count}) requests {count} images; only {len(images)} are left; {share}")
     sizes = Counter(_stratum(image) for image in images)
     exact = {label: count * size / len(images) for label, size in sizes.items()}
     quota = {label: int(share) for label, share in exact.items()}

@@ -4,13 +4,15 @@ import codecs
 import csv
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
+from pipeline.data import names as folder_names
 from pipeline.data.listing import SourceError
-from pipeline.data.names import splits_of
-from pipeline.data.trees import printable
+from pipeline.data.trees import printable, quote
 
 METADATA = "metadata.csv"
 FILE_NAME = "file_name"
@@ -18,11 +20,17 @@ CELEBA = "list_attr_celeba.txt"
 CELEBA_IMAGES = "img_align_celeba"
 CELEBA_PARTITION = "list_eval_partition.txt"
 CELEBA_SPLITS = {"0": "train", "1": "val", "2": "test"}
-NAMES = (METADATA, CELEBA, CELEBA_PARTITION)
-"""Names of the tables."""
+NAMES = (METADATA, "metadata.jsonl", "metadata.parquet", CELEBA, CELEBA_PARTITION)
+"""Names of tables, in lower case, of which those in JSON and Parquet are not read."""
 
 DELIMITERS = ",;\t|"
 """Characters that may divide the columns of a table."""
+_UNNAMED = re.compile(r"\s*|Unnamed: \d+(?:_level_\d+)?")
+"""Names of the columns that have none."""
+
+FEW_FOLDERS = 8
+"""Most folders of a table's files that are noted; more are shards."""
+
 LONGEST_FIELD = 2**27
 """Most characters of one field of a table."""
 
@@ -90,9 +98,28 @@ def read(file: Path) -> Table:
             f"{printable(file)}: must have the column {FILE_NAME} and at least one other; its columns are: "
             f"{', '.join(header) or 'none'}"
         )
+    if unnamed := [number for number, name in enumerate(header, start=1) if _UNNAMED.fullmatch(name)]:
+        raise TableError(
+            f"{printable(file)}: column {unnamed[0]} has no name ({header[unnamed[0] - 1]!r}), like an index "
+            "that pandas writes; remove it (`to_csv(index=False)`), or give it the name of an attribute"
+        )
     if len(set(header)) < len(header):
         raise TableError(f"{printable(file)}: column names must differ; found {', '.join(header)}")
+    check_names(file, columns)
     return Table(file, columns, rows)
+
+
+def check_names(file: Path, names: Sequence[str]) -> None:
+    """Check that no two attributes of a table have one name.
+
+    Raises:
+        TableError: two names differ by case, invisible characters or the like only.
+    """
+    for group in folder_names.same(names):
+        raise TableError(
+            f"{printable(file)}: the attributes {quote(group)} are one name but for "
+            f"{folder_names.DIFFERENCES}{folder_names.look_alikes(group)}; give one attribute one name"
+        )
 
 
 def text(file: Path) -> str:
@@ -122,16 +149,29 @@ def plain_name(name: str) -> str:
     return name.strip().replace("\\", "/")
 
 
-def metadata(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+@dataclass(frozen=True)
+class Tables:
+    """All that the tables of a source say."""
+
+    names: tuple[str, ...]
+    """Names of the attributes."""
+    rows: list[Row]
+    files: tuple[Path, ...]
+    """The tables."""
+    notes: tuple[str, ...] = ()
+
+
+def metadata(path: Path) -> Tables:
     """Read Hugging Face's ``metadata.csv`` in a folder, or in its train, validation and test folders.
 
-    Source: https://huggingface.co/docs/datasets/image_dataset
+    Rows of the folder's own table have the split of the folder in which their files are (``train/1.jpg``), if
+    those folders mean several splits. Source: https://huggingface.co/docs/datasets/image_dataset
 
     Raises:
         TableError: there is no table, or one is not valid.
     """
     folders = sorted(child for child in path.iterdir() if child.is_dir())
-    splits = splits_of([child.name for child in folders])
+    splits = folder_names.splits_of([child.name for child in folders])
     tables = [(None, path / METADATA)] if (path / METADATA).exists() else []
     tables += [
         (splits[child.name], child / METADATA)
@@ -157,10 +197,45 @@ def metadata(path: Path) -> tuple[tuple[str, ...], list[Row]]:
             where = f"{printable(file)}, line {line}"
             values = tuple(_share(where, name, row[name]) for name in names)
             rows.append(Row(split, values, _below(file.parent, row[FILE_NAME], where), where))
-    return names or (), rows
+    given = {row.split for row in rows} - {None}
+    tops, found = _splits_of_files(path, [row.file for row in rows if row.split is None])
+    if len({*given, *found.values()}) < 2:
+        found = {}  # One folder that holds all of them divides nothing.
+    notes = []
+    if not found and 1 < len(tops) <= FEW_FOLDERS:
+        notes.append(
+            f"{METADATA}: the rows name files in {quote(tops)}; they are pooled, and splits are drawn anew"
+        )
+    if found:
+        folders = sorted(found)
+        notes.append(
+            f"{METADATA}: the rows of files in {quote(folders)} keep that split; data.splits = new draws "
+            "others"
+        )
+        if rest := [row for row in rows if row.split is None and _top(path, row.file, found) is None]:
+            notes.append(f"{METADATA}: {len(rest):,} rows of files in no folder of a split are in train")
+    rows = [replace(row, split=row.split or found.get(_top(path, row.file, found) or "")) for row in rows]
+    return Tables(names or (), rows, tuple(file for _, file in tables), tuple(notes))
 
 
-def celeba(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+def _splits_of_files(path: Path, files: Sequence[Path]) -> tuple[list[str], dict[str, str]]:
+    """Return the places of the folders into which files are divided, and the split of each that means one."""
+    if not files:
+        return [], {}
+    common = Path(os.path.commonpath([file.parent for file in files]))
+    parts = sorted({file.relative_to(common).parts[0] for file in files if file.parent != common})
+    inside = common.relative_to(path)
+    splits = folder_names.splits_of(parts)
+    return [str(inside / part) for part in parts], {str(inside / part): splits[part] for part in splits}
+
+
+def _top(path: Path, file: Path, folders: Iterable[str]) -> str | None:
+    """Return which of the folders holds a file."""
+    parents = {str(parent) for parent in file.relative_to(path).parents}
+    return next((folder for folder in folders if folder in parents), None)
+
+
+def celeba(path: Path) -> Tables:
     """Read CelebA's ``list_attr_celeba.txt`` and ``list_eval_partition.txt``, as torchvision keeps them.
 
     Raises:
@@ -181,6 +256,7 @@ def celeba(path: Path) -> tuple[tuple[str, ...], list[Row]]:
                     f"are expected; found {line!r}"
                 )
     names = tuple(lines[1].split()) if len(lines) > 1 else ()
+    check_names(path / CELEBA, names)
     rows: list[Row] = []
     for number, line in enumerate(lines[2:], start=3):
         if not line.strip():
@@ -193,7 +269,8 @@ def celeba(path: Path) -> tuple[tuple[str, ...], list[Row]]:
             raise TableError(f"{where}: {name} is not in {printable(partition)}")
         shares = tuple(_share(where, *pair) for pair in zip(names, values, strict=True))
         rows.append(Row(splits.get(name), shares, _below(path / CELEBA_IMAGES, name, where), where))
-    return names, rows
+    files = (path / CELEBA, *([partition] if partition.exists() else []))
+    return Tables(names, rows, files)
 
 
 def once(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -209,7 +286,8 @@ def once(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
         if earlier is row:
             continue
         if (earlier.split, earlier.values) != (row.split, row.values):
-            raise TableError(f"{row.where}: {row.file.name!r} has other values than in {earlier.where}")
+            what = "another split" if earlier.values == row.values else "other values"
+            raise TableError(f"{row.where}: {row.file.name!r} has {what} than in {earlier.where}")
         repeated.append(row)
     return list(first.values()), repeated
 
@@ -228,7 +306,7 @@ def _below(folder: Path, name: str, where: str) -> Path:
 
 def _share(where: str, name: str, value: str) -> float:
     try:
-        number = float(value)
+        number = math.nan if "_" in value else float(value)
     except ValueError:
         number = math.nan
     number = 0.0 if number == -1 else number

@@ -124,6 +124,12 @@ def head(lines: Sequence[str]) -> list[str]:
     return [*lines[:MOST_NAMES], f"... and {more:,} more"] if more > 0 else list(lines)
 
 
+def quote(texts: Sequence[str]) -> str:
+    """Return the first of several texts in quotes, and how many more there are."""
+    shown = ", ".join(f"`{printable(text)}`" for text in texts[:MOST_NAMES])
+    return f"{shown} and {len(texts) - MOST_NAMES:,} more" if len(texts) > MOST_NAMES else shown or "none"
+
+
 def obstacles(tree: Tree) -> list[str]:
     """List, with its reason, whatever DVC cannot hash below a folder: it would stop or wait for ever.
 

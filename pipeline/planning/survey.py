@@ -83,7 +83,7 @@ def look(data: DataSettings, seed: int, *, drawn: bool = False) -> Survey:
     """
     began = time.perf_counter()
     contents = sources.read(data.source, data.path, data.layout)
-    listing.refuse_damage(contents, data.max_rejected)
+    listing.refuse_losses(contents, data.max_rejected)
     if not drawn:
         data = data.model_copy(update={"val": _share_of_val(len(contents.labelled))})
     anew = data.splits == "new"

@@ -15,9 +15,23 @@ from PIL import Image, ImageOps
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 
 
+def is_misread(image):
+    """Return whether Pillow takes the values of this kind of file for others."""
+    if image.format == "PNG":  # a transparent colour among values of 2, 4 or 16 bits
+        return "transparency" in image.info and image.tile[0][3] in ("L;2", "L;4", "RGB;16B")
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(258, (1,))
+    white_is_zero, planes = tags.get(262) == 0, tags.get(284) == 2 and tags.get(259, 1) == 1 and len(bits) > 1
+    signed = 2 in tags.get(339, ()) and image.mode != "I"
+    return signed or (8 < max(bits) <= 16 and (max(bits) < 16 or white_is_zero or planes))
+
+
 def read(file):
     """Read an image file as RGB."""
-    image = ImageOps.exif_transpose(Image.open(file, formats=FORMATS))
+    image = Image.open(file, formats=FORMATS)
+    if is_misread(image):
+        raise ValueError("Pillow would misread it; convert it to 8 bits per value")
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):
         raise ValueError("the range of its grey values is not known; convert them to 8 or 16 bits")
     if image.mode.startswith("I;16"):

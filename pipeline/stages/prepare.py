@@ -11,7 +11,7 @@ def main() -> None:
     """Write `artifacts/data/`."""
     p = parameters.load()
     contents = sources.read(p.data.source, p.data.path, p.data.layout)
-    listing.refuse_damage(contents, p.data.max_rejected)
+    listing.refuse_losses(contents, p.data.max_rejected)
     anew = p.data.splits == "new"
     assigned = splits.assign(
         contents.labelled,
