@@ -7,13 +7,16 @@ from pydantic import BeforeValidator, Field, model_validator
 from pipeline.settings import ImageSize, Settings
 from pipeline.training.settings import TrainingSettings
 
+Deviation = Annotated[float, Field(gt=0)]
+"""A standard deviation, by which values are divided."""
+
 
 class TeacherInput(Settings):
     """Corrections of the teacher's input; null keeps what the weights declare."""
 
     mean: tuple[float, float, float] | None = None
     """Mean of the red, green and blue channels in [0, 1], which is subtracted."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[Deviation, Deviation, Deviation] | None = None
     """Standard deviation of the red, green and blue channels, by which the difference is divided."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Interpolation with which images are resized, with antialiasing."""
