@@ -87,7 +87,7 @@ def judge(outputs: Float[Tensor, "images classes"], *, exclusive: bool, by_file:
         raise _ambiguous(f"all its outputs lie between {low:.3g} and {high:.3g}")
     total = float(sums.mean())
     if len(sums) > 1 and bool(((sums - total).abs() <= TOLERANCE * total).all()):
-        raise _ambiguous(f"its outputs are never negative, and those for each image add up to {total:.4g}")
+        raise _disguised(f"its outputs are never negative, and those for each image add up to {total:.4g}")
     _refuse_disguised(outputs, low, high)
     return "logits"
 
@@ -117,9 +117,9 @@ def _refuse_disguised(outputs: Float[Tensor, "images classes"], low: float, high
     if bool(((sums - total).abs() <= TOLERANCE * span).all()) and (
         bounded or max(-low, high) <= 1 + TOLERANCE or abs(total) > TOLERANCE * span * classes
     ):
-        raise _ambiguous(f"{words}, and those for each image add up to {total:.4g}")
+        raise _disguised(f"{words}, and those for each image add up to {total:.4g}")
     if bounded:
-        raise _ambiguous(f"{words}, and for most images some of them reach these bounds")
+        raise _disguised(f"{words}, and for most images some of them reach both bounds")
 
 
 def declared(outputs: Float[Tensor, "images classes"], *, exclusive: bool, by_file: Form = "logits") -> Form:
@@ -144,12 +144,19 @@ def declared(outputs: Float[Tensor, "images classes"], *, exclusive: bool, by_fi
     greatest = float(outputs.sum(1).max())
     if by_file == "softmax" and greatest > 1 + TOLERANCE:
         raise TeacherError(
-            f"its file ends in a softmax, but its outputs for an image add up to {greatest:.4g} instead of 1, "
-            "as those of a softmax over the batch do"
+            f"its file ends in a softmax, but its outputs for an image add up to {greatest:.4g} instead of "
+            "1, as those of a softmax over the batch do"
         )
     if by_file != "logits":
         return by_file
     return "softmax" if exclusive and bool((outputs.sum(1) <= 1 + TOLERANCE).all()) else "sigmoid"
+
+
+def _disguised(reason: str) -> TeacherError:
+    return TeacherError(
+        f"{reason}, as probabilities do that were shifted or scaled; use a file that returns logits or "
+        "probabilities, or set teacher.outputs to logits if that is what they are"
+    )
 
 
 def _ambiguous(reason: str) -> TeacherError:

@@ -123,7 +123,7 @@ def _check_start(path: Path, *, safe: bool) -> None:
 
 
 def _check_sums(path: Path) -> None:
-    """Compare the parts of a file of ``torch.save`` with their checksums, which PyTorch itself does not do."""
+    """Compare the parts of a file of ``torch.save`` with their checksums, which PyTorch does not look at."""
     with zipfile.ZipFile(path) as archive:
         # PyTorch can be told to write no checksums; then all are 0.
         damaged = archive.testzip() if any(part.CRC for part in archive.infolist()) else None

@@ -45,7 +45,7 @@ def contract(teacher: Teacher, *, size: int | None, crop: float, corrections: Te
     result = replace(declared, **{**given, "crop": crop, "size": size or declared.size})
     if not np.isfinite((*result.mean, *result.std)).all() or min(result.std) <= 0:
         raise TeacherError(
-            f"{teacher.origin} declares the mean {result.mean} and the standard deviation {result.std} of its "
+            f"{teacher.origin} has the mean {result.mean} and the standard deviation {result.std} for its "
             "input; allowed: finite numbers, and positive standard deviations; set teacher.input"
         )
     if box and box.bytes and not result.is_plain:

@@ -88,7 +88,7 @@ def check_views(
     *,
     accept: bool,
 ) -> None:
-    """Check the answers to views of the images that students learn from, or print the doubt if it is accepted.
+    """Check the answers to views of the images that students learn from, or print the doubt if accepted.
 
     Args:
         logits: finite answers to one view of each image.
@@ -105,8 +105,8 @@ def check_views(
         return
     doubt = (
         f"{origin}: {images.task.words} is {chance.score:.1%} on the first views of the "
-        f"{int(images.has_label.sum())} labelled images that students learn from, and {chance.expected:.1%} with "
-        f"answers to other images, so it is {'below' if chance.is_missed else 'not above'} chance, and "
+        f"{int(images.has_label.sum())} labelled images that students learn from, and {chance.expected:.1%} "
+        f"with answers to other images, so it is {'below' if chance.is_missed else 'not above'} chance, and "
         f"{val[images.task.metric]:.1%} on the {val['n']} images of val"
     )
     if not accept:
@@ -140,8 +140,8 @@ def _find(
         found = _attribute_doubts(scores, truth >= PRESENT, images.classes)
     if chance.is_missed and not found:
         found.append(
-            f"{_score(chance, images)}, which is below chance: its answers may have the wrong sign, or may be "
-            "for other classes; see teacher.input, teacher.outputs and teacher.labels"
+            f"{_score(chance, images)}, which is below chance: its answers may have the wrong sign, or "
+            "may be for other classes; see teacher.input, teacher.outputs and teacher.labels"
         )
     elif chance.is_reached and not chance.is_missed:
         found.append(f"{_score(chance, images)}, which is not above chance")

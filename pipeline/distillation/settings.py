@@ -51,8 +51,9 @@ class TeacherMember(Settings):
     outputs: Literal["auto", "logits", "probabilities"] = "auto"
     """What a teacher that is not adapted returns. `auto` judges by the file and by the values on val."""
     doubtful: Literal["refuse", "accept"] = "refuse"
-    """What happens if the score on val cannot be told from chance, or if another order of the logits fits val
-    far better. `refuse` ends the run before anything is built on the teacher; `accept` prints a warning."""
+    """What happens if the score on val, or later on the images that students learn from, cannot be told from
+    chance or is below it, or if another order of the logits fits val far better. `refuse` ends the run before
+    anything is built on the teacher; `accept` prints a warning."""
     head: TrainingSettings | None = None
     """First training: a new classifier, the rest of the network frozen; null skips it."""
     full: TrainingSettings | None = None

@@ -141,8 +141,8 @@ def _unsteadiness(teacher: Teacher, contract: InputContract) -> str | None:
     if apart > max(rounding, LEAST_DEPENDENCE * span):
         return (
             f"gives other answers to an image beside another one than alone (by up to {apart:.3g}, where all "
-            f"answers lie within {span:.3g}): it computes across the batch, such as a softmax or a batch norm "
-            "that takes the statistics of the batch"
+            f"lie within {span:.3g}): it computes across the batch, such as a softmax or a batch norm that "
+            "takes the statistics of the batch"
         )
     return None
 
