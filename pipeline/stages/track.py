@@ -21,6 +21,7 @@ from pipeline.parameters import Parameters
 from pipeline.process import stage
 from pipeline.selection import table
 from pipeline.selection.table import Row
+from pipeline.shipping import integrity
 from pipeline.tasks import METRICS
 from pipeline.tracking import delivery, outbox, patience, records
 from pipeline.tracking.delivery import Outcome
@@ -152,6 +153,7 @@ def _exported_file(
 ) -> ExportedFile:
     """The variant with the columns of its row and everything else that was measured."""
     name = row.variant
+    integrity.check(paths.onnx(name), {})
     scores = json.loads(paths.metrics(name).read_text())
     # The columns come first, because MLflow's comparisons begin with the first metric.
     metrics = _numbers({table.column(field, row.metric): getattr(row, field) for field in table.COLUMNS})
