@@ -22,6 +22,14 @@ TOLERANCE = 2e-3
 SPREAD = 0.25
 """Distance from 0 and from 1 within which some outputs lie, if those between 0 and 1 are probabilities."""
 
+FEWEST = 8
+"""Fewest images by whose answers it is judged whether values that can be negative are probabilities that were
+shifted and scaled. Logits seldom have the same sum for all of them, or reach the same bounds."""
+BOUND = 0.005
+"""Distance from a bound, as a share of the range of all outputs, within which an output counts as at it."""
+AT_BOUNDS = 0.5
+"""Share of the images with an output at either bound above which the outputs are bounded."""
+
 INVERSES: dict[Form, Callable[[Tensor], Tensor]] = {
     "logits": lambda outputs: outputs,
     "softmax": lambda outputs: outputs.clamp_min(LEAST_PROBABILITY).log(),
@@ -58,13 +66,16 @@ def judge(outputs: Float[Tensor, "images classes"], *, exclusive: bool, by_file:
         by_file: form that the last operator of the file has, if it is a softmax or a sigmoid.
 
     Raises:
-        TeacherError: the values can be probabilities and can be logits.
+        TeacherError: the values can be probabilities, also shifted and scaled ones, and can be logits.
     """
     low, high = float(outputs.min()), float(outputs.max())
     sums = outputs.double().sum(1)
     if by_file != "logits":
         return declared(outputs, exclusive=exclusive, by_file=by_file)
-    if low < -TOLERANCE or low == high:
+    if low == high:
+        return "logits"
+    if low < -TOLERANCE:
+        _refuse_disguised(outputs, low, high)
         return "logits"
     if outputs.shape[1] > 1 and bool(((sums - 1).abs() <= TOLERANCE).all()):
         if exclusive:
@@ -76,8 +87,39 @@ def judge(outputs: Float[Tensor, "images classes"], *, exclusive: bool, by_file:
         raise _ambiguous(f"all its outputs lie between {low:.3g} and {high:.3g}")
     total = float(sums.mean())
     if len(sums) > 1 and bool(((sums - total).abs() <= TOLERANCE * total).all()):
-        raise _ambiguous(f"its outputs are never negative, and those for each image add up to {total:.4g}")
+        raise _disguised(f"its outputs are never negative, and those for each image add up to {total:.4g}")
+    _refuse_disguised(outputs, low, high)
     return "logits"
+
+
+def _refuse_disguised(outputs: Float[Tensor, "images classes"], low: float, high: float) -> None:
+    """Refuse outputs that can be probabilities times a number plus another one.
+
+    Those of a softmax have the same sum for each image. So have the logits of a layer that began with zeros
+    and was trained with the cross entropy: their sum is 0, but they are not bounded. Those of a sigmoid or a
+    hyperbolic tangent reach the same bounds for many images.
+
+    Raises:
+        TeacherError: the values can be probabilities.
+    """
+    images, classes = outputs.shape
+    if images < FEWEST or classes < 2:
+        return
+    sums = outputs.double().sum(1)
+    total, span = float(sums.mean()), high - low
+    near = BOUND * span
+    shares = [
+        float(at_bound.float().mean())
+        for at_bound in ((outputs <= low + near).any(1), (outputs >= high - near).any(1))
+    ]
+    bounded = min(shares) > AT_BOUNDS
+    words = f"all its outputs lie between {low:.3g} and {high:.3g}"
+    if bool(((sums - total).abs() <= TOLERANCE * span).all()) and (
+        bounded or max(-low, high) <= 1 + TOLERANCE or abs(total) > TOLERANCE * span * classes
+    ):
+        raise _disguised(f"{words}, and those for each image add up to {total:.4g}")
+    if bounded:
+        raise _disguised(f"{words}, and for most images some of them reach both bounds")
 
 
 def declared(outputs: Float[Tensor, "images classes"], *, exclusive: bool, by_file: Form = "logits") -> Form:
@@ -89,7 +131,7 @@ def declared(outputs: Float[Tensor, "images classes"], *, exclusive: bool, by_fi
         by_file: form that the last operator of the file has, if it is a softmax or a sigmoid.
 
     Raises:
-        TeacherError: a value lies outside of 0 to 1.
+        TeacherError: a value lies outside of 0 to 1, or those of a softmax add up to more than 1.
     """
     low, high = float(outputs.min()), float(outputs.max())
     if low < -TOLERANCE or high > 1 + TOLERANCE:
@@ -99,9 +141,22 @@ def declared(outputs: Float[Tensor, "images classes"], *, exclusive: bool, by_fi
         )
     if by_file == "softmax" and not exclusive:
         raise _ambiguous("its file ends in a softmax over all attributes")
+    greatest = float(outputs.sum(1).max())
+    if by_file == "softmax" and greatest > 1 + TOLERANCE:
+        raise TeacherError(
+            f"its file ends in a softmax, but its outputs for an image add up to {greatest:.4g} instead of "
+            "1, as those of a softmax over the batch do"
+        )
     if by_file != "logits":
         return by_file
     return "softmax" if exclusive and bool((outputs.sum(1) <= 1 + TOLERANCE).all()) else "sigmoid"
+
+
+def _disguised(reason: str) -> TeacherError:
+    return TeacherError(
+        f"{reason}, as probabilities do that were shifted or scaled; use a file that returns logits or "
+        "probabilities, or set teacher.outputs to logits if that is what they are"
+    )
 
 
 def _ambiguous(reason: str) -> TeacherError:

@@ -5,6 +5,7 @@ import pickle
 import re
 import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,17 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 """Prefixes of every name that `DataParallel`, `torch.compile` and Lightning give."""
 UNPICKLER = re.compile(r"(?:WeightsUnpickler error|Unsupported global): (.+?)(?: was not| Check the|$)")
 """The reason within PyTorch's advice to read a file unsafely."""
+STARTS = {
+    b"PK\x03\x04": "PyTorch",
+    b"\x80": "PyTorch",
+    b"version https://git-lfs": "a pointer of Git LFS; `git lfs pull` gets the file itself",
+}
+"""What a file is that begins with these bytes: a zip or a pickle of PyTorch, or something else in words."""
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of weights that are converted to those of the network. Others hold rounded weights without their
+scales."""
+VARIANCES = ".running_var"
+"""Ending of the variances of batch norm."""
 COUNTERS = ".num_batches_tracked"
 """Ending of the counters of batch norm, which PyTorch writes since 0.4.1 and which no answer depends on."""
 
@@ -52,6 +64,8 @@ def build(
         raise WeightsError(
             f"{file}: a head `{weight}` is expected; found {', '.join(list(tensors)[-2:]) or 'nothing'}"
         )
+    if not len(tensors[weight]):
+        raise WeightsError(f"{file}: its head `{weight}` has 0 classes; allowed: at least 1")
     module = make(len(tensors[weight]))
     fill(module, tensors, str(file))
     return module
@@ -61,12 +75,15 @@ def read(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a ``.safetensors`` file, or of a ``.pth`` file that holds weights alone.
 
     Raises:
-        WeightsError: the file is missing, damaged, or a pickle that would run code.
+        WeightsError: the file is missing, damaged, of another kind than its name says, or a pickle that would
+            run code; or a tensor is sparse, empty of values, complex or quantised.
     """
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file; a {KINDS} file with a state dict is expected")
+        problem = "this is not a file" if path.exists() else "no such file"
+        raise WeightsError(f"{path}: {problem}; a {KINDS} file with a state dict is expected")
     safe = path.suffix.lower() == ".safetensors"
     try:
+        _check_start(path, safe=safe)
         content = load_file(path) if safe else _unpickle(path)
     except WeightsError:
         raise
@@ -77,14 +94,62 @@ def read(path: Path) -> dict[str, Tensor]:
     if not tensors:
         names = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
         raise WeightsError(f"{path} holds {names}; a state dict of tensors is expected")
+    for name, value in tensors.items():
+        if kind := _unusual(value):
+            raise WeightsError(f"{path}: {name} is {kind}; allowed: dense tensors of real numbers")
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 
+def _check_start(path: Path, *, safe: bool) -> None:
+    """Check by its first bytes whether a file is of the kind that its name says."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        raise WeightsError(f"{path} is empty")
+    kind = next((kind for bytes_, kind in STARTS.items() if start.startswith(bytes_)), "unknown")
+    if kind == "unknown" and start[8:10] == b'{"':
+        kind = "safetensors"
+    if kind == ("safetensors" if safe else "PyTorch") or (not safe and tarfile.is_tarfile(path)):
+        return
+    if kind in ("PyTorch", "safetensors"):
+        other = ".safetensors" if kind == "safetensors" else ".pth"
+        raise WeightsError(f"{path} is a {kind} file by its content; give it the ending {other}")
+    expected = "safetensors" if safe else "PyTorch"
+    words = f"it begins with {start[:16]!r}" if kind == "unknown" else f"it is {kind}"
+    raise WeightsError(f"{path} is not an intact {expected} file: {words}")
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the parts of a file of ``torch.save`` with their checksums, which PyTorch does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        # PyTorch can be told to write no checksums; then all are 0.
+        damaged = archive.testzip() if any(part.CRC for part in archive.infolist()) else None
+    if damaged is not None:
+        raise WeightsError(f"{path} is damaged: its part {damaged} does not fit its checksum; copy it again")
+
+
+def _unusual(tensor: Tensor) -> str | None:
+    """What makes a tensor unusable as weights; None if it is usable."""
+    if tensor.layout != torch.strided:
+        return f"sparse ({tensor.layout})"
+    if tensor.is_meta:
+        return "without values (on the device `meta`)"
+    if (
+        tensor.is_complex()
+        or tensor.is_quantized
+        or (tensor.is_floating_point() and tensor.dtype not in FLOATS)
+    ):
+        return f"of the type {tensor.dtype}"
+    return None
+
+
 def _unpickle(path: Path) -> Any:
     """Read a file of ``torch.save`` without running code."""
+    if zipfile.is_zipfile(path):
+        _check_sums(path)
     if tarfile.is_tarfile(path):
         raise WeightsError(
             f"{path} has the tar format of PyTorch before 0.1.10, which is not read without running code; "
@@ -120,7 +185,8 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
     """Load a state dict by name. Counters of batch norm may be missing.
 
     Raises:
-        WeightsError: names or shapes differ; the message gives the first of each kind.
+        WeightsError: names or shapes differ, or integers stand for weights; the message gives the first of
+            each kind. Or values are not finite, or variances are negative.
     """
     expected = module.state_dict()
     counters = {name: value for name, value in expected.items() if name.endswith(COUNTERS)}
@@ -132,9 +198,19 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
         for name, value in expected.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
+    integers = [
+        f"{name} is {tensors[name].dtype}"
+        for name, value in expected.items()
+        if name in tensors and value.is_floating_point() and not tensors[name].is_floating_point()
+    ]
     problems = [
         f"{len(names)} {problem} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
-        for problem, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for problem, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+            ("of integers without their scale", integers),
+        )
         if names
     ]
     if problems:
@@ -146,6 +222,11 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
         raise WeightsError(
             f"{origin}: {len(damaged)} tensors hold values that are not finite ({', '.join(damaged[:2])})"
         )
+    negative = [
+        name for name, value in tensors.items() if name.endswith(VARIANCES) and bool((value < 0).any())
+    ]
+    if negative:
+        raise WeightsError(f"{origin}: {len(negative)} variances are negative ({', '.join(negative[:2])})")
     # The state dict also holds the versions of the modules, which some of them read.
     expected.update(tensors)
     module.load_state_dict(expected)

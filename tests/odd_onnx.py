@@ -234,3 +234,62 @@ SHARES: dict[str, Callable[[Path], Path]] = {
     ),
 }
 """Files that return probabilities, most of them through operations after the softmax."""
+
+
+def scaled(factor: float, offset: float, operator: str = "Softmax") -> Callable[[Path], Path]:
+    """A file that returns probabilities times a factor plus an offset."""
+    shares = node("Sigmoid", "sums", output="shares") if operator == "Sigmoid" else SOFTMAX
+    return lambda path: write(
+        path,
+        shares,
+        node("Mul", "shares", "factor", output="products"),
+        node("Add", "products", "offset"),
+        matrix=SHARP,
+        constants={"factor": np.float32(factor), "offset": np.float32(offset)},
+    )
+
+
+SHARP = np.float32(5) * (MATRIX - np.float32(4))
+"""A matrix that gives probabilities near 0 and 1."""
+DISGUISED: dict[str, Callable[[Path], Path]] = {
+    "less a third": scaled(1, -1 / 3),
+    "less 0.333": scaled(1, -0.333),
+    "from -1 to 1": scaled(2, -1),
+    "negative": scaled(-1, 0),
+    "1 less": scaled(-1, 1),
+    "in per cent": scaled(100, 0),
+    "ten times, sum 0": scaled(10, -10 / 3),
+    "ten times, sum -2": scaled(10, -4),
+    "sigmoid from -1 to 1": scaled(2, -1, "Sigmoid"),
+    "sigmoid in per cent": scaled(100, 0, "Sigmoid"),
+    "hyperbolic tangent": lambda path: write(path, node("Tanh", "sums"), matrix=SHARP),
+}
+"""Files that return probabilities that were shifted or scaled."""
+
+UNSTEADY: dict[str, Callable[[Path], Path]] = {
+    "softmax over the batch": lambda path: write(path, node("Softmax", "sums", axis=0)),
+    "less the mean of the batch": lambda path: write(
+        path,
+        node("ReduceMean", "sums", output="means_of_all", axes=[0], keepdims=1),
+        node("Sub", "sums", "means_of_all"),
+    ),
+    "batch norm of the batch": lambda path: write(
+        path,
+        helper.make_node(
+            "BatchNormalization",
+            ["sums", "ones", "zeros", "zeros", "ones"],
+            ["answers", "mean", "variance"],
+            training_mode=1,
+        ),
+        constants={"ones": np.ones(3, np.float32), "zeros": np.zeros(3, np.float32)},
+    ),
+    "noise": lambda path: write(
+        path, node("RandomUniformLike", "sums", output="noise"), node("Add", "sums", "noise")
+    ),
+    "dropout": lambda path: write(
+        path,
+        node("Dropout", "sums", "ratio", "training"),
+        constants={"ratio": np.float32(0.5), "training": np.array(True)},
+    ),
+}
+"""Files whose answers depend on more than the image."""

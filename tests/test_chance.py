@@ -99,6 +99,38 @@ def test_few_images_of_a_rare_class_do_not_show_that_a_constant_answer_is_at_cha
     assert chance.of_classes(np.zeros(307, int), np.append(rare, 1)).is_reached
 
 
+@pytest.mark.parametrize(("classes", "images"), [(2, 10), (2, 60), (3, 14), (3, 30), (5, 60), (10, 1000)])
+def test_answers_that_are_never_right_are_below_chance(classes: int, images: int) -> None:
+    labels = np.arange(images) % classes
+    others = np.random.default_rng(0).integers(1, classes, images)
+    result = chance.of_classes((labels + others) % classes, labels)
+    assert result.is_missed
+    assert result.is_reached
+    assert not result.is_exceeded
+
+
+def test_few_wrong_answers_and_independent_ones_are_not_below_chance() -> None:
+    """One in a hundred independent classifiers is, at a confidence of 99 %."""
+    for images in (2, 4, 6):
+        labels = np.arange(images) % 2
+        assert not chance.of_classes(1 - labels, labels).is_missed
+    random = np.random.default_rng(3)
+    sizes = random.integers(8, 200, 200)
+    missed = sum(
+        chance.of_classes(random.integers(0, 3, size), random.integers(0, 3, size)).is_missed
+        for size in sizes
+    )
+    assert missed <= 6
+
+
+def test_attributes_the_wrong_way_round_are_below_chance() -> None:
+    random = np.random.default_rng(2)
+    targets = (random.random((300, 3)) < [0.5, 0.3, 0.2]).astype(np.float32)
+    scores = random.normal(size=targets.shape) + 3 * targets
+    assert chance.of_attributes(-scores, targets).is_missed
+    assert not chance.of_attributes(scores, targets).is_missed
+
+
 def test_images_of_one_class_do_not_show_chance() -> None:
     predictions = np.repeat([0, 1], [90, 10])
     assert not chance.of_classes(predictions, np.zeros(100, int)).is_reached

@@ -139,6 +139,33 @@ def test_doubts_end_the_run_unless_they_are_accepted(capsys: pytest.CaptureFixtu
     doubts.check(classifier(labels, 2, 1.0), val(labels, "ab"), "teacher: x", accept=False)
 
 
+@pytest.mark.parametrize(("classes", "images"), [(2, 60), (3, 14), (3, 30)])
+def test_answers_of_the_wrong_sign_end_the_run(classes: int, images: int) -> None:
+    labels = balanced(classes, images)
+    wrong = -classifier(labels, classes, 1.0)
+    with pytest.raises(TeacherError, match=r"^teacher: x: .*teacher\.doubtful") as error:
+        doubts.check(wrong, val(labels, "abc"[:classes]), "teacher: x", accept=False)
+    assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(TeacherError, match="below chance"):
+        doubts.check_views(wrong, val(labels, "abc"[:classes]), "x", {"n": 9, "top1": 1.0}, accept=False)
+
+
+def test_a_score_at_chance_on_the_first_views_ends_the_run_unless_it_is_accepted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels = balanced(3, 300)
+    labels[::4] = -1  # without a label
+    images, before = val(labels, "abc"), {"n": 20, "top1": 0.95}
+    bad, good = classifier(labels, 3, 0.0), classifier(labels, 3, 1.0)
+    with pytest.raises(TeacherError, match=r"^x: .* 225 .* 95\.0% on the 20 .*teacher\.doubtful"):
+        doubts.check_views(bad, images, "x", before, accept=False)
+    doubts.check_views(good, images, "x", before, accept=False)
+    assert capsys.readouterr().err == ""
+    doubts.check_views(bad, images, "x", before, accept=True)
+    assert capsys.readouterr().err.startswith("warning: x: ")
+    doubts.check_views(bad, val(0 * labels - 1, "abc"), "x", before, accept=False)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_answers_that_are_not_finite_name_their_images(value: float) -> None:
     labels = balanced(2, 10)

@@ -182,6 +182,10 @@ def test_ship_notes_a_missing_card_missing_results_and_a_rejection(
     assert "gate" in capsys.readouterr().err
     assert (root / "out/again/model_card.md").read_text() == "# The card of tiny\n"
     table.write(root / paths.VARIANTS, rows("1" * 64))
+    assert run(monkeypatch, "ship tiny out/other") == 1
+    assert "artifacts/onnx/tiny.onnx" in capsys.readouterr().err
+    assert not (root / "out/other").exists()
+    (root / paths.VARIANTS).unlink()
     assert run(monkeypatch, "ship tiny out/other") == 0
     assert "artifacts/report/variants.csv" in capsys.readouterr().err
     assert not (root / "out/other/model_card.md").exists()

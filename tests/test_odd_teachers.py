@@ -14,10 +14,12 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipeline import parameters
 from pipeline.data import sources, splits, store
 from pipeline.data.batches import ViewSet
-from pipeline.distillation import as_it_is, doubts, teacher_store, trial
-from pipeline.distillation.settings import TeacherMember
+from pipeline.distillation import adaptation, as_it_is, doubts, teacher_store, trial
+from pipeline.distillation.settings import TeacherInput, TeacherMember
+from pipeline.parameters import ParameterError
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
 from pipeline.training import checkpoints, compute, loop, scoring
 from pipeline.training.checkpoints import Progress
@@ -168,6 +170,52 @@ def test_the_form_of_outputs_is_judged_by_their_values(
     line(error)
 
 
+@pytest.mark.parametrize("form", odd_onnx.DISGUISED)
+def test_probabilities_in_disguise_are_one_line(tmp_path: Path, val: ViewSet, form: str) -> None:
+    teacher = write(tmp_path, odd_onnx.DISGUISED[form])
+    with pytest.raises(TeacherError, match=r"box\.onnx: .*teacher\.outputs") as error:
+        settle(teacher, val)
+    line(error)
+    assert settle(teacher, val, outputs="logits").module is teacher.module
+
+
+def test_logits_are_not_taken_for_probabilities_in_disguise() -> None:
+    logits = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)) * 4
+    centred = logits - logits.mean(1, keepdim=True)
+    for each in (
+        logits,
+        centred,
+        centred[:, :2] - centred[:, :2].mean(1, keepdim=True),
+        logits.log_softmax(1),
+    ):
+        assert outputs.judge(each, exclusive=True) == "logits"
+        assert outputs.judge(each, exclusive=False) == "logits"
+    assert outputs.judge(logits.relu() * 3, exclusive=True) == "logits"
+
+
+def test_a_softmax_whose_outputs_add_up_to_more_than_1_is_one_line() -> None:
+    values = torch.rand(9, 3).softmax(0) * 3
+    with pytest.raises(TeacherError, match="softmax") as error:
+        outputs.judge(values, exclusive=True, by_file="softmax")
+    line(error)
+
+
+@pytest.mark.parametrize("form", odd_onnx.UNSTEADY)
+def test_answers_that_depend_on_more_than_the_image_are_one_line(tmp_path: Path, form: str) -> None:
+    teacher = write(tmp_path, odd_onnx.UNSTEADY[form])
+    with pytest.raises(
+        TeacherError, match=r"^teacher\.ensemble\.0: .*box\.onnx gives other answers"
+    ) as error:
+        trial.try_out(teacher, CONTRACT, {}, task=SINGLE_LABEL, classes=3, key="teacher.ensemble.0")
+    line(error)
+
+
+def test_a_network_with_a_dropout_that_stays_on_is_one_line() -> None:
+    with pytest.raises(TeacherError, match="random") as error:
+        try_out(Colours(lambda x: nn.functional.dropout(x, 0.5)), None)
+    line(error)
+
+
 def test_outputs_that_are_no_probabilities_are_not_taken_for_some(val: ViewSet, tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match=r"teacher\.outputs") as error:
         settle(write(tmp_path, odd_onnx.write), val, outputs="probabilities")
@@ -268,6 +316,31 @@ def test_names_and_outputs_are_for_teachers_that_are_taken_as_they_are() -> None
             )
 
 
+@pytest.mark.parametrize("deviation", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_standard_deviation_must_be_positive(deviation: float) -> None:
+    with pytest.raises(ValueError, match=r"std"):
+        TeacherInput(std=(1.0, deviation, 1.0))
+    teacher = Teacher(nn.Identity(), 3, InputContract(64, std=(1.0, deviation, 1.0)), (), "a box")
+    with pytest.raises(TeacherError, match=r"a box .*teacher\.input") as error:
+        adaptation.contract(teacher, size=None, crop=1.0, corrections=TeacherInput())
+    line(error)
+    corrected = TeacherInput(std=(0.5, 0.5, 0.5))
+    assert adaptation.contract(teacher, size=None, crop=1.0, corrections=corrected).std == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("teacher.weights", {"source": "timm", "name": "resnet10t", "weights": __file__}),
+        ("teacher.name", {"source": "onnx", "name": __file__, "weights": "default"}),
+    ],
+)
+def test_a_file_of_another_kind_is_noticed_before_any_work(key: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(ParameterError, match=rf"{key} = .*\.py") as error:
+        parameters.load(changes={"teacher": changes})
+    assert all(len(str(problem).splitlines()) == 1 for problem in error.value.args)
+
+
 NETWORK = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
 STATE = NETWORK.state_dict()
 
@@ -311,7 +384,34 @@ def with_nan(path: Path) -> None:
     torch.save({name: value * float("nan") for name, value in STATE.items()}, path)
 
 
+def flipped(path: Path) -> None:
+    """One bit of a tensor is another one."""
+    torch.save({**STATE, "0.weight": torch.zeros(4, 3, 3, 3)}, path)
+    content = path.read_bytes()
+    place = content.index(bytes(4 * 4 * 27))
+    path.write_bytes(content[: place + 50] + b"\1" + content[place + 51 :])
+
+
+def stored(change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
+    """The weights with each floating-point tensor changed."""
+    return lambda path: torch.save(
+        {name: change(value) if value.is_floating_point() else value for name, value in STATE.items()}, path
+    )
+
+
 BAD: dict[str, Callable[[Path], Any]] = {
+    "a flipped bit": flipped,
+    "sparse": stored(lambda value: value.to_sparse()),
+    "compressed rows": lambda path: torch.save({"weight": torch.eye(3).to_sparse_csr()}, path),
+    "without values": stored(lambda value: value.to("meta")),
+    "complex": stored(lambda value: value.to(torch.complex64)),
+    "int8": stored(lambda value: (value * 10).to(torch.int8)),
+    "bool": stored(lambda value: value > 0),
+    "quantised": stored(lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8)),
+    "float8": stored(lambda value: value.to(torch.float8_e4m3fn)),
+    "negative variances": stored(lambda value: -value.abs() - 1),
+    "text": lambda path: path.write_text("hello"),
+    "safetensors": lambda path: save_file(STATE, path),
     "half": lambda path: cut(path, 0.5),
     "almost whole": lambda path: cut(path, 0.98),
     "the start of an old one": lambda path: cut(path, 0.1, _use_new_zipfile_serialization=False),
@@ -333,6 +433,7 @@ BAD: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # about making sparse and quantised tensors
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_weights_are_one_line_with_the_file(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "weights.pth"
@@ -341,6 +442,41 @@ def test_bad_weights_are_one_line_with_the_file(tmp_path: Path, kind: str) -> No
         state_dicts.fill(NETWORK, state_dicts.read(file), str(file))
     assert str(file) in line(error)
     assert "weights_only" not in line(error)
+
+
+def test_the_ending_of_a_file_must_fit_its_content(tmp_path: Path) -> None:
+    for name, write_file, ending in (
+        ("a.pth", save_file, ".safetensors"),
+        ("b.safetensors", torch.save, ".pth"),
+    ):
+        write_file(STATE, tmp_path / name)
+        with pytest.raises(WeightsError, match=name) as error:
+            state_dicts.read(tmp_path / name)
+        assert line(error).endswith(ending)
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(WeightsError, match=r"folder\.pth: this is not a file"):
+        state_dicts.read(tmp_path / "folder.pth")
+
+
+def test_weights_without_checksums_are_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(STATE, tmp_path / "plain.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert state_dicts.read(tmp_path / "plain.pth").keys() == STATE.keys()
+
+
+@pytest.mark.parametrize(("source", "head"), [("timm", "fc"), ("torchvision", "fc")])
+def test_weights_of_a_head_without_classes_are_one_line(tmp_path: Path, source: str, head: str) -> None:
+    name = {"timm": "resnet10t", "torchvision": "resnet18"}[source]
+    make = {"timm": timm.create_model, "torchvision": torchvision.models.get_model}[source]
+    state = make(name, num_classes=3).state_dict()
+    state |= {f"{head}.{part}": state[f"{head}.{part}"][:0] for part in ("weight", "bias")}
+    torch.save(state, tmp_path / "none.pth")
+    with pytest.raises(WeightsError, match="0 classes") as error:
+        SOURCES[source](name, str(tmp_path / "none.pth"))
+    assert "none.pth" in line(error)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])

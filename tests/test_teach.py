@@ -65,6 +65,23 @@ def test_a_good_teacher_is_stored_with_the_form_of_its_answers(folder: Path) -> 
     assert answers.min() < -1
 
 
+def test_answers_of_the_wrong_sign_end_the_stage(folder: Path) -> None:
+    odd_onnx.write(folder / "box.onnx", matrix=-odd_onnx.MATRIX)
+    configure()
+    with pytest.raises(TeacherError, match=r"^teacher: .*teacher\.doubtful"):
+        run()
+
+
+def test_labels_that_contradict_the_score_on_val_are_not_stored(folder: Path) -> None:
+    odd_onnx.write(folder / "box.onnx")
+    configure()
+    run()
+    odd_onnx.write(paths.TEACHER / "model.onnx", matrix=-odd_onnx.MATRIX)
+    with pytest.raises(TeacherError, match=r"35 .*below chance.* 100\.0% on the 23 images of val"):
+        label.main()
+    assert not paths.LABELS.exists()
+
+
 def test_two_logits_in_each_others_place_end_the_stage_until_they_are_named(folder: Path) -> None:
     odd_onnx.write(folder / "box.onnx", matrix=SWAPPED)
     configure()

@@ -4,23 +4,22 @@ from argparse import Namespace
 from contextlib import suppress
 
 from pipeline import paths
+from pipeline.commands import models
 from pipeline.process import one_line_errors
 
 
 def run(arguments: Namespace) -> None:
     """Write the page, and serve it to this machine only."""
     from pipeline import parameters
-    from pipeline.commands import models
-    from pipeline.onnx import inference
     from pipeline.selection import table
     from pipeline.shipping import demo as page
 
     with one_line_errors():
         # The port comes first: if it is taken, the folder may be the one that is served there.
         server = None if arguments.build else page.server(arguments.folder, arguments.port)
-        files = [paths.onnx(variant) for variant in parameters.load().variants]
+        variants = parameters.load().variants
         rows = table.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
-        classifiers = [inference.open_classifier(file, threads=1) for file in files]
+        classifiers = [models.opened(str(paths.onnx(variant)), threads=1) for variant in variants]
         page.build(arguments.folder, classifiers, {row.sha256: row for row in rows}, models.samples())
     if server is None:
         print(arguments.folder)

@@ -1,9 +1,31 @@
 """The ONNX file that a command is to use, and photographs to try it on."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import paths
+from pipeline.escaping import for_terminal
+
+if TYPE_CHECKING:
+    from pipeline.onnx.inference import Classifier
+
+
+def opened(name: str, *, threads: int, strict: bool = False) -> "Classifier":
+    """Open the ONNX file of ``path_of``, and say on standard error why it could not be verified.
+
+    Raises:
+        ModelFileError: there is no such file, or it is not one of this pipeline.
+        IntegrityError: it is not the file on record (see ``pipeline.shipping.integrity.check``).
+    """
+    from pipeline.onnx import inference
+    from pipeline.shipping import integrity
+
+    classifier = inference.open_classifier(path_of(name), threads=threads)
+    if doubt := integrity.check(classifier.path, classifier.metadata, strict=strict):
+        print(f"note: {for_terminal(doubt)}", file=sys.stderr)
+    return classifier
+
 
 if TYPE_CHECKING:
     from pipeline.shipping.samples import Sample

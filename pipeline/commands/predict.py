@@ -33,7 +33,7 @@ def run(arguments: Namespace) -> None:
     rows: list[dict[str, Any]] = []
     failed = 0
     with one_line_errors():
-        classifier = inference.open_classifier(models.path_of(arguments.model), threads=0)
+        classifier = models.opened(arguments.model, threads=0)
         for file in files:
             try:
                 prediction = inference.predict(classifier, file, arguments.top)

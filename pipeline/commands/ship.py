@@ -10,13 +10,12 @@ from pipeline.process import one_line_errors
 
 def run(arguments: Namespace) -> None:
     """Write the folder, and print what its users should know."""
-    from pipeline.onnx import inference
     from pipeline.provenance import sha256
     from pipeline.selection import budget, table
     from pipeline.shipping import folder
 
     with one_line_errors():
-        classifier = inference.open_classifier(models.path_of(arguments.model), threads=1)
+        classifier = models.opened(arguments.model, threads=1, strict=True)
         rows = table.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
         digest = sha256(classifier.path)
         card = next((paths.card(row.variant) for row in rows if row.sha256 == digest), None)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 from lightning_fabric import Fabric
 
 from pipeline.data.batches import ViewSet
@@ -31,7 +32,8 @@ def contract(teacher: Teacher, *, size: int | None, crop: float, corrections: Te
         corrections: further fields that take precedence.
 
     Raises:
-        TeacherError: the input is not known, or the teacher does not take images of the size.
+        TeacherError: the input is not known, its values are not finite or not positive, or the teacher does
+            not take images of the size.
     """
     given = corrections.model_dump(exclude_none=True)
     declared = teacher.input
@@ -41,6 +43,11 @@ def contract(teacher: Teacher, *, size: int | None, crop: float, corrections: Te
             raise TeacherError(f"{teacher.origin} does not declare how its input is made; set teacher.input")
         declared = InputContract(size or 0)
     result = replace(declared, **{**given, "crop": crop, "size": size or declared.size})
+    if not np.isfinite((*result.mean, *result.std)).all() or min(result.std) <= 0:
+        raise TeacherError(
+            f"{teacher.origin} has the mean {result.mean} and the standard deviation {result.std} for its "
+            "input; allowed: finite numbers, and positive standard deviations; set teacher.input"
+        )
     if box and box.bytes and not result.is_plain:
         raise TeacherError(
             f"{teacher.origin} takes bytes from 0 to 255; teacher.input.mean = {result.mean} and "

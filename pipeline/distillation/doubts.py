@@ -1,8 +1,8 @@
 """Doubts about a teacher, from its answers on the validation images: before anything is built on it."""
 
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,6 +80,40 @@ def check(
         )
 
 
+def check_views(
+    logits: Float[torch.Tensor, "images classes"],
+    images: ImageSet,
+    origin: str,
+    val: Mapping[str, Any],
+    *,
+    accept: bool,
+) -> None:
+    """Check the answers to views of the images that students learn from, or print the doubt if accepted.
+
+    Args:
+        logits: finite answers to one view of each image.
+        images: the images, of which some may have no label.
+        origin: the teacher in words.
+        val: number of validation images and the score on them, from the teacher's card.
+        accept: whether the doubt is printed only.
+
+    Raises:
+        TeacherError: the score is at chance or below.
+    """
+    chance = _chance(logits, images)
+    if chance is None or not chance.is_reached:
+        return
+    doubt = (
+        f"{origin}: {images.task.words} is {chance.score:.1%} on the first views of the "
+        f"{int(images.has_label.sum())} labelled images that students learn from, and {chance.expected:.1%} "
+        f"with answers to other images, so it is {'below' if chance.is_missed else 'not above'} chance, and "
+        f"{val[images.task.metric]:.1%} on the {val['n']} images of val"
+    )
+    if not accept:
+        raise TeacherError(f"{doubt}; teacher.doubtful = accept goes on nevertheless")
+    sys.stderr.write(f"warning: {doubt}\n")
+
+
 def find(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> list[str]:
     """Find the reasons to doubt a teacher: an order of its logits that fits better, or answers at chance.
 
@@ -104,7 +138,12 @@ def _find(
         found = _class_doubts(scores.argmax(1), truth, images.classes)
     else:
         found = _attribute_doubts(scores, truth >= PRESENT, images.classes)
-    if chance.is_reached:
+    if chance.is_missed and not found:
+        found.append(
+            f"{_score(chance, images)}, which is below chance: its answers may have the wrong sign, or "
+            "may be for other classes; see teacher.input, teacher.outputs and teacher.labels"
+        )
+    elif chance.is_reached and not chance.is_missed:
         found.append(f"{_score(chance, images)}, which is not above chance")
     return found
 

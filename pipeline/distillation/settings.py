@@ -7,13 +7,16 @@ from pydantic import BeforeValidator, Field, model_validator
 from pipeline.settings import ImageSize, Settings
 from pipeline.training.settings import TrainingSettings
 
+Deviation = Annotated[float, Field(gt=0)]
+"""A standard deviation, by which values are divided."""
+
 
 class TeacherInput(Settings):
     """Corrections of the teacher's input; null keeps what the weights declare."""
 
     mean: tuple[float, float, float] | None = None
     """Mean of the red, green and blue channels in [0, 1], which is subtracted."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[Deviation, Deviation, Deviation] | None = None
     """Standard deviation of the red, green and blue channels, by which the difference is divided."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Interpolation with which images are resized, with antialiasing."""
@@ -48,8 +51,9 @@ class TeacherMember(Settings):
     outputs: Literal["auto", "logits", "probabilities"] = "auto"
     """What a teacher that is not adapted returns. `auto` judges by the file and by the values on val."""
     doubtful: Literal["refuse", "accept"] = "refuse"
-    """What happens if the score on val cannot be told from chance, or if another order of the logits fits val
-    far better. `refuse` ends the run before anything is built on the teacher; `accept` prints a warning."""
+    """What happens if the score on val, or later on the images that students learn from, cannot be told from
+    chance or is below it, or if another order of the logits fits val far better. `refuse` ends the run before
+    anything is built on the teacher; `accept` prints a warning."""
     head: TrainingSettings | None = None
     """First training: a new classifier, the rest of the network frozen; null skips it."""
     full: TrainingSettings | None = None

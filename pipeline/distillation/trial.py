@@ -20,6 +20,11 @@ from teachers.teacher import Teacher, replace_heads
 
 IMAGES = 2
 """Number of images of a trial. With a single one, batch norm of a single pixel has nothing to average."""
+LEAST_DEPENDENCE = 0.1
+"""Least difference, as a share of the range of the answers, by which an answer depends on other images.
+Integers whose scale is that of the whole batch are rounded a little differently."""
+ROUNDING = 1e-4
+"""Greatest rounding error of an answer, as a share of the greatest one."""
 SIZES = (64, 96, 128, 160, 192, 224, 240, 256, 299, 320, 384)
 """Image sizes in pixels that are tried to say which ones a network takes."""
 
@@ -35,6 +40,8 @@ def try_out(
 ) -> None:
     """Let a teacher answer two images of every size that it will see, and learn from them if it is adapted.
 
+    Each answer must be the same whenever it is given, and whatever the other image of the batch is.
+
     The teacher stays as it is, and so does the state of PyTorch's random generator.
 
     Args:
@@ -46,7 +53,8 @@ def try_out(
         key: key of the teacher's settings, for messages.
 
     Raises:
-        TeacherError: it does not take a size, answers something else than logits, or cannot be trained.
+        TeacherError: it does not take a size, answers something else than logits, answers at random or by
+            other images, or cannot be trained.
     """
     trainings = {part: settings for part, settings in parts.items() if settings is not None}
     sizes = {contract.size: f"{key}.size"}
@@ -56,6 +64,8 @@ def try_out(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         _check_sizes(teacher, contract, sizes)
+        if problem := _unsteadiness(teacher, contract):
+            raise TeacherError(f"{key}: {teacher.origin} {problem}")
         if not trainings:
             return
         learner = Teacher(**{**vars(teacher), "module": _copy(teacher)})
@@ -102,6 +112,38 @@ def _failure(teacher: Teacher, contract: InputContract, size: int) -> str | None
         return f"it returns {type(answers).__name__} instead of a tensor of logits"
     if answers.shape != (IMAGES, teacher.outputs):
         return f"its answers to {IMAGES} images have the shape {tuple(answers.shape)}"
+    return None
+
+
+@torch.no_grad()
+def _unsteadiness(teacher: Teacher, contract: InputContract) -> str | None:
+    """The way in which answers depend on more than their image; None if they do not.
+
+    The two images differ much in brightness: answers that depend on the batch are different for them.
+    """
+    images = _noise(contract.size, IMAGES)
+    images[1] //= 4
+
+    def ask(images: UInt8[Tensor, "batch size size 3"]) -> Tensor:
+        return teacher.module(contract.normalise(images)).double().cpu()
+
+    together, again = ask(images), ask(images)
+    alone = torch.cat([ask(image) for image in images.split(1)])
+    answers = torch.cat([together, again, alone])
+    rounding = ROUNDING * float(answers.abs().max())
+    span = float(answers.max() - answers.min())
+    twice, apart = (float((other - together).abs().max()) for other in (again, alone))
+    if twice > rounding:
+        return (
+            f"gives other answers to the same images when it is asked again (by up to {twice:.3g}): it has a "
+            "random part, such as a dropout that was not switched off for inference"
+        )
+    if apart > max(rounding, LEAST_DEPENDENCE * span):
+        return (
+            f"gives other answers to an image beside another one than alone (by up to {apart:.3g}, where all "
+            f"lie within {span:.3g}): it computes across the batch, such as a softmax or a batch norm that "
+            "takes the statistics of the batch"
+        )
     return None
 
 

@@ -142,6 +142,8 @@ def _member_problems(key: str, member: TeacherMember) -> Iterator[str]:
     """What can be said of a teacher before its library is asked."""
     if member.source == "onnx":
         yield from _missing(f"{key}.name", member.name, FILE, "an .onnx file")
+        if Path(member.name).suffix.lower() != ".onnx":
+            yield f"{key}.name = {member.name!r}: the name of a file for onnx ends in .onnx"
     elif _is_path(member.name):
         yield from _missing(f"{key}.name", member.name)
     # Each of these models is a package of its own.
@@ -152,6 +154,8 @@ def _member_problems(key: str, member: TeacherMember) -> Iterator[str]:
     weights = member.weights or ""
     if _is_path(weights) or local_files.is_weights(weights):
         yield from _missing(f"{key}.weights", weights, FILE, "a file of weights")
+        if not local_files.is_weights(weights):
+            yield f"{key}.weights = {weights!r}: allowed: a {local_files.KINDS} file"
 
 
 def _is_path(text: str) -> bool:

@@ -24,6 +24,7 @@ from pipeline.report import words
 from pipeline.report.figures import figure, span
 from pipeline.selection import budget, table
 from pipeline.selection.table import TEACHER, Row
+from pipeline.shipping import integrity
 from pipeline.tasks import METRICS
 from pipeline.tracking import delivery, outbox, patience, records
 from pipeline.tracking.delivery import Outcome
@@ -203,6 +204,7 @@ def _exported_file(
     source: Mapping[str, str],
 ) -> ExportedFile:
     """The variant with its figures, as the report shows them."""
+    integrity.check(paths.onnx(name), {})
     row, root, card = judged.rows[name], judged.root, paths.card(name)
     score, percent = _interval(row.score, row.score_lo, row.score_hi, "%"), _percent(row.metric)
     lost = row.score - root.score

@@ -23,6 +23,10 @@ LEAST_RECALL = 0.5
 SHUFFLES = 50
 """Number of shuffles from which the chance of a mean average precision is estimated."""
 
+ORDERS = 2000
+"""Number of shuffles by which an accuracy is judged that seems to be below chance. Of few images, accuracies
+are not normally distributed."""
+
 
 @dataclass(frozen=True)
 class Chance:
@@ -42,6 +46,9 @@ class Chance:
     """Standard deviation for predictions that are as frequent as the labels are."""
     missed: int | None = None
     """Number of images that a constant answer misses; None for answers that differ."""
+    is_missed: bool = False
+    """Whether the score is shown to be below chance, at 99 % confidence: the answers know something about the
+    images, and are wrong because of it."""
 
     @property
     def is_exceeded(self) -> bool:
@@ -50,8 +57,9 @@ class Chance:
 
     @property
     def is_reached(self) -> bool:
-        """Whether the classifier is at chance: its score is not above chance, although there are enough
-        images to show a skill of 0.25, where 0 is chance and 1 is a perfect classifier.
+        """Whether the classifier is at chance or below: its score is not above chance, although there are
+        enough images to show a skill of 0.25, where 0 is chance and 1 is a perfect classifier; or it is shown
+        to be below chance.
 
         A constant answer is at chance if it misses so many images that a recall of 0.5 is excluded at 99 %
         confidence: seven. Of few images, a good classifier may give the same answer to all. Where all images
@@ -59,6 +67,8 @@ class Chance:
         """
         if self.is_exceeded or not self.reference > 0:
             return False
+        if self.is_missed:
+            return True
         if self.missed is not None:
             return (1 - LEAST_RECALL) ** self.missed < 1 - CONFIDENCE
         least = 1.0 if self.deviation == 0 else LEAST_SKILL
@@ -79,7 +89,18 @@ def of_classes(predictions: Int[np.ndarray, " images"], labels: Int[np.ndarray, 
     expected, deviation = _agreement(predicted, true)
     right = int((predictions == labels).sum())
     missed = len(labels) - right if predicted.max() == len(labels) else None
-    return Chance(right / len(labels), expected, deviation, _agreement(true, true)[1], missed)
+    score, reference = right / len(labels), _agreement(true, true)[1]
+    below = expected - score > QUANTILE * deviation > 0 and _seldom_as_low(predictions, labels, right)
+    return Chance(score, expected, deviation, reference, missed, below)
+
+
+def _seldom_as_low(
+    predictions: Int[np.ndarray, " images"], labels: Int[np.ndarray, " images"], right: int
+) -> bool:
+    """Whether fewer than one in a hundred seeded shuffles have as few right answers."""
+    random = np.random.default_rng(0)
+    as_low = sum(int((random.permutation(predictions) == labels).sum()) <= right for _ in range(ORDERS))
+    return as_low < (1 - CONFIDENCE) * ORDERS
 
 
 def _agreement(
@@ -111,4 +132,6 @@ def of_attributes(
     unrelated = [mean_average_precision(noise, targets[order]) for order in orders]
     score = mean_average_precision(scores, targets)
     deviation, reference = (float(np.std(values, ddof=1)) for values in (shuffled, unrelated))
-    return Chance(score, float(np.mean(shuffled)), deviation, reference)
+    expected = float(np.mean(shuffled))
+    below = bool(expected - score > QUANTILE * deviation > 0)
+    return Chance(score, expected, deviation, reference, is_missed=below)
