@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import TypeVar
 
 import torch
@@ -25,7 +26,7 @@ from teachers.runtime import in_runtime
 
 BATCH = 32
 """Number of images per step of a measurement."""
-UNTIMED, TIMED = 1, 3
+UNTIMED, TIMED = 1, 5
 """Numbers of steps of a measurement: warm-up, and timed."""
 Item = TypeVar("Item")
 
@@ -121,7 +122,7 @@ def measure(
 
 
 def _answering(fabric: Fabric, module: nn.Module, size: int) -> float:
-    """Seconds per image of inference, the fastest of some, with random images."""
+    """Seconds per image of inference, the mean of some, with random images."""
     module.eval()
     images = torch.rand(BATCH, 3, size, size, device=fabric.device)
 
@@ -129,11 +130,11 @@ def _answering(fabric: Fabric, module: nn.Module, size: int) -> float:
     def answer(_: None) -> None:
         module(images).cpu()
 
-    return min(_seconds(answer, [None] * (UNTIMED + TIMED))[UNTIMED:]) / BATCH
+    return mean(_seconds(answer, [None] * (UNTIMED + TIMED))[UNTIMED:]) / BATCH
 
 
 def _learning(fabric: Fabric, module: nn.Module, size: int) -> float:
-    """Seconds per image of one training step, the fastest of some, with random images and labels."""
+    """Seconds per image of one training step, the mean of some, with random images and labels."""
     module.train()
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = optimisation.OPTIMIZERS["adamw"]([{"params": trained}], 0.0)
@@ -150,7 +151,7 @@ def _learning(fabric: Fabric, module: nn.Module, size: int) -> float:
         optimizer.zero_grad()
         loss.item()  # waits for a GPU
 
-    return min(_seconds(step, [None] * (UNTIMED + TIMED))[UNTIMED:]) / BATCH
+    return mean(_seconds(step, [None] * (UNTIMED + TIMED))[UNTIMED:]) / BATCH
 
 
 def _render(sample: Sequence[bytes], space: ViewSpace, train_side: int | None, size: int) -> float:
@@ -163,8 +164,7 @@ def _render(sample: Sequence[bytes], space: ViewSpace, train_side: int | None, s
         view = views.draw(space, 0, 0, *image.size)
         views.render(image, view, contract).tobytes()
 
-    times = _seconds(render, stored)
-    return sum(times) / len(times)
+    return mean(_seconds(render, stored))
 
 
 def _start_stage(_: None) -> None:

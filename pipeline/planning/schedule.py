@@ -19,6 +19,8 @@ ROUNDING = 2.0
 """Time of a step of quantisation-aware training, relative to a step in float."""
 PRUNED = 0.6
 """Time of a step of a network with half of the multiply-accumulates, relative to its parent's."""
+LOOP = 1.2
+"""Time of a step within its loop, relative to the step alone: losses, averages, and the work of others."""
 DVC = 1.5
 """Seconds that DVC takes per stage, for hashes and its lock."""
 REFERENCE = 0.004
@@ -183,7 +185,8 @@ def estimate(p: Parameters, survey: Survey, rates: Rates) -> dict[str, float]:
     """
     images, val, test = survey.training, survey.images["val"], survey.images["test"]
     start = rates.start + DVC
-    render = rates.render / rates.cores
+    pictures = 1 + p.views.mixup + p.views.cutmix
+    plain, render = (count * rates.render / rates.cores for count in (1.0, pictures))
     size = p.student.size
     answer = rates.student.answer(size)
     seconds = {"check": start / 2, "prepare": DVC + 1.7 * survey.seconds}
@@ -191,15 +194,17 @@ def estimate(p: Parameters, survey: Survey, rates: Rates) -> dict[str, float]:
     for part, settings in p.teacher.parts().items():
         if settings is not None:
             step = rates.head if part == "head" else rates.teacher.step(p.teacher.size)
-            teaching += settings.epochs * (images * (step + render) + 1.5 * val * rates.teacher.answering)
-    asking = rates.teacher.answering + render
-    seconds["teach"] = start + teaching + (val + test) * asking + 4
-    seconds["label"] = start + images * p.views.per_image * asking + 2
+            teaching += settings.epochs * (
+                images * (LOOP * step + plain) + 1.5 * val * rates.teacher.answering
+            )
+    asking = LOOP * rates.teacher.answering
+    seconds["teach"] = start + teaching + (val + test) * (asking + plain) + 4
+    seconds["label"] = start + images * p.views.per_image * (asking + render) + 2
 
     def train(settings: TrainingSettings, factor: float = 1.0) -> float:
         phases = [(phase.share, phase.size or size) for phase in settings.phases] or [(1.0, size)]
         step = sum(share * rates.student.step(pixels) for share, pixels in phases)
-        return settings.epochs * (images * (factor * step + render) + val * answer)
+        return settings.epochs * (images * (LOOP * factor * step + render) + val * answer)
 
     networks = {"teacher": 1.0}
     machine = answer / REFERENCE
@@ -219,7 +224,7 @@ def estimate(p: Parameters, survey: Survey, rates: Rates) -> dict[str, float]:
                 work = train(settings, ROUNDING * parent) + 6 * ranges + val * answer * parent
         seconds[name] = start + work + 1
         seconds[f"export {name}"] = start + 3 * machine
-        seconds[f"evaluate {name}"] = start + 3 * machine + test * (answer + render)
+        seconds[f"evaluate {name}"] = start + 3 * machine + test * (answer + plain)
     return seconds | {name: start + machine * work for name, work in MEASUREMENTS.items()}
 
 
