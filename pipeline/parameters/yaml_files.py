@@ -1,4 +1,4 @@
-"""YAML read strictly: no key twice, no number of two meanings, and aliases that cannot grow without a limit."""
+"""YAML read strictly: no key twice, no number of two meanings, and aliases that cannot grow without limit."""
 
 import re
 from collections.abc import Hashable
@@ -77,7 +77,9 @@ def check_numbers(text: str) -> None:
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
             octal = OCTAL.fullmatch(event.value) is not None
             if octal or BASE_60.fullmatch(event.value):
-                what = "begins with a zero, so that it may be octal" if octal else "may be a number in base 60"
+                what = (
+                    "begins with a zero, so that it may be octal" if octal else "may be a number in base 60"
+                )
                 raise AmbiguousNumberError(
                     f"line {event.start_mark.line + 1}: {event.value} {what}; write a decimal number "
                     "without a leading zero, or quotes around a text"

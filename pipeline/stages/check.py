@@ -53,8 +53,10 @@ def _check_tracking(p: Parameters) -> None:
     """Look at the address and at a database; a server may be away until the end of the pipeline."""
     address = TrackingServer(p.tracking.uri, p.tracking.experiment, paths.home()).address()
     file = addresses.database(address)
-    if file is not None and (problem := database.check(file)) is not None:
-        raise database.DatabaseError(f"tracking.uri = {p.tracking.uri!r}: {problem}")
+    problem = addresses.missing_driver(address) if file is None else database.check(file)
+    if problem is not None:
+        key = "tracking.uri" if os.environ.get(URI_VARIABLE) in (None, "", p.tracking.uri) else URI_VARIABLE
+        raise database.DatabaseError(f"{key} = {os.environ.get(URI_VARIABLE) or p.tracking.uri!r}: {problem}")
 
 
 def _check_float_layers(p: Parameters) -> None:
