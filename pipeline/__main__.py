@@ -164,6 +164,8 @@ def main() -> None:
         "--dry-run", action="store_true", help="only list what would be removed, and what stays"
     )
 
+    if any(not word.strip() for word in sys.argv[1:]):
+        parser.error("an argument is empty; is a variable of the shell not set?")
     arguments, rest = parser.parse_known_args()
     # argparse takes the changes of `run` before its options or after them, but not both.
     if rest and (arguments.run is not run.run or any(word.startswith("-") for word in rest)):

@@ -1,14 +1,15 @@
 """Settings of the data and of the views that are drawn from each image."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field, ValidationError, WrapValidator
 
 from pipeline.settings import Fraction, Settings
 
 
-def _check_amount(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+def _check_amount(value: Any, check: Callable[[Any], Any]) -> Any:
     try:
         return check(value)
     except ValidationError:

@@ -7,7 +7,6 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pipeline.settings import ImageSize, Name, Settings
 from pipeline.training.settings import TrainingSettings
 
-
 LARGEST_STATISTIC = 10.0
 """Greatest mean or standard deviation of values in [0, 1] that can be meant, whatever a teacher takes."""
 

@@ -201,7 +201,7 @@ def _set(values: dict[str, Any], key: str, text: str) -> None:
 
 
 def _value(text: str, default: Any) -> Any:
-    """A text as it stands where a text belongs, and YAML elsewhere."""
+    """A text as it stands where a text belongs, and YAML elsewhere; a number in quotes is a text."""
     if isinstance(default, str) and text != "null":
         return text
     try:
@@ -210,7 +210,19 @@ def _value(text: str, default: Any) -> Any:
         raise
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
+    if isinstance(value, str) and text[0] in "'\"" and not _is_text(value):
+        return value
     return value if isinstance(value, bool | int | float | list | dict | NoneType) else text
+
+
+def _is_text(text: str) -> bool:
+    """Whether YAML reads a text as one."""
+    try:
+        return isinstance(yaml_files.parse(text), str)
+    except yaml_files.AmbiguousNumberError:
+        return False
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return True
 
 
 class _Dumper(yaml.SafeDumper):

@@ -1,8 +1,8 @@
 """Settings of quantisation to eight-bit integers."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from pipeline.settings import Count, Fraction, Settings
 

@@ -64,7 +64,7 @@ def check(file: Path) -> str | None:
     """Say in one line why the database cannot be used or made, or None. No database is made."""
     try:
         if file.is_dir():
-            return f"{file} is a folder; MLflow's database belongs there: move the folder away"
+            return f"{file} is a folder, not a database; name a file, or move the folder away"
         if file.exists() and not file.is_file():
             return f"{file} is not a regular file; name another one"
         if (problem := _folder_problem(file)) is not None:
@@ -100,7 +100,8 @@ def explain(file: Path, error: BaseException) -> str:
     if "readonly" in text:
         return f"{file} is not writable ({text}); change its permissions and those of its folder"
     if "not a database" in text:
-        return f"{file} is not a SQLite database; name another file, or, if this was MLflow's, {_move_away(file)}"
+        cure = f"name another file, or, if this was MLflow's, {_move_away(file)}"
+        return f"{file} is not a SQLite database; {cure}"
     if any(word in text for word in ("malformed", "no such table", "no such column")):
         return f"{file} is damaged ({text}); {_move_away(file)}"
     return f"{file}: {text}"
