@@ -122,9 +122,10 @@ def _compose(name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[
     try:
         with initialize_config_dir(str(paths.CONFIGS.resolve()), version_base=None):
             config = compose(name, list(overrides), return_hydra_config=True)
+            # Hydra lists them from the last to the first.
             choices = {
                 str(group): str(member)
-                for group, member in config.hydra.runtime.choices.items()
+                for group, member in reversed(config.hydra.runtime.choices.items())
                 if is_group(str(group))
             }
             OmegaConf.set_struct(config, False)
