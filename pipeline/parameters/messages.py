@@ -66,10 +66,11 @@ def line(detail: ErrorDetails, origin: str, root: type[Settings], prefix: str = 
     """One problem as one line; ``prefix`` is the key at which ``root`` lies."""
     parts = list(_key(detail))
     if detail["loc"] and detail["loc"][-1] == "[key]" and not isinstance(detail["input"], str):
-        place = ".".join([*([prefix] if prefix else []), *parts[:-1]])
-        return f"{origin}: {place}: {_not_a_name(detail['input'])}"
+        return ": ".join(
+            filter(None, [origin, ".".join([prefix, *parts[:-1]]).strip("."), _not_a_name(detail["input"])])
+        )
     if detail["type"] == "invalid_key":
-        return f"{origin}: {_not_a_name(detail['input'])}"
+        return ": ".join(filter(None, [origin, prefix, _not_a_name(detail["input"])]))
     shown_parts = [part if part.isprintable() else repr(part) for part in parts]
     key = ".".join([*([prefix] if prefix else []), *shown_parts])
     start = f"{origin}: {key}" if origin else key
