@@ -16,13 +16,13 @@ def run(arguments: Namespace) -> None:
     from pipeline.data import images
     from pipeline.onnx import inference
 
+    files = list(
+        images.find(arguments.images, lambda line: print(f"note: {for_terminal(line)}", file=sys.stderr))
+    )
+    width = max(len(for_terminal(file)) for file in files)
     rows: list[dict[str, Any]] = []
     failed = 0
     with one_line_errors():
-        files = list(
-            images.find(arguments.images, lambda line: print(f"note: {for_terminal(line)}", file=sys.stderr))
-        )
-        width = max(len(for_terminal(file)) for file in files)
         classifier = inference.open_classifier(models.path_of(arguments.model), threads=0)
         for file in files:
             try:

@@ -7,9 +7,6 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pipeline.settings import ImageSize, Name, Settings
 from pipeline.training.settings import TrainingSettings
 
-LARGEST_STATISTIC = 10.0
-"""Greatest mean or standard deviation of values in [0, 1] that can be meant, whatever a teacher takes."""
-
 
 class TeacherInput(Settings):
     """Corrections of the teacher's input; null keeps what the weights declare."""
@@ -29,6 +26,9 @@ class TeacherInput(Settings):
             raise ValueError(f"this is for values from 0 to 255; for values in [0, 1] it is {divided}")
         return values
 
+
+LARGEST_STATISTIC = 10.0
+"""Greatest mean or standard deviation of values in [0, 1] that can be meant, whatever a teacher takes."""
 
 Names = Annotated[
     str | tuple[str, ...] | None,
