@@ -183,6 +183,8 @@ def main() -> None:
         "--dry-run", action="store_true", help="only list what would be removed, and what stays"
     )
 
+    if any(not word.strip() for word in sys.argv[1:]):
+        parser.error("an argument is empty; is a variable of the shell not set?")
     try:
         arguments, rest = parser.parse_known_args()
         # argparse takes the changes of `run` before its options or after them, but not both.

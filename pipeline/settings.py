@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from pipeline import paths
 
@@ -29,15 +29,44 @@ class Settings(BaseModel):
                 raise ValueError("must be a number, not a truth value")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_empty_path(cls, value: Any, info: Any) -> Any:
+        """Python takes an empty path for the working folder."""
+        name = info.field_name
+        empty = isinstance(value, str) and not value.strip()
+        if name and empty and Path in _plain_types(cls.model_fields[name].annotation):
+            raise ValueError("the path is empty; is a variable of the shell not set?")
+        return value
+
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A share of a whole, from 0 to 1."""
 ImageSize = Annotated[int, Field(ge=32, le=1024)]
 """Height and width of a square image, in pixels."""
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+"""Number of images per step."""
+Count = Annotated[int, Field(ge=1, le=100_000)]
+"""Number of images that are held in memory or drawn."""
+Name = Annotated[str, Field(min_length=1)]
+"""A name or a path of a file that is not optional."""
 OptionalPath = Annotated[
     Path | None, BeforeValidator(lambda value: None if value == str(paths.NONE) else value)
 ]
 """A path, or ``configs/none`` where there is none: DVC, which depends on the path, takes no null."""
+
+
+Item = TypeVar("Item")
+
+
+def _distinct(values: tuple[Item, ...]) -> tuple[Item, ...]:
+    if twice := [value for index, value in enumerate(values) if value in values[:index]]:
+        raise ValueError(f"the value {twice[0]} is repeated")
+    return values
+
+
+Distinct = Annotated[tuple[Item, ...], Field(min_length=1, max_length=32), AfterValidator(_distinct)]
+"""A list of up to 32 different values."""
 
 
 def _plain_types(annotation: Any) -> Iterator[Any]:

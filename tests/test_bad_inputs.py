@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import parameters, paths
+from pipeline import __main__, parameters, paths
 from pipeline.parameters import ParameterError, UnknownVariantError, composition
 from pipeline.parameters.variants import LONGEST_NAME
 from pipeline.settings import merge
@@ -72,6 +72,11 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"[" * 5000, "params.yaml"),
         (b"? [a, b]\n: 1\n", "params.yaml"),
         (b"seed: *nothing\n", "nothing"),
+        (b"seed: 010\n", "line 1: 010"),
+        (b"a: 0\nseed: -08\n", "line 2: -08"),
+        (b"seed: 1:30\n", "1:30"),
+        (b"a: {b: [1, 12:30:45.5]}\n", "12:30:45.5"),
+        (b"variants: {007: {op: distill}}\n", "007"),
     ],
 )
 def test_a_broken_parameter_file_is_one_line(content: bytes, named: str, checkout: Path) -> None:
@@ -117,6 +122,17 @@ def test_a_folder_or_a_dangling_link_in_place_of_the_parameters_is_named() -> No
         ({"variants": {"fp32": None}}, "variants.fp32 = None"),
         ({"tracking": {"experiment": "x" * 10_000}}, "tracking.experiment"),
         ({"card": {"name": ["a"]}}, "card.name"),
+        ({"data": {"val": 0}}, "data.val = 0"),
+        ({"data": {"test": 0.999}}, "data.test = 0.999"),
+        ({"data": {"val": 2.5}}, "data.val = 2.5"),
+        ({"data": {"path": 5}}, "data.path = 5"),
+        ({"quantize": {"float_layers": "[x]"}}, "quantize.float_layers = '[x]'"),
+        ({"quantize": {"float_layers": [5]}}, "quantize.float_layers.0 = 5"),
+        ({"quantize": {"ptq": ["magic"]}}, "quantize.ptq.0 = 'magic'"),
+        ({"teacher": {"labels": {"a": 1}}}, "teacher.labels = {'a': 1}"),
+        ({"probe": {"radii": [-1]}}, "probe.radii.0 = -1"),
+        ({"probe": {"radii": []}}, "probe.radii = []"),
+        ({"benchmark": {"threads": [0, 0]}}, "benchmark.threads = [0, 0]"),
     ],
 )
 def test_a_value_of_another_kind_is_one_short_line(change: dict[str, Any], named: str) -> None:
@@ -177,6 +193,9 @@ def test_an_experiment_name_that_mlflow_would_garble_is_refused(name: str) -> No
         "http://a b/",
         "http://host:port",
         "http://host:99999",
+        "http://host:0",
+        "http://host:5000/#/experiments/1",
+        "http://host:5000/?page=2",
         "https://[",
         " http://host",
         "http://host\n",
@@ -189,6 +208,7 @@ def test_an_experiment_name_that_mlflow_would_garble_is_refused(name: str) -> No
         "sqlite:///a%20b.db",
         "sqlite:///folder/",
         "postgresql://",
+        "postgresql://host:0/db",
         "postgres://host/db",
         "databricks",
         "databricks://profile",
@@ -232,6 +252,13 @@ def test_databricks_needs_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"data": {"source": "folder", "path": "~/photos"}}, "data.path = '~/photos': `~`"),
         ({"data": {"source": "folder", "path": "params.yaml"}}, "data.path = 'params.yaml': this is a file"),
+        ({"data": {"source": "folder", "path": ""}}, "data.path = ''"),
+        ({"data": {"source": "folder", "path": " "}}, "data.path = ' '"),
+        ({"evaluation": {"metadata": ""}}, "evaluation.metadata = ''"),
+        ({"probe": {"out_of_distribution": ""}}, "probe.out_of_distribution = ''"),
+        ({"teacher": {"source": "timm", "name": ""}}, "teacher.name = ''"),
+        ({"teacher": {"weights": ""}}, "teacher.weights = ''"),
+        ({"student": {"init": {"source": "run", "path": ""}}}, "student.init.path = ''"),
         ({"data": {"source": "folder", "path": "x" * 300}}, "data.path = 'xxx"),
         ({"data": {"source": "folder", "path": "a\x00b"}}, "data.path = 'a\\x00b'"),
         ({"data": {"source": "folder", "path": "s3://bucket/x"}}, "data.path = 's3:"),
@@ -277,6 +304,18 @@ def test_a_folder_of_any_name_can_be_given_on_the_command_line(name: str) -> Non
         (["data=folder", "data.path=nowhere"], "data.path"),
         (["data=folder"], "data.path"),
         (["seed.x=1"], "seed"),
+        (["seed=010"], "010"),
+        (["teacher.labels=[01, 02]"], "01"),
+        (["data=folder/../tiny"], "folder/../tiny"),
+        (["data=a,b"], "a,b"),
+        (["data="], "fashion_mnist"),
+        (["recipe=[1]"], "recipe"),
+        (["variants=[1]"], "variants = [1]"),
+        (["variants={}"], "variants"),
+        (["variants={a: {parent: b, op: prune, macs: 0.5}}"], "variants.a.parent"),
+        (['variants={"a b": {parent: teacher, op: distill}}'], "'a b'"),
+        (["configs/tiny.yaml"], "did you mean `tiny`"),
+        (["data/folder"], "data/folder"),
         (["=1"], "="),
     ],
 )
@@ -286,6 +325,66 @@ def test_a_wrong_change_is_named_and_nothing_is_written(words: list[str], named:
         composition.write(words)
     assert len(str(caught.value).splitlines()) == 1
     assert paths.PARAMETERS.read_bytes() == before
+
+
+def test_all_variants_can_be_given_on_the_command_line() -> None:
+    composition.write(["variants={small: {parent: teacher, op: distill, epochs: 2}}"])
+    assert list(parameters.load().variants) == ["small"]
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "tiny.yaml", "data/folder.yaml"])
+def test_a_number_of_two_meanings_in_a_configuration_is_said_with_its_file(file: str) -> None:
+    path = paths.CONFIGS / file
+    path.write_text(path.read_text() + "# a comment: 010\nmore: 010\n")
+    with pytest.raises(composition.CompositionError, match=rf"{re.escape(file)}.* 010 ") as caught:
+        composition.write([])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["- a\n", "defaults: 5\n", "defaults: [5]\n", "a: [1,\n", "a: ${b}\n", "\x00"]
+)
+def test_a_configuration_that_is_none_is_one_line(content: str) -> None:
+    (paths.CONFIGS / "own.yaml").write_text(content)
+    with pytest.raises((ParameterError, composition.CompositionError)) as caught:
+        composition.write(["own", "seed=1"])
+    assert len(str(caught.value).splitlines()) == len(caught.value.args)
+
+
+def test_a_text_in_quotes_is_no_number() -> None:
+    composition.write(["card.name='010'", 'card.developers="5"', 'card.contact="a" and b'])
+    card = parameters.load().card
+    assert (card.name, card.developers, card.contact) == ("010", "5", '"a" and b')
+
+
+@pytest.mark.parametrize("key", ["false", "2024-01-01", "null", "7", "1.5"])
+def test_a_key_that_yaml_does_not_take_for_a_text_is_shown_as_it_is_written(key: str) -> None:
+    content = paths.PARAMETERS.read_text()
+    for changed, named in (
+        (
+            content.replace("variants:\n", f"variants:\n  {key}: {{parent: teacher, op: distill}}\n"),
+            "variants: ",
+        ),
+        (f"{content}{key}: 1\n", ""),
+    ):
+        paths.PARAMETERS.write_text(changed)
+        with pytest.raises(ParameterError) as caught:
+            parameters.load()
+        assert str(caught.value).startswith(f"params.yaml: {named}the key {key} ")
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["predict", "fp32", ""], ["predict", "", "a.png"], ["run", " "], ["ship", "x", ""]]
+)
+def test_an_empty_argument_is_refused_before_anything_is_read(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pipeline", *words])
+    with pytest.raises(SystemExit) as caught:
+        __main__.main()
+    assert caught.value.code == 2
+    assert "empty" in capsys.readouterr().err
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -335,6 +434,10 @@ COMPLETE = [f"CREATE TABLE {name} (x)" for name in database.TABLES] + [
 ]
 
 
+def of_another_program(file: Path) -> None:
+    tables(file, "CREATE TABLE studies (x)", "CREATE TABLE alembic_version (version_num)")
+
+
 def garbage(file: Path) -> None:
     file.write_bytes(os.urandom(5000))
 
@@ -364,6 +467,7 @@ def cut(file: Path) -> None:
     ("breaking", "lost"),
     [
         (Path.mkdir, "folder"),
+        (garbage, "another file"),
         (garbage, "earlier runs"),
         (half_made, "no runs"),
         (without_revision, "3 runs"),
@@ -386,6 +490,50 @@ def test_a_broken_database_is_one_line_with_the_file_and_what_is_lost(
     assert len(message.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("/proc/mlflow.db", "/proc"),
+        ("absent/mlflow.db", "absent"),
+        ("params.yaml/mlflow.db", "params.yaml"),
+        ("/dev/null", "/dev/null"),
+        ("x" * 300, "xxx"),
+    ],
+)
+def test_a_place_where_no_database_can_be_is_said_and_nothing_is_made(
+    name: str, named: str, checkout: Path
+) -> None:
+    before = {*checkout.rglob("*")}
+    message = database.check(Path(name))
+    assert message is not None
+    assert named in message
+    assert "move" not in message
+    assert {*checkout.rglob("*")} == before
+
+
+def test_the_database_of_another_program_is_not_to_be_moved_away(tmp_path: Path) -> None:
+    file = tmp_path / "studies.db"
+    of_another_program(file)
+    message = database.check(file)
+    assert message is not None
+    assert "studies" in message
+    assert "move" not in message
+
+
+def test_where_a_database_can_be_made_there_is_no_problem_and_nothing_is_made(checkout: Path) -> None:
+    before = {*checkout.rglob("*")}
+    assert database.check(Path("mlflow.db")) is None
+    assert {*checkout.rglob("*")} == before
+
+
+def test_a_database_server_without_its_driver_is_said() -> None:
+    assert addresses.missing_driver("http://host:5000") is None
+    assert addresses.missing_driver("sqlite:///mlflow.db") is None
+    message = addresses.missing_driver("postgresql+nosuch://user:word@host/db")
+    assert message is not None
+    assert "nosuch" in message
+
+
 def test_a_locked_database_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
     file = tmp_path / "mlflow.db"
@@ -403,6 +551,7 @@ def test_a_locked_database_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_a_database_is_made_whole_or_not_at_all(error: BaseException, tmp_path: Path) -> None:
     file = tmp_path / "deep" / "mlflow.db"
+    file.parent.mkdir()
 
     def fail(fresh: Path) -> None:
         fresh.write_bytes(b"half")

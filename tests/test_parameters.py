@@ -1,4 +1,6 @@
 import copy
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +145,139 @@ def test_a_wrong_parameter_is_one_line_with_key_value_and_what_is_allowed(
     message = complaint(change)
     assert line in message
     assert len(message.splitlines()) == 1
+
+
+TOO_MUCH = {
+    "compute.threads": 9999,
+    "compute.workers": 1000,
+    "views.per_image": 1001,
+    "views.crop_scale": [0.0001, 1.0],
+    "views.crop_ratio": [0.01, 1.0],
+    "views.eval_crop": 0.01,
+    "student.width": 0.001,
+    "student.norm_eps": 1e-30,
+    "student.norm_momentum": 1e-30,
+    "student.dropout": 0.999,
+    "distill.epochs": 1e9,
+    "distill.batch_size": 1_000_000,
+    "distill.learning_rate": 1e30,
+    "distill.weight_decay": 1e6,
+    "distill.ema": 0.9999999,
+    "distill.phases": [{"share": 1.0, "rate": 1e-30}],
+    "distill.objective.temperature": 1e-30,
+    "distill.objective.dkd": 1e30,
+    "prune.epochs": 1e-30,
+    "prune.objective.temperature": 1e6,
+    "variants.pruned-50.macs": 0.0001,
+    "prune.speedup": 100,
+    "prune.steps": 1000,
+    "quantize.calibration": 10**9,
+    "teacher.head.learning_rate": 1e-30,
+    "teacher.full.epochs": 1e9,
+    "benchmark.threads": [1, 100_000],
+    "benchmark.batch_sizes": [1_000_000],
+    "benchmark.sessions": 10**9,
+    "benchmark.seconds": 1e9,
+    "benchmark.processes": 10**9,
+    "evaluation.parity": 10**9,
+    "probe.steps": 10**9,
+    "probe.radii": [256],
+    "probe.out_of_distribution_images": 10**9,
+    "explain.images": 10**9,
+    "sensitivity.settling": 10**9,
+    "sensitivity.ratios": [1e-9],
+    "teacher.input.mean": [123.675, 116.28, 103.53],
+    "teacher.input.std": [58.4, 57.1, 57.4],
+}
+
+
+@pytest.mark.parametrize("key", TOO_MUCH)
+def test_a_number_that_can_only_fail_late_is_refused(key: str) -> None:
+    change: Any = TOO_MUCH[key]
+    for part in reversed(key.split(".")):
+        change = {part: change}
+    section, _, rest = key.partition(".")
+    assert any(name in complaint(change) for name in (f"{section}.{rest}", f"variants.fp32.{rest}"))
+
+
+def test_every_number_has_bounds() -> None:
+    """Those without an upper one are limits of data and budgets, or checked by a function of their own."""
+    unbounded = {"train", "val", "test", "train_side", "max_drop", "max_latency_ms", "max_size_bytes"}
+    unbounded |= {"mean", "std"}
+    pattern = re.compile(r"(?:integer|number)(?: (?:from|above) \S+)?(?! to| below)(?: or null)?$")
+    lines = (ROOT / reference.FILE).read_text().splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith("| `")]
+    found = {row[0].strip("| `").rpartition(".")[2] for row in rows if pattern.search(row[1])}
+    assert len(rows) > 100
+    assert found <= unbounded
+
+
+@pytest.fixture
+def configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the configurations of this repository."""
+    shutil.copytree(ROOT / paths.CONFIGS, tmp_path / paths.CONFIGS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("configurations")
+def test_the_tiny_run_of_the_default_data_is_a_small_part_of_it() -> None:
+    composition.write(["tiny"])
+    data = parameters.load().data
+    assert (data.source, data.train, data.val, data.test) == ("fashion_mnist", 320, 100, 100)
+    assert data.splits == "new"
+
+
+@pytest.mark.usefixtures("configurations")
+@pytest.mark.parametrize("option", ["folder", "attributes", "clothing"])
+def test_the_tiny_run_of_other_data_takes_all_images_and_their_splits(option: str, photographs: Path) -> None:
+    notes = composition.write([f"data.path={photographs}", "tiny", f"data={option}"])
+    p = parameters.load()
+    assert (p.data.path, p.data.train, p.data.val, p.data.test) == (photographs, None, 0.1, 0.2)
+    assert p.data.splits == "original"
+    assert p.distill["epochs"] == 4
+    assert len(notes) == 1
+    assert f"data={option}" in notes[0]
+    assert "data.test" in notes[0]
+
+
+@pytest.mark.usefixtures("configurations")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["teacher=as_it_is", "teacher.source=timm", "teacher.name=x"],
+            {"teacher.head": None, "teacher.full": None},
+        ),
+        (["recipe=patient"], {"distill.epochs": 100.0, "quantize.calibration": 512, "student.size": 64}),
+        (["recipe=patient", "distill.epochs=2"], {"distill.epochs": 2, "prune.epochs": 10.0}),
+        # The rate of the published weights takes precedence over that of any recipe.
+        (["student=published_075_192", "recipe=patient"], {"distill.learning_rate": 0.001}),
+        (
+            ["recipe=patient", "student=published_075_192"],
+            {"distill.learning_rate": 0.001, "student.size": 192},
+        ),
+        (["data=attributes", "data.path=.", "recipe=patient"], {"distill.objective.dkd": 0.0}),
+        (["variants=search"], {"variants.int8.parent": "pruned", "distill.epochs": 4}),
+    ],
+)
+def test_groups_take_precedence_over_the_file_and_keys_over_both(
+    words: list[str], expected: dict[str, Any]
+) -> None:
+    values, _ = composition.merged(["tiny", *words])
+    for key, value in expected.items():
+        inner: Any = values
+        for part in key.split("."):
+            inner = inner[part]
+        assert inner == value
+
+
+@pytest.mark.usefixtures("configurations")
+def test_a_value_of_the_file_that_no_group_gives_stays() -> None:
+    (paths.CONFIGS / "own.yaml").write_text("defaults: [config, _self_]\ndata: {path: photos}\n")
+    values, notes = composition.merged(["own", "data=folder"])
+    assert values["data"]["path"] == "photos"
+    assert notes == []
 
 
 def test_a_variant_overrides_its_operations_section_key_by_key() -> None:

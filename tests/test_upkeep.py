@@ -185,6 +185,39 @@ def test_what_nobody_needs_is_listed_with_its_size_and_removed(project: Path, en
 
 
 @pytest.mark.usefixtures("project")
+def test_what_an_ended_process_left_in_the_shared_folder_is_not_said_to_be_of_this_one(ended: int) -> None:
+    make(SUPERFLUOUS[1], ended)
+    make(SUPERFLUOUS[-1], ended)
+    reasons = {leftover.path.is_absolute(): leftover.reason for leftover in leftovers.find([])}
+    assert "any folder" in reasons[True]
+    assert "any folder" not in reasons[False]
+
+
+def test_what_a_live_process_of_another_folder_uses_is_not_listed(project: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, cwd="/") as other:
+        path = make(f"{{temporary}}/.distillery-{other.pid}-abc/part", 0)
+        assert leftovers.find([]) == []
+        other.communicate(b"\n")
+    assert [leftover.path for leftover in leftovers.find([])] == [path.parent]
+    assert project.exists()
+
+
+def test_an_experiment_that_runs_is_not_listed_and_a_trial_says_that_the_folder_is_in_use(
+    project: Path, ended: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = make(".dvc/tmp/exps/tmpx/params.yaml", ended).parent
+    command = [sys.executable, "-c", "input()", "pipeline.stages.teach"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=project / workspace) as process:
+        try:
+            assert leftovers.find([]) == []
+            tidying.tidy([], dry_run=True)
+            assert str(process.pid) in capsys.readouterr().out
+        finally:
+            process.communicate(b"\n")
+    assert [leftover.path for leftover in leftovers.find([])] == [workspace]
+
+
+@pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("name", NEEDED)
 def test_what_is_needed_is_not_listed(ended: int, name: str) -> None:
     make(name, ended)

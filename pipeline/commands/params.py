@@ -10,4 +10,5 @@ def run(arguments: Namespace) -> None:
     from pipeline.parameters import composition
 
     with one_line_errors():
-        composition.write(arguments.changes)
+        for note in composition.write(arguments.changes):
+            print(f"note: {note}")

@@ -1,11 +1,27 @@
 """Settings of the data and of the views that are drawn from each image."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, WrapValidator
 
 from pipeline.settings import Fraction, Settings
+
+
+def _check_amount(value: Any, check: Callable[[Any], Any]) -> Any:
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(
+            "must be a number of images (a whole number, 1 or more) or a share of them (above 0, below 0.5)"
+        ) from None
+
+
+Amount = Annotated[
+    Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=0.5)], WrapValidator(_check_amount)
+]
+"""A part of the images, as a number or as a share."""
 
 
 class DataSettings(Settings):
@@ -27,10 +43,10 @@ class DataSettings(Settings):
     hidden ones and duplicates do not count."""
     train: Annotated[int, Field(ge=1)] | None = None
     """Number of training images, drawn stratified by class; null takes all."""
-    val: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    val: Amount = 0.1
     """Validation images, as a number (1 or more) or as a share (below 0.5), taken from the training images if
     the source has no validation split."""
-    test: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    test: Amount = 0.2
     """Test images, as a number (1 or more) or as a share (below 0.5); used only if the source has no test
     split."""
     splits: Literal["original", "new"] = "original"
@@ -47,9 +63,9 @@ class DataSettings(Settings):
 class Augmentation(Settings):
     """The distribution of the random views of an image: crops, flips, colours and mixtures."""
 
-    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
+    crop_scale: tuple[Annotated[float, Field(ge=0.01, le=1)], Annotated[float, Field(ge=0.01, le=1)]]
     """Minimum and maximum area of the crop, as a share of the area of the image."""
-    crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    crop_ratio: tuple[Annotated[float, Field(ge=0.1, le=10)], Annotated[float, Field(ge=0.1, le=10)]]
     """Minimum and maximum aspect ratio of the crop: width divided by height."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
@@ -73,5 +89,5 @@ class ViewSettings(Augmentation):
     top: Annotated[int, Field(ge=1, le=65535)] | None = 50
     """Number of classes stored per teacher output, together with the probability of all others, if there are
     more than twice as many classes; null stores all."""
-    eval_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    eval_crop: Annotated[float, Field(ge=0.1, le=1)] = 1.0
     """Side of the centred square that evaluation and shipped files use, as a share of the shorter side."""

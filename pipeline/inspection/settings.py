@@ -4,46 +4,46 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.settings import ImageSize, OptionalPath, Settings
+from pipeline.settings import Count, Distinct, ImageSize, OptionalPath, Settings
 
 
 class ProbeSettings(Settings):
     """How variants are tested on images unlike those that they were trained on."""
 
-    corrupted: Annotated[int, Field(ge=0)] = 32
+    corrupted: Annotated[int, Field(ge=0, le=100_000)] = 32
     """Number of test images, stratified by class, to which 15 corruptions are applied at 5 severities; 0
     skips them."""
-    attacked: Annotated[int, Field(ge=0)] = 32
+    attacked: Annotated[int, Field(ge=0, le=100_000)] = 32
     """Number of test images, stratified by class, that are attacked; 0 skips the attacks."""
-    radii: Annotated[tuple[Annotated[int, Field(ge=1, le=255)], ...], Field(min_length=1)] = (1, 4)
+    radii: Distinct[Annotated[int, Field(ge=1, le=255)]] = (1, 4)
     """Maximum changes of a pixel value by an attack, in units of 1/255."""
-    steps: Annotated[int, Field(ge=1)] = 10
+    steps: Annotated[int, Field(ge=1, le=1000)] = 10
     """Number of steps of projected gradient descent per attack."""
     out_of_distribution: OptionalPath = None
     """Folder of images that belong to none of the classes; `configs/none` for none."""
-    out_of_distribution_images: Annotated[int, Field(ge=1)] = 250
+    out_of_distribution_images: Count = 250
     """Number of images per kind of out-of-distribution input, which are compared with all test images."""
 
 
 class ExplainSettings(Settings):
     """Which images are drawn with Grad-CAM."""
 
-    images: Annotated[int, Field(ge=1)] = 8
+    images: Annotated[int, Field(ge=1, le=1000)] = 8
     """Number of test images with a Grad-CAM map for every variant."""
-    flips: Annotated[int, Field(ge=0)] = 6
+    flips: Annotated[int, Field(ge=0, le=1000)] = 6
     """Number of images per variant that became correct, and that became wrong, compared with the parent."""
 
 
 class SensitivitySettings(Settings):
     """How the sensitivity of each layer to pruning and to quantisation is measured."""
 
-    images: Annotated[int, Field(ge=0)] = 64
+    images: Annotated[int, Field(ge=0, le=100_000)] = 64
     """Number of validation images, stratified by class, on which networks are scored; 0 skips the
     measurement."""
     size: ImageSize | None = 128
     """Height and width of these images in pixels, at most that of the student's input; null takes the
     student's."""
-    ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.25, 0.5)
+    ratios: Distinct[Annotated[float, Field(ge=0.01, le=0.99)]] = (0.25, 0.5)
     """Shares of the channels of a layer that remain."""
-    settling: Annotated[int, Field(ge=1)] = 32
+    settling: Count = 32
     """Number of training images from which batch-norm statistics and activation ranges are taken."""

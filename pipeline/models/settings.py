@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.settings import ImageSize, Settings
+from pipeline.settings import ImageSize, Name, Settings
 
 
 class InitSettings(Settings):
@@ -13,7 +13,7 @@ class InitSettings(Settings):
     source: Literal["hugging_face", "timm", "slim", "run"]
     """Format of the weights: a key of `pipeline.models.initialisation.SOURCES`. `run` is a student of an
     earlier run."""
-    path: str
+    path: Name
     """Folder, file, checkpoint prefix, hub id or model name, depending on `source`."""
 
 
@@ -22,7 +22,7 @@ class StudentSettings(Settings):
 
     architecture: Literal["mobilenet_v1"] = "mobilenet_v1"
     """Architecture: a key of `students.ARCHITECTURES`."""
-    width: Annotated[float, Field(gt=0, le=2)] = 0.75
+    width: Annotated[float, Field(ge=0.05, le=2)] = 0.75
     """Width multiplier. With `init.source: run` the widths of that student are used instead, including pruned
     ones."""
     size: ImageSize = 192
@@ -35,9 +35,9 @@ class StudentSettings(Settings):
     padding: Literal["symmetric", "same"] | None = None
     """Padding of convolutions; `same` is that of TensorFlow. Null takes that of the initial weights, or else
     `symmetric`."""
-    norm_eps: Annotated[float, Field(gt=0)] | None = None
+    norm_eps: Annotated[float, Field(ge=1e-8, le=1)] | None = None
     """Epsilon of batch norm. Null takes that of the initial weights, or else the published 0.001."""
-    norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    norm_momentum: Annotated[float, Field(ge=0.00001, le=1)] = 0.1
     """Weight of one batch in the running statistics of batch norm. The published weights used 0.0003."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, le=0.95)] = 0.0
     """Dropout probability before the classifier. The published weights used 0.001."""

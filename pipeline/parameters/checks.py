@@ -73,7 +73,7 @@ def _variant_problems(parameters: Parameters) -> Iterator[str]:
         try:
             settings = parameters.settings(name, OPERATIONS[variant.op])
         except ValidationError as error:
-            for detail in error.errors():
+            for detail in messages.details(error):
                 overridden = _contains(variant.model_extra or {}, detail["loc"])
                 yield messages.line(detail, "", OPERATIONS[variant.op], key if overridden else variant.op)
         else:

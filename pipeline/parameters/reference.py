@@ -29,6 +29,11 @@ writes this file from the docstrings of `pipeline/*/settings.py`.
 `dvc exp run -S KEY=VALUE` overrides one key, and `dvc exp run -S GROUP=NAME` takes another file of
 `configs/GROUP/`. Each call starts from the defaults. Put permanent changes in `configs/`, then run
 `make params` and `dvc repro`. All values are checked before any work starts.
+
+`python -m pipeline params FILE GROUP=NAME KEY=VALUE` writes `params.yaml` from `configs/FILE.yaml`, or from
+`config` if none is given. Values of keys take precedence over groups, and groups over what the file itself
+sets. A text or path is taken as it stands. A number that begins with a zero (`010`) or looks like a time
+(`1:30`) is refused, since YAML 1.1 and 1.2 read it differently; a text of that form needs quotes.
 """
 SHARED: dict[str, tuple[str, type[Settings], tuple[str, ...]]] = {
     TrainingSettings.__name__: (

@@ -1,5 +1,6 @@
-"""`params.yaml` read strictly: no key twice, and aliases that cannot grow without a limit."""
+"""YAML read strictly: no key twice, no number of two meanings, and aliases that cannot grow without limit."""
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,12 @@ from pipeline.parameters.messages import ParameterError
 
 LARGEST = 100_000
 """Greatest number of values in a file, each alias counted in full."""
+
+OCTAL = re.compile(r"[-+]?0[0-9_]+")
+"""Numbers that are octal in YAML 1.1 and decimal in YAML 1.2, which DVC reads."""
+
+BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
+"""Numbers that YAML 1.1 reads in base 60, and YAML 1.2 as texts."""
 
 COMPOSE = "`python -m pipeline params` writes the default run"
 
@@ -26,9 +33,7 @@ def read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ParameterError(f"{file}: no such file; run from the root of the repository")
     try:
-        loader = _Loader(file.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        values = None if node is None else _construct(loader, node)
+        values = parse(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ParameterError(f"{file} is not text in UTF-8 (byte {error.start})") from error
     except OSError as error:
@@ -44,6 +49,48 @@ def read(file: Path) -> dict[str, Any]:
         kind = "a list" if isinstance(values, list) else f"{str(values)[:40]!r}"
         raise ParameterError(f"{file} holds {kind}; allowed: keys with values. {COMPOSE.capitalize()}")
     return values
+
+
+def parse(text: str) -> Any:
+    """The value of one YAML document.
+
+    Raises:
+        yaml.YAMLError, ValueError: it is not valid.
+        AmbiguousNumberError: a number in it has two meanings.
+    """
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    check_numbers(text)
+    return _construct(loader, node)
+
+
+def check_numbers(text: str) -> None:
+    """Look for numbers that two versions of YAML read differently, in keys and in values.
+
+    Raises:
+        AmbiguousNumberError: there is one; the message names it and its line.
+        yaml.YAMLError: the text is not valid YAML.
+    """
+    for event in yaml.parse(text, Loader=_Parser):
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
+            octal = OCTAL.fullmatch(event.value) is not None
+            if octal or BASE_60.fullmatch(event.value):
+                what = (
+                    "begins with a zero, so that it may be octal" if octal else "may be a number in base 60"
+                )
+                raise AmbiguousNumberError(
+                    f"line {event.start_mark.line + 1}: {event.value} {what}; write a decimal number "
+                    "without a leading zero, or quotes around a text"
+                )
+
+
+class AmbiguousNumberError(yaml.YAMLError):
+    """A number that two versions of YAML read differently."""
+
+
+_Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(yaml.SafeLoader):

@@ -101,7 +101,11 @@ def make(folder: Path, minutes: float, words: Sequence[str] = (), start: str | N
         ParameterError: a value is not valid.
     """
     given = {key: value for key, _, value in (word.partition("=") for word in words)}
-    groups = {name: given.pop(name) for name in list(given) if spelling.is_group(name)}
+    groups = {
+        name: composition.check_member(name, given.pop(name))
+        for name in list(given)
+        if spelling.is_group(name)
+    }
     if unknown := [word for word in words if "=" not in word]:
         raise PlanError(f"{unknown[0]}: allowed are GROUP=NAME and KEY=VALUE after the folder")
     if "data" in groups or "data.path" in given:
@@ -118,7 +122,7 @@ def make(folder: Path, minutes: float, words: Sequence[str] = (), start: str | N
     if beginning.init is not None and groups["student"] == PUBLISHED:
         given = {"student.init.path": beginning.init.path} | given
     words = [f"{key}={value}" for key, value in (groups | given).items()]
-    values = composition.merged(words)
+    values, _ = composition.merged(words)
     fixed = _nested({key: _value(values, key) for key in given})
     base = parameters.check(values, str(configuration.FILE))
     found = survey.look(base.data, base.seed, drawn="data.val" in given)

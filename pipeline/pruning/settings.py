@@ -17,10 +17,10 @@ class PruningSettings(Settings):
     """Distribution of the removed channels over the layers. `uniform` removes the same share everywhere;
     `sensitivity` removes more where it costs little accuracy for what it saves; `auto` takes `uniform` unless
     the other one scores higher on validation images by 2 points and is about as fast."""
-    macs: Annotated[float, Field(gt=0, lt=1)] | None = None
+    macs: Annotated[float, Field(ge=0.01, lt=1)] | None = None
     """Share of the parent's multiply-accumulates that remains. Exactly one of `macs` and `speedup` is
     given."""
-    speedup: Annotated[float, Field(gt=1, le=100)] | None = None
+    speedup: Annotated[float, Field(gt=1, le=20)] | None = None
     """Least speed of the float file in ONNX Runtime on the machine that trains, as a multiple of its
     parent's. Networks whose widths differ by 3 % are measured as a whole, and the widest that is fast enough
     is taken. Exactly one of `macs` and `speedup` is given."""

@@ -1,10 +1,10 @@
 """Settings of quantisation to eight-bit integers."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from pipeline.settings import Fraction, Settings
+from pipeline.settings import Count, Fraction, Settings
 
 Step = Literal[
     "entropy_ranges",
@@ -26,7 +26,7 @@ class QuantizationSettings(Settings):
     ptq: Literal["auto"] | tuple[Step, ...] = "auto"
     """Steps of post-training quantisation beyond least-squares ranges and rounding to nearest. `auto` selects
     them on validation images by the KL divergence from the outputs of the parent."""
-    calibration: Annotated[int, Field(ge=1)] = 512
+    calibration: Count = 512
     """Number of training images, stratified by class, from which the activation ranges are taken."""
     float_layers: Literal["auto"] | tuple[str, ...] = ()
     """Layers that stay in float because they are faster so; they are recorded in the metadata of the file.

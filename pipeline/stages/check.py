@@ -1,6 +1,7 @@
 """Check all parameters before any work starts, and take the fingerprints of the code."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pipeline.data import sources
 from pipeline.parameters import ParameterError, Parameters, Quantize, composition, configuration
 from pipeline.process import stage
 from pipeline.tracking import addresses, database
-from pipeline.tracking.records import TrackingServer
+from pipeline.tracking.records import URI_VARIABLE, TrackingServer
 
 
 def main() -> None:
@@ -53,11 +54,14 @@ def main() -> None:
 
 
 def _check_tracking(p: Parameters) -> None:
-    """Look at the address and at a database; a server may be away until the end of the pipeline."""
+    """Look at the address, at a database and where it would be; a server may be away until the end."""
     address = TrackingServer(p.tracking.uri, p.tracking.experiment, paths.home()).address()
     file = addresses.database(address)
-    if file is not None and (problem := database.check(file)) is not None:
-        raise database.DatabaseError(f"tracking.uri = {p.tracking.uri!r}: {problem}")
+    problem = addresses.missing_driver(address) if file is None else database.check(file)
+    if problem is not None:
+        uri = os.environ.get(URI_VARIABLE) or p.tracking.uri
+        key = "tracking.uri" if uri == p.tracking.uri else URI_VARIABLE
+        raise database.DatabaseError(f"{key} = {uri!r}: {problem}")
 
 
 def _check_hubs(p: Parameters) -> None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "mysql", "mssql")
@@ -37,17 +37,20 @@ def _problems(address: str) -> Iterator[str]:
         yield f"blanks at the ends and control characters are not allowed; {ALLOWED}"
     try:
         parts = urlsplit(address)
-        host = parts.hostname
-        _ = parts.port
+        host, port = parts.hostname, parts.port
     except ValueError as error:
         yield f"{error}; {ALLOWED}"
         return
     kind = parts.scheme.partition("+")[0]
+    if port == 0:
+        yield "no server listens on port 0; allowed: 1 to 65535"
     if address.startswith("sqlite"):
         yield from _file_problems(address)
     elif kind in ("http", "https"):
         if not host or " " in parts.netloc:
             yield f"the name of the host is missing or is not valid; {ALLOWED}"
+        elif parts.query or parts.fragment:
+            yield f"`?` and `#` are of a page and not of a server; did you mean {_without_page(parts)}?"
     elif kind in DATABASES:
         if not host:
             yield f"the name of the host is missing; allowed: {kind}://USER:PASSWORD@HOST/DATABASE"
@@ -60,6 +63,24 @@ def _problems(address: str) -> Iterator[str]:
         yield f"a folder of files is no longer supported by MLflow; {ALLOWED}"
     else:
         yield f"the kind {kind!r} is unknown; {ALLOWED}"
+
+
+def _without_page(parts: SplitResult) -> str:
+    return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
+
+
+def missing_driver(address: str) -> str | None:
+    """What is to be installed for a database server, or None; slow, since it imports the driver."""
+    if urlsplit(address).scheme.partition("+")[0] not in DATABASES:
+        return None
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        make_url(address).get_dialect().import_dbapi()
+    except (ImportError, SQLAlchemyError) as error:
+        return f"the driver of this database is not installed or is not known ({error})"
+    return None
 
 
 def _file_problems(address: str) -> Iterator[str]:

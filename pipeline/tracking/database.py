@@ -8,6 +8,7 @@ renamed when it is complete.
 import os
 import re
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -51,7 +52,6 @@ def prepare(file: Path, make: Callable[[Path], None]) -> None:
     if not _is_empty(file):
         return
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         with files.locked(file.with_name(f"{file.name}.lock")):
             if _is_empty(file):
                 _remove_leftovers(file)
@@ -61,10 +61,14 @@ def prepare(file: Path, make: Callable[[Path], None]) -> None:
 
 
 def check(file: Path) -> str | None:
-    """Say in one line why the database cannot be used, or None; a file that does not exist is fine."""
+    """Say in one line why the database cannot be used or made, or None. No database is made."""
     try:
         if file.is_dir():
-            return f"{file} is a folder; MLflow's database belongs there: move the folder away"
+            return f"{file} is a folder, not a database; name a file, or move the folder away"
+        if file.exists() and not file.is_file():
+            return f"{file} is not a regular file; name another one"
+        if (problem := _folder_problem(file)) is not None:
+            return problem
         if _is_empty(file):
             return None
         deadline = time.monotonic() + BUSY_SECONDS
@@ -96,7 +100,8 @@ def explain(file: Path, error: BaseException) -> str:
     if "readonly" in text:
         return f"{file} is not writable ({text}); change its permissions and those of its folder"
     if "not a database" in text:
-        return f"{file} is not a SQLite database; {_move_away(file)}"
+        cure = f"name another file, or, if this was MLflow's, {_move_away(file)}"
+        return f"{file} is not a SQLite database; {cure}"
     if any(word in text for word in ("malformed", "no such table", "no such column")):
         return f"{file} is damaged ({text}); {_move_away(file)}"
     return f"{file}: {text}"
@@ -104,6 +109,26 @@ def explain(file: Path, error: BaseException) -> str:
 
 def _is_empty(file: Path) -> bool:
     return not file.exists() or file.stat().st_size == 0
+
+
+def _folder_problem(file: Path) -> str | None:
+    """Why no file can be made in the folder of the database, where SQLite puts its journals, too."""
+    # Of a link, the folder that it leads to counts.
+    folder = file.resolve().parent
+    if not folder.exists():
+        return f"{file}: there is no folder {folder}; make it, or name another file"
+    if not folder.is_dir():
+        return f"{file}: {folder} is not a folder; name another file"
+    try:
+        # A trial: root may write everywhere by its permissions, also where no file can be, as in /proc.
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        return (
+            f"{file}: {folder} is not writable, so that no database can be there ({why}); change its "
+            "permissions, or name another file"
+        )
 
 
 def _make(file: Path, make: Callable[[Path], None]) -> None:
@@ -129,7 +154,7 @@ def _remove_leftovers(file: Path) -> None:
 
 
 def _problem(file: Path) -> str | None:
-    if not os.access(file, os.R_OK | os.W_OK) or not os.access(file.parent, os.W_OK):
+    if not os.access(file, os.R_OK | os.W_OK):
         return f"{file} is not writable; change its permissions and those of its folder"
     revision = None
     try:
@@ -141,11 +166,21 @@ def _problem(file: Path) -> str | None:
                 )
     except sqlite3.Error as error:
         return explain(file, error)
+    if tables - {REVISION} and "experiments" not in tables and revision not in _migrations():
+        return (
+            f"{file} is the database of another program (its tables: {_head(sorted(tables))}); name another "
+            "file for MLflow's"
+        )
     missing = [table for table in TABLES if table not in tables]
     if missing or revision is None:
         what = f"the table {missing[0]} is missing" if missing else "its schema has no revision"
         return f"{file} is half made ({what}); {_move_away(file)}"
     return _revision_problem(file, revision)
+
+
+def _head(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def _half_made(problem: str) -> bool:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.settings import Fraction, ImageSize, Settings
+from pipeline.settings import BatchSize, Fraction, ImageSize, Settings
 
 
 class ComputeSettings(Settings):
@@ -12,9 +12,9 @@ class ComputeSettings(Settings):
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Kind of device, as Lightning Fabric names it."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Number of CPU threads used for training; 0 takes one per physical core."""
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0, le=256)] = 2
     """Number of processes that render images, at low priority."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "32-true"
     """Arithmetic, as Lightning Fabric names it. `auto` trains in bf16 at those image sizes where a short
@@ -29,7 +29,7 @@ class Phase(Settings):
     """Share of all optimiser steps. The shares of all phases add up to 1."""
     size: ImageSize | None = None
     """Image height and width in pixels; null takes the input size of the network."""
-    rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    rate: Annotated[float, Field(ge=0.0001, le=1)] = 1.0
     """Learning rate at the start of the phase, relative to the peak. After a change of image size the network
     needs some learning rate to adapt."""
 
@@ -37,25 +37,25 @@ class Phase(Settings):
 class TrainingSettings(Settings):
     """How a network is trained: the same for the teacher, distillation and both kinds of fine-tuning."""
 
-    epochs: Annotated[float, Field(gt=0)]
+    epochs: Annotated[float, Field(ge=0.0001, le=100_000)]
     """Number of passes over the training images. A fraction ends within an epoch."""
     phases: tuple[Phase, ...] = ()
     """Phases of progressive resolution, in order; an empty list trains at the input size of the network."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: BatchSize = 64
     """Number of images per optimiser step."""
     optimizer: Literal["adamw", "rmsprop", "sgd"] = "adamw"
     """Update rule from `torch.optim`. `sgd` uses Nesterov momentum 0.9; `rmsprop` uses the settings of
     TF-slim."""
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(ge=1e-8, le=100)]
     """Peak learning rate: a linear warm-up leads to it, and a cosine per phase leads down to zero."""
     warmup: Fraction = 0.05
     """Share of the steps during which the learning rate rises."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.05
     """Weight decay, which never applies to biases, batch norm and depthwise filters. It is decoupled in
     `adamw`; `sgd` and `rmsprop` add it to the gradient and need much smaller values (MobileNetV1 was
     published with 0.00004)."""
-    clip: Annotated[float, Field(ge=0)] = 1.0
+    clip: Annotated[float, Field(ge=0, le=1_000_000)] = 1.0
     """Maximum norm of the gradient; 0 disables clipping."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[float, Field(ge=0, le=0.99999)] = 0.0
     """Decay per step of the exponential moving average of the weights, which replaces the weights at the end;
     0 keeps the last weights."""

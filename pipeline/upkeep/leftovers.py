@@ -56,11 +56,13 @@ def find(variants: Collection[str]) -> list[Leftover]:
     return sorted(
         [
             *_remains(paths.ARTIFACTS),
-            *_scratch_folders(Path(tempfile.gettempdir())),
+            # All checkouts share this folder. What is there of a process that lives is not listed.
+            *_scratch_folders(Path(tempfile.gettempdir()), "of any folder of the pipeline on this machine"),
             *_stale_checkpoints(variants),
             *(
                 Leftover(folder, disk_usage(folder), "copy of the workspace of an ended experiment")
                 for folder in EXPERIMENTS.glob("tmp*")
+                if not working(folder.resolve())
             ),
         ],
         key=lambda leftover: -leftover.bytes,
@@ -174,7 +176,7 @@ def _remains(folder: Path) -> Iterator[Leftover]:
     yield from _scratch_folders(folder / "raw")
     for path in folder.glob("tmp*"):
         if EARLIER_SCRATCH.fullmatch(path.name):
-            yield Leftover(path, disk_usage(path), "temporary folder of an ended process")
+            yield Leftover(path, disk_usage(path), "temporary folder of an earlier version")
     for path in folder.rglob(".*.new"):
         name = resources.TEMPORARY.fullmatch(path.name)
         if name and not psutil.pid_exists(int(name[2])):
@@ -185,11 +187,12 @@ def _remains(folder: Path) -> Iterator[Leftover]:
         yield Leftover(path, disk_usage(path), "export that did not come to its end")
 
 
-def _scratch_folders(parent: Path) -> Iterator[Leftover]:
+def _scratch_folders(parent: Path, whose: str = "") -> Iterator[Leftover]:
     for path in parent.glob(f"{resources.SCRATCH}*"):
         name = SCRATCH.fullmatch(path.name)
         if name and not psutil.pid_exists(int(name[1])) and path.stat().st_uid == os.getuid():
-            yield Leftover(path, disk_usage(path), "temporary folder of an ended process")
+            reason = f"temporary folder of an ended process{f', {whose}' if whose else ''}"
+            yield Leftover(path, disk_usage(path), reason)
 
 
 def _stale_checkpoints(variants: Collection[str]) -> Iterator[Leftover]:

@@ -37,6 +37,8 @@ def tidy(variants: Collection[str], *, dry_run: bool) -> None:
     if not dry_run:
         leftovers.check_idle()
         dvc_cache.save()
+    elif busy := leftovers.working(Path.cwd()):
+        print(f"note: process {busy[0].pid} works in this folder; what it uses may be listed as well")
     found, cached, deleted = (
         leftovers.find(variants),
         leftovers.find_cached(),
