@@ -271,6 +271,15 @@ def test_a_network_that_computes_something_else_is_rejected_with_the_limit() -> 
         surgery.check_same_logits(random_network(), random_network(seed=1), SIZE)
 
 
+def test_a_network_of_a_single_attribute_is_pruned() -> None:
+    arguments = {**ARGUMENTS, "classes": 1}
+    parent = random_network(arguments)
+    channels = [max(8, count // 2) for count in widths.output_channels(parent)]
+    pruned, _ = surgery.remove_channels(parent, arguments, channels, size=SIZE, criterion="l1")
+    assert widths.output_channels(pruned) == tuple(channels)
+    assert pruned.get_parameter("classifier.weight").shape == (1, channels[-1])
+
+
 def test_networks_that_answer_nearly_the_same_to_all_images_are_compared_in_what_they_compute() -> None:
     """In single precision, rounding alone moves such logits by more than their spread."""
     parent = random_network()

@@ -256,7 +256,9 @@ def _int8_divergence(
     assert model.quantization is not None
     integers = layerwise.integers_of_file(path, network, images, level)
     normalised = model.card.input.normalise(images)
-    return layerwise.compare(integers, simulated, network, model.quantization, normalised).divergence
+    return layerwise.compare(
+        integers, simulated, network, model.quantization, normalised, whole_sums=level is FUSED
+    ).divergence
 
 
 def _rounding_divergence(
@@ -272,7 +274,13 @@ def _rounding_divergence(
     normalised = model.card.input.normalise(images)
     integers = layerwise.integers_of_module(rounded, network, model.quantization, images, normalised)
     return layerwise.compare(
-        integers, simulated, network, model.quantization, normalised, whole_biases=False
+        integers,
+        simulated,
+        network,
+        model.quantization,
+        normalised,
+        whole_sums=False,
+        whole_biases=False,
     ).divergence
 
 

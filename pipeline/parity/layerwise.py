@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ class Stage:
     slack: Float[Tensor, " channels"] | None = None
     """Distance in steps by which the other network's value may differ for known reasons: its sums are of
     floating-point numbers, or its biases are not rounded. None where both networks add integers."""
+
+    def fits(self) -> bool:
+        """Whether the other network's map has the size of the simulator's."""
+        return self.reference.shape == self.integers.shape
 
     def steps(self) -> Float[Tensor, "batch channels *pixels"]:
         """Number of steps between the simulator's integers and the other's."""
@@ -174,6 +178,7 @@ def stages(
     quantization: Quantization,
     normalised: Float[Tensor, "batch 3 height width"],
     *,
+    whole_sums: bool,
     whole_biases: bool = True,
 ) -> Iterator[Stage]:
     """Every quantised activation in the order of the network.
@@ -184,8 +189,10 @@ def stages(
         network: the folded network.
         quantization: the steps and scales of both.
         normalised: the images, as the module takes them.
-        whole_biases: whether the other network adds integers with biases in whole steps, like the simulator;
-            otherwise what rounding the biases and the order of its sums change is the slack.
+        whole_sums: whether the other network adds integers, like the simulator; otherwise it adds floats
+            of the same grid, and what single precision loses of them is the slack.
+        whole_biases: whether its biases are whole steps of its sums; otherwise what rounding them changes is
+            added to the slack.
     """
     scales, module = quantization.activation_scales, network.module
     for name, source in network.reads.items():
@@ -199,11 +206,14 @@ def stages(
             # The last of the float layers, which lead from the images on.
             steps, read = network.steps[: network.steps.index(network.output(name)) + 1], normalised
         reference = _in_steps(simulated, steps, read)
-        if source not in scales or not whole_biases:
-            slack = NOISE * _noise(module, steps, read) / scales[name]
-            if not whole_biases and name in quantization.weight_scales:
-                slack = slack + _bias_error(network, quantization, name) / scales[name]
-        yield Stage(name, reference, integers[name], slack)
+        if not whole_biases and name in quantization.weight_scales:
+            slack = _bias_error(network, quantization, name) / scales[name]
+        stage = Stage(name, reference, integers[name], slack)
+        if (source not in scales or not whole_sums) and stage.fits() and stage.wrong().any():
+            # In double precision, which takes time, only where it matters.
+            noise = NOISE * _noise(module, steps, read) / scales[name]
+            stage = replace(stage, slack=noise if slack is None else slack + noise)
+        yield stage
 
 
 @dataclass(frozen=True)
@@ -225,13 +235,15 @@ def compare(
     quantization: Quantization,
     normalised: Float[Tensor, "batch 3 height width"],
     *,
+    whole_sums: bool,
     whole_biases: bool = True,
 ) -> Comparison:
     """Compare all activations and the logits; see ``stages`` for the arguments."""
     share = steps = 0.0
     divergence = None
-    for stage in stages(integers, simulated, network, quantization, normalised, whole_biases=whole_biases):
-        if stage.reference.shape != stage.integers.shape:
+    sums = {"whole_sums": whole_sums, "whole_biases": whole_biases}
+    for stage in stages(integers, simulated, network, quantization, normalised, **sums):
+        if not stage.fits():
             divergence = divergence or _shape_divergence(stage.name, stage.reference, stage.integers)
             break
         wrong, apart = stage.wrong(), float(stage.steps().max())
@@ -242,9 +254,7 @@ def compare(
                 f"integers, by up to {apart:g}"
             )
     if divergence is None:
-        divergence = _logit_divergence(
-            integers, simulated, network, quantization, normalised, whole_biases=whole_biases
-        )
+        divergence = _logit_divergence(integers, simulated, network, quantization, normalised, **sums)
     return Comparison(share, steps, divergence)
 
 
@@ -256,6 +266,7 @@ def _logit_divergence(
     quantization: Quantization,
     normalised: Float[Tensor, "batch 3 height width"],
     *,
+    whole_sums: bool,
     whole_biases: bool,
 ) -> str | None:
     """The head in words, if its logits are not those of the last integers; see ``stages``."""
@@ -272,7 +283,7 @@ def _logit_divergence(
     for path in steps:
         expected = simulated.get_submodule(path)(expected)
     allowed = LOGIT_DRIFT * expected.abs().max()
-    if head.name not in quantization.weight_scales or not whole_biases:
+    if head.name not in quantization.weight_scales or not whole_sums:
         allowed = allowed + NOISE * _noise(network.module, steps, read)
     if head.name in quantization.weight_scales and not whole_biases:
         allowed = allowed + _bias_error(network, quantization, head.name)

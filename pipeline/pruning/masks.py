@@ -138,6 +138,11 @@ def remove_masked(module: nn.Module, masks: Masks, size: int, seed: int = 0) -> 
     # NNI writes into the network and into the masks that it is given, so it gets copies.
     subject, masks = copy.deepcopy((module, masks))
     subject.eval()
+    head, single = _last_linear(subject)
+    if single:
+        # NNI finds no gradient behind a single logit, so it gets a second one.
+        head.weight, head.bias = (nn.Parameter(torch.cat([each, -each])) for each in (head.weight, head.bias))
+        head.out_features = 2
     images = _random_images(subject, size)
     # NNI's own tracer does not run on this PyTorch, so it gets torch.fx's graph. It draws its random numbers
     # from PyTorch's global generator, whose state depends on what was measured before: the fork leaves it.
@@ -147,7 +152,16 @@ def remove_masked(module: nn.Module, masks: Masks, size: int, seed: int = 0) -> 
         smaller = nni_edge.ModelSpeedup(
             subject, images, masks, graph_module=graph, logger=logger
         ).speedup_model()
+    if single:
+        head, _ = _last_linear(smaller)
+        head.weight, head.bias = (nn.Parameter(each[:1]) for each in (head.weight, head.bias))
     return {name: value.detach() for name, value in smaller.state_dict().items()}
+
+
+def _last_linear(module: nn.Module) -> tuple[nn.Linear, bool]:
+    """The layer that gives the logits, and whether it gives a single one."""
+    head = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
+    return head, len(head.weight) == 1
 
 
 def _norms_after(graph: torch.fx.GraphModule) -> dict[str, str]:
