@@ -34,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> None:
         listing.labelled, train=None, val=arguments.val, test=arguments.test, seed=0, anew=True
     )
     kept = round((1 - arguments.share) * len(whole.train))
-    labelled = splits.stratified(whole.train, kept, seed=0)
+    labelled = splits.stratified(whole.train, kept, seed=0, key="--share")
     chosen = {image.sha256 for image in labelled}
     folders = {"train": labelled, "validation": whole.val, "test": whole.test}
     for split, images in folders.items():

@@ -114,7 +114,7 @@ def draw(run: int, seed: int) -> Plan:
     source = random.Random(f"{seed} {run}")
     method = source.choices(get_args(Method), (1, 3, 1.5))[0]
     ranges = source.choice(("", "entropy_ranges", "percentile_ranges"))
-    steps = tuple(
+    steps: tuple[Step, ...] = tuple(
         step for step in STEPS if (step == ranges if step.endswith("_ranges") else source.random() < 0.4)
     )
     task: TaskName = "multi_label" if source.random() < 0.25 else "single_label"

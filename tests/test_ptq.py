@@ -278,7 +278,8 @@ def test_a_layer_that_no_image_wakes_is_quantised_and_shipped_as_it_is(tmp_path:
     assert isinstance(norm, nn.BatchNorm2d)
     nn.init.zeros_(norm.weight)
     nn.init.constant_(norm.bias, value)  # Beside 1e-9, the biases of the next layer need 45 bits.
-    for steps in ((), ("percentile_ranges", "equalisation", "bias_correction")):
+    candidates: list[tuple[Step, ...]] = [(), ("percentile_ranges", "equalisation", "bias_correction")]
+    for steps in candidates:
         bench = Workbench(model, batches, weight_limit=63, float_layers=())
         network, quantization = bench.make(steps)
         dead = replace(without_norms(model, network.module), quantization=quantization)
