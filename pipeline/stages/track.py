@@ -95,7 +95,7 @@ def main() -> None:
         champion=choice["variant"],
         reason=choice["reason"],
         dataset=name,
-        budget=", ".join(f"{key} {limit:g}" for key, limit in choice["budget"].items() if limit is not None)
+        budget=", ".join(f"{key} {limit}" for key, limit in choice["budget"].items() if limit is not None)
         or "no limit",
         answer=_answer(champion, name, choice["reason"]),
         costs=(LATENCY, SIZE),
