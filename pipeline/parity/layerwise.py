@@ -274,14 +274,9 @@ def _logit_divergence(
     source = head.reads
     while source not in scales and source != IMAGES:  # past pools and layers in float
         source = network.reads[source]
-    if source in scales:
-        end = 0 if source == IMAGES else network.steps.index(network.output(source)) + 1
-        steps, read = network.steps[end:], integers[source] * scales[source]
-    else:
-        steps, read = network.steps, normalised
-    expected = read
-    for path in steps:
-        expected = simulated.get_submodule(path)(expected)
+    steps = network.steps[0 if source == IMAGES else network.steps.index(network.output(source)) + 1 :]
+    read = integers[source] * scales[source] if source in scales else normalised
+    expected = nn.Sequential(*(simulated.get_submodule(path) for path in steps))(read)
     allowed = LOGIT_DRIFT * expected.abs().max()
     if head.name not in quantization.weight_scales or not whole_sums:
         allowed = allowed + NOISE * _noise(network.module, steps, read)
@@ -375,10 +370,24 @@ def _bias_error(network: Network, quantization: Quantization, name: str) -> Floa
 
 @torch.no_grad()
 def _noise(module: nn.Module, steps: Sequence[str], x: Tensor) -> Float[Tensor, " channels"]:
-    """Greatest distance, by channel, of some modules' output in single precision from that in double."""
-    chain = nn.Sequential(*(module.get_submodule(path) for path in steps))
-    apart = (chain(x) - copy.deepcopy(chain).double()(x.double())).abs().float()
-    return apart.transpose(0, 1).flatten(1).amax(dim=1)
+    """Greatest distance, by channel, of some modules' output in single precision from that in double.
+
+    A single image may show less by luck; one rounding of the sum of the last layer's magnitudes is the least.
+    """
+    single, double, least = x, x.double(), torch.zeros(())
+    for path in steps:
+        part = module.get_submodule(path)
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            magnitudes = copy.deepcopy(part)
+            for parameter in magnitudes.parameters():
+                parameter.abs_()
+            least = torch.finfo(single.dtype).eps / 2 * _greatest(magnitudes(single.abs()))
+        single, double = part(single), copy.deepcopy(part).double()(double)
+    return torch.maximum(_greatest((single - double).abs().float()), least)
+
+
+def _greatest(values: Float[Tensor, "batch channels *pixels"]) -> Float[Tensor, " channels"]:
+    return values.transpose(0, 1).flatten(1).amax(dim=1)
 
 
 @torch.no_grad()
