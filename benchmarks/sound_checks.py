@@ -114,14 +114,8 @@ def draw(run: int, seed: int) -> Plan:
     source = random.Random(f"{seed} {run}")
     method = source.choices(get_args(Method), (1, 3, 1.5))[0]
     ranges = source.choice(("", "entropy_ranges", "percentile_ranges"))
-<<<<<<< HEAD
-    steps: tuple[Step, ...] = tuple(
-        step for step in STEPS if (step == ranges if step.endswith("_ranges") else source.random() < 0.4)
-    )
-=======
     wanted = {step: step == ranges if step.endswith("_ranges") else source.random() < 0.4 for step in STEPS}
     steps = tuple(step for step, included in wanted.items() if included)
->>>>>>> checks
     task: TaskName = "multi_label" if source.random() < 0.25 else "single_label"
     real = run % 25 == 24
     return Plan(
