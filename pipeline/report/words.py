@@ -117,9 +117,10 @@ def verdict(change: Part) -> str:
     estimate = figure(change["delta"], "points")
     least = figure(max(0.0, -change["lo"]), "gap", 2)
     if change["verdict"] == "accept":
+        loss = "nothing" if change["lo"] >= 0 else f"not more than {least}"
         return (
-            f"Accepted: {estimate} against {parent}, and not more than {least} lost with 95 % confidence; "
-            f"the limit is {allowed}."
+            f"Accepted: {estimate} against {parent}, and {loss} is lost with 95 % confidence; the limit is "
+            f"{allowed}."
         )
     worst = min((of for of in change["classes"] if of["worse"]), key=lambda of: of["delta"], default=None)
     if change["lo"] < -limits["max_drop"]:
