@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import paths
+from pipeline.errors import DistilleryError
 from pipeline.escaping import for_terminal
 
 if TYPE_CHECKING:
     from pipeline.onnx.inference import Classifier
+    from pipeline.shipping.samples import Sample
+
+
+class NoSamplesError(DistilleryError):
+    """There are no prepared images to draw samples from."""
 
 
 def opened(name: str, *, threads: int, strict: bool = False) -> "Classifier":
@@ -25,10 +31,6 @@ def opened(name: str, *, threads: int, strict: bool = False) -> "Classifier":
     if doubt := integrity.check(classifier.path, classifier.metadata, strict=strict):
         print(f"note: {for_terminal(doubt)}", file=sys.stderr)
     return classifier
-
-
-if TYPE_CHECKING:
-    from pipeline.shipping.samples import Sample
 
 
 def path_of(name: str) -> Path:

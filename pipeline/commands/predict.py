@@ -27,7 +27,9 @@ def run(arguments: Namespace) -> None:
         with one_line_errors():
             right = {sample.file: sample.labels for sample in models.samples()}
             if not right:
-                raise images.ImageFileError(str(paths.DATA), "is not there, so that images must be named")
+                raise models.NoSamplesError(
+                    f"name some images; samples are drawn from {paths.DATA}, which does not exist"
+                )
         files = list(right)
     width = max(len(for_terminal(file)) for file in files)
     rows: list[dict[str, Any]] = []
