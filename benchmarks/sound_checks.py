@@ -114,8 +114,10 @@ def draw(run: int, seed: int) -> Plan:
     source = random.Random(f"{seed} {run}")
     method = source.choices(get_args(Method), (1, 3, 1.5))[0]
     ranges = source.choice(("", "entropy_ranges", "percentile_ranges"))
-    wanted = {step: step == ranges if step.endswith("_ranges") else source.random() < 0.4 for step in STEPS}
-    steps = tuple(step for step, included in wanted.items() if included)
+    wanted: list[Step] = []
+    for step in STEPS:
+        if ranges == step if step.endswith("_ranges") else source.random() < 0.4:
+            wanted.append(step)
     task: TaskName = "multi_label" if source.random() < 0.25 else "single_label"
     real = run % 25 == 24
     return Plan(
@@ -133,7 +135,7 @@ def draw(run: int, seed: int) -> Plan:
         method=method,
         weight_limit=source.choice((63, 127)),
         float_layers=source.choice((0, 0, 0, 1, 2, 5)) if method != "float" else 0,
-        ptq=steps if method == "ptq" else (),
+        ptq=tuple(wanted) if method == "ptq" else (),
         learn_ranges=method == "qat" and source.random() < 0.5,
     )
 
