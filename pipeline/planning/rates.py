@@ -106,7 +106,8 @@ def measure(
     head = _learning(fabric, teacher, teacher_size)
     teacher.requires_grad_(True)
     return Rates(
-        start=_seconds(_start_stage, [None])[0],
+        # The first start also reads the files of the libraries from the disk.
+        start=min(_seconds(_start_stage, [None, None])),
         render=_render(sample, space, train_side, max(student_sizes)),
         cores=compute.usable_cores(),
         head=head,

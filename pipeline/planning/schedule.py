@@ -11,7 +11,7 @@ from pipeline.planning.survey import Survey
 from pipeline.settings import merge
 from pipeline.training.settings import TrainingSettings
 
-SHARE = 0.92
+SHARE = 0.95
 """Share of the time that is planned for; the rest is for what cannot be foreseen."""
 SMALLER = (160, 128, 96)
 """Image sizes of the student, in pixels, for machines and times that do not allow the usual one."""
@@ -144,7 +144,7 @@ def propose(p: Parameters, survey: Survey, epochs: float) -> dict[str, Any]:
         teacher["head"] = {"epochs": at_least(30, 1.0), "batch_size": max(batch, 16)}
     if p.teacher.full is not None:
         teacher["full"] = {
-            "epochs": at_least(100, min(6.0, max(2.0, epochs / 4))),
+            "epochs": at_least(100, min(6.0, max(2.0, epochs / (4 if started else 6)))),
             "batch_size": batch,
             "phases": [],
         }
@@ -161,14 +161,16 @@ def propose(p: Parameters, survey: Survey, epochs: float) -> dict[str, Any]:
             {"share": 0.25, "size": None, "rate": 0.35},
         ]
     )
+    # Random weights need many epochs, in which a view may come again; the time is theirs.
+    views = int(min(10, math.ceil(epochs / (1 if started else 4))))
     calm = {"mixup": 0.0, "cutmix": 0.0, "crop_scale": [0.6, 1.0]}
     return {
         "teacher": teacher,
-        "views": {"per_image": int(min(10, math.ceil(epochs))), **({} if epochs >= 12 else calm)},
+        "views": {"per_image": views, **({} if epochs >= 12 else calm)},
         "distill": {"epochs": round(epochs, 1), "batch_size": batch, "phases": phases},
-        "prune": {"epochs": at_least(60, min(4.0, epochs / 6)), "batch_size": batch},
+        "prune": {"epochs": at_least(60, min(4.0, epochs / (6 if started else 10))), "batch_size": batch},
         "quantize": {
-            "epochs": at_least(30, min(1.0, epochs / 16)),
+            "epochs": at_least(30, min(1.0, epochs / (16 if started else 40))),
             "batch_size": batch,
             "calibration": int(min(512, images)),
         },
