@@ -222,6 +222,21 @@ def test_the_card_says_what_was_not_measured(tmp_path: Path) -> None:
     assert "others took 0.8 cores" in section(everything, "#### Speeds, Sizes, Times")
 
 
+@pytest.mark.parametrize(
+    ("origin", "shown"),
+    [
+        ("Hugging Face /home/me/my models/imagenet", "Hugging Face imagenet"),
+        ("Hugging Face ../weights/imagenet", "Hugging Face imagenet"),
+        ("timm ~/weights/best.pth", "timm best.pth"),
+        ("Hugging Face google/mobilenet_v1_0.75_192", "Hugging Face google/mobilenet_v1_0.75_192"),
+        ("variant fp32 of an earlier run (/data/run/models/fp32)", "variant fp32 of an earlier run (fp32)"),
+        ("random weights", "random weights"),
+    ],
+)
+def test_the_card_does_not_tell_the_folders_of_the_machine_that_trained(origin: str, shown: str) -> None:
+    assert words.without_folders(origin) == shown
+
+
 @MEASURED
 @pytest.mark.parametrize("variant", results.CHAIN)
 def test_the_numbers_of_every_card_are_those_of_its_variant(

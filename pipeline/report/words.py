@@ -1,5 +1,6 @@
 """Sentences and names that the page and the model card share."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,6 +52,9 @@ NO_DIFFERENCE = "no significant difference"
 NOT_MEASURED = "not measured here"
 """Stands for the duration of a training that ran on another machine."""
 
+LOCAL_FOLDERS = re.compile(r"(^|[\s(])(?:[A-Za-z]:|~|\.{1,2})?/(?:[^()]*/)?")
+"""The folders of a path that is absolute, or begins at the home folder or the current one."""
+
 
 def snippet(variant: str) -> str:
     """Python code that classifies one photograph with this variant's file."""
@@ -87,6 +91,11 @@ def left_out(costs: Part) -> str:
 def sentence(text: str) -> str:
     """The text with a full stop at its end."""
     return text if text.endswith(".") else f"{text}."
+
+
+def without_folders(origin: str) -> str:
+    """The origin of weights with the names of local files alone: the folders are those of one machine."""
+    return LOCAL_FOLDERS.sub(r"\1", origin)
 
 
 def spaced(name: str) -> str:

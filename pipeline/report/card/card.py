@@ -122,6 +122,7 @@ def render(results: RunResults, variant: str) -> str:
         "group": words.group,
         "spaced": words.spaced,
         "sentence": words.sentence,
+        "without_folders": words.without_folders,
         "left_out": words.left_out,
         "counted": words.counted,
         "code": escaping.code,
