@@ -233,6 +233,9 @@ def test_without_an_accepted_variant_the_loss_and_the_remedies_are_named() -> No
         "or raise `gate.distill`."
     )
     assert "all others" not in choose([rejected], gate_max_drop=0.04).reason
+    assert "another reason" not in choice.reason
+    within = choose([replace(rejected, score_delta=-0.01)], gate_max_drop=0.04).reason
+    assert "another reason" in within
     other = row("narrow", score=0.5, verdict="reject")
     assert "no other variant made from the teacher" in choose([rejected, other]).reason
 

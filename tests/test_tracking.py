@@ -74,6 +74,11 @@ def contents(case: Case) -> Any:
     return sorted(map(str, logged)), sorted(map(str, named))
 
 
+def test_a_missing_dvc_lock_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(records.TrackingError, match=r"dvc\.lock"):
+        records.dvc_outputs(tmp_path / "dvc.lock")
+
+
 def test_a_state_is_one_parent_run_with_a_nested_run_per_variant_and_a_teacher_elsewhere(case: Case) -> None:
     parent, new = runs.track(*case)
     found = experiment_runs(case)

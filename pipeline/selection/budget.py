@@ -263,7 +263,12 @@ def _why_nothing_passed(
     rows: Sequence[ScoredVariant], root: ScoredVariant, gate_max_drop: float | None
 ) -> str:
     """Every variant descends from a rejected one, so no variant that is made from the teacher is accepted."""
-    allowed = "" if gate_max_drop is None else f" ({100 * gate_max_drop:g} allowed)"
+    allowed = ""
+    if gate_max_drop is not None:
+        within = -root.score_delta <= gate_max_drop
+        allowed = (
+            f" ({100 * gate_max_drop:g} allowed{', but its verdict has another reason' if within else ''})"
+        )
     others = ""
     if sum(row.parent == TEACHER for row in rows) > 1:
         others = ", and no other variant made from the teacher passed either"

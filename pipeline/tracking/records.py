@@ -225,8 +225,18 @@ def source_tags() -> dict[str, str]:
     }
 
 
+class LockFileError(TrackingError):
+    """DVC's record of the results is missing."""
+
+
 def dvc_outputs(lock: Path) -> dict[str, dict[str, str]]:
-    """Hash of each output path of each stage, as `dvc.lock` records them."""
+    """Hash of each output path of each stage, as `dvc.lock` records them.
+
+    Raises:
+        LockFileError: there is no such file.
+    """
+    if not lock.is_file():
+        raise LockFileError(f"{lock} does not exist: start this stage with `dvc repro`, which writes it")
     stages = yaml.safe_load(lock.read_text())["stages"]
     return {
         name: {out["path"]: out["md5"] for out in stage.get("outs", ())} for name, stage in stages.items()
