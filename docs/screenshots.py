@@ -1,7 +1,7 @@
 """Take the pictures of the documentation from a finished run.
 
-    PYTHONPATH=. python docs/screenshots.py report      # docs/images/report.png, of artifacts/report/report.html
-    PYTHONPATH=. python docs/screenshots.py mlflow      # docs/images/mlflow_*.png, of mlflow.db and artifacts/tracked.json
+    PYTHONPATH=. python docs/screenshots.py report    # docs/images/report.png
+    PYTHONPATH=. python docs/screenshots.py mlflow    # docs/images/mlflow_*.png
 
 Needs Chromium (Debian's package `chromium`) and playwright, which the environment has.
 """
