@@ -119,6 +119,8 @@ def _measured() -> Iterator[tuple[str, str]]:
 
 def _exported(path: Path) -> str | None:
     """MD5 that DVC has noted of an exported file; None if it has none."""
+    if not paths.LOCK.is_file():
+        return None
     try:
         outputs = records.dvc_outputs(paths.LOCK)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
