@@ -76,7 +76,9 @@ def test_every_stage_has_help_with_an_example_and_refuses_what_it_does_not_know(
 
 
 SCRIPT = """
-import multiprocessing, time
+import multiprocessing, signal, time
+# Shells start background jobs with the signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pipeline import process
 process.explain_uncaught_errors()
 {work}
