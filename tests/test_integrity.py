@@ -1,20 +1,18 @@
 """A file that is not the one on record is not used as if it were."""
 
 import json
-import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from pipeline import __main__ as command_line
 from pipeline import paths, provenance
 from pipeline.selection import table
 from pipeline.shipping import integrity
 from pipeline.shipping.integrity import IntegrityError
 from tests import tiny_onnx
+from tests.command import run
 from tests.rows import row
 
 DATA = "1" * 64
@@ -63,16 +61,6 @@ def flip(model: Path, target: Path | None = None) -> Path:
     target = target or model
     target.write_bytes(content)
     return target
-
-
-def run(monkeypatch: pytest.MonkeyPatch, arguments: str) -> int:
-    """The exit status."""
-    monkeypatch.setattr(sys, "argv", ["pipeline", *shlex.split(arguments)])
-    try:
-        command_line.main()
-    except SystemExit as exit:
-        return int(exit.code or 0)
-    return 0
 
 
 @pytest.mark.parametrize("record", RECORDS)

@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -12,11 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline import __main__ as command_line
 from pipeline import paths, process, provenance
 from pipeline.selection import table
 from pipeline.selection.table import Row
 from tests import tiny_onnx
+from tests.command import run
 from tests.rows import row
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -44,16 +43,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.new("RGB", (20, 10), colour).save(tmp_path / "photos" / f"{name}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(monkeypatch: pytest.MonkeyPatch, arguments: str) -> int:
-    """The exit status."""
-    monkeypatch.setattr(sys, "argv", ["pipeline", *shlex.split(arguments)])
-    try:
-        command_line.main()
-    except SystemExit as exit:
-        return int(exit.code or 0)
-    return 0
 
 
 @pytest.mark.usefixtures("root")

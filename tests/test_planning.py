@@ -1,5 +1,6 @@
 """The plan for a folder of images: what it holds, what fits into the time, and where it is written."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.parameters import composition, configuration
 from pipeline.planning import plan, schedule, starts, survey
 from pipeline.planning.rates import Network, Rates
 from pipeline.settings import merge
+from teachers import hubs
 from teachers.errors import WeightsError
 
 ROOT = Path(__file__).parents[1]
@@ -36,8 +38,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "configs" / "run.yaml").unlink(missing_ok=True)
     write_photographs(tmp_path / "photos", {"cat": 20, "dog": 12, "owl": 8})
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(starts, "answers", lambda _: False)
-    monkeypatch.setattr(starts, "is_cached", lambda _: False)
+    monkeypatch.setattr(hubs, "problem_of", lambda _: "no network")
+    monkeypatch.setattr(hubs, "in_hugging_face_cache", lambda *_: False)
     monkeypatch.setattr(plan, "_measure", lambda *_: rates())
     return tmp_path
 
@@ -249,15 +251,7 @@ def test_given_weights_that_cannot_be_used_end_the_plan(project: Path) -> None:
 
 
 def test_a_server_that_never_answers_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(starts, "PATIENCE", 0.2)
-    monkeypatch.setattr("huggingface_hub.get_session", lambda: Sleeping())
-    assert not starts.answers("http://nowhere")
-
-
-class Sleeping:
-    """A session whose server never answers."""
-
-    def head(self, _address: str, timeout: float) -> None:
-        import time
-
-        time.sleep(50 * timeout)
+    monkeypatch.setattr(hubs, "SECONDS", 0.2)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: time.sleep(10))
+    beginning = starts.choose(PUBLISHED)
+    assert beginning.init is None

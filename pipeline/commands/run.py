@@ -28,13 +28,13 @@ def run(arguments: Namespace) -> None:
             print(f"going on with {configuration.FILE}; --anew plans anew")
         else:
             _plan(arguments, command)
+            if not arguments.plan:
+                # The plan has loaded networks, whose memory the stages need: a new process goes on.
+                sys.stdout.flush()
+                os.execv(sys.executable, [sys.executable, "-m", "pipeline", "run"])
     if arguments.plan:
         print(f"`python -m pipeline run` carries out the plan in {configuration.FILE}")
         return
-    if "torch" in sys.modules:
-        # The plan has loaded networks, whose memory the stages need.
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", "pipeline", "run"])
     began = time.monotonic()
     python, path = Path(sys.executable), os.environ.get("PATH", "")
     # Stages are started as `python`, which is this one, whether its environment is active or not.

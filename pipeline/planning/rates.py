@@ -36,12 +36,12 @@ FIRST_STAGE = "import pipeline.stages.distill"
 
 @dataclass(frozen=True)
 class Network:
-    """Seconds per image that one network takes."""
+    """The pace of one network."""
 
     learning: Mapping[int, float]
-    """Of a training step by image size in pixels."""
+    """Seconds per image of a training step, by image size in pixels."""
     answering: float
-    """Of inference at the greatest of these sizes."""
+    """Seconds per image of inference, at the greatest of these sizes."""
 
     def step(self, size: int | None) -> float:
         """Seconds per image of a training step; at a size that was not measured, in proportion to its pixels.
