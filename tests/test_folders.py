@@ -32,6 +32,15 @@ def paint(root: Path, *places: str, count: int = 2) -> None:
             Image.fromarray(pixels).save(file)
 
 
+def refusal(root: Path, *places: str) -> str:
+    """The one line with which a folder of these places is refused."""
+    paint(root, *places)
+    with pytest.raises(SourceError) as caught:
+        sources.read("folder", root)
+    [line] = str(caught.value).splitlines()
+    return line
+
+
 def sizes(contents: Listing) -> dict[str | None, int]:
     """The number of images by split."""
     found = [image.split for image in contents.labelled]
@@ -150,10 +159,7 @@ def test_known_layouts_are_read(tmp_path: Path, places: list[str], expected: dic
 def test_what_can_be_read_in_two_ways_or_in_none_is_refused(
     tmp_path: Path, places: list[str], words: list[str]
 ) -> None:
-    paint(tmp_path, *places)
-    with pytest.raises(SourceError) as caught:
-        sources.read("folder", tmp_path)
-    [line] = str(caught.value).splitlines()
+    line = refusal(tmp_path, *places)
     assert str(tmp_path) in line
     assert [word for word in words if word not in line] == []
 
@@ -193,10 +199,7 @@ def both(*folders: str) -> list[str]:
 def test_folders_that_hold_folders_of_the_same_names_can_be_splits_and_are_refused(
     tmp_path: Path, places: list[str], words: list[str]
 ) -> None:
-    paint(tmp_path, *places)
-    with pytest.raises(SourceError) as caught:
-        sources.read("folder", tmp_path)
-    [line] = str(caught.value).splitlines()
+    line = refusal(tmp_path, *places)
     assert [word for word in [*words, "data.layout", "split"] if word not in line] == []
     other = "splits" if places[0].startswith("train/") else "classes"
     assert len(sources.read("folder", tmp_path, other).classes) >= 2
