@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 VOID = frozenset({"br", "img", "input", "link", "meta"})
+INLINE = frozenset({"a", "code", "em", "strong"})  # part of the sentence around them
 
 
 @dataclass
@@ -66,7 +67,8 @@ class _Parser(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         element = Element(tag, {name: value or "" for name, value in attrs})
         self.open[-1].children.append(element)
-        self.handle_data(" ")
+        if tag not in INLINE:
+            self.handle_data(" ")
         if tag not in VOID:
             self.open.append(element)
 
