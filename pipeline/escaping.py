@@ -25,6 +25,9 @@ FORMULA = re.compile(
 )
 """Start of a cell that spreadsheets compute, or of one that has been marked as text already."""
 
+PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):[^\s/]+@")
+"""User and password in an address."""
+
 MARKS = {
     **{"&": "&amp;", "<": "&lt;", ">": "&gt;", "\\": "&bsol;", "`": "&grave;", "*": "&ast;", "_": "&lowbar;"},
     **{"[": "&lbrack;", "]": "&rbrack;", "{": "&lbrace;", "}": "&rbrace;", "|": "&vert;", "~": "&#126;"},
@@ -59,6 +62,11 @@ def visible(text: str) -> str:
 def for_terminal(text: object) -> str:
     """The text on one line, with Python escapes for line breaks, too: ``a\\nb``."""
     return SPACE.sub(_python_escape, visible(str(text)))
+
+
+def without_passwords(text: object) -> str:
+    """The text with three asterisks for the password of each address: ``postgresql://user:***@host``."""
+    return PASSWORD.sub(r"\1:***@", str(text))
 
 
 def for_html(text: object) -> Markup:

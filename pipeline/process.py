@@ -24,7 +24,7 @@ import yaml
 
 from pipeline import lock_file, paths, resources
 from pipeline.errors import DistilleryError
-from pipeline.escaping import for_terminal
+from pipeline.escaping import for_terminal, without_passwords
 from pipeline.resources import ResourceError
 from teachers.errors import TeacherError
 
@@ -182,7 +182,9 @@ def one_line_errors() -> Iterator[None]:
         return
     with suppress(OSError):
         _end_progress_bars()
-        sys.stderr.write("".join(f"error: {for_terminal(problem)}\n" for problem in problems))
+        sys.stderr.write(
+            "".join(f"error: {for_terminal(without_passwords(problem))}\n" for problem in problems)
+        )
     try:
         sys.stdout.flush()
     except OSError:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import __main__, parameters, paths
+from pipeline import __main__, parameters, paths, process
 from pipeline.parameters import ParameterError, UnknownVariantError, composition
 from pipeline.parameters.variants import LONGEST_NAME
 from pipeline.settings import merge
@@ -225,6 +225,16 @@ def test_an_address_that_is_not_one_is_refused_with_what_is_allowed(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI = "):
             TrackingServer("sqlite:///mlflow.db", "x", Path()).address()
+
+
+@pytest.mark.parametrize("user", ["me", ""])
+def test_no_message_shows_the_password_of_an_address(user: str, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = f"postgres://{user}:se:cret@host/db"
+    with pytest.raises(SystemExit), process.one_line_errors():
+        raise TrackingError(complaint({"tracking": {"uri": uri}}))
+    message = capsys.readouterr().err
+    assert "secret" not in message.replace(":", "")
+    assert f"postgres://{user}:***@host/db" in message
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,9 @@ def choose(
     ]
     candidates = accepted(rows)
     if not candidates:
-        return Choice(None, _why_nothing_passed(rows, root, gate_max_drop), root.variant)
+        sound = rank(_soundly_compressed(rows), prefer)
+        closest = sound[0] if sound else root
+        return Choice(None, _why_nothing_passed(rows, root, gate_max_drop, closest), closest.variant)
     ranked = rank(candidates, prefer)
     fitting = [row for row in ranked if all(limit.excess(row) <= 0 for limit in limits)]
     disturbed = f"The latencies were measured on a noisy machine ({'; '.join(noise)}): {QUIET}."
@@ -154,8 +156,18 @@ def rank(rows: Sequence[AnyVariant], prefer: Preference = "speed") -> list[AnyVa
 
 def accepted(rows: Sequence[AnyVariant]) -> list[AnyVariant]:
     """The variants that the gate accepts together with all their ancestors, in the order given."""
+    return _without_descendants(rows, {row.variant for row in rows if row.verdict != "accept"})
+
+
+def _soundly_compressed(rows: Sequence[AnyVariant]) -> list[AnyVariant]:
+    """The compressed variants that the gate accepts, whatever it says of those made from the teacher."""
+    rejected = {row.variant for row in rows if row.verdict != "accept" and row.parent != TEACHER}
+    return [row for row in _without_descendants(rows, rejected) if row.parent != TEACHER]
+
+
+def _without_descendants(rows: Sequence[AnyVariant], rejected: set[str]) -> list[AnyVariant]:
+    """The variants that are not rejected and descend from none that is."""
     parents = {row.variant: row.parent for row in rows}
-    rejected = {row.variant for row in rows if row.verdict != "accept"}
     return [
         row for row in rows if rejected.isdisjoint([row.variant, *lineage.ancestors(parents, row.variant)])
     ]
@@ -260,7 +272,7 @@ def _doubt(
 
 
 def _why_nothing_passed(
-    rows: Sequence[ScoredVariant], root: ScoredVariant, gate_max_drop: float | None
+    rows: Sequence[ScoredVariant], root: ScoredVariant, gate_max_drop: float | None, closest: ScoredVariant
 ) -> str:
     """Every variant descends from a rejected one, so no variant that is made from the teacher is accepted."""
     allowed = ""
@@ -274,10 +286,16 @@ def _why_nothing_passed(
         others = ", and no other variant made from the teacher passed either"
     elif len(rows) > 1:
         others = ", and all others are made from it"
+    enough = ""
+    if closest is not root:
+        enough = (
+            f" If its {100 * root.score:.1f} % are enough for you, take {closest.variant}, which compression "
+            f"did not harm: {_difference(closest, root)}, {_milliseconds(closest)}, {_bytes(closest)}."
+        )
     return (
         f"Nothing passed. {root.variant} is {_compared(root.score_delta, 'its teacher')}{allowed}{others}. "
         "Train longer (`distill.epochs`), start from pretrained weights (`student.init`), "
-        "or raise `gate.distill`."
+        f"or raise `gate.distill`.{enough}"
     )
 
 

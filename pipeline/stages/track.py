@@ -137,8 +137,9 @@ def main() -> None:
 def _warning(outcome: Outcome, folder: Path) -> str:
     count, size = len(outcome.undelivered), outbox.size(folder)
     return (
-        f"warning: {outcome.problem}. All results are complete; MLflow is told of them by the next "
-        f"`dvc repro` ({folder} keeps {count} state{'s' if count != 1 else ''}, {size / 1e6:.0f} MB)"
+        f"warning: {escaping.without_passwords(outcome.problem)}. All results are complete; MLflow is told "
+        f"of them by the next `dvc repro` ({folder} keeps {count} state{'s' if count != 1 else ''}, "
+        f"{size / 1e6:.0f} MB)"
     )
 
 

@@ -136,6 +136,7 @@ def _advice(results: RunResults) -> list[str]:
             "Or declare a smaller or faster variant in variants, and run dvc repro.",
         ]
     return [
-        "Do not ship a file of this run.",
+        f"Do not ship a file of this run, unless {figure(results.closest.score, '%', 1)} "
+        f"{results.task.words} are enough for you.",
         "Train longer, or start from pretrained weights; the section Variants says what each one lacks.",
     ]
