@@ -13,7 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import paths, process
-from pipeline.commands import choose, demo, fetch, measured, params, predict, run, save, ship, tidy
+from pipeline.commands import (
+    choose,
+    demo,
+    experiments,
+    fetch,
+    measured,
+    params,
+    predict,
+    run,
+    save,
+    ship,
+    tidy,
+)
 
 
 def main() -> None:
@@ -97,6 +109,13 @@ def main() -> None:
         help="choose among the variants of all finished DVC experiments on the same images",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
+
+    add(
+        "experiments",
+        experiments.run,
+        "print a table of all finished DVC experiments",
+        "  dvc exp run -S distill.epochs=6 && python -m pipeline experiments",
+    )
 
     command = add(
         "predict",

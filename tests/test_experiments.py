@@ -107,6 +107,26 @@ def test_experiments_are_compared_where_val_and_test_images_are_the_same_and_the
     assert settings[closest.experiment] == {"variants.pruned.macs": 0.2}
 
 
+def test_the_table_of_experiments_has_one_line_each_with_the_scores_and_what_differs(
+    finished: list[Experiment],
+) -> None:
+    own, _ = experiments.group(finished)
+    header, *lines = experiments.lines(own)
+    variants = [row.variant for row in own[0].rows]
+    assert header.split() == ["experiment", *variants, "differs", "in"]
+    assert len(lines) == len(own)
+    for experiment, line in zip(own, lines, strict=True):
+        name, *scores, option, setting = line.split()
+        assert name == experiment.name
+        assert scores == [
+            f"{100 * row.val_score:.2f}{'*' * (row.verdict == 'accept')}" for row in experiment.rows
+        ]
+        macs = experiment.parameters["variants"]["pruned"]["macs"]
+        assert [option, setting] == ["-S", f"variants.pruned.macs={macs}"]
+    (alone,) = experiments.lines(own[:1])[1:]
+    assert alone.endswith("  -")
+
+
 def test_an_experiment_on_other_data_has_a_reference_of_its_own(finished: list[Experiment]) -> None:
     _, others = experiments.group(finished)
     choice, result = experiments.choose(others, max_drop=0.1)

@@ -11,6 +11,7 @@ from pipeline.escaping import for_terminal
 from pipeline.process import one_line_errors
 
 if TYPE_CHECKING:
+    from pipeline.parameters import Parameters
     from pipeline.selection.budget import Choice
     from pipeline.selection.settings import BudgetSettings
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 def run(arguments: Namespace) -> None:
     """Print the variant that fits the budget best; options take precedence over `budget` in params.yaml."""
     from pipeline import parameters
-    from pipeline.selection import budget, table
 
     details: dict[str, Any] = {}
     with one_line_errors():
@@ -28,12 +28,7 @@ def run(arguments: Namespace) -> None:
         if arguments.experiments:
             choice, details = _choose_among_experiments(limits)
         else:
-            choice = budget.choose(
-                table.read(paths.VARIANTS),
-                **limits,
-                gate_max_drop=p.gate.distill.max_drop,
-                noise=table.noise(paths.BENCHMARK),
-            )
+            choice = of_workspace(p)
     if arguments.json:
         print(json.dumps({**asdict(choice), "budget": limits, **details}, indent=2))
     elif choice.variant:
@@ -44,6 +39,18 @@ def run(arguments: Namespace) -> None:
         print(f"error: {choice.reason}", file=sys.stderr)
     if not choice.variant:
         raise SystemExit(1)
+
+
+def of_workspace(p: "Parameters") -> "Choice":
+    """The choice among the variants of the workspace."""
+    from pipeline.selection import budget, table
+
+    return budget.choose(
+        table.read(paths.VARIANTS),
+        **p.budget.model_dump(),
+        gate_max_drop=p.gate.distill.max_drop,
+        noise=table.noise(paths.BENCHMARK),
+    )
 
 
 def _options(arguments: Namespace) -> "BudgetSettings":
@@ -75,11 +82,15 @@ def _choose_among_experiments(limits: dict[str, Any]) -> "tuple[Choice, dict[str
     first, *others = experiments.group(finished) or [[]]
     choice, result = experiments.choose(first, **limits)
     settings = experiments.differences(first)[result.experiment]
-    options = [f"-S {key}={json.dumps(value)}".replace('"', "") for key, value in settings.items()]
     lines = [
         f"{sum(len(one.rows) for one in first)} variants of {len(first)} experiments, scored on the "
         f"validation split ({unfinished} experiments are not finished)",
-        " ".join([f"{result.variant}: {result.test_score:.2%} on the test split;", *options]),
+        "; ".join(
+            [
+                f"{result.variant}: {result.test_score:.2%} on the test split",
+                *filter(None, [experiments.options(settings)]),
+            ]
+        ),
     ]
     for other in others:
         place = other[0].parameters["data"]["path"]

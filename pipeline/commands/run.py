@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import paths
+from pipeline.commands import choose
 from pipeline.process import one_line_errors
 
 MINUTES = 30.0
@@ -43,10 +44,14 @@ def run(arguments: Namespace) -> None:
         status = subprocess.run([python, "-m", *words], env=surroundings, check=False).returncode
         if status:
             raise SystemExit(status)
+    from pipeline import parameters
+
     minutes = (time.monotonic() - began) / 60
+    choice = choose.of_workspace(parameters.load())
     print(
-        f"finished after {minutes:.1f} minutes. {paths.REPORT / 'report.html'} says which variant to ship "
-        "and why; `python -m pipeline ship NAME FOLDER` writes it with all that its users need"
+        f"finished after {minutes:.1f} minutes. {choice.reason}\n"
+        f"{paths.REPORT / 'report.html'} compares all variants; "
+        f"`python -m pipeline ship {choice.closest} FOLDER` writes one with all that its users need"
     )
 
 

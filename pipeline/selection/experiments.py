@@ -24,6 +24,9 @@ from pipeline.upkeep import dvc_cache
 
 UNFINISHED = ("queued", "running", "failed")
 """States of an experiment that has no results."""
+NONE = (
+    "no experiment of this commit is finished; start some, for example with `dvc exp run -S distill.epochs=6`"
+)
 
 
 class ExperimentError(DistilleryError):
@@ -205,10 +208,7 @@ def collect(experiments: Sequence[Experiment]) -> list[ExperimentResult]:
         ExperimentError: there are no variants.
     """
     if not experiments:
-        raise ExperimentError(
-            "no experiment of this commit is finished; start some, for example with "
-            "`dvc exp run -S distill.epochs=6`"
-        )
+        raise ExperimentError(NONE)
     latencies: dict[str, list[float]] = {}
     for experiment in experiments:
         for row in experiment.rows:
@@ -252,6 +252,42 @@ def differences(experiments: Sequence[Experiment]) -> dict[str, dict[str, Any]]:
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     varied = [key for key in keys if len({repr(values.get(key)) for values in flat.values()}) > 1]
     return {name: {key: values[key] for key in varied if key in values} for name, values in flat.items()}
+
+
+def options(settings: Mapping[str, Any]) -> str:
+    """Settings as options of `dvc exp run`: ``-S distill.epochs=6 -S seed=1``."""
+    return " ".join(f"-S {key}={json.dumps(value)}".replace('"', "") for key, value in settings.items())
+
+
+def lines(experiments: Sequence[Experiment]) -> list[str]:
+    """A table of experiments that were scored on the same images, one line each.
+
+    There is one column per variant: the score on val in percent, with an asterisk where the gate accepts the
+    variant. The last column has what differs between the experiments.
+    """
+    names = list(dict.fromkeys(row.variant for experiment in experiments for row in experiment.rows))
+    cells = [["experiment", *names, "differs in"]]
+    settings = differences(experiments)
+    for experiment in experiments:
+        scores = {
+            row.variant: f"{100 * row.val_score:.2f}{'*' if row.verdict == 'accept' else ' '}"
+            for row in experiment.rows
+        }
+        cells.append(
+            [
+                experiment.name,
+                *(scores.get(name, "- ") for name in names),
+                options(settings[experiment.name]) or "-",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index in (0, len(widths) - 1) else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
