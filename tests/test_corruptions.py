@@ -55,3 +55,12 @@ def test_gaussian_noise_has_the_published_strength() -> None:
     for severity, scale in enumerate((0.08, 0.12, 0.18), start=1):
         noisy = corruptions.apply(grey, Corruption("gaussian_noise", severity), [0])
         assert noisy.astype(float).std() / 255 == pytest.approx(scale, rel=0.03)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_images_that_processes_corrupt_are_the_same_and_in_order() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    alone = list(corruptions.batches(images, [3, 4]))
+    assert len(alone) == len(corruptions.ALL)
+    for one, other in zip(alone, corruptions.batches(images, [3, 4], workers=2), strict=True):
+        np.testing.assert_array_equal(one, other)

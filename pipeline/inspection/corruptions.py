@@ -5,12 +5,14 @@ today's NumPy; its only importer is this file.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
 from imagecorruptions import corrupt, get_corruption_names
 from jaxtyping import UInt8
+from torch.utils.data import DataLoader, Dataset
 
 LIBRARY = f"imagecorruptions-imaug {version('imagecorruptions-imaug')}"
 GROUPS = {name: tuple(get_corruption_names(name)) for name in ("noise", "blur", "weather", "digital")}
@@ -53,9 +55,23 @@ def _corrupt(
     return corrupt(image, corruption.severity, corruption.kind, **options)
 
 
+@dataclass(frozen=True)
+class _CorruptedSets(Dataset[UInt8[np.ndarray, "images side side 3"]]):
+    """The same images under each corruption of ``ALL``."""
+
+    images: UInt8[np.ndarray, "images side side 3"]
+    seeds: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(ALL)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "images side side 3"]:
+        return apply(self.images, ALL[index], self.seeds)
+
+
 def batches(
-    images: UInt8[np.ndarray, "images side side 3"], seeds: Sequence[int]
+    images: UInt8[np.ndarray, "images side side 3"], seeds: Sequence[int], workers: int = 0
 ) -> Iterator[UInt8[np.ndarray, "images side side 3"]]:
-    """Yield all images under each corruption of ``ALL``, in order."""
-    for corruption in ALL:
-        yield apply(images, corruption, seeds)
+    """Yield all images under each corruption of ``ALL``, in order, made in ``workers`` processes."""
+    for made in DataLoader(_CorruptedSets(images, seeds), batch_size=None, num_workers=workers):
+        yield made.numpy()

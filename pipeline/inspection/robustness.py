@@ -52,6 +52,7 @@ def score_corrupted(
     images: Images,
     labels: Int64[np.ndarray, " images"],
     seeds: Sequence[int],
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Measure the accuracy under 15 corruptions at 5 severities, on the same corrupted images for all.
 
@@ -60,13 +61,14 @@ def score_corrupted(
         images: uncorrupted images, as the files take them.
         labels: class of each image.
         seeds: one seed per image.
+        workers: number of processes that corrupt images.
 
     Returns:
         For each variant the accuracy on the ``clean`` images, the ``mean`` over all corruptions with a
         bootstrap interval over the images, each kind and severity, and in how many of all corruptions each
         image was ``right``. ``combine`` adds the difference from the parent.
     """
-    sets = (batch for part in ([images], corruptions.batches(images, seeds)) for batch in part)
+    sets = (batch for part in ([images], corruptions.batches(images, seeds, workers)) for batch in part)
     correct = {name: [] for name in classifiers}
     for logits_by_variant in compute_logits(classifiers, sets):
         for name, logits in logits_by_variant.items():

@@ -94,7 +94,9 @@ def _measure(p: Parameters, test: ImageSet, names: Sequence[str]) -> dict[str, A
     if p.probe.corrupted:
         indices, images = draw(p.probe.corrupted)
         seeds = [int(key) for key in test.keys[indices]]
-        result["corruptions"] = robustness.score_corrupted(classifiers, images, test.labels[indices], seeds)
+        result["corruptions"] = robustness.score_corrupted(
+            classifiers, images, test.labels[indices], seeds, p.compute.workers
+        )
         print("corruptions: " + _format(result["corruptions"]["variants"], "mean"))
 
     if p.probe.attacked:
