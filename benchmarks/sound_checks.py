@@ -76,7 +76,7 @@ class Plan:
     float_layers: int
     """Number of first layers in float."""
     ptq: tuple[Step, ...]
-    learn_ranges: bool
+    learn_steps: bool
 
     def __str__(self) -> str:
         words: list[str] = [
@@ -91,7 +91,7 @@ class Plan:
         if self.method != "float":
             bits = 7 if self.weight_limit == 63 else 8
             words += [f"{self.method} {bits} bits", f"{self.float_layers} float layers"]
-            words += ["learned ranges"] if self.learn_ranges else []
+            words += ["learned steps"] if self.learn_steps else []
             words += ["+".join(self.ptq)] if self.ptq else []
         else:
             words.append("float")
@@ -136,7 +136,7 @@ def draw(run: int, seed: int) -> Plan:
         weight_limit=source.choice((63, 127)),
         float_layers=source.choice((0, 0, 0, 1, 2, 5)) if method != "float" else 0,
         ptq=tuple(wanted) if method == "ptq" else (),
-        learn_ranges=method == "qat" and source.random() < 0.5,
+        learn_steps=method == "qat" and source.random() < 0.5,
     )
 
 
@@ -267,22 +267,13 @@ def _quantise(plan: Plan, parent: Model, prototypes: Tensor) -> Model:
     # A stem in int8 reads bytes as they are.
     count = max(plan.float_layers, int(not contract.is_plain))
     layers = tuple(trace(parent.module).layers)[:count]
-    if plan.method == "ptq":
-        bench = Workbench(parent, calibration, weight_limit=plan.weight_limit, float_layers=layers)
-        network, quantization = bench.make(plan.ptq)
-        arguments = {**parent.card.arguments, "norm": False}
-    else:
-        prepared = aware_training.prepare(
-            parent.module,
-            weight_limit=plan.weight_limit,
-            float_layers=layers,
-            batches=calibration,
-            learn_ranges=plan.learn_ranges,
-        )
+    bench = Workbench(parent, calibration, weight_limit=plan.weight_limit, float_layers=layers)
+    network, quantization = bench.make(plan.ptq)
+    if plan.method == "qat":
+        prepared = aware_training.prepare(network, quantization, learn_steps=plan.learn_steps)
         _train(plan, prepared.module, contract, prototypes, 1 + TRAINING_STEPS.get(plan.strength, 0) // 8)
-        network, arguments, quantization = aware_training.finish(
-            prepared, parent.card.architecture, parent.card.arguments
-        )
+        network, quantization = aware_training.finish(prepared)
+    arguments = {**parent.card.arguments, "norm": False}
     card = replace(parent.card, variant="student-int8", op="quantize", arguments=arguments)
     return Model(network.module, card, quantization)
 

@@ -190,14 +190,16 @@ def scripted(answers: Callable[[int], Judgement]) -> Judge:
 def test_ties_go_to_what_is_simpler() -> None:
     bench = Workbench(student(), batches, weight_limit=63, float_layers=())
     noise = np.random.default_rng(0).normal(1, 0.5, (20, 100))
-    judge = scripted(lambda call: Judgement(noise[call] - 0.01 * (call > 0), 0.9))
+    judge = scripted(lambda call: Judgement(noise[call] - 0.01 * (call > 0), np.zeros(100), 0.9))
     *_, trials = post_training.choose(bench, judge)
     assert post_training.applied(trials) == ()
 
 
 def test_nearer_answers_are_refused_where_the_score_falls() -> None:
     bench = Workbench(student(), batches, weight_limit=63, float_layers=())
-    nearer = scripted(lambda call: Judgement(np.full(100, 1.0 - 0.1 * call), 0.9 if call == 0 else 0.89))
+    nearer = scripted(
+        lambda call: Judgement(np.full(100, 1.0 - 0.1 * call), np.zeros(100), 0.9 if call == 0 else 0.89)
+    )
     *_, trials = post_training.choose(bench, nearer)
     assert post_training.applied(trials) == ()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.models import storage
+from pipeline.models import layers, storage
 from pipeline.models.storage import Model
 from pipeline.pruning import surgery
 from pipeline.quantization import aware_training
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 REBUILD = """
 import sys, torch
 from pathlib import Path
-from pipeline.models import storage
+from pipeline.models import layers, storage
 from pipeline.models.layers import trace
 from pipeline.quantization.simulator import simulate
 torch.set_num_threads(1)
@@ -35,20 +35,15 @@ torch.save(answers, Path(sys.argv[1]) / "answers.pt")
 def trained(model: Model) -> Model:
     """The student after some steps of quantisation-aware training with learned steps."""
     images = photographs(16).permute(0, 3, 1, 2) / 255
-    prepared = aware_training.prepare(
-        model.module,
-        weight_limit=63,
-        float_layers=FLOAT_LAYERS,
-        batches=lambda: iter(images.split(8)),
-        learn_ranges=True,
-    )
-    aware_training.freeze_norm(prepared.module)
+    start = quantized(model, 63, FLOAT_LAYERS)
+    assert start.quantization is not None
+    prepared = aware_training.prepare(layers.trace(start.module), start.quantization, learn_steps=True)
     optimizer = torch.optim.AdamW(prepared.module.parameters(), 1e-3)
     for _ in range(2):
         prepared.module.train()(images).logsumexp(1).mean().backward()
         optimizer.step()
-    network, arguments, quantization = aware_training.finish(prepared, "mobilenet_v1", model.card.arguments)
-    return Model(network.module, replace(model.card, arguments=arguments), quantization)
+    network, quantization = aware_training.finish(prepared)
+    return Model(network.module, start.card, quantization)
 
 
 def test_quantised_variants_give_the_same_logits_in_a_new_process(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class Quantization:
     weight_scales: dict[str, Float[Tensor, " channels"]]
     """Step of each output channel, by layer; the weights are multiples of their steps already."""
     weight_limit: int
-    """Greatest magnitude of an integer weight: 127, or 63 if 16-bit sums must not saturate."""
+    """Greatest magnitude of an integer weight: 127, 63 if 16-bit sums must not saturate, or 7 (4 bits)."""
     activation_scales: dict[str, float]
     """Activation to its scale: ``real = scale * integer``. An activation is named after the layer or the
     pooling that writes it; ``images`` is the network's input."""

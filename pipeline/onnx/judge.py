@@ -53,6 +53,8 @@ def judge_files(
         logits = answers(Model(network.module, card, quantization))
         pairs = zip(logits.double().split(1), reference.split(1), strict=True)
         divergences = np.array([float(task.kl(own, parents, 1.0)) for own, parents in pairs])
-        return Judgement(divergences, task.score(task.predictions(logits), labels))
+        truths = zip(logits.double().split(1), torch.from_numpy(labels).split(1), strict=True)
+        losses = np.array([float(task.cross_entropy(own, truth)) for own, truth in truths])
+        return Judgement(divergences, losses, task.score(task.predictions(logits), labels))
 
     return judge

@@ -16,9 +16,9 @@ from pipeline.models.layers import Network
 
 PIXEL_SCALE = 1 / 255
 """Scale at which the bytes of an image are taken as they are, without any rounding."""
-WEIGHT_LIMITS = (127, 63)
-"""Allowed greatest integer weights: all of int8, or seven bits, with which the sum of two products fits the
-16 bits of ``vpmaddubsw``."""
+WEIGHT_LIMITS = (127, 63, 7)
+"""Allowed greatest integer weights: all of int8; seven bits, with which the sum of two products fits the
+16 bits of ``vpmaddubsw``; or four bits."""
 LEVELS = 255
 """Greatest integer of an activation."""
 WEIGHT_RATIOS = torch.logspace(0, math.log10(0.5), 55).tolist()
@@ -53,7 +53,7 @@ def weight_scales(
     whose weights all but vanish would need more than 32 bits.
 
     Raises:
-        ValueError: the limit is neither 127 nor 63.
+        ValueError: the limit is not one of ``WEIGHT_LIMITS``.
     """
     if weight_limit not in WEIGHT_LIMITS:
         raise ValueError(f"weight_limit is {weight_limit}; allowed are {WEIGHT_LIMITS}")

@@ -47,6 +47,8 @@ class Judgement:
 
     divergences: Float[np.ndarray, " images"]
     """KL divergence of each image's answer from the parent's answer, in nats."""
+    losses: Float[np.ndarray, " images"]
+    """Cross entropy of each image's answer with its label, in nats."""
     score: float
     """The task's metric with the labels, a fraction of 1."""
 
@@ -160,6 +162,14 @@ def choose(bench: Workbench, judge: Judge) -> tuple[Network, Quantization, list[
         if kept:
             steps, best, judgement = options[first], networks[first], judgements[first]
     return *best, trials
+
+
+def is_better(trained: Judgement, before: Judgement) -> bool:
+    """Whether training has lowered the cross entropy on val by more than a tie, at no loss of the score.
+
+    A training has the teacher's answers as its target, so that its distance from the parent says nothing.
+    """
+    return trained.score >= before.score and _beyond_a_tie(before.losses - trained.losses)
 
 
 def applied(trials: Sequence[QuantizationTrial]) -> tuple[Step, ...]:

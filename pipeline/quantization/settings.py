@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from pipeline.settings import Count, Fraction, Settings
+from pipeline.settings import Count, Settings
 
 Step = Literal[
     "entropy_ranges",
@@ -22,7 +22,9 @@ class QuantizationSettings(Settings):
     """How a student becomes integers: after training (ptq) or with training (qat)."""
 
     method: Literal["ptq", "qat"]
-    """Post-training quantisation, or quantisation-aware training with NNI."""
+    """Post-training quantisation, or quantisation-aware training with NNI. The latter begins with the result
+    of the former, and is kept where it lowers the loss on validation images. Its `learning_rate` is in
+    quantisation steps."""
     ptq: Literal["auto"] | tuple[Step, ...] = "auto"
     """Steps of post-training quantisation beyond least-squares ranges and rounding to nearest. `auto` selects
     them on validation images by the KL divergence from the outputs of the parent."""
@@ -32,14 +34,12 @@ class QuantizationSettings(Settings):
     """Layers that stay in float because they are faster so; they are recorded in the metadata of the file.
     `auto` takes the fewest first layers whose file is within 8 % of the fastest, according to the measured
     cost of layers in ONNX Runtime on the machine that trains."""
-    saturation_safe: bool = True
-    """Whether weights are limited to 7 bits, so that 16-bit sums cannot saturate on CPUs without VNNI
-    (`vpmaddubsw`)."""
-    freeze_norms: Fraction = 0.0
-    """Share of the training, in whole epochs, after which the statistics of batch norm stay fixed."""
-    learn_ranges: bool = False
-    """Whether the quantisation steps of weights and activations are trained too (LSQ, Esser et al. 2020),
-    from least-squares values; otherwise steps follow the ranges of weights and activations."""
+    weight_bits: Literal[4, 7, 8] = 7
+    """Number of bits of a weight. With 7, 16-bit sums cannot saturate on CPUs without VNNI (`vpmaddubsw`);
+    with 4, the file is half as large."""
+    learn_steps: bool = False
+    """Whether qat trains the quantisation steps of weights and activations too (LSQ, Esser et al. 2020);
+    otherwise they stay as post-training quantisation has set them."""
 
     @field_validator("ptq")
     @classmethod
@@ -51,4 +51,4 @@ class QuantizationSettings(Settings):
     @property
     def weight_limit(self) -> int:
         """Maximum magnitude of an integer weight."""
-        return 63 if self.saturation_safe else 127
+        return 2 ** (self.weight_bits - 1) - 1

@@ -1,12 +1,12 @@
 """Quantisation-aware wrapping of a network by NNI, which owns the wrappers, targets and scales.
 
 Inside those wrappers NNI runs functions of this file, through its own registries, because its own cost a
-second convolution per layer, a dozen passes over every activation, and scales that lag behind the weights.
+dozen passes over every activation, and cannot start from integers that were chosen before.
 """
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,19 +15,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.models.layers import CLIPPING
-from pipeline.nni_edge import QATQuantizer, QuantizationSetting, apply_method, fuse_modules, quiet
+from pipeline.nni_edge import QATQuantizer, QuantizationSetting, apply_method, quiet
 from pipeline.quantization.grid import LEAST_STEP_RATIO
 
 # Quantisation-aware training. What follows until `QuantizationAware` runs inside NNI's wrappers.
 
-WEIGHT_DTYPES = {127: "int8", 63: "int7"}
+WEIGHT_DTYPES = {127: "int8", 63: "int7", 7: "int4"}
 """Greatest integer weight to NNI's name of the type; its signed types are symmetric, so int7 is -63..63."""
-ROUND = "distillery_round"
-"""Name of our rounding in NNI's registry of methods."""
+ROUND, WEIGHT, BIAS = "distillery_round", "distillery_weight", "distillery_bias"
+"""Names of our functions in NNI's registry of methods."""
 LEARNED = "_log_step"
 """Suffix of the parameter that holds a learned step."""
-RANGE_SHARE = 0.01
-"""Weight of a new batch in the moving average of an activation's greatest value, as in NNI."""
+ONE = torch.ones(())
 
 
 class _RoundToGrid(torch.autograd.Function):
@@ -68,7 +67,7 @@ class _RoundToGrid(torch.autograd.Function):
 
 
 def _round(values: Tensor, target: Any) -> Tensor:
-    """Round a tensor to its grid.
+    """Round an activation to its grid.
 
     This replaces NNI's ``qat_clamp_round``. NNI's takes a dozen passes over every activation, with masks
     for the gradient; its LSQ rounding keeps a step itself as the parameter, which can become negative. Ours
@@ -77,8 +76,22 @@ def _round(values: Tensor, target: Any) -> Tensor:
     return _RoundToGrid.apply(values, _step(target), target.qmin, target.qmax)
 
 
+def _weight(values: Tensor, target: Any) -> Tensor:
+    """The rounded weights of a layer, from weights in steps of their channels.
+
+    Kept in steps, a weight moves by the same share of a step at one learning rate, whatever its layer and
+    channel. In real numbers, steps of channels differ by a hundred times once batch norms are folded.
+    """
+    return _RoundToGrid.apply(values, ONE, target.qmin, target.qmax) * _step(target)
+
+
+def _bias(values: Tensor, target: Any) -> Tensor:
+    """The bias of a layer, from one in steps of its output; it is not rounded."""
+    return values * target.scale
+
+
 def _step(target: Any) -> Tensor:
-    """The step of a tensor, which follows its range or is learned.
+    """The step of a tensor, which stays as it was or is learned.
 
     A learned step is kept as its logarithm, so it stays positive and one learning rate moves steps of any
     size by the same share.
@@ -87,87 +100,18 @@ def _step(target: Any) -> Tensor:
     logarithm: Tensor | None = getattr(part, target._target_name + LEARNED, None)
     if logarithm is None:
         return target.scale
-    if target._scaler is None:
+    if target._target_name != "weight":
         return logarithm.clamp(max=math.log(part.clips_at / target.qmax)).exp()
-    step = logarithm.exp().view_as(target.scale)
+    step = logarithm.exp()
     return torch.maximum(step, step.detach().amax() * LEAST_STEP_RATIO)
-
-
-def _track(part: Any, name: str, values: Any) -> None:
-    """Track the greatest magnitude of a weight's channels, or of an activation.
-
-    This replaces NNI's ``track_min_max_val``. NNI takes moving averages of both. A weight's scale then lags
-    behind the weight, which clips what has grown; here it is the present magnitude. An activation's range
-    is a moving average as in NNI, but the least value is always 0, it never passes the clip of a ReLU6, and
-    it keeps its ratio to the greatest value from calibration.
-    """
-    if not part.training or name not in part.quantization_target_spaces:
-        return
-    target = part.quantization_target_spaces[name]
-    values = values.detach()
-    if target._scaler is not None:
-        greatest = values.abs().amax(dim=tuple(range(1, values.dim())), keepdim=True)
-        greatest = torch.maximum(greatest, greatest.amax() * LEAST_STEP_RATIO)
-        target.tracked_min, target.tracked_max = -greatest, greatest
-        return
-    greatest = values.amax().clamp_(0, part.clips_at)
-    if target.tracked_max is None:
-        target.tracked_min, target.tracked_max = torch.zeros_like(greatest), greatest
-    else:
-        reached = (greatest * part.range_kept).clamp_(max=part.clips_at)
-        target.tracked_max.lerp_(reached, RANGE_SHARE)
-
-
-def _track_moments(part: Any, name: str, values: Any) -> None:
-    """Update a batch norm's running moments from the folded convolution's own output, undoing the fold.
-
-    NNI's fold runs a second convolution with the plain weights in every forward pass, only for these
-    moments. Here they follow from the output that is computed anyway, channel by channel. Since that is the
-    output of the rounded weights, the running mean also absorbs the bias that rounding brings.
-    """
-    if name != "_output_0" or not part.training or not part.fused_modules:
-        return
-    norm = part.fused_modules[1]
-    if not norm.training or norm.momentum == 0.0:
-        return
-    with torch.no_grad():
-        gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        mean, variance = norm.bias.clone(), norm.running_var * gain.square()
-        torch.batch_norm_update_stats(values.detach(), mean, variance, norm.momentum)
-        # Where the gain has vanished, the output tells nothing about the values that it multiplied.
-        alive = gain.abs() > torch.finfo(gain.dtype).eps
-        safe = torch.where(alive, gain, 1.0)
-        norm.running_mean.add_(torch.where(alive, (mean - norm.bias) / safe, 0.0))
-        norm.running_var.copy_(torch.where(alive, variance / safe.square(), norm.running_var))
-
-
-def _fold(
-    part: Any, fused: Sequence[nn.Module], parameters: Mapping[str, Tensor], *_inputs: Tensor
-) -> tuple[dict[str, Tensor], list[nn.Module]]:
-    """Weight and bias of a convolution and its batch norm as one, from the running moments.
-
-    This replaces NNI's ``fuse_conv_bn``, which runs the convolution once more to update the batch norm; see
-    ``_track_moments``.
-    """
-    norm = fused[1]
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    weight = part.weight * gain.view(-1, 1, 1, 1)
-    # A copy, because the moments change in place before the backward pass reads them.
-    bias = norm.bias - norm.running_mean.clone() * gain
-    return {**parameters, "weight": weight, "bias": bias}, []
 
 
 def _leave(values: Tensor) -> Tensor:
     return values
 
 
-# NNI looks up the rounding of a tensor by name. Ours is one more entry; see `_round`.
-apply_method.quant_apply_methods[ROUND] = _round
-# NNI looks up the fold by the types of the modules. Ours replaces its entry; see `_fold`.
-fuse_modules._DEFAULT_OP_LIST_TO_FUSER_METHOD[(nn.Conv2d, nn.BatchNorm2d)] = _fold
+# NNI looks up what it does to a tensor by name. Ours are more entries.
+apply_method.quant_apply_methods.update({ROUND: _round, WEIGHT: _weight, BIAS: _bias})
 # NNI has no setting for global average pooling and would not wrap it, but the runtime rounds its output.
 QuantizationSetting.register("AdaptiveAvgPool2d", QuantizationSetting.activation_setting)
 
@@ -177,138 +121,93 @@ class QuantizationAware:
     """A network under NNI's wrappers, which round the selected weights and activations."""
 
     module: nn.Module
-    """Trains in an ordinary loop; its state dict contains the ranges and scales."""
+    """Trains in an ordinary loop; its state dict contains weights in steps, and the steps."""
     quantizer: QATQuantizer
 
-    def target(self, path: str, name: str) -> Any:
-        """NNI's record of one tensor that is rounded."""
-        return self.quantizer._target_spaces[path][name]
-
-    def scale(self, path: str, name: str) -> Tensor:
-        """The present step of a tensor, in NNI's shape."""
-        return _step(self.target(path, name)).detach()
+    @torch.no_grad()
+    def step(self, path: str, name: str) -> Tensor:
+        """The present step of the target ``name`` of a module: ``weight`` or ``_output_0``."""
+        return _step(self.quantizer._target_spaces[path][name]).clone()
 
     @torch.no_grad()
     def parameters(self, path: str) -> tuple[Tensor, Tensor]:
-        """The present weight and bias of a layer: folded, and rounded if the layer's weights are rounded."""
+        """The present rounded weight and the bias of a layer."""
         part: Any = self.quantizer._module_wrappers[path]
-        parameters = {"weight": part.weight, "bias": part.module.bias}
-        if part.fused_modules:
-            parameters, _ = _fold(part, part.fused_modules, parameters)
-        target = self.target(path, "weight")
-        if target.apply_method == ROUND:
-            parameters["weight"] = _round(parameters["weight"], target)
-        return parameters["weight"].clone(), parameters["bias"].clone()
+        targets: Mapping[str, Any] = self.quantizer._target_spaces[path]
+        return _weight(part.weight, targets["weight"]), _bias(part.bias, targets["bias"])
 
 
 def wrap(
     module: nn.Module,
     *,
-    norms: Mapping[str, str | None],
-    rounded: Iterable[str],
+    steps: Mapping[str, Float[Tensor, " channels"]],
+    bias_steps: Mapping[str, float],
     outputs: Mapping[str, float],
     weight_limit: int,
-    batches: Iterable[Float[Tensor, "batch 3 height width"]],
-    shares: Mapping[str, Float[Tensor, " channels"]] | None = None,
+    learn_steps: bool = False,
 ) -> QuantizationAware:
     """Wrap a copy of a network; the copy is in evaluation mode.
 
     Args:
-        module: a network with batch norms that follow a convolution directly. norms: module path of every
-        layer with weights to the path of the batch norm that is folded into it. rounded: paths of the
-        layers whose weights are rounded; the others are only folded. outputs: path of each module whose
-        output is rounded, to the step to start from; such an output must not
-            be negative.
-        weight_limit: 127 or 63. batches: images for the usual greatest value of each output; the step keeps
-        its ratio to that value. shares: path of each rounded layer to the shares of its channels' ranges
-        from which the steps start; all
-            steps are then learned. Without shares, steps follow the ranges of weights and outputs.
+        module: a network without batch norms, whose layers have biases.
+        steps: path of each layer whose weights are rounded, to the steps of its channels. The parameters of
+            all other layers stay as they are.
+        bias_steps: path of the same layers to the unit of their biases.
+        outputs: path of each module whose output is rounded, to its step; such an output must not be
+            negative.
+        weight_limit: greatest integer weight: 127, 63 or 7.
+        learn_steps: whether steps are parameters like any other.
     """
-    subject = copy.deepcopy(module).eval()
-    rounded = frozenset(rounded)
-    for path, norm in norms.items():
-        if norm is not None:
-            # NNI assigns the folded bias as a tensor, which a registered parameter, even None, rejects. A
-            # plain attribute takes it.
-            layer: Any = subject.get_submodule(path)
-            del layer.bias
-            layer.bias = None
-    weight = {
-        "target_names": ["weight"],
+    subject = copy.deepcopy(module).eval().requires_grad_(False)
+    for path in steps:
+        subject.get_submodule(path).requires_grad_(True)
+    layers = {
+        "op_names": list(steps),
+        "target_names": ["weight", "bias"],
         "quant_dtype": WEIGHT_DTYPES[weight_limit],
         "quant_scheme": "symmetric",
         "granularity": "out_channel",
     }
-    output = {
+    activations = {
         "op_names": list(outputs),
         "target_names": ["_output_"],
         "quant_dtype": "uint8",
         "quant_scheme": "affine",
     }
-    entries = [
-        {"op_names": [path], **weight, **({} if norm is None else {"fuse_names": [(path, norm)]})}
-        for path, norm in norms.items()
-    ]
     with quiet():
         # NNI's types demand a training loop, but only NNI's own compress() uses it.
-        quantizer = QATQuantizer(subject, [*entries, output], cast(Any, None))
+        quantizer = QATQuantizer(subject, [layers, activations], cast(Any, None))
     wrappers: dict[str, Any] = dict(quantizer._module_wrappers)
-    for path in norms:
-        # NNI registers the weight of the last forward pass as a buffer, so state dicts would hold it a second
-        # time and copies would fail on its graph. It is not state; a plain attribute does.
-        layer = subject.get_submodule(path)
-        used = layer.weight
-        del layer.weight
-        layer.weight = used.detach()
     for path in quantizer._target_spaces:
+        # NNI tracks shapes and ranges in every forward pass; ours are known.
+        wrappers[path]._track_funcs[:] = []
+    for path, step in steps.items():
+        part, targets = wrappers[path], quantizer._target_spaces[path]
+        shaped = step.view(-1, *[1] * (part.weight.dim() - 1)).to(part.weight)
+        _set(targets["weight"], WEIGHT, shaped, learn_steps)
+        _set(targets["bias"], BIAS, torch.tensor(bias_steps[path]).to(part.weight))
+        with torch.no_grad():
+            part.weight.div_(shaped)
+            part.bias.div_(bias_steps[path])
+        # NNI registers the parameters of the last forward pass as buffers, so state dicts would hold them a
+        # second time and copies would fail on their graph. They are not state; plain attributes do.
+        for name in ("weight", "bias"):
+            layer = subject.get_submodule(path)
+            used = getattr(layer, name)
+            delattr(layer, name)
+            setattr(layer, name, used.detach())
+    for path, scale in outputs.items():
         part = wrappers[path]
-        # NNI tracks shapes, and ranges by `track_min_max_val`; see `_track` for the difference.
-        part._track_funcs[:] = [_track, quantizer.update_scale_zp, _track_moments]
-        for target in quantizer._target_spaces[path].values():
-            target.apply_method = "bypass"
-    _calibrate(quantizer, outputs, batches)
-    for path, targets in quantizer._target_spaces.items():
-        for target in targets.values():
-            target.apply_method = ROUND if path in rounded or path in outputs else "bypass"
-        if path in outputs and type(wrappers[path].module) in CLIPPING:
-            wrappers[path].module_forward = _leave  # Rounding clips as the activation does.
-        if shares is not None:
-            # Learned steps do not follow ranges, so only the moments are tracked.
-            wrappers[path]._track_funcs[:] = [_track_moments]
-            for name, target in targets.items():
-                if target.apply_method == ROUND:
-                    scale: Any = target.scale
-                    step = scale.flatten() * shares[path] if path in shares else scale
-                    wrappers[path].register_parameter(name + LEARNED, nn.Parameter(step.log()))
+        part.clips_at = CLIPPING.get(type(part.module), math.inf)
+        _set(quantizer._target_spaces[path]["_output_0"], ROUND, torch.tensor(scale), learn_steps)
+        if type(part.module) in CLIPPING:
+            part.module_forward = _leave  # Rounding clips as the activation does.
     return QuantizationAware(subject, quantizer)
 
 
-@torch.no_grad()
-def _calibrate(
-    quantizer: QATQuantizer,
-    outputs: Mapping[str, float],
-    batches: Iterable[Float[Tensor, "batch 3 height width"]],
-) -> None:
-    """Set every range and scale, and store each range's ratio to the usual greatest value."""
-    parts: dict[str, Any] = {path: quantizer._module_wrappers[path] for path in quantizer._target_spaces}
-    device = next(quantizer.bound_model.parameters()).device
-    for part in parts.values():
-        part.training = True  # Only the wrapper: batch norms and dropout stay in evaluation mode.
-        part.register_buffer("range_kept", torch.ones((), device=device))
-        part.clips_at = CLIPPING.get(type(part.module), float("inf"))
-    seen: dict[str, list[Tensor]] = {path: [] for path in outputs}
-    for batch in batches:
-        for path in outputs:
-            parts[path]._output_0_tracked_max = None
-        quantizer.bound_model(batch.to(device))
-        for path in outputs:
-            seen[path].append(parts[path]._output_0_tracked_max)
-    for path, scale in outputs.items():
-        target: Any = parts[path].quantization_target_spaces["_output_0"]
-        reached = torch.full_like(target.tracked_max, scale * (target.qmax - target.qmin))
-        usual = torch.stack(seen[path]).mean()
-        # An activation that no image wakes has no usual value.
-        parts[path].range_kept.copy_(torch.where(usual > 0, reached / usual, 1.0))
-        target.tracked_max, target.scale = reached, torch.full_like(reached, scale)
-    for part in parts.values():
-        part.training = False
+def _set(target: Any, method: str, step: Tensor, learned: bool = False) -> None:
+    """Set what NNI does to a tensor, and the step, which NNI keeps as a buffer."""
+    target.apply_method = method
+    target.scale, target.zero_point = step, torch.zeros_like(step)
+    if learned:
+        target._wrapper.register_parameter(target._target_name + LEARNED, nn.Parameter(step.log()))

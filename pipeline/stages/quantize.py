@@ -1,11 +1,12 @@
 """Quantise the parent to eight-bit integers: after training (ptq), or with training (qat)."""
 
+import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import cache, parameters, paths, provenance
 from pipeline.data import batches, sampling, views
@@ -19,6 +20,7 @@ from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Parameters, Quantize
 from pipeline.process import run_alongside, stage
 from pipeline.quantization import aware_training, post_training, simulator
+from pipeline.quantization.post_training import Judgement
 from pipeline.training import compute, results, scoring
 from pipeline.training.settings import ComputeSettings
 
@@ -72,35 +74,22 @@ def main(variant: str) -> None:
         for request in batches.sequential(calibration, None, contract.size, CALIBRATION_BATCH):
             yield contract.normalise(data.train_set[request].images)
 
+    bench = post_training.Workbench(
+        parent, calibration_images, weight_limit=settings.weight_limit, float_layers=settings.float_layers
+    )
+    judge = functools.cache(lambda: _judge(parent, data.val_set, p))
     history, applied = [], {**settings.model_dump(mode="json"), "float_layers_reason": reason}
-    if settings.method == "ptq":
-        bench = post_training.Workbench(
-            parent, calibration_images, weight_limit=settings.weight_limit, float_layers=settings.float_layers
-        )
-        if settings.ptq == "auto":
-            judge = _judge(parent, data.val_set, p)
-            network, quantization, trials = post_training.choose(bench, judge)
-            print(post_training.table(trials))
-            applied |= {
-                "ptq": post_training.applied(trials),
-                "candidates": [trial.to_dict() for trial in trials],
-            }
-        else:
-            network, quantization = bench.make(settings.ptq)
-        arguments = {**parent.card.arguments, "norm": False}
+    if settings.ptq == "auto":
+        network, quantization, trials = post_training.choose(bench, judge())
+        print(post_training.table(trials))
+        applied |= {
+            "ptq": post_training.applied(trials),
+            "candidates": [trial.to_dict() for trial in trials],
+        }
     else:
-        prepared = aware_training.prepare(
-            parent.module,
-            weight_limit=settings.weight_limit,
-            float_layers=settings.float_layers,
-            batches=calibration_images,
-            learn_ranges=settings.learn_ranges,
-        )
-
-        def freeze_norms(module: nn.Module, share: float) -> None:
-            if share >= settings.freeze_norms:
-                aware_training.freeze_norm(module)
-
+        network, quantization = bench.make(settings.ptq)
+    if settings.method == "qat":
+        prepared = aware_training.prepare(network, quantization, learn_steps=settings.learn_steps)
         trained, history = learning.learn(
             fabric,
             prepared.module,
@@ -108,17 +97,19 @@ def main(variant: str) -> None:
             settings,
             name=variant,
             start=provenance.identity(
-                parent=storage.fingerprint(parent.module), settings=settings.model_dump()
+                network=storage.fingerprint(network.module), settings=settings.model_dump()
             ),
             seed=p.seed,
             workers=p.compute.workers,
             folder=paths.checkpoints(variant),
-            on_epoch=freeze_norms,
         )
         prepared.module.load_state_dict(trained.state_dict())  # the averaged weights, with `ema`
-        network, arguments, quantization = aware_training.finish(
-            prepared, parent.card.architecture, parent.card.arguments
-        )
+        after = aware_training.finish(prepared)
+        before, now = judge()(network, quantization), judge()(*after)
+        applied["training_kept"] = post_training.is_better(now, before)
+        if applied["training_kept"]:
+            network, quantization = after
+        print(f"{variant}: {_effect(before, now, kept=applied['training_kept'])}")
     simulated = simulator.simulate(network, quantization)
     # On the CPU, where the sums of the simulator are exact.
     host = compute.start(ComputeSettings(accelerator="cpu", threads=p.compute.threads))
@@ -128,7 +119,7 @@ def main(variant: str) -> None:
         variant=variant,
         parent=parent.card.variant,
         op="quantize",
-        arguments=arguments,
+        arguments={**parent.card.arguments, "norm": False},
         settings=applied,
         val=results.describe(val),
         calibration_sha256=sampling.fingerprint(data.train_set.images, calibration),
@@ -154,6 +145,14 @@ def _judge(parent: Model, val_set: ViewSet, p: Parameters) -> post_training.Judg
         val_set.images.task,
         threads=p.compute.threads or compute.usable_cores(),
     )
+
+
+def _effect(before: Judgement, now: Judgement, *, kept: bool) -> str:
+    """What training has changed on val, in one line."""
+    losses = f"cross entropy {before.losses.mean():.4f} before and {now.losses.mean():.4f} after training"
+    scores = f"score {before.score:.2%} and {now.score:.2%}"
+    verdict = "kept" if kept else "brought nothing, so that the weights from before training are kept"
+    return f"training {verdict} ({losses}, {scores}, on {len(before.losses)} images of val)"
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ LONG_SETTINGS = ("candidates",)
 LOCAL_CHANGES = "-dirty"
 """End of a commit's name whose checkout had other changes."""
 
-PTQ_SETTINGS = ("method", "calibration", "ptq", "float_layers", "saturation_safe")
+PTQ_SETTINGS = ("method", "calibration", "ptq", "float_layers", "weight_bits")
 """Settings of a quantisation that trains nothing."""
 
 
