@@ -195,7 +195,7 @@ def test_one_rate_moves_the_weights_of_all_layers_by_the_same_share_of_their_ste
     for name, step in quantization.weight_scales.items():
         latent = prepared.module.get_parameter(f"{network.layers[name].weights}._nni_wrapper.weight")
         moved = latent.detach().flatten(1) - network.part(name).weight.detach().flatten(1) / step[:, None]
-        assert float(moved.abs().max()) == pytest.approx(2.0, rel=1e-3), name
+        assert float(moved.abs().max()) == pytest.approx(2.0, rel=0.02), name
 
 
 def test_training_lowers_the_loss_and_reaches_every_parameter_of_the_int8_layers(parents):
