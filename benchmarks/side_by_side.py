@@ -66,8 +66,11 @@ def fault(path: Path) -> str | None:
 def answer(files: Mapping[str, Path], dataset: ViewSet, threads: int) -> dict[str, Answers]:
     """What each file answers; every image is rendered once, for all of them.
 
+    Files may know more classes than the images are of; classes are matched by their names.
+
     Raises:
         ModelFileError: a file is not one of this pipeline's form, or a logit is not finite.
+        ValueError: files differ in their classes, or lack one of the images'.
     """
     classifiers = {name: open_classifier(path, threads=threads) for name, path in files.items()}
     parts: dict[str, list[Int64[np.ndarray, " batch"]]] = {name: [] for name in files}
@@ -78,7 +81,8 @@ def answer(files: Mapping[str, Path], dataset: ViewSet, threads: int) -> dict[st
             for name, classifier in classifiers.items():
                 parts[name].append(_top(classifier, pixels))
             bar.update(len(pixels))
-    truth = dataset.images.labels
+    (labels,) = {classifier.labels for classifier in classifiers.values()}
+    truth = np.array([labels.index(name) for name in dataset.images.classes])[dataset.images.labels]
     predictions = {name: np.concatenate(part) for name, part in parts.items()}
     return {name: Answers(guess, guess == truth) for name, guess in predictions.items()}
 

@@ -1,0 +1,205 @@
+"""The published MobileNetV1 0.75 on ImageNet's classes, quantised by us, for `benchmarks.int8_peers`.
+
+    python -m pipeline params data=folder data.path=FOLDER && python -m pipeline.stages.prepare
+    python -m benchmarks.published_network --weights FOLDER --epochs 0.2
+    python -m benchmarks.int8_peers --ours int8-ptq int8-qat --json
+
+FOLDER has class folders that are named by WordNet ids, in `train/` and `test/`: such as all images of
+Imagenette and Imagewoof, with those that are from ImageNet's validation set (`ILSVRC2012_val_*`) as test.
+The network answers with all 1,000 classes. It is quantised with the images of train, chosen by those of val,
+and trained on its own answers; no image of test is seen. Models and files are written to artifacts/.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from timm.data.imagenet_info import ImageNetInfo
+from torch import Tensor
+
+from pipeline import files, paths, provenance
+from pipeline.data import batches, sampling, store
+from pipeline.data.batches import Request, ViewSet
+from pipeline.data.store import ImageSet
+from pipeline.data.views import ViewSpace
+from pipeline.distillation import learning
+from pipeline.distillation.labels import LiveTeacher
+from pipeline.distillation.settings import Objective
+from pipeline.distillation.training_data import TrainingData
+from pipeline.models import initialisation, layers, storage
+from pipeline.models.storage import Card, Model
+from pipeline.onnx import export, graph
+from pipeline.onnx.judge import judge_files
+from pipeline.parameters import Quantize
+from pipeline.process import one_line_errors
+from pipeline.quantization import aware_training, post_training
+from pipeline.training import compute
+from pipeline.training.settings import ComputeSettings
+from students.mobilenet_v1 import scaled_channels
+from teachers.contract import InputContract
+
+SIZE = 192
+CALIBRATION, JUDGED, BATCH = 512, 1000, 32
+CROP = 0.875
+"""Share of an image's shorter side that is evaluated, as is usual on ImageNet."""
+BITS: dict[str, Literal[4, 7, 8]] = {"int8": 8, "int7": 7, "int4": 4}
+
+
+def main() -> None:
+    """Write the models and files of all variants."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", required=True, help="a folder or hub id of Hugging Face")
+    parser.add_argument("--bits", nargs="+", choices=BITS, default=list(BITS))
+    parser.add_argument("--epochs", type=float, default=0.2, help="of training with rounded weights")
+    parser.add_argument("--learning-rate", type=float, default=0.003, help="in steps of the weights")
+    parser.add_argument("--learn-steps", action="store_true", help="train the steps, too")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    fabric = compute.start(ComputeSettings(accelerator="cpu"))
+    parent = _published(arguments.weights)
+    classes = ImageNetInfo("imagenet-1k").label_names()
+    train, val = (_named(store.read(paths.DATA, split), classes) for split in ("train", "val"))
+    _write(parent)
+    contract = parent.card.input
+    chosen = sampling.choose(train, CALIBRATION, arguments.seed)
+    card = replace(
+        parent.card,
+        parent="fp32",
+        op="quantize",
+        arguments={**parent.card.arguments, "norm": False},
+        calibration_sha256=sampling.fingerprint(train, chosen),
+    )
+    views = ViewSet(train, None, contract)
+
+    def calibration() -> Iterator[Float[Tensor, "batch 3 height width"]]:
+        for request in batches.sequential(chosen, None, contract.size, BATCH):
+            yield contract.normalise(views[request].images)
+
+    indices = sampling.choose(val, JUDGED, arguments.seed)
+    pixels = ViewSet(val, None, contract)[Request(indices, None, contract.size)].images
+    judge = judge_files(
+        parent, pixels.split(BATCH), val.labels[indices], val.task, threads=compute.usable_cores()
+    )
+    network = layers.trace(parent.module)
+    floats = graph.with_stem(network, contract, ())
+    for name in arguments.bits:
+        settings = Quantize(
+            method="qat",
+            weight_bits=BITS[name],
+            float_layers=floats,
+            learn_steps=arguments.learn_steps,
+            epochs=arguments.epochs,
+            batch_size=BATCH,
+            learning_rate=arguments.learning_rate,
+            warmup=0.1,
+            weight_decay=0.0,
+            objective=Objective(kl=1.0),
+        )
+        bench = post_training.Workbench(
+            parent, calibration, weight_limit=settings.weight_limit, float_layers=floats
+        )
+        rounded, quantization, trials = post_training.choose(bench, judge)
+        print(f"{name}\n{post_training.table(trials)}", flush=True)
+        _write(Model(rounded.module, replace(card, variant=f"{name}-ptq"), quantization))
+        prepared = aware_training.prepare(rounded, quantization, learn_steps=settings.learn_steps)
+        trained, _ = learning.learn(
+            fabric,
+            prepared.module,
+            _taught_by_itself(parent, train, val),
+            settings,
+            name=f"{name}-qat",
+            start=provenance.identity(network=storage.fingerprint(rounded.module)),
+            seed=arguments.seed,
+            workers=1,
+            folder=paths.checkpoints(f"{name}-qat"),
+        )
+        prepared.module.load_state_dict(trained.state_dict())
+        after, learned = aware_training.finish(prepared)
+        before, now = judge(rounded, quantization), judge(after, learned)
+        print(
+            f"{name}-qat on val: cross entropy {before.losses.mean():.4f} before, {now.losses.mean():.4f} "
+            f"after; KL to the parent {before.divergences.mean():.4f}, {now.divergences.mean():.4f}; "
+            f"top-1 {before.score:.2%}, {now.score:.2%}; kept: {post_training.is_better(now, before)}",
+            flush=True,
+        )
+        _write(Model(after.module, replace(card, variant=f"{name}-qat"), learned))
+
+
+def _published(weights: str) -> Model:
+    start = initialisation.hugging_face(weights)
+    labels = tuple(ImageNetInfo("imagenet-1k").label_names())
+    arguments = {
+        "channels": scaled_channels(0.75),
+        **start.arguments,
+        "classes": len(labels),
+        "size": SIZE,
+        "norm_momentum": 0.1,
+        "dropout": 0.0,
+    }
+    module = initialisation.network("mobilenet_v1", arguments, labels, replace(start, labels=labels))
+    card = Card(
+        variant="fp32",
+        parent="teacher",
+        op="distill",
+        architecture="mobilenet_v1",
+        arguments=arguments,
+        input=InputContract(SIZE, start.mean, start.std, crop=CROP),
+        labels=labels,
+        teacher="none",
+        data_sha256=store.read_report(paths.DATA)["data_sha256"],
+        license="unknown",
+        settings={},
+        start=start.origin,
+    )
+    return Model(module.eval(), card)
+
+
+def _named(images: ImageSet, classes: list[str]) -> ImageSet:
+    """The same images with their labels among all of the network's classes."""
+    labels = np.array([classes.index(name) for name in images.classes])[images.labels]
+    table = images.table.remove_columns("label").add_column("label", labels.tolist())
+    return replace(images, table=table, classes=tuple(classes))
+
+
+def _taught_by_itself(parent: Model, train: ImageSet, val: ImageSet) -> TrainingData:
+    """Ever new views of the images of train, with the float network's answers to them."""
+    contract, module = parent.card.input, parent.module
+    space = ViewSpace(crop_scale=(0.5, 1.0), crop_ratio=(0.75, 1.33), flip=0.5, seed=0)
+
+    @torch.no_grad()
+    def ask(images: Sequence[UInt8[Tensor, "batch _ _ 3"]]) -> Float[Tensor, "batch classes"]:
+        return module(contract.normalise(images[0]))
+
+    return TrainingData(
+        ViewSet(train, space, contract, teachers=(contract,)),
+        ViewSet(val, None, contract),
+        views=None,
+        data_sha256=parent.card.data_sha256,
+        classes=train.classes,
+        license="unknown",
+        teacher="the network itself",
+        key=provenance.identity(parent=storage.fingerprint(module)),
+        live=LiveTeacher((contract,), ask),
+    )
+
+
+def _write(model: Model) -> None:
+    storage.save(paths.model(model.card.variant), model)
+    path = paths.onnx(model.card.variant)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as fresh:
+        export.export(
+            model, fresh, export.metadata_for(model.card, model.quantization, provenance.git_commit())
+        )
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
