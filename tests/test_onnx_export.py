@@ -1,6 +1,7 @@
 """The file that ships, as ONNX Runtime runs it."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch
 from torch import nn
 
 import students
+from benchmarks import side_by_side
 from pipeline.models.storage import Model, load, save
 from pipeline.onnx import export as export_module
 from pipeline.onnx.graph import ExportError
+from pipeline.onnx.weight import weigh
 from pipeline.parity import saturation
 from pipeline.parity.verification import VerificationError, verify
 from pipeline.pruning import surgery
@@ -156,6 +159,24 @@ def test_the_full_size_int8_file_is_at_most_29_percent_of_the_float_one(tmp_path
     model = Model(students.build("mobilenet_v1", arguments).eval(), description)
     small, large = ship(quantized(model), tmp_path), ship(model, tmp_path)
     assert 0.25 < small.stat().st_size / large.stat().st_size <= 0.29
+
+
+def test_weights_of_four_bits_take_half_of_the_file_and_the_same_kernels(tmp_path: Path) -> None:
+    model = int8_student(limit=7)
+    path = ship(model, tmp_path)
+    figures = verify(path, model, photographs(8))
+    assert figures["exact"] < 1e-3
+    assert figures["fused"] < 1e-3
+    file = onnx.load(path)
+    weights = [t for t in file.graph.initializer if t.name.endswith(".weight.packed")]
+    assert len(weights) == 28
+    assert {t.data_type for t in weights} == {onnx.TensorProto.INT4}
+    assert [len(t.raw_data) for t in weights] == [(math.prod(t.dims) + 1) // 2 for t in weights]
+    (tmp_path / "whole").mkdir()
+    whole = ship(int8_student(), tmp_path / "whole")
+    assert path.stat().st_size < 0.8 * whole.stat().st_size
+    assert weigh(path)["weights_bytes"] == weigh(whole)["weights_bytes"]  # in memory
+    assert side_by_side.convolutions(path) == side_by_side.convolutions(whole)
 
 
 def test_the_file_says_what_it_is(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import torch
@@ -18,7 +19,13 @@ from pipeline.errors import DistilleryError
 from pipeline.models.layers import CLIPPING, IMAGES, Network
 from pipeline.models.storage import Quantization
 from pipeline.onnx import layout
-from pipeline.quantization.grid import PIXEL_SCALE, int8_activations, integer_bias, integer_weight
+from pipeline.quantization.grid import (
+    INT4_LIMIT,
+    PIXEL_SCALE,
+    int8_activations,
+    integer_bias,
+    integer_weight,
+)
 from pipeline.quantization.simulator import check
 from teachers.contract import InputContract
 
@@ -27,6 +34,8 @@ OPSET = 17
 enough for all operators that are needed."""
 IR_VERSION = 8
 """Version of the file format that belongs to this operator set."""
+INT4_OPSET, INT4_IR_VERSION = 21, 10
+"""The first versions with integers of four bits, for files that have such weights."""
 LOGITS = "logits"
 """Name of the output."""
 CONVOLUTIONS = ("Conv", "FusedConv", "QLinearConv")
@@ -130,13 +139,24 @@ class _Graph:
             zero_points = [self.constant(f"{layer}.weight.zero_point", zeros)]
         return [
             read,
-            self._integers(f"{layer}.weight", whole_weight, scale, *zero_points),
-            self._integers(f"{layer}.bias", whole_bias, product),
+            self._integers(f"{layer}.weight", self._weight(layer, whole_weight), scale, *zero_points),
+            self._integers(f"{layer}.bias", self.constant(f"{layer}.bias.integers", whole_bias), product),
         ]
 
-    def _integers(self, name: str, values: Tensor, *grid: str) -> str:
-        inputs = [self.constant(f"{name}.integers", values), *grid]
-        return self.add("DequantizeLinear", inputs, name, axis=0)
+    def _weight(self, layer: str, values: Tensor) -> str:
+        """A layer's integer weights.
+
+        Those of four bits lie two to a byte in the file. ONNX Runtime widens them once, when it loads the
+        file, and computes with the kernels of eight bits.
+        """
+        assert self.quantization is not None
+        if self.quantization.weight_limit > INT4_LIMIT:
+            return self.constant(f"{layer}.weight.integers", values)
+        packed = self.constant(f"{layer}.weight.packed", values.numpy().astype(ml_dtypes.int4))
+        return self.add("Cast", [packed], f"{layer}.weight.bytes", to=TensorProto.INT8)
+
+    def _integers(self, name: str, integers: str, *grid: str) -> str:
+        return self.add("DequantizeLinear", [integers, *grid], name, axis=0)
 
 
 def _real_name(value: _Value) -> str:
@@ -299,9 +319,11 @@ def write(
         [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [batch, classes])],
         list(graph.constants.values()),
     )
+    has_int4 = any(tensor.data_type == TensorProto.INT4 for tensor in proto.initializer)
+    opset, ir_version = (INT4_OPSET, INT4_IR_VERSION) if has_int4 else (OPSET, IR_VERSION)
     return helper.make_model(
         proto,
         producer_name="distillery",
-        ir_version=IR_VERSION,
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=ir_version,
+        opset_imports=[helper.make_opsetid("", opset)],
     )

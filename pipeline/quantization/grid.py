@@ -16,7 +16,9 @@ from pipeline.models.layers import Network
 
 PIXEL_SCALE = 1 / 255
 """Scale at which the bytes of an image are taken as they are, without any rounding."""
-WEIGHT_LIMITS = (127, 63, 7)
+INT4_LIMIT = 7
+"""Greatest integer weight of four bits."""
+WEIGHT_LIMITS = (127, 63, INT4_LIMIT)
 """Allowed greatest integer weights: all of int8; seven bits, with which the sum of two products fits the
 16 bits of ``vpmaddubsw``; or four bits."""
 LEVELS = 255
