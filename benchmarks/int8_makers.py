@@ -70,6 +70,13 @@ def onnxruntime_per_channel(task: Task) -> None:
     _onnxruntime(task, per_channel=True, reduce_range=True)
 
 
+def onnxruntime_percentile(task: Task) -> None:
+    """quantize_static, one step a channel, ranges by percentile."""
+    from onnxruntime.quantization import CalibrationMethod
+
+    _onnxruntime(task, per_channel=True, calibrate_method=CalibrationMethod.Percentile)
+
+
 def _nncf(task: Task, **options: Any) -> None:
     import nncf  # pyright: ignore[reportMissingImports]
 
@@ -152,6 +159,7 @@ class Maker:
 MAKERS = {
     "onnxruntime": Maker("onnxruntime", "onnxruntime", onnxruntime),
     "onnxruntime-per-channel": Maker("onnxruntime", "onnxruntime", onnxruntime_per_channel),
+    "onnxruntime-percentile": Maker("onnxruntime", "onnxruntime", onnxruntime_percentile),
     "nncf": Maker("nncf", "nncf", nncf_uncorrected),
     "nncf-fast": Maker("nncf", "nncf", nncf_fast),
     "nncf-accurate": Maker("nncf", "nncf", nncf_accurate),
