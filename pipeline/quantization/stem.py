@@ -34,7 +34,10 @@ def byte_contract(contract: InputContract) -> InputContract:
     """
     if contract.zero_point is not None:
         return contract
-    mean, std = torch.tensor(contract.mean).double(), torch.tensor(contract.std).double()
+    mean, std = (
+        torch.tensor(contract.mean, dtype=torch.float64),
+        torch.tensor(contract.std, dtype=torch.float64),
+    )
     middle = float((mean / std.square()).sum() / std.square().reciprocal().sum())
     zero_point = min(max(round(middle * LEVELS), 0), LEVELS)
     return replace(contract, mean=(zero_point / LEVELS,) * 3, std=(1.0,) * 3)
@@ -78,7 +81,7 @@ def read_bytes(model: Model) -> Model:
     part = network.part(stem.name)
     weight = part.weight.double()
     shift = torch.einsum("oc...,c->o", weight, _values_at_zero_point(contract))
-    part.weight.copy_(weight / torch.tensor(contract.std).double().view(3, 1, 1))
+    part.weight.copy_(weight / torch.tensor(contract.std, dtype=torch.float64).view(3, 1, 1))
     if stem.norm is not None:
         norm = module.get_submodule(stem.norm)
         assert isinstance(norm, nn.BatchNorm2d)
@@ -107,8 +110,11 @@ class ReadNormalised(nn.Module):
 
 def _values_at_zero_point(contract: InputContract) -> Float[Tensor, " channels"]:
     """The values of the contract for the zero point of its ``byte_contract``, in double precision."""
-    mean, std = torch.tensor(contract.mean).double(), torch.tensor(contract.std).double()
-    return (torch.tensor(byte_contract(contract).mean).double() - mean) / std
+    mean, std = (
+        torch.tensor(contract.mean, dtype=torch.float64),
+        torch.tensor(contract.std, dtype=torch.float64),
+    )
+    return (torch.tensor(byte_contract(contract).mean, dtype=torch.float64) - mean) / std
 
 
 def _pads(network: Network) -> bool:
