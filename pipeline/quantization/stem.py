@@ -21,7 +21,7 @@ from pipeline.models.storage import Model
 from pipeline.quantization.grid import LEVELS
 from teachers.contract import InputContract
 
-GREATEST_BORDER = 0.5
+GREATEST_BORDER = 0.25
 """Greatest distance, in standard deviations of the input, of the padding of an int8 stem from the zeros with
 which a student was trained."""
 
