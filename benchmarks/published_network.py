@@ -30,13 +30,13 @@ from pipeline.distillation import learning
 from pipeline.distillation.labels import LiveTeacher
 from pipeline.distillation.settings import Objective
 from pipeline.distillation.training_data import TrainingData
-from pipeline.models import initialisation, layers, storage
+from pipeline.models import initialisation, storage
 from pipeline.models.storage import Card, Model
-from pipeline.onnx import export, graph
+from pipeline.onnx import export
 from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Quantize
 from pipeline.process import one_line_errors
-from pipeline.quantization import aware_training, post_training
+from pipeline.quantization import aware_training, post_training, stem
 from pipeline.training import compute
 from pipeline.training.settings import ComputeSettings
 from students.mobilenet_v1 import scaled_channels
@@ -66,6 +66,7 @@ def main() -> None:
     classes = ImageNetInfo("imagenet-1k").label_names()
     train, val = (_named(store.read(paths.DATA, split), classes) for split in ("train", "val"))
     _write(parent)
+    original, parent = parent, stem.read_bytes(parent)
     contract = parent.card.input
     chosen = sampling.choose(train, CALIBRATION, arguments.seed)
     card = replace(
@@ -84,15 +85,17 @@ def main() -> None:
     indices = sampling.choose(val, JUDGED, arguments.seed)
     pixels = ViewSet(val, None, contract)[Request(indices, None, contract.size)].images
     judge = judge_files(
-        parent, pixels.split(BATCH), val.labels[indices], val.task, threads=compute.usable_cores()
+        original,
+        pixels.split(BATCH),
+        val.labels[indices],
+        val.task,
+        contract=contract,
+        threads=compute.usable_cores(),
     )
-    network = layers.trace(parent.module)
-    floats = graph.with_stem(network, contract, ())
     for name in arguments.bits:
         settings = Quantize(
             method="qat",
             weight_bits=BITS[name],
-            float_layers=floats,
             learn_steps=arguments.learn_steps,
             epochs=arguments.epochs,
             batch_size=BATCH,
@@ -102,7 +105,7 @@ def main() -> None:
             objective=Objective(kl=1.0),
         )
         bench = post_training.Workbench(
-            parent, calibration, weight_limit=settings.weight_limit, float_layers=floats
+            parent, calibration, weight_limit=settings.weight_limit, float_layers=()
         )
         rounded, quantization, trials = post_training.choose(bench, judge)
         print(f"{name}\n{post_training.table(trials)}", flush=True)

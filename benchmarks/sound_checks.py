@@ -33,7 +33,7 @@ from pipeline.models.storage import Card, Model
 from pipeline.onnx import export
 from pipeline.parity import ladder, verification
 from pipeline.pruning import surgery, widths
-from pipeline.quantization import aware_training
+from pipeline.quantization import aware_training, stem
 from pipeline.quantization.post_training import STEPS, Workbench
 from pipeline.quantization.settings import Step
 from pipeline.tasks import TASKS, TaskName
@@ -258,15 +258,15 @@ def _quantise(plan: Plan, parent: Model, prototypes: Tensor) -> Model:
     """The student by the plan's method, as the stage ``quantize`` makes it."""
     if plan.method == "float":
         return parent
+    layers = tuple(trace(parent.module).layers)[: plan.float_layers]
+    if not layers:
+        parent = stem.read_bytes(parent)
     contract = parent.card.input
     stored = contract.normalise(pictures(plan, prototypes, CALIBRATED)[0])
 
     def calibration() -> Iterator[Tensor]:
         yield from stored.split(BATCH)
 
-    # A stem in int8 reads bytes as they are.
-    count = max(plan.float_layers, int(not contract.is_plain))
-    layers = tuple(trace(parent.module).layers)[:count]
     bench = Workbench(parent, calibration, weight_limit=plan.weight_limit, float_layers=layers)
     network, quantization = bench.make(plan.ptq)
     if plan.method == "qat":

@@ -45,6 +45,14 @@ class InputContract:
         """Whether the input values are bytes divided by 255 and nothing else."""
         return not any(self.mean) and set(self.std) == {1.0}
 
+    @property
+    def zero_point(self) -> int | None:
+        """The byte that becomes 0, where values are bytes less a whole number, divided by 255; else None."""
+        bytes_of_means = {255 * mean for mean in self.mean}
+        zero_point = round(255 * self.mean[0])
+        whole = all(abs(mean - zero_point) < 1e-6 for mean in bytes_of_means) and 0 <= zero_point <= 255
+        return zero_point if whole and set(self.std) == {1.0} else None
+
     def centre_box(self, width: int, height: int) -> Box:
         """Compute the centred square that is evaluated, for an image of this width and height in pixels."""
         side = self.crop * min(width, height)

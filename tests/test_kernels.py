@@ -190,7 +190,8 @@ def test_a_comment_in_the_writer_of_graphs_keeps_the_table(
             InputContract(SIZE),
             FIRST,
         ),
-        ({"float": 90.0}, InputContract(SIZE, mean=(0.5, 0.5, 0.5)), ("stem",)),
+        ({"float": 90.0}, InputContract(SIZE, mean=(0.5, 0.5, 0.5)), ()),
+        ({"float": 90.0}, InputContract(SIZE, mean=(0.0, 0.5, 1.0), std=(0.1, 0.1, 0.1)), ("stem",)),
         ({"int8": 11.0}, InputContract(SIZE), None),
     ],
 )

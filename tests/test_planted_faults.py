@@ -159,6 +159,16 @@ FLOAT_STEM: list[Fault] = [
     ("the mean of the normalisation", STEM, edit("stem.bias", first(1.01))),
     ("the scale of the float stem", STEM, edit("stem.sums.scale", lambda v: v * 1.001)),
 ]
+NORMALISED: list[Fault] = [
+    ("the zero point of the images", STEM, edit("images.planes.zero_point", lambda v: v - 1)),
+    ("no zero point", STEM, edit("images.planes.zero_point", lambda v: v * 0)),
+    ("the scale of the images", STEM, edit("images.planes.scale", lambda v: v * 1.001)),
+    ("the bias without the mean", STEM, edit("stem.bias.integers", lambda v: v - v.mean().astype(int))),
+    ("padding on the other side", STEM, attributes("stem.sums", pads=[0, 0, 1, 1])),
+    ("blue for red", STEM, edit("stem.weight.integers", lambda v: v[:, ::-1])),
+    ("the scale after the stem", STEM, edit("stem.sums.scale", lambda v: v * 1.001)),
+    ("one weight by one", POINTWISE, edit(f"{POINTWISE}.weight.integers", plus_one)),
+]
 FLOAT_HEAD: list[Fault] = [
     ("a weight of the float head", HEAD, edit("classifier.weight", first(1.01))),
     ("a bias of the float head", HEAD, edit("classifier.bias", lambda v: v + 0.01)),
@@ -181,6 +191,9 @@ def sound(kind: str) -> Model:
         case "float stem":
             contract = InputContract(SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
             return quantized(student(contract), 63, (STEM,))
+        case "normalised":
+            contract = InputContract(SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+            return quantized(student(contract), 63)
         case "float head":
             return int8_student(63, (HEAD,))
         case _:
@@ -194,6 +207,7 @@ def sound(kind: str) -> Model:
         for kind, faults in (
             ("int8", INT8),
             ("float stem", FLOAT_STEM),
+            ("normalised", NORMALISED),
             ("float head", FLOAT_HEAD),
             ("float", FLOAT),
         )

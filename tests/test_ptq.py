@@ -164,7 +164,7 @@ def test_each_choice_of_ranges_gives_ranges_of_its_own() -> None:
 def runtime(model: Model, count: int = 64) -> Judge:
     pixels = photographs(count, CONTRACT.size)
     labels = model.module(CONTRACT.normalise(pixels)).argmax(dim=1).numpy()
-    return judge_files(model, pixels.split(16), labels, SINGLE_LABEL, threads=1)
+    return judge_files(model, pixels.split(16), labels, SINGLE_LABEL, contract=CONTRACT, threads=1)
 
 
 def test_the_steps_are_chosen_by_the_parents_answers() -> None:
@@ -240,15 +240,24 @@ def test_a_layer_that_reads_uneven_channels_is_the_most_sensitive() -> None:
     assert all(scores[name].alone > together for name in scores if name not in worst)
 
 
-def test_a_stem_that_does_not_read_bytes_is_left_out_of_sensitivity() -> None:
-    model = student()
-    card = replace(model.card, input=replace(model.card.input, mean=(0.5, 0.5, 0.5)))
-    image = images(1)
-    scores = score_layers(
-        Model(model.module, card), batches, weight_limit=63, score=lambda module: float(module(image).sum())
-    )
-    assert "stem" not in scores
-    assert len(scores) == 27
+@pytest.mark.parametrize(
+    ("mean", "layers"), [((0.5, 0.5, 0.5), 28), ((0.485, 0.456, 0.406), 28), ((0.0, 0.5, 1.0), 27)]
+)
+def test_only_a_stem_whose_padding_is_too_far_from_zero_is_left_out_of_sensitivity(
+    mean: tuple[float, float, float], layers: int
+) -> None:
+    contract = InputContract(CONTRACT.size, mean=mean, std=(0.25, 0.25, 0.25))
+    model = tiny_students.student(contract)
+    shown = contract.normalise(photographs(16, contract.size))
+    expected = model.module(shown)
+
+    def score(module: nn.Module) -> float:
+        return relative_error(module(shown), expected)
+
+    scores = score_layers(model, lambda: tiny_students.calibration(contract), weight_limit=63, score=score)
+    assert len(scores) == layers
+    assert ("stem" in scores) is (layers == 28)
+    assert max(each.alone for each in scores.values()) < 0.5
 
 
 def test_a_layer_left_float_takes_its_scales_along() -> None:

@@ -84,16 +84,18 @@ def test_seven_bits_are_proven_to_be_safe_and_eight_are_not(limit: int, safe: bo
     assert torch.equal(saturation.saturate(layers)(images), layers(images)) is safe
 
 
+@pytest.mark.parametrize("zero_point", [0, 128])
 @pytest.mark.parametrize(("size", "padding"), [(64, "symmetric"), (64, "same"), (50, "symmetric")])
-def test_the_stem_is_cut_off_as_it_lies_in_the_file(size: int, padding: str) -> None:
+def test_the_stem_is_cut_off_as_it_lies_in_the_file(size: int, padding: str, zero_point: int) -> None:
     """Four pixels at once where the size allows it; product by product with the weights of the file."""
     network, quantization = uneven_student(size, padding=padding)
     path = network.stem.weights
     zeros = layout.paired_stem(network, quantization, size)
     assert (zeros is not None) is (size == 64)
     simulated = simulate(network, quantization)
-    saturating = saturation.saturate(simulated, {path: zeros[0]} if zeros else {})
-    images = torch.randint(200, 256, (1, size, size, 3)).float()
+    saturating = saturation.saturate(simulated, {path: zeros[0]} if zeros else {}, {path: zero_point})
+    # What lies above the zero point: zeros are the padding.
+    images = torch.randint(200, 256, (1, size, size, 3)).float() - zero_point
     planes = _padded(network, images.permute(0, 3, 1, 2))
     exact, cut = (module.get_submodule(path)(planes / 255)[0] for module in (simulated, saturating))
 
@@ -103,7 +105,7 @@ def test_the_stem_is_cut_off_as_it_lies_in_the_file(size: int, padding: str) -> 
     assert isinstance(part.padding, tuple)
     quads = images.reshape(1, size, size // 4, 12) if zeros else images
     read = _padded(laid_out, quads.permute(0, 3, 1, 2))
-    read = nn.functional.pad(read, (part.padding[1],) * 2 + (part.padding[0],) * 2)[0]
+    read = nn.functional.pad(read, (part.padding[1],) * 2 + (part.padding[0],) * 2)[0] + zero_point
     weights = integer_weight(part.weight.detach(), wider.weight_scales["stem"], 127)
     (down, across), (height, width), channels = part.stride, part.kernel_size, len(cut)
     less = 0

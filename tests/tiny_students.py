@@ -16,6 +16,7 @@ from pipeline.models.folding import fold_batch_norm
 from pipeline.models.layers import Network, trace
 from pipeline.models.storage import Card, Model, Quantization
 from pipeline.onnx import export
+from pipeline.quantization import stem
 from pipeline.quantization.grid import PIXEL_SCALE, int8_activations
 from pipeline.quantization.post_training import Workbench
 from pipeline.quantization.settings import Step
@@ -132,7 +133,9 @@ def quantized(
     float_layers: tuple[str, ...] = (),
     steps: tuple[Step, ...] = ("bias_correction",),
 ) -> Model:
-    """The model after post-training quantisation by the given steps."""
+    """The model after post-training quantisation by the given steps; an int8 stem reads bytes."""
+    if "stem" not in float_layers:
+        model = stem.read_bytes(model)
     bench = Workbench(
         model, lambda: calibration(model.card.input), weight_limit=limit, float_layers=float_layers
     )

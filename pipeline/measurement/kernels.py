@@ -30,7 +30,7 @@ from pipeline.models.storage import Quantization
 from pipeline.onnx import graph, layout
 from pipeline.onnx.graph import CONVOLUTIONS, ExportError
 from pipeline.onnx.sessions import open_session
-from pipeline.quantization import grid
+from pipeline.quantization import grid, stem
 from teachers.contract import InputContract
 
 PASSES = 3
@@ -190,9 +190,11 @@ def file(network: Network, float_layers: Collection[str] | None, contract: Input
     Args:
         network: the student; weights do not matter.
         float_layers: layers in float of an int8 file; None for a float file.
-        contract: its input contract.
+        contract: its input contract; of an int8 stem, it becomes the contract in bytes.
     """
     quantization = None if float_layers is None else _any_quantization(network, float_layers)
+    if float_layers is not None and network.stem.name not in float_layers:
+        contract = stem.byte_contract(contract)
     return graph.write(network, quantization, contract, CLASSES, "network").SerializeToString()
 
 

@@ -20,6 +20,7 @@ from pipeline.measurement import kernels, machine
 from pipeline.measurement.kernels import Convolution, Head, parts_of
 from pipeline.models.layers import Network, trace
 from pipeline.onnx import graph, layout
+from pipeline.quantization import stem
 from teachers.contract import InputContract
 
 MARGIN = 0.08
@@ -28,7 +29,7 @@ ten times as much work as cores, the measured ratio of two files differed by 1 %
 LARGEST_SHARE = 0.02
 """Largest share of the weights that may stay in float; it makes an int8 file 6 % larger."""
 
-RULES = 1
+RULES = 2
 """Version of the rules, raised when a change of them makes recorded choices out of date."""
 
 Table = dict[str, dict[str, cache.Measured]]
@@ -167,8 +168,8 @@ def fastest_float_layers(costs: Costs, network: Network, contract: InputContract
     Later layers are int8 in any case, since ONNX Runtime turns a float layer between int8 ones into int8.
     The one with the fewest float layers is taken that is within ``MARGIN`` of the fastest. Measured layers
     say which are worth a look, and files that are measured whole and in turn decide. The float layers have at
-    most ``LARGEST_SHARE`` of the weights, since they are stored in four times the bytes. Images with a mean
-    or a standard deviation of their own need a float stem.
+    most ``LARGEST_SHARE`` of the weights, since they are stored in four times the bytes. Few contracts need
+    a float stem; see ``quantization.stem``.
 
     Args:
         costs: this machine's table.
@@ -177,7 +178,8 @@ def fastest_float_layers(costs: Costs, network: Network, contract: InputContract
     """
     weights = {name: part.weight.numel() for name, part in network.parts.items()}
     names = list(weights)
-    least = 0 if contract.is_plain else 1
+    float_stem = stem.reason_for_float(network, contract)
+    least = 0 if float_stem is None else 1
     choices = [
         names[:count]
         for count in range(least, len(names))
@@ -200,7 +202,8 @@ def fastest_float_layers(costs: Costs, network: Network, contract: InputContract
         tuple(round(latency, 4) for latency in latencies),
         slowdowns,
         least,
-        f"the fewest float layers whose file is within {MARGIN:.0%} of the fastest",
+        f"the fewest float layers whose file is within {MARGIN:.0%} of the fastest"
+        + (f"; {float_stem}" if float_stem else ""),
     )
 
 

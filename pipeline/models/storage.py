@@ -26,7 +26,7 @@ class Quantization:
 
     Layers are named as in ``layers.Network``. Weights are int8 and symmetric, with one step per output
     channel; activations are uint8 with one scale per tensor and zero point 0, since each follows a ReLU.
-    The logits stay float.
+    The zero point of ``images`` is that of the card's contract. The logits stay float.
     """
 
     weight_scales: dict[str, Float[Tensor, " channels"]]

@@ -21,9 +21,8 @@ def export(model: Model, path: Path, metadata: Mapping[str, str]) -> None:
     quantise and dequantise nodes.
 
     Raises:
-        ExportError: an int8 stem reads images with a mean or a standard deviation other than 0 and 1, the
-        scales
-            do not fit the network, a float layer lies between int8 ones, or a module has no writer.
+        ExportError: an int8 stem reads images whose contract has no zero point, the scales do not fit the
+            network, a float layer lies between int8 ones, or a module has no writer.
         NetworkError: the student is not a chain of layers.
     """
     card = model.card

@@ -52,6 +52,8 @@ class _Value:
 
     name: str
     scale: float | None = None
+    zero_point: int = 0
+    """Integer that stands for 0; other than 0 only for images, since all else follows a ReLU."""
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Zeros that the next convolution must put around it: top, left, bottom, right."""
 
@@ -104,13 +106,13 @@ class _Graph:
         """The tensor in float. Runtimes fuse dequantisations, so every reader has one of its own."""
         if value.scale is None:
             return value.name
-        grid = self._grid(_real_name(value), value.scale)
+        grid = self._grid(_real_name(value), value.scale, value.zero_point)
         return self.add("DequantizeLinear", [value.name, *grid], f"{reader}.input")
 
-    def _grid(self, name: str, scale: float) -> tuple[str, str]:
+    def _grid(self, name: str, scale: float, zero_point: int = 0) -> tuple[str, str]:
         return (
             self.constant(f"{name}.scale", np.array(scale, np.float32)),
-            self.constant(f"{name}.zero_point", np.array(0, np.uint8)),
+            self.constant(f"{name}.zero_point", np.array(zero_point, np.uint8)),
         )
 
     def inputs(self, layer: str, part: nn.Conv2d | nn.Linear, source: _Value) -> list[str]:
@@ -247,7 +249,8 @@ def _write_front(graph: _Graph) -> _Value:
         pixels = graph.add("Reshape", [IMAGES, shape], f"{IMAGES}.quads")
     planes = graph.add("Transpose", [pixels], f"{IMAGES}.planes", perm=(0, 3, 1, 2))
     if graph.scale_of(IMAGES) is not None:
-        return _Value(planes, PIXEL_SCALE)
+        assert graph.contract.zero_point is not None
+        return _Value(planes, PIXEL_SCALE, graph.contract.zero_point)
     pixels = graph.add("Cast", [planes], f"{IMAGES}.float", to=TensorProto.FLOAT)
     if not any(graph.contract.mean):
         return _Value(pixels)
@@ -255,27 +258,21 @@ def _write_front(graph: _Graph) -> _Value:
     return _Value(graph.add("Sub", [pixels, graph.constant(f"{IMAGES}.mean", mean)], f"{IMAGES}.centred"))
 
 
-def with_stem(network: Network, contract: InputContract, float_layers: tuple[str, ...]) -> tuple[str, ...]:
-    """These float layers and the first layer, if that reads normalised pixels and cannot be in int8."""
-    first = next(iter(network.layers))
-    return float_layers if contract.is_plain or first in float_layers else (first, *float_layers)
-
-
 def check_float_layers(network: Network, contract: InputContract, float_layers: Collection[str]) -> None:
     """Check whether an int8 file can have these layers in float, before anything is trained for it.
 
     Raises:
-        ExportError: a layer does not exist or lies between int8 ones, or the stem must be in float and is
-        not.
+        ExportError: a layer does not exist or lies between int8 ones, or the stem is in int8 and the contract
+            has no zero point.
     """
     try:
         activations = int8_activations(network, float_layers)
     except ValueError as error:
         raise ExportError(str(error)) from error
-    if IMAGES in activations and not contract.is_plain:
+    if IMAGES in activations and contract.zero_point is None:
         raise ExportError(
-            f"the input has mean {contract.mean} and std {contract.std}; a stem in int8 reads bytes and "
-            "needs mean 0 and std 1: name the stem in float_layers"
+            f"the input has mean {contract.mean} and std {contract.std}; a stem in int8 reads bytes less a "
+            "zero point: rewrite it by quantization.stem, or name the stem in float_layers"
         )
     for layer in float_layers:
         if {layer, network.layers[layer].reads} <= set(activations):

@@ -15,6 +15,7 @@ from pipeline.onnx import export
 from pipeline.onnx.inference import open_classifier, run
 from pipeline.quantization.post_training import Judge, Judgement
 from pipeline.tasks import Task
+from teachers.contract import InputContract
 
 
 def judge_files(
@@ -23,21 +24,23 @@ def judge_files(
     labels: np.ndarray,
     task: Task,
     *,
+    contract: InputContract,
     threads: int,
 ) -> Judge:
     """Judge networks by the answers of the file that would ship, in ONNX Runtime, against the parent's file.
 
     Args:
         parent: the parent in float.
-        images: images of val, rendered by the parent's contract.
+        images: images of val as bytes, which both files take.
         labels: their labels, in the same order.
         task: the question that the student answers.
+        contract: input contract of the networks that are judged.
         threads: number of threads of ONNX Runtime.
 
     Raises:
         ExportError: a file cannot be written; see ``export.export``.
     """
-    card = replace(parent.card, arguments={**parent.card.arguments, "norm": False})
+    card = replace(parent.card, arguments={**parent.card.arguments, "norm": False}, input=contract)
 
     def answers(model: Model) -> Float[Tensor, "images classes"]:
         with resources.scratch() as folder:

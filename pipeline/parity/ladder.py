@@ -189,7 +189,8 @@ def _int8_rungs(model: Model, path: Path, twin: Path, threads: int) -> tuple[lis
     rows = {network.stem.weights: zeros[0]} if zeros else {}
     extremes = saturation.extremes(simulated, rows)
     safe = extremes[0] >= saturation.LEAST and extremes[1] <= saturation.GREATEST
-    saturating = simulated if safe else saturation.saturate(simulated, rows)
+    zero_points = {network.stem.weights: model.card.input.zero_point or 0}
+    saturating = simulated if safe else saturation.saturate(simulated, rows, zero_points)
     # A file with the same weights and activations in float.
     export.export(replace(model, quantization=None), twin, {})
     twins, plain, fused = (
@@ -272,7 +273,7 @@ def _rounding_divergence(
     """The first layer with integers to which fake quantisation does not round, even in a tie."""
     assert model.quantization is not None
     normalised = model.card.input.normalise(images)
-    integers = layerwise.integers_of_module(rounded, network, model.quantization, images, normalised)
+    integers = layerwise.integers_of_module(rounded, network, model.quantization, normalised)
     return layerwise.compare(
         integers,
         simulated,

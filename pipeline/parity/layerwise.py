@@ -95,7 +95,7 @@ def integers_of_file(
     for name, part in network.parts.items():
         if name in outputs:
             outputs[name] = outputs[name][:, : len(part.weight)]  # Channels that fill up a kernel hold zeros.
-    return {IMAGES: images.permute(0, 3, 1, 2), **outputs}
+    return outputs
 
 
 @torch.no_grad()
@@ -103,22 +103,20 @@ def integers_of_module(
     module: nn.Module,
     network: Network,
     quantization: Quantization,
-    images: UInt8[Tensor, "batch height width 3"],
     normalised: Float[Tensor, "batch 3 height width"],
 ) -> dict[str, Tensor]:
-    """All quantised activations of a module that rounds them, by name, and ``logits``.
+    """Quantised activations of a module that rounds them, by name, and ``logits``.
 
     Args:
         module: the module, in the shape of ``network``.
         network: the folded network.
         quantization: the scales of both.
-        images: the images as bytes.
-        normalised: the same images, as the module takes them.
+        normalised: the images, as the module takes them.
     """
     scales = {name: scale for name, scale in quantization.activation_scales.items() if name != IMAGES}
     outputs = outputs_of_module(module, network, list(scales), normalised)
     integers = {name: (outputs[name] / scale).round() for name, scale in scales.items()}
-    return {IMAGES: images.permute(0, 3, 1, 2), **integers, LOGITS: outputs[LOGITS]}
+    return {**integers, LOGITS: outputs[LOGITS]}
 
 
 def outputs_of_file(
@@ -199,11 +197,11 @@ def stages(
         if name not in scales:
             continue
         slack = None
-        if source in scales:
+        if source in integers:
             steps = network.layers[name].steps if name in network.layers else (name,)
             read = integers[source] * scales[source]
         else:
-            # The last of the float layers, which lead from the images on.
+            # The stem, or the last of the float layers, which lead from the images on.
             steps, read = network.steps[: network.steps.index(network.output(name)) + 1], normalised
         reference = _in_steps(simulated, steps, read)
         if not whole_biases and name in quantization.weight_scales:
@@ -272,10 +270,10 @@ def _logit_divergence(
     """The head in words, if its logits are not those of the last integers; see ``stages``."""
     head, scales = network.head, quantization.activation_scales
     source = head.reads
-    while source not in scales and source != IMAGES:  # past pools and layers in float
+    while source not in integers and source != IMAGES:  # past pools and layers in float
         source = network.reads[source]
     steps = network.steps[0 if source == IMAGES else network.steps.index(network.output(source)) + 1 :]
-    read = integers[source] * scales[source] if source in scales else normalised
+    read = normalised if source == IMAGES else integers[source] * scales[source]
     expected = nn.Sequential(*(simulated.get_submodule(path) for path in steps))(read)
     allowed = LOGIT_DRIFT * expected.abs().max()
     if head.name not in quantization.weight_scales or not whole_sums:

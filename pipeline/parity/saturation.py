@@ -26,6 +26,8 @@ LEAST, GREATEST = -(2**15), 2**15 - 1
 Rows = Mapping[str, int]
 """Path of each convolution that reads whole rows of pixels, to the number of zeros on the left of the
 image."""
+ZeroPoints = Mapping[str, int]
+"""Path of each layer whose input has a zero point, to that point; of all others it is 0."""
 AT_ONCE = 64
 """Number of pairs that are computed together, which bounds the memory."""
 VNNI = {"avx512_vnni", "avx_vnni", "avx512vnni", "amx_int8"}
@@ -71,13 +73,20 @@ def extremes(simulated: nn.Module, rows: Rows = MappingProxyType({})) -> tuple[i
     )
 
 
-def saturate(simulated: nn.Module, rows: Rows = MappingProxyType({})) -> nn.Module:
-    """A copy of a simulator that adds in 16 bits, as processors without VNNI do; see ``extremes``."""
+def saturate(
+    simulated: nn.Module,
+    rows: Rows = MappingProxyType({}),
+    zero_points: ZeroPoints = MappingProxyType({}),
+) -> nn.Module:
+    """A copy of a simulator that adds in 16 bits, as processors without VNNI do; see ``extremes``.
+
+    Processors multiply the integers as they are, and subtract the zero point's share from the sums later.
+    """
     saturating = copy.deepcopy(simulated)
     for path, layer in _layers(saturating).items():
         pairs = _risky(layer, _order(layer, rows.get(path)))
         if len(pairs.channels):
-            saturating.set_submodule(path, _Saturating(layer, pairs))
+            saturating.set_submodule(path, _Saturating(layer, pairs, zero_points.get(path, 0)))
     return saturating
 
 
@@ -94,14 +103,16 @@ def _risky(layer: Sums, order: Int64[Tensor, "pairs 2"]) -> Pairs:
 class _Saturating(nn.Module):
     """The sums of an int8 layer without the part that saturation cuts off from its pairs."""
 
-    def __init__(self, layer: Sums, pairs: Pairs) -> None:
+    def __init__(self, layer: Sums, pairs: Pairs, zero_point: int) -> None:
         super().__init__()
         self.layer = layer
         self.pairs = pairs
+        self.zero_point = zero_point
 
     def forward(self, x: Tensor) -> Tensor:
         sums = self.layer(x)
-        read = functional.pad(self._columns((x / self.layer.input_scale).round_()), (0, 0, 0, 1))
+        integers = self._columns((x / self.layer.input_scale).round_()) + self.zero_point
+        read = functional.pad(integers, (0, 0, 0, 1))
         flat = sums.flatten(2) if sums.dim() > 2 else sums[:, :, None]
         for part in torch.arange(len(self.pairs.channels)).split(AT_ONCE):
             first, second = self.pairs.places[part].unbind(1)

@@ -7,9 +7,9 @@ from typing import Generic, TypeVar
 from torch import nn
 
 from pipeline.models.folding import fold_batch_norm
-from pipeline.models.layers import IMAGES, Network
+from pipeline.models.layers import Network
 from pipeline.models.storage import Model, Quantization
-from pipeline.quantization import grid, ranges
+from pipeline.quantization import grid, ranges, stem
 from pipeline.quantization.observation import Batches
 from pipeline.quantization.simulator import leave_float, simulate
 
@@ -32,24 +32,24 @@ def score_layers(
     """Score a student with one layer quantised at a time, and with all but one.
 
     Weights and ranges are by least squares, without any further step; a layer brings the activations that
-    it reads and writes. The stem is quantised only where it reads plain bytes (mean 0, standard deviation
-    1).
+    it reads and writes. The stem is quantised unless ``stem.reason_for_float`` has a reason.
 
     Args:
         model: a student in float, with batch norms or without.
         batches: normalised calibration images.
         weight_limit: 127 or 63.
-        score: scores a network for normalised images, on the CPU, that computes as the runtime does.
+        score: scores a network for images that are normalised as the student's are, on the CPU, that computes
+            as the runtime does.
 
     Raises:
         ValueError: the weight limit is not allowed, or calibration is not possible.
     """
-    network = fold_batch_norm(model)
-    fixed = _float_stem(network, model)
+    network, batches, front, fixed = _in_bytes(model, batches)
     quantization = quantize_plainly(network, batches, weight_limit, fixed)
 
     def score_with(float_layers: list[str]) -> Score:
-        return score(simulate(network, leave_float(network, quantization, float_layers)))
+        simulated = simulate(network, leave_float(network, quantization, float_layers))
+        return score(nn.Sequential(front, simulated))
 
     return {
         name: LayerScores(
@@ -67,8 +67,9 @@ def simulate_together(model: Model, batches: Batches, *, weight_limit: int) -> n
     Raises:
         ValueError: see ``score_layers``.
     """
-    network = fold_batch_norm(model)
-    return simulate(network, quantize_plainly(network, batches, weight_limit, _float_stem(network, model)))
+    network, batches, front, fixed = _in_bytes(model, batches)
+    quantization = quantize_plainly(network, batches, weight_limit, fixed)
+    return nn.Sequential(front, simulate(network, quantization))
 
 
 def quantize_plainly(
@@ -84,7 +85,17 @@ def quantize_plainly(
     return Quantization(steps, weight_limit, scales, tuple(float_layers))
 
 
-def _float_stem(network: Network, model: Model) -> list[str]:
-    """Layers that must stay in float, since they read normalised images."""
-    plain = model.card.input.is_plain
-    return [name for name, layer in network.layers.items() if layer.reads == IMAGES and not plain]
+def _in_bytes(model: Model, batches: Batches) -> tuple[Network, Batches, nn.Module, list[str]]:
+    """A student ready for an int8 stem.
+
+    Returns:
+        The folded network, its images, the module that makes them of the student's own, and the layers that
+        must stay in float.
+    """
+    network = fold_batch_norm(model)
+    if model.card.input.zero_point is not None:
+        return network, batches, nn.Identity(), []
+    if stem.reason_for_float(network, model.card.input):
+        return network, batches, nn.Identity(), [network.stem.name]
+    front = stem.ReadNormalised(model.card.input)
+    return fold_batch_norm(stem.read_bytes(model)), lambda: map(front, batches()), front, []

@@ -19,10 +19,11 @@ from pipeline.onnx import graph
 from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Parameters, Quantize
 from pipeline.process import run_alongside, stage
-from pipeline.quantization import aware_training, post_training, simulator
+from pipeline.quantization import aware_training, post_training, simulator, stem
 from pipeline.quantization.post_training import Judgement
 from pipeline.training import compute, results, scoring
 from pipeline.training.settings import ComputeSettings
+from teachers.contract import InputContract
 
 CALIBRATION_BATCH = 32
 JUDGED_IMAGES = 1000
@@ -38,9 +39,6 @@ def main(variant: str) -> None:
     parent = storage.load(paths.model(p.variants[variant].parent))
     results.check_parent(parent.card)
     contract = parent.card.input
-    space = views.space(p.views, p.seed)
-    data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
-
     network = layers.trace(parent.module)
     reason = "given by the parameters"
     if settings.float_layers == "auto":
@@ -60,13 +58,25 @@ def main(variant: str) -> None:
         )
         settings, reason = settings.model_copy(update={"float_layers": choice.layers}), choice.reason
         print(layer_costs.table(choice))
-    elif settings.float_layers != (
-        layers_needed := graph.with_stem(network, contract, settings.float_layers)
+    elif network.stem.name not in settings.float_layers and (
+        cause := stem.reason_for_float(network, contract)
     ):
-        settings = settings.model_copy(update={"float_layers": layers_needed})
-        reason = "given by the parameters, and the first layer: pixels are normalised before it"
-        print(f"warning: {variant}: {layers_needed[0]} stays in float; {reason}", file=sys.stderr)
+        settings = settings.model_copy(update={"float_layers": (network.stem.name, *settings.float_layers)})
+        reason = f"given by the parameters, and the first layer: {cause}"
+        print(f"warning: {variant}: {network.stem.name} stays in float; {cause}", file=sys.stderr)
+    applied = {**settings.model_dump(mode="json"), "float_layers_reason": reason}
+    original = parent
+    if network.stem.name not in settings.float_layers and contract.zero_point is None:
+        applied["border"] = stem.border(network, contract)
+        parent = stem.read_bytes(parent)
+        contract = parent.card.input
+        print(
+            f"{network.stem.name} reads bytes less {contract.zero_point}; padding lies up to "
+            f"{applied['border']:.2g} standard deviations from the zeros of {original.card.variant}"
+        )
     graph.check_float_layers(network, contract, settings.float_layers)
+    space = views.space(p.views, p.seed)
+    data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
 
     calibration = sampling.choose(data.train_set.images, settings.calibration, p.seed)
 
@@ -77,8 +87,8 @@ def main(variant: str) -> None:
     bench = post_training.Workbench(
         parent, calibration_images, weight_limit=settings.weight_limit, float_layers=settings.float_layers
     )
-    judge = functools.cache(lambda: _judge(parent, data.val_set, p))
-    history, applied = [], {**settings.model_dump(mode="json"), "float_layers_reason": reason}
+    judge = functools.cache(lambda: _judge(original, contract, data.val_set, p))
+    history = []
     if settings.ptq == "auto":
         network, quantization, trials = post_training.choose(bench, judge())
         print(post_training.table(trials))
@@ -134,7 +144,7 @@ def main(variant: str) -> None:
     print(f"{variant}: val {val} as the runtime computes")
 
 
-def _judge(parent: Model, val_set: ViewSet, p: Parameters) -> post_training.Judge:
+def _judge(parent: Model, contract: InputContract, val_set: ViewSet, p: Parameters) -> post_training.Judge:
     """A judge on a seeded part of the validation images, in the arithmetic of the shipped file."""
     size = parent.card.input.size
     indices = sampling.choose(val_set.images, JUDGED_IMAGES, p.seed)
@@ -143,6 +153,7 @@ def _judge(parent: Model, val_set: ViewSet, p: Parameters) -> post_training.Judg
         val_set[Request(indices, None, size)].images.split(CALIBRATION_BATCH),
         val_set.images.labels[indices],
         val_set.images.task,
+        contract=contract,
         threads=p.compute.threads or compute.usable_cores(),
     )
 
