@@ -220,10 +220,9 @@ def estimate(p: Parameters, survey: Survey, rates: Rates) -> dict[str, float]:
         else:
             settings = p.settings(name, Quantize)
             ranges = settings.calibration * answer * parent
-            if settings.method == "ptq":
-                work = 14 * min(val, 1000) * answer * parent + 20 * ranges
-            else:
-                work = train(settings, ROUNDING * parent) + 6 * ranges + val * answer * parent
+            work = 14 * min(val, 1000) * answer * parent + 20 * ranges
+            if settings.method == "qat":
+                work += train(settings, ROUNDING * parent) + 2 * min(val, 1000) * answer * parent
         seconds[name] = start + work + 1
         seconds[f"export {name}"] = start + 3 * machine
         seconds[f"evaluate {name}"] = start + 3 * machine + test * (answer + plain)
