@@ -169,8 +169,8 @@ def main() -> None:
     add(
         "fetch",
         fetch.run,
-        "download the default data set",
-        "  python -m pipeline fetch",
+        "download the images that params.yaml names, if they are not there",
+        "  python -m pipeline params data=flowers && python -m pipeline fetch",
     )
     command = add(
         "params",

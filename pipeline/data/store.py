@@ -152,6 +152,10 @@ def write(
         "leaked_between_splits": splits.leaked,
         "repeated_within_split": splits.repeated,
     }
+    if listing.folders:
+        report["folders"] = dict(zip(listing.folders, classes, strict=True))
+    if any(image.training_label is not None for image in splits.train):
+        report["relabelled"] = splits.relabelled
     if every_note := [*listing.notes, *notes]:
         report["notes"] = every_note
     files.write(folder / REPORT, json.dumps(report, indent=2) + "\n")
