@@ -15,7 +15,7 @@ from pipeline import progress, resources
 from pipeline.data.listing import SourceError
 from pipeline.data.settings import Download
 
-SECONDS = 6.0
+SECONDS = 5.0
 """Seconds in which a server has to answer a request, and that a download may stand still."""
 
 PAUSE_SECONDS = 1.0
@@ -180,5 +180,4 @@ def _length(file: Path) -> int:
 
 
 def _show(bar: tqdm, count: int) -> None:
-    bar.n = bar.last_print_n = count
-    bar.refresh()
+    bar.update(count - bar.n)

@@ -35,7 +35,7 @@ def rename(contents: Listing, names: Mapping[str, str]) -> Listing:
     for name in classes:
         if name != name.strip() or not name.isprintable():
             raise SourceError(
-                f"data.names: {printable(name)!r} is not a valid name; blanks around it and control "
+                f"data.names: '{printable(name)}' is not a valid name; blanks around it and control "
                 "characters are not allowed"
             )
     equal = [(name,) for name, count in Counter(classes).items() if count > 1]
@@ -96,8 +96,8 @@ def relabel(contents: Listing, path: Path, settings: LabelTable) -> Listing:
     matching = sum(image.training_label is not None for image in labelled)
     if not matching:
         raise SourceError(
-            f"{printable(file)}: no file of its column {settings.files} is an image of {printable(path)}, such "
-            f"as {contents.labelled[0].source}"
+            f"{printable(file)}: no file of its column {settings.files} is an image of {printable(path)}, as "
+            f"{contents.labelled[0].source} is"
         )
     return replace(
         contents,
