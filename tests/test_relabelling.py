@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from timm.data import ImageNetInfo
 
 from pipeline import paths
 from pipeline.data import preparation, store
@@ -271,3 +272,11 @@ def test_names_are_one_text_for_tracking() -> None:
     recipe = checks.check(values, "params.yaml").recipe("teacher")
     assert "n02086240: Shih-Tzu" in recipe["data"]["names"]
     assert checks.check(composition.composed(), "params.yaml").recipe("teacher")["data"]["names"] == {}
+
+
+@pytest.mark.parametrize("name", ["imagenette", "imagewoof"])
+def test_names_of_wordnet_ids_are_those_of_image_net(name: str) -> None:
+    info = ImageNetInfo("imagenet-1k")
+    places = {wordnet: index for index, wordnet in enumerate(info.label_names())}
+    for wordnet, english in PRESETS[name]["names"].items():
+        assert english in info.index_to_description(places[wordnet]).split(", ")

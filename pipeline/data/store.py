@@ -41,6 +41,8 @@ class ImageSet:
     classes: tuple[str, ...]
     """Names of the classes, or of the attributes."""
     task: Task = SINGLE_LABEL
+    folders: tuple[str, ...] = ()
+    """Names of the class folders in the order of the classes, if some classes have other names."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -166,7 +168,8 @@ def read(folder: Path, split: str) -> ImageSet:
     """Read a split of the prepared data."""
     report = read_report(folder)
     table = datasets.Dataset.load_from_disk(folder / split)
-    return ImageSet(table, tuple(report["classes"]), TASKS[report["task"]])
+    folders = tuple(report.get("folders", ()))
+    return ImageSet(table, tuple(report["classes"]), TASKS[report["task"]], folders)
 
 
 def read_training_images(folder: Path) -> ImageSet:
