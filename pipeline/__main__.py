@@ -170,7 +170,7 @@ def main() -> None:
         "fetch",
         fetch.run,
         "download the images that params.yaml names, if they are not there",
-        "  python -m pipeline params data=flowers && python -m pipeline fetch",
+        "  python -m pipeline fetch",
     )
     command = add(
         "params",

@@ -73,6 +73,8 @@ class Site:
     status: int = 200
     hidden: bool = False
     """Whether it does not say how many bytes there are."""
+    page: bool = False
+    """Whether it calls the file a page, as networks do that ask for a login."""
     asked: list[str | None] = field(default_factory=list)
     address: str = ""
 
@@ -103,10 +105,12 @@ def serving(site: Site) -> Iterator[Site]:
                 self.send_header("Content-Range", f"bytes {begin}-{size - 1}/{size}")
             if not site.hidden:
                 self.send_header("Content-Length", str(len(site.content) - begin))
+            if site.page:
+                self.send_header("Content-Type", "text/html; charset=utf-8")
             self.end_headers()
             self.wfile.write(site.content[begin:][: site.cut])
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -192,6 +196,15 @@ def test_a_server_that_never_sends_the_end_is_one_line_and_what_came_is_kept(
     assert part_of(target, source).stat().st_size == 2000
     assert len(site.asked) == 1 + downloads.ATTEMPTS
     assert not target.exists()
+
+
+def test_a_page_instead_of_the_file_takes_nothing_of_what_is_there(target: Path, archive: bytes) -> None:
+    with serving(Site(b"<html>Log in</html>", ranges=False, hidden=True, page=True)) as site:
+        source = site.source(archive)
+        part_of(target, source).write_bytes(archive[:1000])
+        with pytest.raises(DownloadError, match=re.escape(source.url)):
+            fetch.fetch_archive(target, source)
+    assert part_of(target, source).read_bytes() == archive[:1000]
 
 
 def test_a_damaged_beginning_of_an_earlier_run_is_downloaded_anew(target: Path, archive: bytes) -> None:

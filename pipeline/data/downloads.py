@@ -101,6 +101,8 @@ def _request(source: Download, part: Path, bar: tqdm) -> None:
     begin = _length(part)
     response = _open(source.url, begin)
     with response:
+        if response.headers.get_content_type() == "text/html":
+            raise _InterruptedError("a page came instead of the file; is it this network's page for a login?")
         given = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range") or "")
         if response.status == http.client.PARTIAL_CONTENT and given and int(given[1]) == begin:
             total = int(given[2]) if given[2] != "*" else None
@@ -133,7 +135,6 @@ def _open(url: str, begin: int) -> http.client.HTTPResponse:
         _InterruptedError: it does not answer in time.
     """
     answers: list[http.client.HTTPResponse | Exception] = []
-    # Without a range, no compression is asked for either: urllib decodes none.
     headers = {"User-Agent": "distillery"} | ({"Range": f"bytes={begin}-"} if begin else {})
 
     def ask() -> None:
@@ -148,19 +149,16 @@ def _open(url: str, begin: int) -> http.client.HTTPResponse:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(SECONDS)
-    match answers:
-        case []:
-            raise _InterruptedError(f"no answer in {SECONDS:g} seconds")
-        case [http.client.HTTPResponse() as response]:
-            return response
-        case [urllib.error.HTTPError() as error]:
-            error.close()
-            reason = f"HTTP status {error.code} ({error.reason})"
-            if error.code >= http.client.INTERNAL_SERVER_ERROR:
-                raise _InterruptedError(reason)
+    answer = answers[0] if answers else TimeoutError(f"no answer in {SECONDS:g} seconds")
+    if isinstance(answer, http.client.HTTPResponse):
+        return answer
+    if isinstance(answer, urllib.error.HTTPError):
+        answer.close()
+        reason = f"HTTP status {answer.code} ({answer.reason})"
+        if answer.code < http.client.INTERNAL_SERVER_ERROR:
             raise DownloadError(f"{url} could not be downloaded: {reason}")
-        case [error]:
-            raise _InterruptedError(_one_line(error))
+        raise _InterruptedError(reason)
+    raise _InterruptedError(_one_line(answer))
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

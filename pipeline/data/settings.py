@@ -32,9 +32,9 @@ class Download(Settings):
     """Address of the archive, a `.tgz` or another kind of tar file. Its only folder becomes `data.path`."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """SHA-256 of the archive. Another one is not unpacked."""
-    size: Annotated[int, Field(ge=1)]
+    size: Annotated[int, Field(ge=1, le=2**43)]
     """Number of bytes of the archive."""
-    images: Annotated[int, Field(ge=1)]
+    images: Annotated[int, Field(ge=1, le=2**31)]
     """Number of image files in the archive, by which a folder that is not whole is recognised."""
 
 
@@ -104,7 +104,7 @@ class DataSettings(Settings):
     def is_downloaded(self) -> bool:
         """Whether `path` is where `python -m pipeline fetch` puts the images, so that it may be missing."""
         own = self.source == "fashion_mnist" and self.path == paths.RAW_FASHION_MNIST
-        return own or (self.download is not None and self.path.is_relative_to(paths.RAW))
+        return own or (self.download is not None and paths.RAW in self.path.parents)
 
 
 class Augmentation(Settings):
