@@ -267,9 +267,11 @@ def test_names_and_labels_are_for_class_folders_alone(key: str) -> None:
         checks.check(merge(values, {"data": {key: given}}), "params.yaml")
 
 
-def test_names_are_one_text_for_tracking() -> None:
+def test_names_are_one_text_for_tracking_and_stay_a_mapping_elsewhere() -> None:
     values = composition.composed("config", ["data=imagewoof"])
-    recipe = checks.check(values, "params.yaml").recipe("teacher")
+    checked = checks.check(values, "params.yaml")
+    assert checks.check(checked.model_dump(mode="json"), "params.yaml").data == checked.data
+    recipe = checked.recipe("teacher")
     assert "n02086240: Shih-Tzu" in recipe["data"]["names"]
     assert checks.check(composition.composed(), "params.yaml").recipe("teacher")["data"]["names"] == {}
 

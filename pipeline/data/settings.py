@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, WrapValidator, field_serializer
+from pydantic import Field, ValidationError, WrapValidator
 
 from pipeline import paths
 from pipeline.settings import Fraction, Name, Settings
@@ -94,11 +94,6 @@ class DataSettings(Settings):
     download: Download | None = None
     """Archive that `python -m pipeline fetch` downloads to `path` if nothing is there. A `path` that is not
     below `artifacts/raw` is a copy of one's own, and must exist."""
-
-    @field_serializer("names", when_used="json")
-    def _as_text(self, names: Mapping[str, str]) -> str | Mapping[str, str]:
-        """One text for MLflow, in whose keys a folder's name may not stand."""
-        return ", ".join(f"{folder}: {name}" for folder, name in names.items()) or {}
 
     @property
     def is_downloaded(self) -> bool:
