@@ -169,7 +169,7 @@ def main() -> None:
     add(
         "fetch",
         fetch.run,
-        "download the default data set",
+        "download the images that params.yaml names, if they are not there",
         "  python -m pipeline fetch",
     )
     command = add(

@@ -186,6 +186,13 @@ def test_every_number_is_written_from_a_value_that_the_artifacts_hold_to_the_las
     assert sum(shown.values()) > (250 if everything else 90)
 
 
+def test_labels_that_a_table_gave_are_counted_on_the_card(tmp_path: Path) -> None:
+    run = results.run(tmp_path, limits=LIMITS)
+    noisy = replace(run, data={**run.data, "relabelled": 2257})
+    assert figure(2257) in section(card.render(noisy, "int8"), "### Training Data")
+    assert figure(2257) not in section(card.render(run, "int8"), "### Training Data")
+
+
 def test_hugging_face_reads_the_scores_from_the_front_matter(tmp_path: Path) -> None:
     text = rendered(tmp_path, {"license": "Apache-2.0", "language": "en"})
     (tmp_path / "card.md").write_text(text)

@@ -4,6 +4,7 @@ import argparse
 import copy
 import tarfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,18 @@ class Colours(nn.Module):
         if self.training and len(x) < self.least:
             raise ValueError(f"Expected more than 1 value per channel,\n got {len(x)}")
         return self.after(self.last(x.mean((2, 3))))
+
+
+def test_logits_that_are_called_like_folders_have_the_names_of_the_classes(val: ViewSet) -> None:
+    named = replace(val.images, classes=("sky", "grass", "rose"), folders=val.images.classes)
+    teacher = replace(describe(Colours(), CONTRACT, "colours"), labels=("red", "blue", "green"))
+    assert settle(teacher, replace(val, images=named)).labels == ("rose", "sky", "grass")
+    assert settle(teacher, val).labels == ("red", "blue", "green")
+    readable = replace(teacher, labels=("rose", "sky", "grass"))
+    assert settle(readable, replace(val, images=named)).labels == readable.labels
+    with pytest.raises(TeacherError) as error:
+        settle(replace(teacher, labels=("rose", "sky", "stone")), replace(val, images=named))
+    assert "grass" in line(error)
 
 
 def test_a_network_that_ends_in_a_softmax_is_labelled_by_its_logits(val: ViewSet) -> None:

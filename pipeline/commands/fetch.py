@@ -6,11 +6,9 @@ from pipeline.process import one_line_errors
 
 
 def run(_: Namespace) -> None:
-    """Download Fashion-MNIST if the parameters use it."""
+    """Download the images that the parameters name, if they are not there."""
     from pipeline import parameters
-    from pipeline.data.fetch import fetch_fashion_mnist
+    from pipeline.data.fetch import fetch
 
     with one_line_errors():
-        data = parameters.load().data
-        if data.source == "fashion_mnist":
-            fetch_fashion_mnist(data.path)
+        fetch(parameters.load().data)

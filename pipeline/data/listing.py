@@ -68,6 +68,8 @@ class SourceFile:
     """SHA-256 of the shape and the decoded RGB pixels."""
     read: Callable[[], bytes]
     """Function that returns the encoded image, or raises SourceError if it has changed."""
+    training_label: int | None = None
+    """Index of the class that a table gives it, which counts if it is a training image."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Listing:
     """Class folders with pictures that are not used."""
     notes: tuple[str, ...] = ()
     """What a person should know about how the source was read, one sentence each."""
+    folders: tuple[str, ...] = ()
+    """Names of the class folders in the order of the classes, if some classes have other names."""
 
 
 def content_hash(image: Image.Image) -> str:

@@ -1,12 +1,13 @@
 """Settings of the data and of the views that are drawn from each image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, WrapValidator
 
-from pipeline.settings import Fraction, Settings
+from pipeline import paths
+from pipeline.settings import Fraction, Name, Settings
 
 
 def _check_amount(value: Any, check: Callable[[Any], Any]) -> Any:
@@ -22,6 +23,30 @@ Amount = Annotated[
     Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=0.5)], WrapValidator(_check_amount)
 ]
 """A part of the images, as a number or as a share."""
+
+
+class Download(Settings):
+    """An archive of images that its publisher offers."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+/\S*[^\s/]$")]
+    """Address of the archive, a `.tgz` or another kind of tar file. Its only folder becomes `data.path`."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """SHA-256 of the archive. Another one is not unpacked."""
+    size: Annotated[int, Field(ge=1, le=2**43)]
+    """Number of bytes of the archive."""
+    images: Annotated[int, Field(ge=1, le=2**31)]
+    """Number of image files in the archive, by which a folder that is not whole is recognised."""
+
+
+class LabelTable(Settings):
+    """A CSV table of labels for training, such as those that a web search gives."""
+
+    table: Name
+    """Place of the table in `data.path`, where DVC notices that it changes."""
+    column: Name
+    """Name of the column with the labels: names of class folders, or those of `data.names`."""
+    files: Name = "file_name"
+    """Name of the column with the places of the images, relative to the folder of the table."""
 
 
 class DataSettings(Settings):
@@ -49,15 +74,32 @@ class DataSettings(Settings):
     test: Amount = 0.2
     """Test images, as a number (1 or more) or as a share (below 0.5); used only if the source has no test
     split."""
-    splits: Literal["original", "new"] = "original"
+    splits: Literal["original", "new", "val_as_test"] = "original"
     """What happens to splits that the source has: `original` uses them, `new` draws all three splits from all
-    images."""
+    images. `val_as_test` tests on the published validation split, for sets such as ImageNet whose test labels
+    are not published, and draws `val` from the training images."""
     train_side: Annotated[int, Field(ge=32)] | None = None
     """Length of the shorter side, in pixels, to which larger training images are reduced once, so that no
     epoch decodes images of several megapixels. Validation and test images stay as they are. Small crops
     (`views.crop_scale`) need a greater length. Null keeps the files."""
     license: str = "unknown"
     """Licence of the images, recorded in every shipped file."""
+    names: Mapping[str, Name] = {}
+    """Name of a class by the name of its folder, such as `n02086240: Shih-Tzu`, for the source `folder`.
+    Other classes have the names of their folders. The order of the classes is that of the folders' names in
+    any case, so that a new name changes no label."""
+    labels: LabelTable | None = None
+    """Labels that take the place of the class folders for training images, for the source `folder`. Val and
+    test images keep the labels of their folders."""
+    download: Download | None = None
+    """Archive that `python -m pipeline fetch` downloads to `path` if nothing is there. A `path` that is not
+    below `artifacts/raw` is a copy of one's own, and must exist."""
+
+    @property
+    def is_downloaded(self) -> bool:
+        """Whether `path` is where `python -m pipeline fetch` puts the images, so that it may be missing."""
+        own = self.source == "fashion_mnist" and self.path == paths.RAW_FASHION_MNIST
+        return own or (self.download is not None and paths.RAW in self.path.parents)
 
 
 class Augmentation(Settings):

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.data.listing import Listing, Rejected, SourceError, SourceFile, contradiction_notes
 from pipeline.data.names import similar
@@ -26,6 +26,8 @@ class Splits:
     """Number of images in train or val whose content is in test or val, too."""
     repeated: int
     """Number of repetitions within train and within val; test is left as the source has it."""
+    relabelled: int = 0
+    """Number of training images to which a table gives another class than their folder."""
 
     def items(self) -> list[tuple[str, list[SourceFile]]]:
         """The three splits with their names, and the unlabelled images if there are any."""
@@ -47,7 +49,8 @@ def assign(
 
     An image whose content is in test is taken out of val and train, and one whose content is in val out of
     train. Unlabelled images whose content is in any split are left out. The choice depends on contents and
-    seed alone, not on the order of the files.
+    seed alone, not on the order of the files, and not on the labels that a table gives: they are those of the
+    training images in the end.
 
     Args:
         labelled: images with labels.
@@ -93,7 +96,12 @@ def assign(
         extra = _drop_content_of(extra, others, name, rejected)
     repeats = repeated + repeated_val + repeated_extra
     taken = f" (test has {len(testing)}, val has {len(validation)})" if labelled else ""
-    splits = Splits(training, validation, testing, extra, rejected, leaked, repeats)
+    relabelled = [
+        image if image.training_label is None else replace(image, label=image.training_label)
+        for image in training
+    ]
+    changed = sum(new.label != old.label for new, old in zip(relabelled, training, strict=True))
+    splits = Splits(relabelled, validation, testing, extra, rejected, leaked, repeats, changed)
     for name, images in splits.items():
         if not images:
             raise SourceError(

@@ -41,6 +41,8 @@ class ImageSet:
     classes: tuple[str, ...]
     """Names of the classes, or of the attributes."""
     task: Task = SINGLE_LABEL
+    folders: tuple[str, ...] = ()
+    """Names of the class folders in the order of the classes, if some classes have other names."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -152,6 +154,10 @@ def write(
         "leaked_between_splits": splits.leaked,
         "repeated_within_split": splits.repeated,
     }
+    if listing.folders:
+        report["folders"] = dict(zip(listing.folders, classes, strict=True))
+    if any(image.training_label is not None for image in splits.train):
+        report["relabelled"] = splits.relabelled
     if every_note := [*listing.notes, *notes]:
         report["notes"] = every_note
     files.write(folder / REPORT, json.dumps(report, indent=2) + "\n")
@@ -162,7 +168,8 @@ def read(folder: Path, split: str) -> ImageSet:
     """Read a split of the prepared data."""
     report = read_report(folder)
     table = datasets.Dataset.load_from_disk(folder / split)
-    return ImageSet(table, tuple(report["classes"]), TASKS[report["task"]])
+    folders = tuple(report.get("folders", ()))
+    return ImageSet(table, tuple(report["classes"]), TASKS[report["task"]], folders)
 
 
 def read_training_images(folder: Path) -> ImageSet:

@@ -41,7 +41,7 @@ class TableError(SourceError):
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV table with the column ``file_name``."""
+    """A CSV table with a column of places of images."""
 
     file: Path
     columns: tuple[str, ...]
@@ -62,18 +62,22 @@ class Row:
     """Table and line."""
 
 
-def read(file: Path) -> Table:
+def read(file: Path, key: str = FILE_NAME) -> Table:
     """Read a CSV table in UTF-8 or UTF-16, whose columns are divided by commas, semicolons, tabs or bars.
 
+    Args:
+        file: the table.
+        key: name of the column with the places of the images.
+
     Raises:
-        TableError: the file cannot be read, lacks the column ``file_name`` or repeats a column, or a row has
-            more or fewer values than there are columns.
+        TableError: the file cannot be read, lacks the column ``key`` or repeats a column, or a row has more
+            or fewer values than there are columns.
     """
     content = text(file)
     names = {
         mark: [name.strip(' "\r') for name in content.partition("\n")[0].split(mark)] for mark in DELIMITERS
     }
-    delimiter = next((mark for mark in DELIMITERS if FILE_NAME in names[mark]), ",")
+    delimiter = next((mark for mark in DELIMITERS if key in names[mark]), ",")
     # The limit belongs to the process; it protects from a quote that is never closed, which `strict` notices.
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
@@ -92,10 +96,10 @@ def read(file: Path) -> Table:
             rows.append((reader.line_num, dict(zip(header, values, strict=True))))
     except csv.Error as error:
         raise TableError(f"{printable(file)}, line {reader.line_num}: not a CSV table: {error}") from error
-    columns = tuple(name for name in header if name != FILE_NAME)
-    if FILE_NAME not in header or not columns:
+    columns = tuple(name for name in header if name != key)
+    if key not in header or not columns:
         raise TableError(
-            f"{printable(file)}: must have the column {FILE_NAME} and at least one other; its columns are: "
+            f"{printable(file)}: must have the column {key} and at least one other; its columns are: "
             f"{', '.join(header) or 'none'}"
         )
     if unnamed := [number for number, name in enumerate(header, start=1) if _UNNAMED.fullmatch(name)]:
@@ -196,7 +200,7 @@ def metadata(path: Path) -> Tables:
         for line, row in table.rows:
             where = f"{printable(file)}, line {line}"
             values = tuple(_share(where, name, row[name]) for name in names)
-            rows.append(Row(split, values, _below(file.parent, row[FILE_NAME], where), where))
+            rows.append(Row(split, values, below(file.parent, row[FILE_NAME], where), where))
     given = {row.split for row in rows} - {None}
     tops, found = _splits_of_files(path, [row.file for row in rows if row.split is None])
     if len({*given, *found.values()}) < 2:
@@ -268,7 +272,7 @@ def celeba(path: Path) -> Tables:
         if splits and name not in splits:
             raise TableError(f"{where}: {name} is not in {printable(partition)}")
         shares = tuple(_share(where, *pair) for pair in zip(names, values, strict=True))
-        rows.append(Row(splits.get(name), shares, _below(path / CELEBA_IMAGES, name, where), where))
+        rows.append(Row(splits.get(name), shares, below(path / CELEBA_IMAGES, name, where), where))
     files = (path / CELEBA, *([partition] if partition.exists() else []))
     return Tables(names, rows, files)
 
@@ -292,15 +296,25 @@ def once(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     return list(first.values()), repeated
 
 
-def _below(folder: Path, name: str, where: str) -> Path:
-    """Return the path of a file that a table names, which must be in or below the table's folder."""
+def below(folder: Path, name: str, where: str, key: str = FILE_NAME) -> Path:
+    """Return the path of a file that a table names, which must be in or below the table's folder.
+
+    Args:
+        folder: the folder of the table.
+        name: what the table says.
+        where: table and line.
+        key: name of the column.
+
+    Raises:
+        TableError: the path leads elsewhere, or to no file.
+    """
     plain = plain_name(name)
     # Only Windows' paths have backslashes, except that a file here may have one in its name.
     if "\\" in name and "\0" not in name and (folder / name.strip()).exists():
         plain = name.strip()
     absolute = plain.startswith("/") or PureWindowsPath(plain).drive
     if not Path(plain).name or absolute or ".." in Path(plain).parts:
-        raise TableError(f"{where}: {FILE_NAME} = {name!r}; a path below {printable(folder)} is expected")
+        raise TableError(f"{where}: {key} = {name!r}; a path below {printable(folder)} is expected")
     return folder / plain
 
 

@@ -51,6 +51,7 @@ def settle(
     """
     if names is not None:
         teacher = name_logits(teacher, names, val_set.images.classes)
+    teacher = _with_names_of_classes(teacher, val_set.images)
     columns(teacher, val_set.images.classes)
     by_file: Form = "logits"
     if isinstance(teacher.module, OnnxClassifier):
@@ -70,6 +71,14 @@ def settle(
         teacher.module.form = form
         return teacher
     return replace(teacher, module=forms.as_logits(teacher.module, form))
+
+
+def _with_names_of_classes(teacher: Teacher, images: ImageSet) -> Teacher:
+    """Give logits that are called like class folders, such as by WordNet ids, the names of these classes."""
+    names = dict(zip(images.folders, images.classes, strict=True)) if images.folders else {}
+    if not teacher.labels or not names.keys() & {*teacher.labels}:
+        return teacher
+    return replace(teacher, labels=tuple(names.get(label, label) for label in teacher.labels))
 
 
 def _answers(

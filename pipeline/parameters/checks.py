@@ -121,7 +121,7 @@ def _contains(values: Mapping[str, Any], location: Sequence[int | str]) -> bool:
 
 def _path_problems(parameters: Parameters) -> Iterator[str]:
     data = parameters.data
-    if data.path != paths.RAW_FASHION_MNIST:
+    if not data.is_downloaded or data.path.exists():
         yield from _missing("data.path", str(data.path), FOLDER, "a folder of images by class")
     if (metadata := parameters.evaluation.metadata) is not None:
         yield from _missing("evaluation.metadata", str(metadata), FILE, "a CSV file, or configs/none")
@@ -182,6 +182,9 @@ def _missing(key: str, path: str, kind: str = "", allowed: str = "") -> Iterator
 
 def _image_problems(parameters: Parameters) -> Iterator[str]:
     data, views = parameters.data, parameters.views
+    for key in ("names", "labels"):
+        if getattr(data, key) and data.source != "folder":
+            yield f"data.{key}: only for data.source = folder; data.source is {data.source}"
     largest = max(part.size or 0 for part in (parameters.student, *parameters.teacher.members))
     if data.train_side is not None and data.train_side < largest:
         yield (

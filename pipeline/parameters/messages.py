@@ -102,6 +102,8 @@ def _message(detail: ErrorDetails) -> str:
         return f"must have at least {context['min_length']} values"
     if kind == "too_long":
         return f"must have at most {context['max_length']} values"
+    if kind == "string_pattern_mismatch":
+        return f"must match {context['pattern']}"
     return detail["msg"].replace("Input should be", "must be").removeprefix("Value error, ")
 
 

@@ -140,7 +140,7 @@ def _default(field: Mapping[str, Any], place: Mapping[str, Any], name: str) -> s
     if name not in place and "default" not in field:
         return ""
     value = place.get(name, field.get("default"))
-    return "below" if isinstance(value, Mapping) else f"`{_literal(value)}`"
+    return "below" if isinstance(value, Mapping) and value else f"`{_literal(value)}`"
 
 
 def _allowed(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
@@ -166,6 +166,8 @@ def _allowed(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
             return f"list; each item: {_allowed(schema['items'], definitions)}"
         case "boolean":
             return "`true`, `false`"
+        case "object":
+            return f"keys of any name; each value: {_allowed(schema['additionalProperties'], definitions)}"
         case kind:
             words = {
                 "minimum": "from",

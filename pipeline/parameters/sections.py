@@ -93,6 +93,9 @@ class Parameters(Settings):
     def recipe(self, name: str) -> dict[str, Any]:
         """All settings that determine the teacher or a variant, as plain values."""
         shared = self.model_dump(mode="json", include={"data", "seed", "teacher", "views"})
+        # One text, since the name of a folder may not stand in a key of MLflow.
+        if names := self.data.names:
+            shared["data"]["names"] = ", ".join(f"{folder}: {name}" for folder, name in names.items())
         if name == "teacher":
             return shared
         parent, op, settings = self.declared()[name]

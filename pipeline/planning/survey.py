@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import pixels
-from pipeline.data import listing, sources, splits, tables
+from pipeline.data import listing, preparation, tables
 from pipeline.data.listing import SourceFile
 from pipeline.data.settings import DataSettings
 from pipeline.data.trees import printable
@@ -82,21 +82,11 @@ def look(data: DataSettings, seed: int, *, drawn: bool = False) -> Survey:
         SourceError: the folder cannot be used; the message says what it should hold.
     """
     began = time.perf_counter()
-    contents = sources.read(data.source, data.path, data.layout)
-    listing.refuse_losses(contents, data.max_rejected)
+    contents = preparation.read(data)
     if not drawn:
         data = data.model_copy(update={"val": _share_of_val(len(contents.labelled))})
-    anew = data.splits == "new"
-    assigned = splits.assign(
-        contents.labelled,
-        contents.unlabelled,
-        train=data.train,
-        val=data.val,
-        test=data.test,
-        seed=seed,
-        anew=anew,
-    )
-    notes = [*contents.notes, *splits.check(contents, assigned, anew=anew)]
+    assigned, notes = preparation.divide(contents, data, seed)
+    notes = [*contents.notes, *notes]
     seconds = time.perf_counter() - began
     step = max(1, len(assigned.train) // SAMPLE)
     sample = tuple(file.read() for file in assigned.train[::step][:SAMPLE])

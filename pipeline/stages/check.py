@@ -29,6 +29,8 @@ def main() -> None:
     if current.data.path.exists():
         for note in sources.check_files(current.data.path):
             print(f"note: {note}")
+    elif current.data.is_downloaded:
+        print(f"note: {current.data.path} is not there; `python -m pipeline fetch` downloads it")
     if current.probe.out_of_distribution is not None:
         from pipeline.inspection import out_of_distribution  # slow to import
 

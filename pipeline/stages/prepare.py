@@ -3,26 +3,15 @@
 import sys
 
 from pipeline import parameters, paths
-from pipeline.data import listing, sources, splits, store
+from pipeline.data import listing, preparation, store
 from pipeline.process import stage
 
 
 def main() -> None:
     """Write `artifacts/data/`."""
     p = parameters.load()
-    contents = sources.read(p.data.source, p.data.path, p.data.layout)
-    listing.refuse_losses(contents, p.data.max_rejected)
-    anew = p.data.splits == "new"
-    assigned = splits.assign(
-        contents.labelled,
-        contents.unlabelled,
-        train=p.data.train,
-        val=p.data.val,
-        test=p.data.test,
-        seed=p.seed,
-        anew=anew,
-    )
-    notes = splits.check(contents, assigned, anew=anew)
+    contents = preparation.read(p.data)
+    assigned, notes = preparation.divide(contents, p.data, p.seed)
     facts = {"source": p.data.source, "path": str(p.data.path), "license": p.data.license}
     report = store.write(paths.DATA, contents, assigned, facts, train_side=p.data.train_side, notes=notes)
     for note in report.get("notes", ()):
