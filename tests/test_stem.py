@@ -197,6 +197,9 @@ def test_means_that_are_far_apart_keep_the_stem_in_float_only_if_it_pads() -> No
 @pytest.mark.parametrize("learn", [False, True])
 def test_training_for_int8_reads_the_same_bytes(learn: bool, tmp_path: Path) -> None:
     parent = stem.read_bytes(normalised(IMAGENET, "same"))
+    for part in parent.module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 0.1  # that of a student that is trained
     contract = parent.card.input
     bench = Workbench(parent, lambda: calibration(contract), weight_limit=63, float_layers=())
     prepared = aware_training.prepare(*bench.make(("adaptive_rounding",)), learn_steps=learn)
