@@ -241,7 +241,7 @@ def _float_divergence(
     actual = layerwise.outputs_of_file(path, names, images, level)
     if _margin(expected[LOGITS], actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
         return None
-    return layerwise.float_divergence(network, expected, actual, spread, normalised)
+    return layerwise.float_divergence(network, actual, spread, normalised)
 
 
 def _int8_divergence(

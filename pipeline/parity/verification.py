@@ -78,7 +78,7 @@ def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3
     if quantization is None:
         for level in (PLAIN, FUSED):
             actual = layerwise.outputs_of_file(path, names, images, level)
-            if divergence := layerwise.float_divergence(network, outputs, actual, spread, normalised):
+            if divergence := layerwise.float_divergence(network, actual, spread, normalised):
                 raise VerificationError(f"{path}: {divergence}")
         noise = 0.0
         if max(figures["logits"], figures["batches"]) > min(FLOAT_TOLERANCE, BATCH_TOLERANCE):
