@@ -88,6 +88,8 @@ def main(variant: str) -> None:
             architecture=parent.card.architecture,
         )
         norms.reestimate(module, trial_data.settling)
+        if not settings.epochs:
+            continue
         part = 1.0 if settings.steps == 1 else 0.5 if last else 0.5 / (settings.steps - 1)
         module, lines = learning.learn(
             fabric,
@@ -101,7 +103,8 @@ def main(variant: str) -> None:
             folder=paths.checkpoints(variant) / ("" if last else f"step-{number}"),
         )
         history += lines if settings.steps == 1 else [{"part": f"step {number}", **line} for line in lines]
-    norms.settle(fabric, module, data.train_set, p.compute.workers)
+    if settings.epochs:
+        norms.settle(fabric, module, data.train_set, p.compute.workers)
     val = scoring.evaluate(fabric, module, data.val_set, contract.size, p.compute.workers)
     card = replace(
         parent.card,
