@@ -95,8 +95,8 @@ def main() -> None:
     )
     command.add_argument(
         "checkpoint",
-        help="a state dict (.pth, .safetensors), a folder or hub id of Hugging Face, or a student's folder of "
-        "an earlier run, such as artifacts/models/fp32",
+        help="a state dict (.pth, .safetensors), a folder or hub id of Hugging Face, or the folder of a "
+        "student of an earlier run, such as artifacts/models/fp32",
     )
     command.add_argument(
         "folder", type=Path, help="folder of labelled images that the network was not trained on"

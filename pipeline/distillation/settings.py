@@ -53,8 +53,8 @@ class TeacherMember(Settings):
     """`default`, a name that the library knows, a local .safetensors or .pth file, or null for random
     weights."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """SHA-256 of the files of a `student`, as `python -m pipeline compress` writes it: other files at the same
-    place end the run. null takes what lies there."""
+    """SHA-256 of the files of a `student`, as `python -m pipeline compress` writes it: other files at the
+    same place end the run. null takes what lies there."""
     size: ImageSize | None = None
     """Height and width of the input in pixels; null takes the size that the weights declare."""
     input: TeacherInput = TeacherInput()

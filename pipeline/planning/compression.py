@@ -75,7 +75,7 @@ class Compression:
             *([self.found] if self.found else []),
             self.classes,
             f"nothing is trained: {min(TRAINING, count['train']):,} training images calibrate, "
-            f"{count['val']:,} of val choose, and {count['test']:,} of test compare each file with the network",
+            f"{count['val']:,} of val choose, and {count['test']:,} of test compare the files with it",
             f"variants: {', '.join(self.variants)}",
         ]
 

@@ -18,7 +18,7 @@ def results_table(results: RunResults) -> Markdown:
         (
             [
                 f"{row.variant}.onnx",
-                f"{row.op} of {row.parent}",
+                words.origin(row),
                 _interval(row.score, row.score_lo, row.score_hi, "%"),
                 _interval(row.score_delta, row.delta_lo, row.delta_hi, "points"),
                 row.verdict,
