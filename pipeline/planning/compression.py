@@ -122,6 +122,10 @@ def make(checkpoint: str, folder: Path, words: Sequence[str] = ()) -> Compressio
     indices = columns(network, contents.classes)
     found = None
     if declared is None and not any((base.teacher.input.mean, base.teacher.input.std)):
+        if base.data.source == "attributes":
+            raise CompressionError(
+                f"{checkpoint} does not say how its input is made; set teacher.input.mean and teacher.input.std"
+            )
         found, more = _find_out(checkpoint, base, contents, indices)
         fixed = merge(more, fixed)
     if base.data.train is None and contents.images["train"] > TRAINING:

@@ -83,7 +83,8 @@ def _correct(part: nn.Conv2d | nn.Linear, norm: nn.Module | None, weight: Tensor
         assert part.bias is not None
         part.bias += bias.to(part.bias)
     else:
-        assert isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_var is not None
         gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         alive = gain.abs() > 1e-6  # a channel without gain is constant, whatever its weights are
         weight = torch.where(alive[:, None], weight / torch.where(alive, gain, 1.0)[:, None], 0.0)
