@@ -221,6 +221,7 @@ def test_the_plan_says_what_a_state_dict_does_not(network: nn.Module, project: P
     assert (teacher["input"]["mean"], teacher["input"]["std"]) == ([0.5] * 3, [0.5] * 3)
     assert student["padding"] == "same"
     assert teacher["sha256"] == initialisation.fingerprint("network.pth")
+    assert student["width"] == 0.25
     assert made.found is not None
     given = ["student.size=32", "teacher.input.mean=[0.5,0.5,0.5]", "teacher.input.std=[0.5,0.5,0.5]"]
     assert compression.make("network.pth", Path("photos"), given).found is None
@@ -292,7 +293,13 @@ def test_five_files_of_one_network_are_built_and_compared_without_training(
     card = tiny_students.card({**ARGUMENTS, "classes": 4}, CONTRACT, labels=labels)
     storage.save(project / "run", Model(wide, card))
     compute = ["compute.workers=0", "compute.threads=1", "quantize.float_layers=[]"]
-    small = ["quantize.calibration=32", "prune.shape=uniform", "evaluation.parity=16", "prune.criterion=l1"]
+    small = [
+        "quantize.calibration=32",
+        "prune.shape=uniform",
+        "evaluation.parity=16",
+        "prune.criterion=l1",
+        "quantize.ptq=[]",
+    ]
     made = compression.make("run", Path("photos"), compute + small)
     compression.write(made, "a test")
     p = parameters.load()

@@ -20,7 +20,7 @@ from pipeline.planning import plan, survey
 from pipeline.planning.survey import Survey
 from pipeline.settings import merge
 from pipeline.statistics import intervals
-from students.mobilenet_v1 import BASE_CHANNELS
+from students.mobilenet_v1 import BASE_CHANNELS, scaled_channels
 from teachers import labels
 from teachers.contract import InputContract
 from teachers.teacher import Teacher, columns, name_logits
@@ -106,6 +106,7 @@ def make(checkpoint: str, folder: Path, words: Sequence[str] = ()) -> Compressio
         "teacher.name": checkpoint,
         "teacher.size": size,
         "student.size": size,
+        "student.width": str(_width(first)),
         "views.per_image": "1",
         **({"teacher.sha256": sha256} if sha256 else {}),
         **({"views.eval_crop": str(declared.crop)} if declared and declared.crop != 1 else {}),
@@ -124,7 +125,8 @@ def make(checkpoint: str, folder: Path, words: Sequence[str] = ()) -> Compressio
     if declared is None and not any((base.teacher.input.mean, base.teacher.input.std)):
         if base.data.source == "attributes":
             raise CompressionError(
-                f"{checkpoint} does not say how its input is made; set teacher.input.mean and teacher.input.std"
+                f"{checkpoint} does not say how its input is made; set teacher.input.mean and "
+                "teacher.input.std"
             )
         found, more = _find_out(checkpoint, base, contents, indices)
         fixed = merge(more, fixed)
@@ -165,13 +167,19 @@ def is_current(checkpoint: str) -> bool:
 
 def _describe(network: Teacher, p: Parameters) -> str:
     assert network.arguments is not None
-    channels = network.arguments["channels"]
-    width = sum(channels) / sum(BASE_CHANNELS)
     return (
-        f"network: {network.origin}: MobileNetV1 of about {width:.2g} times the full width, "
+        f"network: {network.origin}: MobileNetV1 of {p.student.width:g} times the full width, "
         f"{network.arguments.get('activation', 'relu')}, {network.arguments.get('padding', 'symmetric')} "
         f"padding, at {p.student.size} pixels"
     )
+
+
+def _width(network: Teacher) -> float:
+    """Width multiplier of a network; of one whose layers were narrowed unevenly, the mean."""
+    assert network.arguments is not None
+    channels = tuple(network.arguments["channels"])
+    width = channels[-1] / BASE_CHANNELS[-1]
+    return width if scaled_channels(width) == channels else round(sum(channels) / sum(BASE_CHANNELS), 2)
 
 
 def _classes(network: Teacher, classes: Sequence[str], indices: Sequence[int]) -> str:
