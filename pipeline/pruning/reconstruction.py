@@ -15,8 +15,11 @@ from pipeline.models.layers import trace
 IMAGES = 256
 """Number of training images on which the layers are fitted."""
 RIDGE = 1e-3
-"""Weight of the squared change of a layer's weights, relative to the mean square of its inputs: where inputs
-nearly depend on one another, or are more than the images, weights stay as they were."""
+"""Weight of the squared change of a layer's weights, relative to the variance of its inputs: where inputs
+nearly depend on one another, weights stay as they were."""
+FEW = 0.1
+"""What is added to it per input and row: a last layer has hardly more images than inputs, and would learn
+them by heart."""
 
 
 @torch.no_grad()
@@ -72,7 +75,7 @@ def _least_squares(
     input_mean, residual_mean = input_sum / count, residual_sum / count
     square = square / count - torch.outer(input_mean, input_mean)
     cross = cross / count - torch.outer(input_mean, residual_mean)
-    ridge = RIDGE * square.diagonal().mean().clamp_min(1e-12)
+    ridge = (RIDGE + FEW * len(square) / count) * square.diagonal().mean().clamp_min(1e-12)
     change = torch.linalg.solve(square + ridge * torch.eye(len(square), device=square.device), cross).T
     return change, residual_mean - change @ input_mean
 
