@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,8 @@ from pipeline.parameters import ParameterError, configuration
 from pipeline.planning import compression
 from pipeline.pruning import reconstruction, surgery, widths
 from pipeline.pruning.masks import Criterion
+from pipeline.report.card import card
+from pipeline.report.page import page
 from pipeline.settings import merge
 from pipeline.stages import compare, evaluate, export, label, load, prune, quantize, teach
 from pipeline.training import norms
@@ -32,7 +35,7 @@ from students import published
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract
 from teachers.errors import TeacherError, WeightsError
-from tests import tiny_students
+from tests import results, tiny_students
 
 ROOT = Path(__file__).parents[1]
 SIZE = 32
@@ -83,8 +86,8 @@ def reordered(module: nn.Module, order: list[int]) -> nn.Module:
 
 
 def write_run(module: nn.Module, folder: Path, labels: tuple[str, ...] = CLASSES) -> str:
-    card = tiny_students.card(ARGUMENTS, CONTRACT, labels=labels)
-    storage.save(folder, Model(module, card))
+    about = tiny_students.card(ARGUMENTS, CONTRACT, labels=labels)
+    storage.save(folder, Model(module, about))
     return str(folder)
 
 
@@ -290,8 +293,8 @@ def test_five_files_of_one_network_are_built_and_compared_without_training(
         wide.classifier.weight[:3], wide.classifier.bias[:3] = head.weight, head.bias
         wide.classifier.weight[3], wide.classifier.bias[3] = 0, -20
     labels = ("red", "blue", "green", "violet")
-    card = tiny_students.card({**ARGUMENTS, "classes": 4}, CONTRACT, labels=labels)
-    storage.save(project / "run", Model(wide, card))
+    about = tiny_students.card({**ARGUMENTS, "classes": 4}, CONTRACT, labels=labels)
+    storage.save(project / "run", Model(wide, about))
     small = ["compute.workers=0", "compute.threads=1", "quantize.calibration=32", "evaluation.parity=16"]
     compression.write(compression.make("run", Path("photos"), small), "a test")
     values = yaml.safe_load(Path(paths.PARAMETERS).read_text())
@@ -315,15 +318,15 @@ def test_five_files_of_one_network_are_built_and_compared_without_training(
         evaluate.main(name)
         assert not (paths.model(name) / "history.jsonl").read_text()
     compare.main()
-    result = json.loads(paths.COMPARISON.read_text())["variants"]
-    assert list(result) == ["fp32", "int8", "int8-wide", "pruned-30", "pruned-30-int8"]
-    assert (result["fp32"]["delta"], result["fp32"]["op"]) == (0.0, "load")
+    changes = json.loads(paths.COMPARISON.read_text())["variants"]
+    assert list(changes) == ["fp32", "int8", "int8-wide", "pruned-30", "pruned-30-int8"]
+    assert (changes["fp32"]["delta"], changes["fp32"]["op"]) == (0.0, "load")
     loaded = storage.load(paths.model("fp32"))
     assert (loaded.card.labels, loaded.card.op) == (CLASSES, "load")
     images = CONTRACT.normalise(colours(1, 4, 3))
     with torch.no_grad():
         torch.testing.assert_close(loaded.module(images), wide(images)[:, [1, 2, 0]])
-    scores = {name: json.loads(paths.metrics(name).read_text())["top1"] for name in result}
+    scores = {name: json.loads(paths.metrics(name).read_text())["top1"] for name in changes}
     assert min(scores.values()) > 0.8, scores
 
 
@@ -358,3 +361,30 @@ def test_a_network_that_lost_no_channel_is_left_as_it_is(network: nn.Module) -> 
     reconstruction.fit(network, same, [images])
     with torch.no_grad():
         torch.testing.assert_close(same(images), network(images), atol=1e-3, rtol=1e-3)
+
+
+def test_no_page_says_that_a_loaded_network_was_distilled(tmp_path: Path) -> None:
+    made = results.run(tmp_path)
+    texts = {}
+    for op in ("distill", "load"):
+        first = {row.variant for row in made.table if row.parent == "teacher"}
+        changed = replace(
+            made,
+            table=[replace(row, op=op if row.variant in first else row.op) for row in made.table],
+            comparison={
+                **made.comparison,
+                "variants": {
+                    name: {**of, "op": op if name in first else "prune"}
+                    for name, of in made.comparison["variants"].items()
+                },
+            },
+            teacher_history=[] if op == "load" else made.teacher_history,
+            statements=dict.fromkeys(made.statements),
+        )
+        shipped = {row.variant: card.render(changed, row.variant) for row in made.table}
+        texts[op] = "".join([page.render(changed), *shipped.values()]).casefold()
+    words = ("distilled", "distilling", "knowledge-distillation", "its teacher", "the teacher (")
+    assert all(word in texts["distill"] for word in words)
+    assert not [word for word in words if word in texts["load"]]
+    assert "the given network" in texts["load"]
+    assert "the given network" not in texts["distill"]
