@@ -13,6 +13,9 @@ from pipeline.settings import Settings
 LONGEST_NAME = 64
 """Greatest number of characters of a variant's name, which is part of the names of files."""
 
+LEAST_EPOCHS = 0.0001
+"""Least number of epochs of a training, of which there may be none."""
+
 RESERVED = ("none", "teacher")
 """Names that variants cannot have. The checkpoints of teachers lie in folders that begin with `teacher-`."""
 
@@ -36,6 +39,12 @@ class Distill(DistillationSettings, StudentTraining):
     """Distillation: a student is trained on the outputs of the teacher."""
 
 
+def _check_epochs(epochs: float) -> float:
+    if 0 < epochs < LEAST_EPOCHS:
+        raise ValueError(f"must be 0, or at least {LEAST_EPOCHS}")
+    return epochs
+
+
 class Load(Settings):
     """Nothing is trained: the network of the teacher, which has the architecture of a student
     (`teacher.source: student`), is a variant as it is. It has no keys."""
@@ -44,7 +53,7 @@ class Load(Settings):
 class Prune(PruningSettings, StudentTraining):
     """Pruning: channels of the parent are removed, and the rest is fine-tuned."""
 
-    epochs: Annotated[float, Field(ge=0, le=100_000)]
+    epochs: Annotated[float, Field(ge=0, le=100_000), AfterValidator(_check_epochs)]
     """Number of passes over the training images of the fine-tuning. With 0 nothing is trained: the layers are
     fitted to the outputs of the parent's by least squares."""
 
