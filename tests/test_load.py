@@ -49,7 +49,7 @@ ARGUMENTS: dict[str, Any] = {
     "classes": len(CLASSES),
     "size": SIZE,
 }
-CONTRACT = InputContract(SIZE, (0.5,) * 3, (0.5,) * 3)
+CONTRACT = InputContract(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def colours(label: int, count: int, seed: int) -> torch.Tensor:
@@ -97,7 +97,8 @@ def write_torch(module: nn.Module, file: Path) -> str:
 
 
 def write_hugging_face(module: nn.Module, folder: Path, labels: tuple[str, ...] = CLASSES) -> str:
-    config = MobileNetV1Config(depth_multiplier=0.25, image_size=SIZE, num_labels=len(labels))
+    config = MobileNetV1Config(depth_multiplier=0.25, image_size=SIZE)
+    config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     theirs = MobileNetV1ForImageClassification(config)
     layout, tensors = published.LAYOUTS["hugging_face"], module.state_dict()

@@ -84,22 +84,22 @@ def _correct(part: nn.Conv2d | nn.Linear, norm: nn.Module | None, weight: Tensor
     """Add weights and a bias to a layer, before the gain of its batch norm if it has one."""
     if norm is None:
         assert part.bias is not None
-        part.bias += bias.to(part.bias)
+        part.bias.add_(bias.to(part.bias))
     else:
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_var is not None
         gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         alive = gain.abs() > 1e-6  # a channel without gain is constant, whatever its weights are
         weight = torch.where(alive[:, None], weight / torch.where(alive, gain, 1.0)[:, None], 0.0)
-        norm.bias += torch.where(alive, bias, 0.0).to(norm.bias)
-    part.weight += weight.reshape(part.weight.shape).to(part.weight)
+        norm.bias.add_(torch.where(alive, bias, 0.0).to(norm.bias))
+    part.weight.add_(weight.reshape(part.weight.shape).to(part.weight))
 
 
 def _kept(parent: nn.Module, pruned: nn.Module) -> Int64[Tensor, " channels"]:
     """The channels of the parent that are left, found by the parameters and statistics of batch norm, which
     they keep in their order."""
     rows, left = (
-        torch.stack([norm.weight, norm.bias, norm.running_mean, norm.running_var], 1).tolist()  # type: ignore[list-item]
+        torch.stack([norm.weight, norm.bias, norm.running_mean, norm.running_var], 1).tolist()
         for norm in (parent, pruned)
     )
     indices, start = [], 0
