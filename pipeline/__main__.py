@@ -87,7 +87,7 @@ def main() -> None:
 
     command = add(
         "compress",
-        compress.compress,
+        compress.run,
         "compress a trained MobileNetV1 without training it, and compare the files",
         "  python -m pipeline compress model.pth photos\n"
         "  python -m pipeline compress ../other/artifacts/models/fp32 photos data.splits=new\n"
@@ -234,7 +234,7 @@ def main() -> None:
         arguments, rest = parser.parse_known_args()
         # argparse takes the changes of `run` and `compress` before its options or after them, but not both.
         if rest and (
-            arguments.run not in (run.run, compress.compress) or any(word.startswith("-") for word in rest)
+            arguments.run not in (run.run, compress.run) or any(word.startswith("-") for word in rest)
         ):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         if rest:

@@ -5,11 +5,11 @@ import shlex
 import sys
 from argparse import Namespace
 
-from pipeline.commands import run
+from pipeline.commands import run as planned
 from pipeline.process import one_line_errors
 
 
-def compress(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> None:
     """Plan the compression of a trained network, or take the plan of before, and run it."""
     from pipeline.parameters import configuration
 
@@ -29,11 +29,11 @@ def compress(arguments: Namespace) -> None:
             print(f"going on with {configuration.FILE}; --anew plans anew")
         else:
             made = compression.make(arguments.checkpoint, arguments.folder, arguments.changes)
-            run.announce(made.lines())
+            planned.announce(made.lines())
             compression.write(made, command)
-            run.say_where()
+            planned.say_where()
         if arguments.plan:
-            run.say_how()
+            planned.say_how()
             return
         # The plan has loaded a network, whose memory the stages need: a new process goes on.
         sys.stdout.flush()

@@ -99,7 +99,7 @@ def _kept(parent: nn.Module, pruned: nn.Module) -> Int64[Tensor, " channels"]:
     """The channels of the parent that are left, found by the parameters and statistics of batch norm, which
     they keep in their order."""
     rows, left = (
-        torch.stack([norm.weight, norm.bias, norm.running_mean, norm.running_var], 1).tolist()
+        torch.stack([value.float() for value in norm.state_dict().values() if value.dim()], 1).tolist()
         for norm in (parent, pruned)
     )
     indices, start = [], 0
