@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline import paths, process
 from pipeline.commands import (
     choose,
+    compress,
     demo,
     experiments,
     fetch,
@@ -80,6 +81,31 @@ def main() -> None:
         metavar="FOLDER",
         help="initial weights of the student: a folder or hub id of Hugging Face, or `random` "
         "(default: published ones where they can be had)",
+    )
+    command.add_argument("--plan", action="store_true", help="only write the plan")
+    command.add_argument("--anew", action="store_true", help="plan anew what was planned before")
+
+    command = add(
+        "compress",
+        compress.run,
+        "compress a trained MobileNetV1 without training it, and compare the files",
+        "  python -m pipeline compress model.pth photos\n"
+        "  python -m pipeline compress ../other/artifacts/models/fp32 photos data.splits=new\n"
+        "  python -m pipeline compress model.safetensors photos 'teacher.labels=[cat,dog]'",
+    )
+    command.add_argument(
+        "checkpoint",
+        help="a state dict (.pth, .safetensors), a folder or hub id of Hugging Face, or the folder of a "
+        "student of an earlier run, such as artifacts/models/fp32",
+    )
+    command.add_argument(
+        "folder", type=Path, help="folder of labelled images that the network was not trained on"
+    )
+    command.add_argument(
+        "changes",
+        nargs="*",
+        metavar="GROUP=NAME | KEY=VALUE",
+        help="members of groups in configs/ and values, which take precedence over the plan",
     )
     command.add_argument("--plan", action="store_true", help="only write the plan")
     command.add_argument("--anew", action="store_true", help="plan anew what was planned before")
@@ -206,8 +232,10 @@ def main() -> None:
         parser.error("an argument is empty; is a variable of the shell not set?")
     try:
         arguments, rest = parser.parse_known_args()
-        # argparse takes the changes of `run` before its options or after them, but not both.
-        if rest and (arguments.run is not run.run or any(word.startswith("-") for word in rest)):
+        # argparse takes the changes of `run` and `compress` before its options or after them, but not both.
+        if rest and (
+            arguments.run not in (run.run, compress.run) or any(word.startswith("-") for word in rest)
+        ):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         if rest:
             arguments.changes += rest

@@ -43,7 +43,7 @@ INTERRUPTED = 130
 TAKEOVER_SECONDS = 10.0
 """Seconds in which a process that does the same work may end; a stage without its DVC takes less than one."""
 
-BUILDERS = ("distill", "prune", "quantize")
+BUILDERS = ("distill", "load", "prune", "quantize")
 """Scripts of the stage ``build``, which write the same folder."""
 
 

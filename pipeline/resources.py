@@ -71,6 +71,7 @@ LOWER: dict[str, tuple[str, ...]] = {
     "prepare": ("data.train_side", "data.train"),
     "teach": ("teacher.full.batch_size", "teacher.head.batch_size", "teacher.size", "compute.workers"),
     "label": ("teacher.size", "views.per_image", "compute.workers"),
+    "load": ("student.size", "compute.workers"),
     "distill": ("distill.batch_size", "student.size", "compute.workers"),
     "prune": ("prune.batch_size", "student.size", "compute.workers"),
     "quantize": ("quantize.batch_size", "quantize.calibration", "compute.workers"),

@@ -96,6 +96,17 @@ LAYOUTS: dict[str, Layout] = {
 """Layout by the name of the library."""
 
 
+def library_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """The library whose names most layers of a checkpoint have; None for names of this package or unknown
+    ones."""
+    paths = [unit for _, unit in units()]
+    found = {
+        name: sum(layout.convolution(unit) in tensors for unit in paths) for name, layout in LAYOUTS.items()
+    }
+    best = max(found, key=lambda name: found[name])
+    return best if 2 * found[best] > len(paths) else None
+
+
 def translate(library: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Translate a published checkpoint into a state dict of ``MobileNetV1``.
 

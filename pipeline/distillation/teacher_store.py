@@ -13,9 +13,12 @@ from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import students
 from pipeline import files, provenance
 from pipeline.distillation.labels import LiveTeacher
+from pipeline.distillation.sources import ARCHITECTURE, STUDENT
 from pipeline.models import storage
+from pipeline.models.initialisation import HEAD
 from pipeline.tasks import Task
 from teachers import state_dicts
 from teachers.contract import InputContract
@@ -57,6 +60,7 @@ def save(folder: Path, teacher: Teacher, classes: Sequence[str], card: Mapping[s
         "form": form,
         "columns": None if indices == tuple(range(teacher.outputs)) else indices,
         "sha256": sha256,
+        **({"arguments": dict(teacher.arguments)} if teacher.arguments else {}),
     }
     write_card(folder, card)
     return card
@@ -99,14 +103,36 @@ def load(folder: Path) -> tuple[nn.Module, InputContract]:
         module: nn.Module = OnnxClassifier(folder / ONNX)
         module.form = form
     else:
-        teacher = SOURCES[card["source"]](card["name"], None)
-        if teacher.outputs != card["outputs"] or card["adapted"]:
-            replace_heads(teacher, card["outputs"])
         weights = folder / storage.WEIGHTS
-        state_dicts.fill(teacher.module, state_dicts.read(weights), str(weights))
-        module = as_logits(teacher.module, form)
+        if card["source"] == STUDENT:
+            network = students.build(ARCHITECTURE, {**card["arguments"], "classes": card["outputs"]})
+        else:
+            teacher = SOURCES[card["source"]](card["name"], None)
+            if teacher.outputs != card["outputs"] or card["adapted"]:
+                replace_heads(teacher, card["outputs"])
+            network = teacher.module
+        state_dicts.fill(network, state_dicts.read(weights), str(weights))
+        module = as_logits(network, form)
     network = Columns(module, card["columns"]) if card["columns"] else module
     return network.eval(), InputContract.from_dict(card["input"])
+
+
+def load_student(folder: Path) -> tuple[nn.Module, dict[str, Any], InputContract]:
+    """A saved teacher of a student's architecture as a student: with the logits of the classes of the data
+    alone, the arguments that rebuild it, and its input.
+
+    Raises:
+        WeightsError: the tensors do not fit the architecture.
+    """
+    card = read_card(folder)
+    columns = card["columns"] or range(card["outputs"])
+    arguments = {**card["arguments"], "classes": len(columns)}
+    weights = folder / storage.WEIGHTS
+    tensors = state_dicts.read(weights)
+    tensors |= {name: tensors[name][list(columns)] for name in HEAD}
+    module = students.build(ARCHITECTURE, arguments)
+    state_dicts.fill(module, tensors, str(weights))
+    return module.eval(), arguments, InputContract.from_dict(card["input"])
 
 
 def live(fabric: Fabric, folder: Path, task: Task) -> LiveTeacher:

@@ -32,6 +32,8 @@ class StepLimits(Settings):
 class GateSettings(Settings):
     """When a variant is accepted, by the step that makes it."""
 
+    load: StepLimits = StepLimits(max_drop=0.04, max_class_drop=0.1)
+    """Limits of the file of a network that is taken as it is, against that network."""
     distill: StepLimits = StepLimits(max_drop=0.04, max_class_drop=0.1)
     """Limits of students that are distilled from the teacher."""
     prune: StepLimits = StepLimits(max_drop=0.02, max_class_drop=0.05)

@@ -1,4 +1,4 @@
-"""The initial weights of a student: published ones, or those of a student of an earlier run."""
+"""The weights of a student at the start: published ones, a state dict, or those of an earlier run."""
 
 import json
 import re
@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 
 import students
+from pipeline import provenance
 from pipeline.models import storage
 from students import published
 from students.mobilenet_v1 import ACTIVATIONS
@@ -45,6 +46,13 @@ class Start:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Mean and standard deviation of the input, as in ``InputContract``; TensorFlow's models read [-1, 1]."""
+    size: int | None = None
+    """Height and width in pixels of the images that the weights were made for; None if they do not say."""
+    crop: float | None = None
+    """Side of the centred square that is evaluated, as in ``InputContract``; None if it is not known."""
+    declares_input: bool = True
+    """Whether the weights say how their input is made; else ``mean`` and ``std`` are those of random weights,
+    and activation, padding and epsilon the defaults of the architecture."""
 
 
 RANDOM = Start("random weights", {}, {}, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -90,6 +98,8 @@ def hugging_face(path: str) -> Start:
     image = (
         _json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").exists() else {}
     )
+    whole = _side(image.get("size"))
+    size = _side(image.get("crop_size")) if image.get("do_center_crop") else whole
     names = config.get("id2label")
     labels = tuple(names[str(index)] for index in range(len(names))) if names else None
     if labels and all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
@@ -99,6 +109,8 @@ def hugging_face(path: str) -> Start:
         arguments,
         tensors,
         labels=labels,
+        size=size,
+        crop=round(min(1.0, size / whole), 4) if size and whole else None,
         mean=tuple(image.get("image_mean", (0.5, 0.5, 0.5))),
         std=tuple(image.get("image_std", (0.5, 0.5, 0.5))),
     )
@@ -118,6 +130,31 @@ def timm_model(path: str) -> Start:
             ) from error
     arguments = {"activation": "relu6", "padding": "symmetric", "norm_eps": TIMM_EPSILON}
     return _published(f"timm {path}", arguments, published.translate("timm", tensors))
+
+
+def torch_file(path: str) -> Start:
+    """Read a state dict in a ``.safetensors`` or ``.pth`` file, with the names of this package, of timm or of
+    Hugging Face.
+
+    Raises:
+        WeightsError: the file cannot be read, or these are not the weights of a MobileNetV1.
+    """
+    tensors = state_dicts.read(Path(path))
+    library = published.library_of(tensors)
+    if library == "timm":
+        return timm_model(path)
+    if library is not None:
+        padding = "same" if library == "hugging_face" else "symmetric"
+        arguments = {"activation": "relu6", "padding": padding, "norm_eps": TENSORFLOW_EPSILON}
+        return _published(f"{library} {path}", arguments, published.translate(library, tensors))
+    if published.channels(tensors) is None or HEAD[0] not in tensors:
+        needed = "stem.conv.weight, blocks.0.depthwise.conv.weight, ..., classifier.weight"
+        raise WeightsError(
+            f"{path} is not a MobileNetV1: {needed} are expected, or the names of timm or Hugging Face; "
+            f"found {', '.join(list(tensors)[:3])}, ..."
+        )
+    mean, std = RANDOM.mean, RANDOM.std
+    return Start(f"the state dict {path}", {}, tensors, mean=mean, std=std, declares_input=False)
 
 
 def slim(path: str) -> Start:
@@ -156,16 +193,70 @@ def run(path: str) -> Start:
         labels=labels,
         mean=tuple(contract["mean"]),
         std=tuple(contract["std"]),
+        size=contract["size"],
+        crop=contract["crop"],
     )
 
 
 SOURCES: dict[str, Callable[[str], Start]] = {
     "hugging_face": hugging_face,
     "timm": timm_model,
+    "torch": torch_file,
     "slim": slim,
     "run": run,
 }
 """Reader by ``student.init.source``; each raises ``WeightsError`` in one line."""
+
+
+def source_of(path: str) -> tuple[str, str]:
+    """The key of ``SOURCES`` that reads a checkpoint, by what lies there, and the path that it reads.
+
+    Weights that lie beside the card or the configuration of their folder are read with that folder, which
+    says more of them. What is neither a file nor a folder is a hub id of Hugging Face.
+
+    Raises:
+        WeightsError: nothing lies there, or a folder of another kind.
+    """
+    place = Path(path)
+    if Path(f"{path}.index").is_file():
+        return "slim", path
+    if place.name in (storage.WEIGHTS, storage.CARD, *hubs.HUGGING_FACE_FILES, "config.json"):
+        place = place.parent
+    for name, source in ((storage.CARD, "run"), ("config.json", "hugging_face")):
+        if place.is_dir() and (place / name).is_file():
+            return source, str(place)
+    if Path(path).is_dir():
+        raise WeightsError(
+            f"{path} holds neither {storage.CARD}, as a student of an earlier run does, nor config.json, as "
+            "a folder of Hugging Face does"
+        )
+    if Path(path).is_file() or local_files.is_weights(path):
+        return "torch", path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) is None:
+        raise WeightsError(f"{path}: no such file or folder")
+    return "hugging_face", path
+
+
+def fingerprint(path: str) -> str | None:
+    """SHA-256 over the files of a checkpoint on this machine; None for one on a hub.
+
+    Raises:
+        WeightsError: nothing lies there, or a folder of another kind.
+    """
+    _, found = source_of(path)
+    place = Path(found)
+    if place.is_file():
+        return provenance.sha256(place)
+    names = (
+        storage.WEIGHTS,
+        storage.CARD,
+        "config.json",
+        "preprocessor_config.json",
+        *hubs.HUGGING_FACE_FILES,
+    )
+    files = [place / name for name in names] if place.is_dir() else [*place.parent.glob(f"{place.name}.*")]
+    hashes = {file.name: provenance.sha256(file) for file in files if file.is_file()}
+    return provenance.identity(files=hashes) if hashes else None
 
 
 def network(architecture: str, arguments: dict[str, Any], labels: Sequence[str], start: Start) -> nn.Module:
@@ -209,6 +300,11 @@ def _published(
         tensors |= {name: tensors[name][1:] for name in HEAD if name in tensors}
         labels = labels[1:] if labels else None
     return Start(origin, arguments, tensors, labels, **contract)
+
+
+def _side(size: Any) -> int | None:
+    """Side of the image in a configuration of Hugging Face."""
+    return size.get("shortest_edge") or size.get("height") if isinstance(size, dict) else size
 
 
 def _json(file: Path) -> dict[str, Any]:

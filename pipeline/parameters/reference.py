@@ -5,6 +5,7 @@
 A test fails when the file no longer agrees with the settings and with `params.yaml`.
 """
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,9 @@ def render(values: Mapping[str, Any]) -> str:
             parts.append(_section(name, Variant, {"default": {}}, prefix="variants.NAME.", more=more))
         elif isinstance(kind, type) and issubclass(kind, StudentTraining):
             more = "It has the keys of a [training](#training) and these:"
-            inherited = list(TrainingSettings.model_fields)
+            inherited = [
+                key for key in TrainingSettings.model_fields if key not in inspect.get_annotations(kind)
+            ]
             places = {"default": values[name]}
             parts.append(_section(name, kind, places, prefix=f"{name}.", more=more, omit=inherited))
         elif isinstance(kind, type) and issubclass(kind, Settings):
@@ -108,6 +111,8 @@ def _table(
         *(place if place == "default" else f"`{place}`" for place in places),
         "description",
     ]
+    if not kind.model_fields:
+        return ""
     schema = kind.model_json_schema()
     rows = _rows(schema, schema.get("$defs", {}), prefix, list(places.values()), omit)
     return "".join(_line(row) for row in [columns, ["---"] * len(columns), *rows])

@@ -1,7 +1,7 @@
 """The sections of `params.yaml`, each declared by the package that uses it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,8 @@ class Parameters(Settings):
     teacher: TeacherSettings
     views: ViewSettings
     student: StudentSettings
+    load: Mapping[str, Any] = {}
+    """Settings of all variants with the operation `load`, which has none."""
     distill: Mapping[str, Any]
     """Settings of all variants with the operation `distill`, unless a variant overrides them."""
     prune: Mapping[str, Any]
@@ -57,6 +59,11 @@ class Parameters(Settings):
     def parents(self) -> dict[str, str]:
         """The parent of every variant."""
         return {name: variant.parent for name, variant in self.variants.items()}
+
+    @property
+    def first_step(self) -> Literal["distill", "load"]:
+        """Operation of the variants whose parent is the teacher: `load` if none of them is distilled."""
+        return "distill" if any(v.op == "distill" for v in self.variants.values()) else "load"
 
     def find(self, variant: str) -> Variant:
         """The declaration of one variant.

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator, ConfigDict, Field
 
 from pipeline.distillation.settings import DistillationSettings, StudentTraining
 from pipeline.pruning.settings import PruningSettings
@@ -12,6 +12,9 @@ from pipeline.settings import Settings
 
 LONGEST_NAME = 64
 """Greatest number of characters of a variant's name, which is part of the names of files."""
+
+LEAST_EPOCHS = 0.0001
+"""Least number of epochs of a training, of which there may be none."""
 
 RESERVED = ("none", "teacher")
 """Names that variants cannot have. The checkpoints of teachers lie in folders that begin with `teacher-`."""
@@ -36,17 +39,39 @@ class Distill(DistillationSettings, StudentTraining):
     """Distillation: a student is trained on the outputs of the teacher."""
 
 
+def _check_epochs(epochs: float) -> float:
+    if 0 < epochs < LEAST_EPOCHS:
+        raise ValueError(f"must be 0, or at least {LEAST_EPOCHS}")
+    return epochs
+
+
+class Load(Settings):
+    """Nothing is trained: the network of the teacher, which has the architecture of a student
+    (`teacher.source: student`), is a variant as it is. It has no keys."""
+
+
 class Prune(PruningSettings, StudentTraining):
     """Pruning: channels of the parent are removed, and the rest is fine-tuned."""
+
+    epochs: Annotated[float, Field(ge=0, le=100_000), AfterValidator(_check_epochs)]
+    """Number of passes over the training images of the fine-tuning. With 0 nothing is trained: the layers are
+    fitted to the outputs of the parent's by least squares."""
 
 
 class Quantize(QuantizationSettings, StudentTraining):
     """Quantisation to eight-bit integers; with `qat` the training settings apply."""
 
 
-OPERATIONS: dict[str, type[StudentTraining]] = {"distill": Distill, "prune": Prune, "quantize": Quantize}
+OPERATIONS: dict[str, type[Settings]] = {
+    "load": Load,
+    "distill": Distill,
+    "prune": Prune,
+    "quantize": Quantize,
+}
 """Operation of a variant to the class of its settings."""
-Operation = TypeVar("Operation", bound=StudentTraining)
+FIRST = ("distill", "load")
+"""Operations whose parent is the teacher."""
+Operation = TypeVar("Operation", bound=Settings)
 
 
 class Variant(Settings):
@@ -57,5 +82,5 @@ class Variant(Settings):
 
     parent: str
     """`teacher`, or the name of another variant."""
-    op: Literal["distill", "prune", "quantize"]
+    op: Literal["load", "distill", "prune", "quantize"]
     """The operation that makes the variant from its parent."""

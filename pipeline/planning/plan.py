@@ -11,6 +11,7 @@ import students
 from pipeline import parameters, paths
 from pipeline.data import sources, views
 from pipeline.distillation import adaptation, trial
+from pipeline.distillation import sources as teachers
 from pipeline.errors import DistilleryError
 from pipeline.models.settings import InitSettings
 from pipeline.parameters import Parameters, composition, configuration, spelling
@@ -23,7 +24,6 @@ from pipeline.settings import merge
 from pipeline.tasks import TASKS
 from pipeline.training import compute
 from students.mobilenet_v1 import scaled_channels
-from teachers.sources import SOURCES
 from teachers.teacher import replace_heads
 
 PUBLISHED = "published_075_192"
@@ -100,16 +100,7 @@ def make(folder: Path, minutes: float, words: Sequence[str] = (), start: str | N
         SourceError: the folder cannot be used.
         ParameterError: a value is not valid.
     """
-    given = {key: value for key, _, value in (word.partition("=") for word in words)}
-    groups = {
-        name: composition.check_member(name, given.pop(name))
-        for name in list(given)
-        if spelling.is_group(name)
-    }
-    if unknown := [word for word in words if "=" not in word]:
-        raise PlanError(f"{unknown[0]}: allowed are GROUP=NAME and KEY=VALUE after the folder")
-    if "data" in groups or "data.path" in given:
-        raise PlanError("data and data.path: the folder says which images are used; allowed: data.KEY=VALUE")
+    groups, given = read_words(words)
     sources.check_place(folder)
     beginning = starts.choose(_published(), start)
     groups = {
@@ -123,7 +114,7 @@ def make(folder: Path, minutes: float, words: Sequence[str] = (), start: str | N
         given = {"student.init.path": beginning.init.path} | given
     words = [f"{key}={value}" for key, value in (groups | given).items()]
     values, _ = composition.merged(words)
-    fixed = _nested({key: _value(values, key) for key in given})
+    fixed = nested({key: value_at(values, key) for key in given})
     base = parameters.check(values, str(configuration.FILE))
     found = survey.look(base.data, base.seed, drawn="data.val" in given)
     fixed = merge({"data": {"val": found.data.val, "train_side": _train_side(base)}}, fixed)
@@ -131,6 +122,26 @@ def make(folder: Path, minutes: float, words: Sequence[str] = (), start: str | N
     result = schedule.fit(base, found, _measure(base, found), 60 * minutes, fixed)
     final = parameters.check(merge(values, result.values), str(configuration.FILE))
     return Plan(groups, result.values, found, beginning, final, result, minutes)
+
+
+def read_words(words: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Members of groups and values of keys, from ``GROUP=NAME`` and ``KEY=VALUE`` after a folder.
+
+    Raises:
+        PlanError: a word is neither, or says which images are used.
+        CompositionError: a group has no such member.
+    """
+    given = {key: value for key, _, value in (word.partition("=") for word in words)}
+    groups = {
+        name: composition.check_member(name, given.pop(name))
+        for name in list(given)
+        if spelling.is_group(name)
+    }
+    if unknown := [word for word in words if "=" not in word]:
+        raise PlanError(f"{unknown[0]}: allowed are GROUP=NAME and KEY=VALUE after the folder")
+    if "data" in groups or "data.path" in given:
+        raise PlanError("data and data.path: the folder says which images are used; allowed: data.KEY=VALUE")
+    return groups, given
 
 
 def write(plan: Plan, command: str) -> None:
@@ -150,7 +161,7 @@ def write(plan: Plan, command: str) -> None:
 
 def _measure(p: Parameters, found: Survey) -> Rates:
     fabric = compute.start(p.compute, trials=paths.precision_trials())
-    teacher = SOURCES[p.teacher.source](p.teacher.name, p.teacher.weights)
+    teacher = teachers.load(p.teacher, p.student.overrides())
     contract = adaptation.contract(
         teacher, size=p.teacher.size, crop=p.views.eval_crop, corrections=p.teacher.input
     )
@@ -183,12 +194,12 @@ def _measure(p: Parameters, found: Survey) -> Rates:
     )
 
 
-def _value(values: Mapping[str, Any], key: str) -> Any:
+def value_at(values: Mapping[str, Any], key: str) -> Any:
     """The value at a dotted key."""
     return functools.reduce(lambda place, part: place[part], key.split("."), values)
 
 
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by dotted keys as nested mappings."""
     result: dict[str, Any] = {}
     for key, value in values.items():

@@ -215,6 +215,8 @@ def estimate(p: Parameters, survey: Survey, rates: Rates) -> dict[str, float]:
         networks[name] = parent * (PRUNED if variant.op == "prune" else 1.0)
         if variant.op == "distill":
             work = train(p.settings(name, Distill)) + min(images, 1024) * answer
+        elif variant.op == "load":
+            work = val * answer
         elif variant.op == "prune":
             work = train(p.settings(name, Prune), networks[name]) + 45 * machine
         else:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,8 @@ class Survey:
     """Time in which the images were read, decoded and hashed."""
     sample: tuple[bytes, ...]
     """Some encoded training images."""
+    sample_labels: tuple[Any, ...] = ()
+    """Their labels."""
 
     @property
     def training(self) -> int:
@@ -89,7 +92,8 @@ def look(data: DataSettings, seed: int, *, drawn: bool = False) -> Survey:
     notes = [*contents.notes, *notes]
     seconds = time.perf_counter() - began
     step = max(1, len(assigned.train) // SAMPLE)
-    sample = tuple(file.read() for file in assigned.train[::step][:SAMPLE])
+    chosen = assigned.train[::step][:SAMPLE]
+    sample = tuple(file.read() for file in chosen)
     widths, heights = zip(*map(pixels.measure, sample), strict=True)
     rejected = [*contents.rejected, *assigned.rejected]
     return Survey(
@@ -102,6 +106,7 @@ def look(data: DataSettings, seed: int, *, drawn: bool = False) -> Survey:
         notes=tuple(notes),
         seconds=seconds,
         sample=sample,
+        sample_labels=tuple(file.label for file in chosen),
     )
 
 

@@ -51,7 +51,7 @@ def calibrations(results: RunResults) -> Iterator[tuple[str, str | None, Part, P
     The teacher comes first.
     """
     if teacher := results.comparison["teacher"].get("calibration"):
-        yield "teacher", None, teacher, None
+        yield results.teacher_name, None, teacher, None
     for one in results.variants:
         if calibration := one.scores.get("calibration"):
             yield one.variant, one.parent, calibration, results.change(one.variant).get("calibration")

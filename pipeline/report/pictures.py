@@ -11,7 +11,6 @@ from pipeline.report.page import charts
 from pipeline.report.page import tradeoff as chart
 from pipeline.report.results import RunResults
 from pipeline.report.tables import Cost
-from pipeline.selection.table import TEACHER
 
 LABELS: Mapping[Cost, str] = {
     "latency": "median latency, ms (left is faster)",
@@ -46,7 +45,7 @@ def tradeoff(results: RunResults, kind: Cost) -> Markup:
         title=f"{metric} against {kind}",
         x_label=LABELS[kind],
         y_label=f"{metric} on the test set, %",
-        line=(f"{TEACHER} {figure(results.teacher_score, '%', 1)}", 100 * results.teacher_score),
+        line=(f"{results.teacher_name} {figure(results.teacher_score, '%', 1)}", 100 * results.teacher_score),
         ceiling=100.5,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.models import histories, storage
 from pipeline.report.evidence import Evidence, Part
 from pipeline.selection.budget import Choice
-from pipeline.selection.table import Row
+from pipeline.selection.table import TEACHER, Row
 from pipeline.tasks import TASKS, Task
 
 
@@ -87,6 +87,16 @@ class RunResults:
     def closest_results(self) -> VariantResults:
         """Measurements behind the row ``closest``."""
         return next(one for one in self.variants if one.variant == self.choice.closest)
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether any variant was distilled, so that there is a teacher beside the network itself."""
+        return any(row.op == "distill" for row in self.table)
+
+    @property
+    def teacher_name(self) -> str:
+        """The teacher in words: a network that is only loaded teaches no other one."""
+        return TEACHER if self.is_distilled else "given network"
 
     @property
     def teacher_score(self) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.report.evidence import Part
 from pipeline.report.figures import figure
-from pipeline.selection.table import TEACHER
+from pipeline.selection.table import TEACHER, Row
 from pipeline.tasks import SINGLE_LABEL, Task
 
 SNIPPET = """\
@@ -54,6 +54,9 @@ NOT_MEASURED = "not measured here"
 
 LOCAL_FOLDERS = re.compile(r"(^|[\s(])(?:[A-Za-z]:|~|\.{1,2})?/(?:[^()]*/)?")
 """The folders of a path that is absolute, or begins at the home folder or the current one."""
+
+GIVEN = "the given network"
+"""The network that `load` takes as it is, where no variant is distilled from it."""
 
 
 def snippet(variant: str) -> str:
@@ -120,7 +123,8 @@ def verdict(change: Part) -> str:
     Args:
         change: a variant's part of ``comparison``.
     """
-    parent = "its teacher" if change["parent"] == TEACHER else change["parent"]
+    parent = GIVEN if change.get("op") == "load" else change["parent"]
+    parent = "its teacher" if parent == TEACHER else parent
     limits = change["limits"]
     allowed = figure(limits["max_drop"], "gap", 0 if 100 * limits["max_drop"] % 1 == 0 else 1)
     estimate = figure(change["delta"], "points")
@@ -162,3 +166,10 @@ def group(column: str, name: str, names: Sequence[str]) -> str:
     """The same, followed by the range of values: ``darkest third (0.1 to 0.4)``."""
     text = third(column, name, names)
     return text if text == name else f"{text} ({name})"
+
+
+def origin(row: Row) -> str:
+    """What a variant was made from, and how."""
+    if row.op == "load":
+        return f"{GIVEN}, loaded"
+    return f"{row.op} from {TEACHER}" if row.parent == TEACHER else f"{row.op} of {row.parent}"

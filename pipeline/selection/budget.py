@@ -74,6 +74,7 @@ def choose(
     max_latency_ms: float | None = None,
     max_size_bytes: int | None = None,
     gate_max_drop: float | None = None,
+    first_step: Literal["distill", "load"] = "distill",
     noise: Sequence[str] = (),
 ) -> Choice:
     """Select the first variant of the ranking that meets every limit; a limit of None does not limit.
@@ -87,12 +88,13 @@ def choose(
         rows: all variants.
         prefer: what the ranking goes by.
         max_drop: greatest loss of score, as a fraction of 1, against the reference: the variant that is
-            distilled from the teacher, or the most accurate one of several. As in the gate, the burden of
+            made from the teacher, or the most accurate one of several. As in the gate, the burden of
             proof lies with the variant: the paired 95 % interval of the difference must exclude a greater
             loss.
         max_latency_ms: greatest median latency in milliseconds, as the benchmark measured it.
         max_size_bytes: greatest size of the ONNX file in bytes.
         gate_max_drop: limit of the gate, as a fraction of 1, to be named where nothing is accepted.
+        first_step: operation of the variants whose parent is the teacher.
         noise: what disturbed the measurement of the latencies, in words; nothing on a quiet machine.
     """
     root = reference(rows)
@@ -105,7 +107,9 @@ def choose(
     if not candidates:
         sound = rank(_soundly_compressed(rows), prefer)
         closest = sound[0] if sound else root
-        return Choice(None, _why_nothing_passed(rows, root, gate_max_drop, closest), closest.variant)
+        return Choice(
+            None, _why_nothing_passed(rows, root, gate_max_drop, closest, first_step), closest.variant
+        )
     ranked = rank(candidates, prefer)
     fitting = [row for row in ranked if all(limit.excess(row) <= 0 for limit in limits)]
     disturbed = f"The latencies were measured on a noisy machine ({'; '.join(noise)}): {QUIET}."
@@ -124,7 +128,7 @@ def choose(
 
 
 def reference(rows: Sequence[AnyVariant]) -> AnyVariant:
-    """The variant that others are compared with: the most accurate one that is distilled from the teacher."""
+    """The variant that others are compared with: the most accurate one that is made from the teacher."""
     return max((row for row in rows if row.parent == TEACHER), key=lambda row: row.score)
 
 
@@ -272,7 +276,11 @@ def _doubt(
 
 
 def _why_nothing_passed(
-    rows: Sequence[ScoredVariant], root: ScoredVariant, gate_max_drop: float | None, closest: ScoredVariant
+    rows: Sequence[ScoredVariant],
+    root: ScoredVariant,
+    gate_max_drop: float | None,
+    closest: ScoredVariant,
+    first_step: Literal["distill", "load"],
 ) -> str:
     """Every variant descends from a rejected one, so no variant that is made from the teacher is accepted."""
     allowed = ""
@@ -292,10 +300,16 @@ def _why_nothing_passed(
             f" If its {100 * root.score:.1f} % are enough for you, take {closest.variant}, which compression "
             f"did not harm: {_difference(closest, root)}, {_milliseconds(closest)}, {_bytes(closest)}."
         )
+    other, advice = {
+        "distill": (
+            "its teacher",
+            "Train longer (`distill.epochs`), start from pretrained weights (`student.init`), or raise",
+        ),
+        "load": ("the network that it was loaded from", "Score it on more test images, or raise"),
+    }[first_step]
     return (
-        f"Nothing passed. {root.variant} is {_compared(root.score_delta, 'its teacher')}{allowed}{others}. "
-        "Train longer (`distill.epochs`), start from pretrained weights (`student.init`), "
-        f"or raise `gate.distill`.{enough}"
+        f"Nothing passed. {root.variant} is {_compared(root.score_delta, other)}{allowed}{others}. "
+        f"{advice} `gate.{first_step}`.{enough}"
     )
 
 

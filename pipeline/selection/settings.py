@@ -35,7 +35,7 @@ class BudgetSettings(Settings):
     """What ranks the accepted variants before the limits strike some out: the fastest first, or first those
     that are not shown to be worse than the reference."""
     max_drop: Annotated[float, Field(ge=0), AfterValidator(_check_drop)] | None = None
-    """Maximum loss of score against the reference, the variant distilled from the teacher (`fp32`), as a
+    """Maximum loss of score against the reference, the variant made from the teacher (`fp32`), as a
     fraction of 1: 0.01 is one percentage point. The 95 % interval of the loss must exclude a greater one."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Maximum median latency in milliseconds, as `benchmark` measures it."""

@@ -13,7 +13,7 @@ from pipeline.errors import DistilleryError
 from pipeline.escaping import for_csv, from_csv
 
 TEACHER = "teacher"
-"""Parent of the variants that are distilled from the teacher itself."""
+"""Parent of the variants that are made from the teacher itself."""
 
 DECIMALS = 6
 """Digits after the decimal point of fractions, milliseconds and ratios in the file."""
@@ -36,7 +36,7 @@ class Row:
     parent: str
     """Name of the variant that it was made from, or ``teacher``."""
     op: str
-    """Operation that made it: ``distill``, ``prune`` or ``quantize``."""
+    """Operation that made it: ``load``, ``distill``, ``prune`` or ``quantize``."""
     score: float
     """Score of the ONNX file on the test split, as a fraction of 1."""
     score_lo: float
@@ -66,7 +66,7 @@ class Row:
     val_score: float
     """Score on the validation split, by which variants of many experiments are compared."""
     reference_delta: float
-    """Score minus the score of the most accurate variant that is distilled from the teacher, on the same
+    """Score minus the score of the most accurate variant that is made from the teacher, on the same
     images, as a fraction of 1."""
     reference_lo: float
     reference_hi: float

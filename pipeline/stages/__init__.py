@@ -1,6 +1,7 @@
 """The scripts that DVC runs, named by their verbs: load, call, save.
 
-The stage `build` runs distill, prune or quantize. `follow` runs beside a training and shows it in MLflow.
+The stage `build` runs load, distill, prune or quantize. `follow` runs beside a training and shows it
+in MLflow.
 """
 
 from pipeline import process

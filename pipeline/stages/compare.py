@@ -12,6 +12,9 @@ from pipeline.evaluation.comparison import ClassifierOutput
 from pipeline.process import stage
 from teachers.contract import InputContract
 
+FIRST = {"distill": "its teacher", "load": "the given network"}
+"""Name of the parent of a variant that is made from the teacher, by its operation."""
+
 
 def main() -> None:
     """Write `artifacts/comparison.json`, which holds the verdict on every variant."""
@@ -35,12 +38,13 @@ def main() -> None:
     variants = {
         name: {
             "parent": parent,
+            "op": p.variants[name].op,
             **comparison.compare_with_parent(
                 outputs[name],
                 outputs[parent],
                 test.labels,
                 test.classes,
-                parent_name="its teacher" if parent == "teacher" else parent,
+                parent_name=FIRST[p.variants[name].op] if parent == "teacher" else parent,
                 limits=getattr(p.gate, p.variants[name].op),
             ),
             "reference": {

@@ -28,11 +28,10 @@ def main(variant: str) -> None:
     if settings.answers != "stored":
         teacher = teacher_store.live(fabric, paths.TEACHER, data.task)
         data = training_data.with_live_teacher(data, teacher, endless=settings.answers == "endless")
-    overrides = p.student.model_dump(include={"activation", "padding", "norm_eps"}, exclude_none=True)
     arguments = {
         "channels": scaled_channels(p.student.width),
         **start.arguments,
-        **overrides,
+        **p.student.overrides(),
         "classes": len(data.classes),
         "size": contract.size,
         "norm_momentum": p.student.norm_momentum,

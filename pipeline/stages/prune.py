@@ -1,4 +1,4 @@
-"""Remove channels of the parent, then fine-tune on the outputs of the teacher."""
+"""Remove channels of the parent, then fine-tune on the outputs of the teacher, or fit to the parent alone."""
 
 import sys
 from dataclasses import replace
@@ -11,7 +11,7 @@ from pipeline.models import storage
 from pipeline.models.storage import Model
 from pipeline.parameters import Prune
 from pipeline.process import run_alongside, stage
-from pipeline.pruning import plans, surgery, widths
+from pipeline.pruning import plans, reconstruction, surgery, widths
 from pipeline.pruning.plans import PlanChoice
 from pipeline.pruning.settings import PruningSettings
 from pipeline.training import compute, norms, results, scoring
@@ -77,7 +77,7 @@ def main(variant: str) -> None:
         widths.output_channels(module), best.channels, steps=settings.steps, multiple=settings.multiple
     )
     for number, channels in enumerate(channel_steps, 1):
-        last = number == len(channel_steps)
+        last, wider = number == len(channel_steps), module
         module, arguments = surgery.remove_channels(
             module,
             arguments,
@@ -87,6 +87,12 @@ def main(variant: str) -> None:
             losses=trial_data.losses,
             architecture=parent.card.architecture,
         )
+        if not settings.epochs:
+            fitting = norms.plain_images(
+                fabric, data.train_set, reconstruction.IMAGES, plans.BATCH, p.compute.workers
+            )
+            reconstruction.fit(wider, module, list(fitting))
+            continue
         norms.reestimate(module, trial_data.settling)
         part = 1.0 if settings.steps == 1 else 0.5 if last else 0.5 / (settings.steps - 1)
         module, lines = learning.learn(
@@ -101,7 +107,8 @@ def main(variant: str) -> None:
             folder=paths.checkpoints(variant) / ("" if last else f"step-{number}"),
         )
         history += lines if settings.steps == 1 else [{"part": f"step {number}", **line} for line in lines]
-    norms.settle(fabric, module, data.train_set, p.compute.workers)
+    if settings.epochs:
+        norms.settle(fabric, module, data.train_set, p.compute.workers)
     val = scoring.evaluate(fabric, module, data.val_set, contract.size, p.compute.workers)
     card = replace(
         parent.card,

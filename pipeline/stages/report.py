@@ -44,7 +44,8 @@ def main() -> None:
         choice=budget.choose(
             rows,
             **limits,
-            gate_max_drop=p.gate.distill.max_drop,
+            gate_max_drop=getattr(p.gate, p.first_step).max_drop,
+            first_step=p.first_step,
             noise=benchmark["noise"]["reasons"],
         ),
         evidence=evidence.read(

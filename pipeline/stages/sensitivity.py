@@ -17,7 +17,7 @@ def main() -> None:
     changes = {
         name: {"channels": name in parents["prune"], "int8": name in parents["quantize"]}
         for name, variant in p.variants.items()
-        if variant.op == "distill"
+        if variant.parent == "teacher"
     }
     changes = {name: parts for name, parts in changes.items() if any(parts.values())}
     if not p.sensitivity.images or not changes:

@@ -9,7 +9,7 @@ from pipeline import files, parameters, paths, provenance
 from pipeline.data import store, views
 from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet
-from pipeline.distillation import adaptation, as_it_is, doubts, teacher_store, trial
+from pipeline.distillation import adaptation, as_it_is, doubts, sources, teacher_store, trial
 from pipeline.distillation.settings import TeacherMember
 from pipeline.models import histories
 from pipeline.parameters import Parameters
@@ -19,7 +19,6 @@ from pipeline.training import checkpoints, compute, scoring
 from pipeline.training.checkpoints import History
 from pipeline.training.loop import Run
 from teachers.runtime import in_runtime
-from teachers.sources import SOURCES
 
 SPLITS = ("train", "val", "test")
 
@@ -71,7 +70,7 @@ def _adapt(
     """Load a teacher, try it, adapt it, write it below `artifacts/teacher/`, and compute its logits of val
     and test."""
     fabric.seed_everything(p.seed, verbose=False)
-    teacher = SOURCES[settings.source](settings.name, settings.weights)
+    teacher = sources.load(settings, p.student.overrides())
     contract = adaptation.contract(
         teacher, size=settings.size, crop=p.views.eval_crop, corrections=settings.input
     )

@@ -219,6 +219,7 @@ def _exported_file(
         **({} if ratio is None else {"speed_vs_fp32": ratio}),
         SIZE: row.size_bytes / 1e6,
     }
+    made_from = "the given network" if row.op == "load" else row.parent
     return ExportedFile(
         RunRecord(name, records.parameters(p.recipe(name)), source),
         artifact=row.sha256,
@@ -226,7 +227,7 @@ def _exported_file(
         history=histories.read(paths.model(name), paths.timings),
         tags={
             "verdict": row.verdict,
-            records.NOTE: f"**{row.op}** of {row.parent}: {METRICS[row.metric].words} {score}. {reason}",
+            records.NOTE: f"**{row.op}** of {made_from}: {METRICS[row.metric].words} {score}. {reason}",
         },
         files=[
             ("build", paths.model(name) / storage.CARD),

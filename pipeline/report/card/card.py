@@ -188,7 +188,7 @@ def _card(results: RunResults, everything: RunResults) -> Card:
 
 def _metadata(name: str, results: RunResults) -> ModelCardData:
     statements, data, table, task = results.statements, results.data, results.table, results.task
-    tags = [results.student["architecture"], *(TAGS[row.op] for row in table)]
+    tags = [results.student["architecture"], *(TAGS[row.op] for row in table if row.op in TAGS)]
     return ModelCardData(
         language=_embedded(statements["language"]) if statements["language"] else None,
         license=_embedded(statements["license"] or "unknown").lower(),

@@ -18,7 +18,7 @@ def results_table(results: RunResults) -> Markdown:
         (
             [
                 f"{row.variant}.onnx",
-                f"{row.op} of {row.parent}",
+                words.origin(row),
                 _interval(row.score, row.score_lo, row.score_hi, "%"),
                 _interval(row.score_delta, row.delta_lo, row.delta_hi, "points"),
                 row.verdict,
@@ -70,7 +70,8 @@ def efforts(results: RunResults) -> Markdown:
     for name, history in histories.items():
         duration = words.duration(seconds(history)) if history else "no training"
         speeds = [line["images_per_second"] for line in history if line.get("images_per_second")]
-        line = [name, duration, figure(max(speeds), "/s") if speeds else "not recorded"]
+        shown = results.teacher_name if name == TEACHER else name
+        line = [shown, duration, figure(max(speeds), "/s") if speeds else "not recorded"]
         if costs:
             own = costs["training"][name]["own"]
             line += (

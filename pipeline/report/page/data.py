@@ -34,8 +34,8 @@ def facts(results: RunResults) -> Sequence[tuple[str, str]]:
         *([("notes", "; ".join(data["notes"]))] if data.get("notes") else []),
         ("license", data["license"]),
         ("SHA-256 of the data", data["data_sha256"]),
-        ("teacher", f"{teacher['origin']}, {teacher['input']['size']} px"),
-        (f"{task.words} of the teacher", scores),
+        (results.teacher_name, f"{teacher['origin']}, {teacher['input']['size']} px"),
+        (f"{task.words} of the {results.teacher_name}", scores),
     )
 
 

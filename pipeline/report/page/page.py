@@ -30,7 +30,7 @@ from pipeline.report.page.grid import Figure, Grid
 from pipeline.report.page.recommendation import Recommendation, recommendation
 from pipeline.report.page.scores import Verdict
 from pipeline.report.results import RunResults, VariantResults
-from pipeline.selection.table import TEACHER, Row
+from pipeline.selection.table import Row
 
 Facts = Sequence[tuple[str, str]]
 
@@ -76,6 +76,10 @@ class Page:
     gate: str
     shipped: Row
     """The best variant, or the one that comes closest to the budget."""
+    teacher: str
+    """The teacher in words."""
+    is_distilled: bool
+    """Whether any variant was distilled from the teacher."""
     tradeoffs: Sequence[Markup]
     lines: Sequence[Line]
     verdicts: Sequence[Verdict]
@@ -176,6 +180,8 @@ def _page(results: RunResults) -> Page:
         "because a greater loss cannot be ruled out then, or when a class is shown to lose more than is "
         "allowed.",
         shipped=results.closest,
+        teacher=results.teacher_name,
+        is_distilled=results.is_distilled,
         tradeoffs=pictures.tradeoffs(results),
         lines=sorted(_lines(results), key=lambda line: line.row.variant != shipped),
         verdicts=sorted(scores.verdicts(results), key=lambda verdict: verdict.variant != shipped),
@@ -238,7 +244,7 @@ def _lines(results: RunResults) -> list[Line]:
         lines.append(
             Line(
                 row=row,
-                origin=f"{row.op} of {row.parent}" if row.parent != TEACHER else f"{row.op} from teacher",
+                origin=words.origin(row),
                 score=figure(row.score, "%", bare=True),
                 score_interval=span(row.score_lo, row.score_hi, "%"),
                 delta=figure(row.score_delta, "points", bare=True),

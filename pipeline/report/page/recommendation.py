@@ -96,10 +96,11 @@ def _loss(results: RunResults, best: Row) -> Headline:
     """The loss against the reference of all variants; for the reference itself, against its teacher."""
     change = results.change(best.variant)
     reference = change.get("reference", {})
-    teacher = f"vs teacher {figure(best.score - results.teacher_score, 'points')}"
+    teacher = f"vs {results.teacher_name} {figure(best.score - results.teacher_score, 'points')}"
     if reference.get("variant", best.variant) == best.variant:
-        # The reference is distilled from the teacher: its parent is the teacher.
-        name, interval, more = best.parent, change, "" if best.parent == TEACHER else f"; {teacher}"
+        # The reference is made from the teacher: its parent is the teacher.
+        first = results.teacher_name if best.parent == TEACHER else best.parent
+        name, interval, more = first, change, "" if best.parent == TEACHER else f"; {teacher}"
     else:
         name, interval, more = reference["variant"], reference, f"; {teacher}"
     return Headline(
@@ -124,7 +125,8 @@ def _context(results: RunResults) -> str:
     accepted = sum(row.verdict == "accept" for row in results.table)
     return (
         f"{accepted} of {words.counted(len(results.table), 'variant')} "
-        f"{'is' if accepted == 1 else 'are'} accepted. Teacher: {results.teacher['origin']}, "
+        f"{'is' if accepted == 1 else 'are'} accepted. "
+        f"{results.teacher_name.capitalize()}: {results.teacher['origin']}, "
         f"{figure(results.teacher_score, '%', 1)} {results.task.words}."
     )
 

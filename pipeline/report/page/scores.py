@@ -10,7 +10,6 @@ from pipeline.report.page import charts
 from pipeline.report.page.grid import DARKEST, Cell, Figure, Grid
 from pipeline.report.results import RunResults, VariantResults
 from pipeline.selection.budget import listed
-from pipeline.selection.table import TEACHER
 from pipeline.tasks import SINGLE_LABEL
 
 LEAST_RANGE = 0.02
@@ -188,7 +187,7 @@ def export_check(results: RunResults) -> Grid | None:
 
 def calibrations(results: RunResults) -> list[Figure]:
     """A reliability diagram of the teacher, of the shipped variant, and of each other one."""
-    first = (TEACHER, results.closest.variant)
+    first = (results.teacher_name, results.closest.variant)
     every = sorted(
         findings.calibrations(results),
         key=lambda item: first.index(item[0]) if item[0] in first else len(first),

@@ -78,8 +78,13 @@ def pruning(results: RunResults) -> list[Grid]:
                 [f"{results.task.words}, %", "cross entropy", "MACs, M"],
                 rows,
                 f"Channels were removed by {first}: {settings['reason']}. The candidates were compared on "
-                f"{figure(images)} validation images before any fine-tuning, which makes up for most of the "
-                "loss.",
+                f"{figure(images)} validation images before "
+                + (
+                    "the layers were fitted to those of the parent"
+                    if settings.get("epochs") == 0
+                    else "any fine-tuning"
+                )
+                + ", which makes up for most of the loss.",
                 card["variant"],
             )
         )

@@ -1,0 +1,40 @@
+"""The command `compress`."""
+
+import os
+import shlex
+import sys
+from argparse import Namespace
+
+from pipeline.commands import run as planned
+from pipeline.process import one_line_errors
+
+
+def run(arguments: Namespace) -> None:
+    """Plan the compression of a trained network, or take the plan of before, and run it."""
+    from pipeline.parameters import configuration
+
+    words = [arguments.checkpoint, str(arguments.folder), *arguments.changes]
+    command = shlex.join(["python", "-m", "pipeline", "compress", *words])
+    with one_line_errors():
+        # PyTorch takes seconds to be imported.
+        print(f"{arguments.checkpoint}: reading the network, then the images", flush=True)
+        from pipeline.planning import compression
+
+        if (
+            not arguments.anew
+            and configuration.is_written_by(command)
+            and compression.is_current(arguments.checkpoint)
+        ):
+            configuration.compose()
+            print(f"going on with {configuration.FILE}; --anew plans anew")
+        else:
+            made = compression.make(arguments.checkpoint, arguments.folder, arguments.changes)
+            planned.announce(made.lines())
+            compression.write(made, command)
+            planned.say_where()
+        if arguments.plan:
+            planned.say_how()
+            return
+        # The plan has loaded a network, whose memory the stages need: a new process goes on.
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", "pipeline", "run"])

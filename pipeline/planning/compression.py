@@ -1,0 +1,255 @@
+"""The plan for a trained network: what it is, what is done with it, and what its file does not say."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import parameters
+from pipeline.data import images as image_files
+from pipeline.data import sources as folders
+from pipeline.distillation import sources
+from pipeline.errors import DistilleryError
+from pipeline.models import initialisation
+from pipeline.parameters import Parameters, composition, configuration
+from pipeline.planning import plan, survey
+from pipeline.planning.survey import Survey
+from pipeline.settings import merge
+from pipeline.statistics import intervals
+from students.mobilenet_v1 import BASE_CHANNELS, scaled_channels
+from teachers import labels
+from teachers.contract import InputContract
+from teachers.teacher import Teacher, columns, name_logits
+
+GROUPS = {"teacher": sources.STUDENT, "variants": "compression", "recipe": "quick"}
+"""Members of groups of `configs/`."""
+TRAINING = 2048
+"""Greatest number of training images, which calibrate and give the statistics of batch norm."""
+SHARES = {"val": 0.2, "test": 0.4}
+"""Shares of val and test of a folder without splits: nothing is trained, so few images need to be left."""
+BATCH = 32
+"""Number of images per forward pass."""
+INPUTS = {
+    "[0, 1]": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "[-1, 1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Usual means and standard deviations of an input, by name."""
+FORMS = [
+    {"activation": activation, "padding": padding}
+    for activation in ("relu", "relu6")
+    for padding in ("symmetric", "same")
+]
+"""What a state dict does not say of its network."""
+
+
+class CompressionError(DistilleryError):
+    """The network cannot be compressed with these images."""
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What will be done with a network, as values for `configs/run.yaml`, and why."""
+
+    groups: Mapping[str, str]
+    values: Mapping[str, Any]
+    survey: Survey
+    network: str
+    """The network in words."""
+    classes: str
+    """How its logits are those of the images, in words."""
+    variants: tuple[str, ...]
+    found: str | None
+    """What the file does not say, and how it was found out, in words; None if it says all."""
+
+    def lines(self) -> list[str]:
+        """The plan in sentences for a terminal and for the head of the file."""
+        count = self.survey.images
+        return [
+            *self.survey.lines(),
+            self.network,
+            *([self.found] if self.found else []),
+            self.classes,
+            f"nothing is trained: {min(TRAINING, count['train']):,} training images calibrate, "
+            f"{count['val']:,} of val choose, and {count['test']:,} of test compare the files with it",
+            f"variants: {', '.join(self.variants)}",
+        ]
+
+
+def make(checkpoint: str, folder: Path, words: Sequence[str] = ()) -> Compression:
+    """Look at a network and a folder, and plan its compression. Nothing is written.
+
+    Args:
+        checkpoint: file, folder or hub id; see ``initialisation.source_of``.
+        folder: folder of labelled images.
+        words: ``GROUP=NAME`` and ``KEY=VALUE`` of a person, which take precedence over the plan.
+
+    Raises:
+        TeacherError: the network is not one that can be compressed here, or its classes are others.
+        SourceError: the folder cannot be used.
+        ParameterError: a value is not valid.
+    """
+    groups, given = plan.read_words(words)
+    sha256 = initialisation.fingerprint(checkpoint)
+    first = sources.student(checkpoint, size=None, overrides={})
+    folders.check_place(folder)
+    groups = {**GROUPS, "data": survey.source_of(folder), **groups}
+    size = given.get("student.size") or given.get("teacher.size")
+    declared = first.input
+    size = size or str(declared.size if declared and declared.size else sources.DEFAULT_SIZE)
+    own = {
+        "data.path": str(folder),
+        "teacher.name": checkpoint,
+        "teacher.size": size,
+        "student.size": size,
+        "student.width": str(_width(first)),
+        "views.per_image": "1",
+        **({"teacher.sha256": sha256} if sha256 else {}),
+        **({"views.eval_crop": str(declared.crop)} if declared and declared.crop != 1 else {}),
+        **{f"data.{name}": str(share) for name, share in SHARES.items()},
+    }
+    given = own | given
+    values, _ = composition.merged([f"{key}={value}" for key, value in (groups | given).items()])
+    fixed = plan.nested({key: plan.value_at(values, key) for key in given})
+    base = parameters.check(values, str(configuration.FILE))
+    contents = survey.look(base.data, base.seed, drawn=True)
+    network = sources.load(base.teacher, base.student.overrides())
+    if base.teacher.labels is not None:
+        network = name_logits(network, base.teacher.labels, contents.classes)
+    indices = columns(network, contents.classes)
+    found = None
+    if declared is None and not any((base.teacher.input.mean, base.teacher.input.std)):
+        if base.data.source == "attributes":
+            raise CompressionError(
+                f"{checkpoint} does not say how its input is made; set teacher.input.mean and "
+                "teacher.input.std"
+            )
+        found, more = _find_out(checkpoint, base, contents, indices)
+        fixed = merge(more, fixed)
+    if base.data.train is None and contents.images["train"] > TRAINING:
+        fixed = merge({"data": {"train": TRAINING}}, fixed)
+    final = parameters.check(merge(values, fixed), str(configuration.FILE))
+    return Compression(
+        groups,
+        fixed,
+        contents,
+        network=_describe(network, final),
+        classes=_classes(network, contents.classes, indices),
+        variants=tuple(final.variants),
+        found=found,
+    )
+
+
+def write(compression: Compression, command: str) -> None:
+    """Write `configs/run.yaml` and `params.yaml`.
+
+    Args:
+        compression: the plan.
+        command: command that made the plan.
+    """
+    remarks = [
+        "Edit it as you like: `python -m pipeline run` goes on with it as it is.",
+        "docs/parameters.md describes every key.",
+        *(part for line in compression.lines() for part in textwrap.wrap(line, 100)),
+    ]
+    configuration.write(compression.groups, compression.values, command, remarks)
+
+
+def is_current(checkpoint: str) -> bool:
+    """Whether the plan of before is for the network as it lies there now."""
+    planned = configuration.planned()
+    return planned is not None and planned.teacher.sha256 == initialisation.fingerprint(checkpoint)
+
+
+def _describe(network: Teacher, p: Parameters) -> str:
+    assert network.arguments is not None
+    return (
+        f"network: {network.origin}: MobileNetV1 of {p.student.width:g} times the full width, "
+        f"{network.arguments.get('activation', 'relu')}, {network.arguments.get('padding', 'symmetric')} "
+        f"padding, at {p.student.size} pixels"
+    )
+
+
+def _width(network: Teacher) -> float:
+    """Width multiplier of a network; of one whose layers were narrowed unevenly, the mean."""
+    assert network.arguments is not None
+    channels = tuple(network.arguments["channels"])
+    width = channels[-1] / BASE_CHANNELS[-1]
+    return width if scaled_channels(width) == channels else round(sum(channels) / sum(BASE_CHANNELS), 2)
+
+
+def _classes(network: Teacher, classes: Sequence[str], indices: Sequence[int]) -> str:
+    if network.outputs > len(classes):
+        return (
+            f"classes: {len(classes):,} of the {network.outputs:,} that the network knows; the files have "
+            "the logits of these alone, and the scores are those among these"
+        )
+    if network.labels is None:
+        return (
+            f"classes: the network has no names; its {network.outputs:,} logits are taken in the order "
+            f"{labels.listing(classes)}, which is checked on val; teacher.labels gives another one"
+        )
+    order = "in the same order" if list(indices) == list(range(len(classes))) else "in another order"
+    return f"classes: the {len(classes):,} of the network, {order}"
+
+
+def _find_out(
+    checkpoint: str, p: Parameters, contents: Survey, indices: Sequence[int]
+) -> tuple[str, dict[str, Any]]:
+    """What a state dict does not say, by the share of training images that the network classifies correctly.
+
+    Returns:
+        The finding in words, and its values.
+
+    Raises:
+        CompressionError: nothing usual fits, or the images cannot tell.
+    """
+    pixels = InputContract(p.student.size, crop=p.views.eval_crop)
+    rendered = [_render(encoded, pixels) for encoded in contents.sample]
+    truth = torch.tensor(np.asarray(contents.sample_labels))
+    images = torch.from_numpy(np.stack(rendered))
+    results = []
+    given = p.student.overrides()
+    forms = [form for form in FORMS if all(given.get(key, value) == value for key, value in form.items())]
+    for form in forms:
+        module = sources.student(checkpoint, size=p.student.size, overrides=given | form).module.eval()
+        for name, (mean, std) in INPUTS.items():
+            contract = replace(pixels, mean=mean, std=std)
+            with torch.no_grad():
+                logits = torch.cat([module(contract.normalise(part)) for part in images.split(BATCH)])
+            correct = logits[:, list(indices)].argmax(1) == truth
+            results.append((int(correct.sum()), name, form))
+    # The first of equals: PyTorch's own defaults, and bytes divided by 255.
+    best = max(results, key=lambda result: result[0])
+    chance = 1 / len(contents.classes)
+    # The best of several is above chance more easily than one.
+    low, _ = intervals.wilson(best[0], len(truth), 1 - 0.05 / len(results))
+    _, name, form = best
+    shown = ", ".join(f"{key} {value}" for key, value in form.items())
+    words = (
+        f"{checkpoint} does not say how its input is made, nor its activation and padding; of "
+        f"{len(results)} usual combinations, {shown} and an input of {name} classify the most of "
+        f"{len(truth)} training images correctly ({best[0] / len(truth):.1%}"
+    )
+    if low <= chance:
+        raise CompressionError(
+            f"{words}), which is not above chance; set teacher.input.mean and teacher.input.std, and "
+            "teacher.labels if the logits have another order than the folders"
+        )
+    others = [result[0] for result in results if result is not best]
+    mean, std = INPUTS[name]
+    values = {
+        "teacher": {"input": {"mean": list(mean), "std": list(std)}},
+        "student": {key: value for key, value in form.items() if key not in given},
+    }
+    following = f", the next {max(others) / len(truth):.1%}" if others else ""
+    return f"{words}{following}); teacher.input, student.activation and student.padding say otherwise", values
+
+
+def _render(encoded: bytes, contract: InputContract) -> np.ndarray:
+    image = image_files.decode(encoded)
+    return np.asarray(contract.render(image, contract.centre_box(*image.size)))
