@@ -41,12 +41,7 @@ def main() -> None:
         statements=p.card.model_dump(),
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
-        choice=budget.choose(
-            rows,
-            **limits,
-            gate_max_drop=p.gate.distill.max_drop,
-            noise=benchmark["noise"]["reasons"],
-        ),
+        choice=budget.choose(rows, **limits, noisy=benchmark["noise"]["noisy"]),
         evidence=evidence.read(
             costs=paths.COSTS,
             robustness=paths.ROBUSTNESS,

@@ -63,6 +63,10 @@ class Card:
     """Name of the variant to ship, which may be another one; None where none fits the budget."""
     accepted: bool
     """Whether the gate accepts this variant and all its ancestors."""
+    rejection: str
+    """Why it does not, as a clause; empty if it does."""
+    undecided: bool
+    """Whether the only reason is that there are too few test images."""
     shipped: Row
     """The variant that the card describes."""
     result: VariantResults
@@ -156,6 +160,8 @@ def _card(results: RunResults, everything: RunResults) -> Card:
         nouns=words.noun(results.task, 2),
         recommended=recommended,
         accepted=shipped in budget.accepted(everything.table),
+        rejection=budget.why_rejected(everything.table, shipped.variant),
+        undecided=shipped in budget.undecided(everything.table),
         shipped=shipped,
         result=results.closest_results,
         change=results.change(shipped.variant),
