@@ -137,8 +137,8 @@ def images_needed(
         return None
     if _beyond(limits, classes) or not chance.is_exceeded:
         return None
-    shares = (count / difference.images for count in (difference.gained, difference.lost))
-    return intervals.images_needed(*shares, limits.max_drop)
+    gained, lost = difference.gained / difference.images, difference.lost / difference.images
+    return intervals.images_needed(gained, lost, limits.max_drop)
 
 
 def explain(

@@ -244,7 +244,9 @@ def _why_best(
     if only and limits:
         within = f"and {within}"
     comparison = "" if best is root else f" ({scored.of_reference(best, root.variant)})"
-    return f"{best.variant} is the {title} {within}: {100 * best.score:.2f} %{comparison}, {scored.cost(best)}."
+    return (
+        f"{best.variant} is the {title} {within}: {100 * best.score:.2f} %{comparison}, {scored.cost(best)}."
+    )
 
 
 def _alternative(best: ScoredVariant, root: ScoredVariant, fitting: Sequence[ScoredVariant]) -> Iterator[str]:
@@ -300,9 +302,7 @@ def _rejection(row: ScoredVariant, rows: Sequence[ScoredVariant]) -> str:
     return f"{row.variant} ({scored.cost(row)}) is rejected: {why_rejected(rows, row.variant)}."
 
 
-def _why_nothing_passed(
-    rows: Sequence[ScoredVariant], root: ScoredVariant, closest: ScoredVariant
-) -> str:
+def _why_nothing_passed(rows: Sequence[ScoredVariant], root: ScoredVariant, closest: ScoredVariant) -> str:
     """Every variant descends from a rejected one, so no variant that is made from the teacher is accepted."""
     others = ""
     if sum(row.parent == TEACHER for row in rows) > 1:

@@ -97,7 +97,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def paired_interval(gained: float, lost: float, images: int) -> tuple[float, float]:
+def paired_interval(gained: int | float, lost: int | float, images: int) -> tuple[float, float]:
     """95 % score interval of the difference of two proportions that were measured on the same images.
 
     Tango 1998, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8%3C891::AID-SIM780%3E3.0.CO;2-B. It keeps
@@ -138,7 +138,7 @@ def paired_interval(gained: float, lost: float, images: int) -> tuple[float, flo
     )
 
 
-def images_needed(gained: float, lost: float, max_drop: float) -> int | None:
+def images_needed(gained: int | float, lost: int | float, max_drop: int | float) -> int | None:
     """Fewest images on which the paired interval excludes a loss of more than ``max_drop``.
 
     Args:

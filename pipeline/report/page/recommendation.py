@@ -138,15 +138,19 @@ def _advice(results: RunResults) -> list[str]:
     if undecided:
         least = min(row.images_needed or 0 for row in undecided)
         more_images = [
-            f"Add test images: with about {figure(least)} in place of {figure(undecided[0].test_images)}, the "
-            f"first of {listed(row.variant for row in undecided)} would be accepted, at this rate of changed "
-            "answers."
+            f"Add test images: there are {figure(undecided[0].test_images)}, and from about {figure(least)} "
+            f"on, the first of {listed(row.variant for row in undecided)} would be accepted, at this rate of "
+            "changed answers."
         ]
     if budget.accepted(results.table):
         return [
             *more_images,
             f"Raise the limit in budget, or ship {results.closest.variant}, which comes closest.",
-            *([] if undecided else ["Or declare a smaller or faster variant in variants, and run dvc repro."]),
+            *(
+                []
+                if undecided
+                else ["Or declare a smaller or faster variant in variants, and run dvc repro."]
+            ),
         ]
     return [
         *more_images,
