@@ -12,8 +12,8 @@ FEW_CHANGES = 0.0025
 """Share of the test images that an int8 file gets wrong although its parent gets them right, and the other
 way round. Of int8-ptq, 0.15 % were measured on 10,000 images of Fashion-MNIST, and 0.1 % on 1,000
 photographs."""
-MOST = 1 / 3
-"""Greatest share of the images that the plan gives to test."""
+PARTS = 3
+"""The plan gives at most one of so many parts of the images to test."""
 
 
 def share_of_test(p: Parameters, images: int) -> int | float:
@@ -25,7 +25,7 @@ def share_of_test(p: Parameters, images: int) -> int | float:
     strictest = min(_limits(p).values())
     least, wanted = (images_needed(share, share, strictest) for share in (0.0, FEW_CHANGES))
     usual = p.data.test if isinstance(p.data.test, int) else round(p.data.test * images)
-    most = int(MOST * images)
+    most = images // PARTS
     if least is None or wanted is None or usual >= wanted or most < max(least, usual + 1):
         return p.data.test
     return min(wanted, most)

@@ -51,8 +51,8 @@ def _on_attacks(evidence: Evidence, variant: str) -> Iterator[str]:
             f"Pixels that someone changes on purpose, by at most {worst['radius']:g} of 255 grey levels, "
             f"leave {figure(worst['accuracy'], '%', 1)} of the answers to "
             f"{words.counted(part['n'], 'image')} right. Nearly every network that was not trained against "
-            "attacks behaves like this. Where somebody gains by a wrong answer, do not rely on the classifier "
-            "alone; elsewhere, ignore it."
+            "attacks behaves like this. Where somebody gains by a wrong answer, do not rely on the "
+            "classifier alone; elsewhere, ignore it."
         )
 
 
