@@ -122,7 +122,7 @@ def main() -> None:
         "experiments",
         experiments.run,
         "print a table of all finished DVC experiments",
-        "  dvc exp run -S distill.epochs=6 && python -m pipeline experiments",
+        "  python -m pipeline experiments",
     )
 
     command = add(

@@ -312,7 +312,7 @@ def test_the_plan_shows_what_cannot_be_accepted() -> None:
         (["photos", "--start", "/nowhere"], 1, ("/nowhere does not exist", "--start random")),
         (["photos", "--start", "./nowhere"], 1, ("./nowhere does not exist",)),
         (["photos", "--start", "someone/something"], 1, ("someone/something", "--start random")),
-        (["photos/cat"], 1, ("did you mean", "'cat'", "'dog'")),
+        (["photos/cat"], 1, ("did you mean", "`cat`", "`dog`")),
     ],
 )
 def test_a_slip_of_the_pen_is_answered_in_the_words_of_the_command(

@@ -117,11 +117,11 @@ def _parent(path: Path) -> str:
     with suppress(OSError):
         beside = [
             folder.name
-            for folder in path.resolve().parent.iterdir()
+            for folder in path.absolute().parent.iterdir()
             if folder.is_dir() and any(map(reading.is_picture, folder.iterdir()))
         ]
         if len(beside) > 1:
-            parent = printable(path.resolve().parent)
+            parent = printable(path.absolute().parent)
             return f"; did you mean {parent}, which holds {trees.quote(sorted(beside))}?"
     return ""
 

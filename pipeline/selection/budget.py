@@ -140,16 +140,21 @@ def undecided(rows: Sequence[AnyVariant]) -> list[AnyVariant]:
     return [row for row in _without_descendants(rows, proven) if row.images_needed is not None]
 
 
-def why_rejected(rows: Sequence[ScoredVariant], variant: str) -> str:
-    """Why the gate does not accept a variant together with its ancestors, as a clause; empty if it does."""
+def first_rejected(rows: Sequence[AnyVariant], variant: str) -> AnyVariant | None:
+    """The oldest of a variant and its ancestors that the gate rejects; None if it accepts all of them."""
     by_name = {row.variant: row for row in rows}
     ancestors = lineage.ancestors({row.variant: row.parent for row in rows}, variant)
-    for name in reversed([variant, *ancestors]):
-        row = by_name.get(name)
-        if row is not None and row.verdict != "accept":
-            reason = scored.of_gate(row, "its teacher" if row.parent == TEACHER else row.parent)
-            return reason if name == variant else f"made from {name}, which is rejected: {reason}"
-    return ""
+    path = (by_name.get(name) for name in reversed([variant, *ancestors]))
+    return next((row for row in path if row is not None and row.verdict != "accept"), None)
+
+
+def why_rejected(rows: Sequence[ScoredVariant], variant: str) -> str:
+    """Why the gate does not accept a variant together with its ancestors, as a clause; empty if it does."""
+    row = first_rejected(rows, variant)
+    if row is None:
+        return ""
+    reason = scored.of_gate(row, "its teacher" if row.parent == TEACHER else row.parent)
+    return reason if row.variant == variant else f"made from {row.variant}, which is rejected: {reason}"
 
 
 def _soundly_compressed(rows: Sequence[AnyVariant]) -> list[AnyVariant]:
