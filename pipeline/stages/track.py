@@ -188,11 +188,13 @@ class _Judged:
         return max((row for row in self.rows.values() if row.parent == TEACHER), key=lambda row: row.score)
 
     def recommendation(self, row: Row) -> str:
-        """What to do with a variant, in two words."""
+        """What to do with a variant, in a few words."""
         if row.variant == self.champion:
             return "ship this"
         if row.variant in self.accepted:
             return "accepted"
+        if row in budget.undecided([*self.rows.values()]):
+            return "more test images"
         return "rejected" if row.verdict != "accept" else "ancestor rejected"
 
 
