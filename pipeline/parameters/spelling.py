@@ -55,7 +55,7 @@ def _problems(word: str) -> Iterator[str]:
         tail = "".join(f".{part}" for part in rest)
         near = next(iter(difflib.get_close_matches(first, keys, n=1)), None)
         yield messages.unknown(
-            key, "key", first, names, "" if near is None or any(_problems(f"{near}{tail}=")) else tail
+            key, "key", first, names, rest="" if near is None or any(_problems(f"{near}{tail}=")) else tail
         )
         return
     if first == "variants":
@@ -67,7 +67,9 @@ def _problems(word: str) -> Iterator[str]:
         if not allowed or part.isdigit():
             return  # a list, or values of any kind
         if part not in allowed:
-            yield messages.unknown(key, "key", part, allowed)
+            before = "".join(f"{name}." for name in key.split(".")[: index + depth])
+            after = "".join(f".{name}" for name in parts[index + 1 :])
+            yield messages.unknown(key, "key", part, allowed, before, after)
             return
 
 
