@@ -4,13 +4,16 @@ The commands themselves are in `pipeline/commands/`, one module each.
 """
 
 import argparse
+import difflib
 import math
 import os
+import re
 import sys
 import tomllib
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from pipeline import paths, process
 from pipeline.commands import (
@@ -31,7 +34,7 @@ from pipeline.commands import (
 
 def main() -> None:
     """Read the arguments and run one command."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog="python -m pipeline",
         description="Choose, use and ship the image classifiers that `dvc repro` has made.",
         epilog="example:\n  python -m pipeline choose --max-drop 0.01\n\n"
@@ -42,7 +45,7 @@ def main() -> None:
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and the commit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
-    def add(name: str, run: Callable[[Namespace], None], summary: str, example: str) -> ArgumentParser:
+    def add(name: str, run: Callable[[Namespace], None], summary: str, example: str) -> "Parser":
         command = commands.add_parser(
             name,
             help=summary,
@@ -50,7 +53,7 @@ def main() -> None:
             epilog=f"example:\n{example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, parser=command)
         return command
 
     command = add(
@@ -84,6 +87,7 @@ def main() -> None:
     )
     command.add_argument("--plan", action="store_true", help="only write the plan")
     command.add_argument("--anew", action="store_true", help="plan anew what was planned before")
+    command.add_argument("--planned", action="store_true", help=argparse.SUPPRESS)
 
     command = add(
         "compress",
@@ -128,7 +132,11 @@ def main() -> None:
         help="greatest loss of score against fp32, shown by its interval; 0.01 is one percentage point",
     )
     command.add_argument("--max-latency-ms", type=float, help="greatest median latency in milliseconds")
-    command.add_argument("--max-size-bytes", type=int, help="greatest size of the ONNX file in bytes")
+    command.add_argument(
+        "--max-size-bytes",
+        type=_bytes,
+        help="greatest size of the ONNX file in bytes, such as 2000000 or 2MB",
+    )
     command.add_argument(
         "--experiments",
         action="store_true",
@@ -236,7 +244,7 @@ def main() -> None:
         if rest and (
             arguments.run not in (run.run, compress.run) or any(word.startswith("-") for word in rest)
         ):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            arguments.parser.refuse(rest)
         if rest:
             arguments.changes += rest
         try:
@@ -261,6 +269,27 @@ def _minutes(text: str) -> float:
     return minutes
 
 
+class Parser(ArgumentParser):
+    """A parser that names the option that was probably meant."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self.options: list[str] = []
+        super().__init__(*arguments, **settings)
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """Add an argument, and note its name if it is an option that the help shows."""
+        if settings.get("help") != argparse.SUPPRESS:
+            self.options += [name for name in names if str(name).startswith("--")]
+        return super().add_argument(*names, **settings)
+
+    def refuse(self, words: Sequence[str]) -> NoReturn:
+        """Exit with status 2 and the words that no argument takes."""
+        unknown = [word.partition("=")[0] for word in words if word.startswith("-")]
+        near = [match for word in unknown for match in difflib.get_close_matches(word, self.options, n=1)]
+        hint = f"; did you mean {' '.join(near)}?" if near else ""
+        self.error(f"unrecognized arguments: {' '.join(words)}{hint}")
+
+
 class Version(argparse.Action):
     """Print the version and, in a checkout, its commit."""
 
@@ -272,6 +301,17 @@ class Version(argparse.Action):
         commit = provenance.git_commit()
         print(project["name"], project["version"], *([] if commit == "unknown" else [f"({commit})"]))
         parser.exit()
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(-?[\d.]+)\s*(k|M|G|)(i?)B?", text, re.IGNORECASE)
+    try:
+        number, prefix, binary = match.groups() if match else ("", "", "")
+        return round(float(number) * (1024 if binary else 1000) ** " kmg".index(prefix.lower() or " "))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a number of bytes, such as 2000000, 2MB or 1.9MiB"
+        ) from None
 
 
 def _positive(text: str) -> int:

@@ -4,6 +4,7 @@ The libraries repeat a failed request many times, and some wait without a limit 
 packets.
 """
 
+import re
 import socket
 import threading
 import urllib.error
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from teachers.errors import TeacherError, one_line
+from teachers.errors import TeacherError, WeightsError, one_line
 
 SECONDS = 6.0
 """Seconds in which a hub has to answer its first request."""
@@ -41,8 +42,27 @@ OWN_FOLDER = (
 )
 
 
+ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""Id of a model on Hugging Face's hub."""
+
+
 class HubError(TeacherError):
     """A hub does not answer, and what is needed is not in its cache; the message names the alternatives."""
+
+
+def check_id(name: str) -> None:
+    """Check that a name can be that of a model on Hugging Face's hub, before the hub is asked.
+
+    Raises:
+        WeightsError: it is a path of this machine, where no folder is.
+    """
+    if name.startswith((".", "~")) or not ID.fullmatch(name):
+        problem = "is not a folder" if Path(name).exists() else "does not exist"
+        hint = "; `~` is not expanded, write the whole path" if name.startswith("~") else ""
+        raise WeightsError(
+            f"{name} {problem}{hint}; allowed: a folder that `save_pretrained` wrote, or OWNER/NAME of "
+            "Hugging Face's hub"
+        )
 
 
 @contextmanager

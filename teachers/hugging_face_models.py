@@ -86,6 +86,8 @@ def hub(name: str, weights: str | None) -> AbstractContextManager[None]:
         ("preprocessor_config.json",),
         *([hubs.HUGGING_FACE_FILES] if weights else []),
     ]
+    if not Path(name).is_dir():
+        hubs.check_id(name)
     is_local = Path(name).is_dir() or all(hubs.in_hugging_face_cache(name, *names) for names in needed)
     return hubs.download(
         hubs.HUGGING_FACE, f"Hugging Face model {name!r}", hubs.OWN_FOLDER, is_local=is_local

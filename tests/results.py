@@ -342,6 +342,7 @@ def comparison(
             "distinguishable": not found.lo <= 0 <= found.hi,
             "verdict": gate.verdict(found, limits, above),
             "reason": gate.explain(found, limits, entry.parent, above),
+            "images_needed": gate.images_needed(found, limits, above),
             "limits": limits.model_dump(),
             "chance": above.expected,
             "flips": {

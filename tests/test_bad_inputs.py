@@ -604,3 +604,13 @@ def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
     file.touch()
     database.prepare(file, lambda fresh: tables(fresh, *COMPLETE))
     assert file.stat().st_size
+
+
+def test_check_says_where_parameters_differ_by_hand_and_not_in_an_experiment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = yaml.safe_load(paths.PARAMETERS.read_text())
+    paths.PARAMETERS.write_text(yaml.safe_dump(values | {"seed": values["seed"] + 1}))
+    assert "seed" in run("pipeline.stages.check").stdout
+    monkeypatch.setenv("DVC_EXP_NAME", "bold-fox")
+    assert "seed" not in run("pipeline.stages.check").stdout

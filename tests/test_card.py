@@ -357,3 +357,16 @@ def test_a_training_of_another_machine_has_no_duration_on_the_card_and_on_the_pa
     # Durations, energy and CO2 of fp32 on the card; what the sum lacks; and the same on the page.
     assert card.render(run, "int8").count(words.NOT_MEASURED) >= 5
     assert page.render(run).count(words.NOT_MEASURED) >= 7
+
+
+def test_the_card_of_a_variant_that_lacks_test_images_says_so_and_nothing_false() -> None:
+    run = results.run(max_drop=0.0105)
+    (undecided, *_) = budget.undecided(run.table)
+    text = card.render(run, undecided.variant)
+    lead, advice = text.split("## Model Details")[0], section(text, "### Recommendations")
+    rejected = budget.first_rejected(run.table, undecided.variant)
+    assert rejected is not None
+    assert run.change(rejected.variant)["reason"] in lead
+    assert "loses more than" not in lead
+    assert "Do not use" not in advice
+    assert "more images" in advice

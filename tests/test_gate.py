@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -104,7 +106,7 @@ def test_a_loss_within_the_limit_is_rejected_while_the_test_set_is_too_small_to_
             -0.05,
             -0.01,
             "Rejected: 3.0 points below fp32 (95 % CI 1.0 to 5.0); up to 4 are allowed, "
-            "and the interval does not exclude a greater loss.",
+            "and 10,000 test images do not exclude a greater loss.",
         ),
     ],
 )
@@ -140,3 +142,38 @@ def test_a_class_whose_loss_is_shown_and_beyond_its_limit_rejects_a_variant(
     sentence = gate.explain(small, limits(0.01), "fp32", ABOVE, classes)
     assert sentence.startswith(f"{verdict.capitalize()}ed: 0.5 points below fp32")
     assert ("'Shirt' loses" in sentence) == worse
+
+
+@pytest.mark.parametrize(("max_drop", "images"), [(0.01, 381), (0.02, 189), (0.04, 93)])
+def test_a_variant_that_changes_no_answer_is_accepted_from_the_number_of_images_that_is_named(
+    max_drop: float, images: int
+) -> None:
+    verdicts, named = [], []
+    for count in (120, images - 1, images):
+        correct = np.arange(count) % 10 > 0
+        difference = gate.compare(correct, correct)
+        verdicts.append(gate.verdict(difference, limits(max_drop), ABOVE))
+        named.append(gate.images_needed(difference, limits(max_drop), ABOVE))
+    assert verdicts[1:] == ["reject", "accept"]
+    assert named[1:] == [images, None]
+    small = gate.compare(np.ones(60, dtype=bool), np.ones(60, dtype=bool))
+    sentence = gate.explain(small, limits(max_drop), "fp32", ABOVE)
+    assert "60 test images" in sentence
+    assert f"about {images} would" in sentence
+
+
+def test_more_images_are_named_only_where_they_help() -> None:
+    def needed(gained: int, lost: int, classes: list[dict[str, Any]] | None = None, at: Chance = ABOVE):
+        parent, variant = np.zeros(200, dtype=bool), np.zeros(200, dtype=bool)
+        parent[:lost], variant[lost : lost + gained] = True, True
+        return gate.images_needed(gate.compare(variant, parent), limits(0.01), at, classes or [])
+
+    chance = Chance(score=0.11, expected=0.1, deviation=0.0095, reference=0.0095)
+    assert needed(0, 0) == 381
+    assert (needed(1, 1) or 0) > 381
+    assert (needed(1, 0) or 400) < 381
+    assert needed(0, 2) is None  # the estimate is the limit
+    assert needed(0, 0, at=chance) is None
+    assert needed(0, 0, [{"label": "a", "delta": -0.2, "worse": True}]) is None
+    attributes = Difference(200, 0.0, -0.03, 0.03, None)
+    assert gate.images_needed(attributes, limits(0.01), ABOVE) is None

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline import paths, process, provenance
-from pipeline.selection import table
+from pipeline import __main__, paths, process, provenance
+from pipeline.selection import budget, table
 from pipeline.selection.table import Row
 from tests import tiny_onnx
 from tests.command import run
@@ -168,7 +168,9 @@ def test_ship_notes_a_missing_card_missing_results_and_a_rejection(
     digest = provenance.sha256(root / paths.onnx("tiny"))
     table.write(root / paths.VARIANTS, rows(digest, verdict="reject"))
     assert run(monkeypatch, "ship tiny out/again") == 0
-    assert "gate" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "gate" in err
+    assert budget.why_rejected(table.read(root / paths.VARIANTS), "tiny") in err
     assert (root / "out/again/model_card.md").read_text() == "# The card of tiny\n"
     table.write(root / paths.VARIANTS, rows("1" * 64))
     assert run(monkeypatch, "ship tiny out/other") == 1
@@ -240,3 +242,26 @@ def test_ctrl_c_ends_a_command_with_one_line_and_status_130(
             assert run(monkeypatch, "predict tiny photos") == process.INTERRUPTED
         out, err = capsys.readouterr()
         assert (out, len(err.splitlines())) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2000000", 2_000_000), ("2MB", 2_000_000), ("1.5 MB", 1_500_000), ("2MiB", 2_097_152)]
+)
+def test_a_size_may_have_a_unit(text: str, size: int) -> None:
+    assert __main__._bytes(text) == size
+
+
+@pytest.mark.usefixtures("root")
+def test_a_size_that_is_none_is_refused_with_examples(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "choose --max-size-bytes small") == 2
+    assert "2MB" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("root")
+def test_the_variant_that_was_probably_meant_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "predict tinny photo.jpg") == 1
+    assert "did you mean tiny?" in capsys.readouterr().err

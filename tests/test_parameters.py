@@ -331,9 +331,9 @@ def test_every_key_of_the_default_run_is_in_the_reference_with_a_description() -
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
-        ("destill.epochs=2", "`distill`"),
-        ("distill.epohs=2", "`epochs`"),
-        ("gate.distil.max_drop=0.1", "`distill`"),
+        ("destill.epochs=2", "`distill.epochs`"),
+        ("distill.epohs=2", "`distill.epochs`"),
+        ("gate.distil.max_drop=0.1", "`gate.distill.max_drop`"),
         ("techer=timm", "`teacher`"),
         ("recpe=paper", "`recipe`"),
         ("teacher=efficientnt", "`efficientnet_lite0`"),
@@ -383,6 +383,6 @@ def test_dvc_answers_a_typo_in_one_line_with_what_was_meant() -> None:
     )
     lines = done.stdout.splitlines()
     assert len(lines) == 3
-    assert all("did you mean `distill`?" in line for line in lines)
+    assert all("did you mean `distill.epochs`?" in line for line in lines)
     config = (ROOT / ".dvc" / "config").read_text()
     assert "plugins_path = .dvc" in config

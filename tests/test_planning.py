@@ -1,5 +1,6 @@
 """The plan for a folder of images: what it holds, what fits into the time, and where it is written."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pipeline.data.listing import SourceError
 from pipeline.data.settings import DataSettings
 from pipeline.models.settings import InitSettings
 from pipeline.parameters import composition, configuration
-from pipeline.planning import plan, schedule, starts, survey
+from pipeline.planning import plan, proof, schedule, starts, survey
 from pipeline.planning.rates import Network, Rates
 from pipeline.settings import merge
 from teachers import hubs
@@ -255,3 +256,89 @@ def test_a_server_that_never_answers_is_given_up_soon(monkeypatch: pytest.Monkey
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: time.sleep(10))
     beginning = starts.choose(PUBLISHED)
     assert beginning.init is None
+
+
+@pytest.mark.parametrize(
+    ("images", "test"), [(600, 0.2), (1_142, 0.2), (1_143, 381), (1_300, 433), (2_000, 488), (2_440, 0.2)]
+)
+def test_a_folder_gets_the_test_images_that_int8_needs_where_a_third_has_them(
+    images: int, test: int | float
+) -> None:
+    assert proof.share_of_test(base(), images) == test
+    assert proof.share_of_test(base(data={"test": 500}), images) == 500
+
+
+@pytest.mark.parametrize(
+    ("test", "rejected"),
+    [(92, ("93", "189", "381")), (120, ("189", "381")), (189, ("381",)), (380, ("381",)), (381, ())],
+)
+def test_a_plan_says_which_variants_cannot_be_accepted_with_so_few_test_images(
+    test: int, rejected: tuple[str, ...]
+) -> None:
+    lines = proof.lines(base(), photographs(300, test=test))
+    assert len(lines) == bool(rejected)
+    for number in ("93", "189", "381"):
+        assert any(f"({number} needed)" in line for line in lines) == (number in rejected)
+    for line in lines:
+        assert f"{test} test images" in line
+        assert "int8-ptq" in line
+        assert "data.test" in line
+        assert "gate.quantize.max_drop" in line
+        assert ("pruned-50 (" in line) == ("189" in rejected)
+
+
+def test_more_images_of_a_given_test_split_and_no_share_are_asked_for() -> None:
+    found = dataclasses.replace(photographs(300, test=50), test_is_drawn=False)
+    (line,) = proof.lines(base(), found)
+    assert "add test photographs" in line
+    assert "data.test" not in line
+
+
+@pytest.mark.usefixtures("project")
+def test_the_plan_shows_what_cannot_be_accepted() -> None:
+    lines = plan.make(Path("photos"), 20.0).lines()
+    assert any("381 needed" in line for line in lines)
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("words", "status", "parts"),
+    [
+        (["phootos"], 1, ("phootos does not exist", "did you mean photos?")),
+        (["photos/cat/0.png"], 1, ("photos/cat/0.png is not a folder",)),
+        (["photos", "--minuts", "8"], 2, ("pipeline run", "--minuts", "did you mean --minutes?")),
+        (["photos", "studnet.size=96"], 1, ("studnet.size", "`student.size`")),
+        (["photos", "studnet.sice=96"], 1, ("studnet.sice", "`student`")),
+        (["photos", "--start", "/nowhere"], 1, ("/nowhere does not exist", "--start random")),
+        (["photos", "--start", "./nowhere"], 1, ("./nowhere does not exist",)),
+        (["photos", "--start", "someone/something"], 1, ("someone/something", "--start random")),
+        (["photos/cat"], 1, ("did you mean", "`cat`", "`dog`")),
+    ],
+)
+def test_a_slip_of_the_pen_is_answered_in_the_words_of_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    status: int,
+    parts: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pipeline", "run", "--plan", *words])
+    with pytest.raises(SystemExit) as exit_:
+        __main__.main()
+    assert exit_.value.code == status
+    output = capsys.readouterr()
+    for part in parts:
+        assert part in output.err
+    assert "student.init" not in output.err
+    assert ("reading the images" in output.out) == Path(words[0]).is_dir() or status == 2
+
+
+@pytest.mark.usefixtures("project")
+def test_a_plan_that_was_made_a_moment_ago_is_not_announced_as_an_earlier_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan.write(plan.make(Path("photos"), 20.0), "the command")
+    for words, announced in ((["--planned"], False), ([], True)):
+        monkeypatch.setattr("sys.argv", ["pipeline", "run", "--plan", *words])
+        __main__.main()
+        assert ("going on" in capsys.readouterr().out) == announced

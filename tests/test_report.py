@@ -7,6 +7,7 @@ import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -559,3 +560,67 @@ OVERLAPS = """
 })
 """
 """Texts of a chart that overlap each other."""
+
+
+def lacking_proof(run: RunResults, **changes: Any) -> RunResults:
+    """The same run on 120 test images, which do not show that int8 loses nothing; others are rejected."""
+    change = {
+        **run.comparison["variants"]["int8"],
+        **{"n": 120, "delta": 0.0, "lo": -0.031, "hi": 0.031, "verdict": "reject", "images_needed": 381},
+        **{"distinguishable": False, "limits": {"max_drop": 0.01, "max_class_drop": 0.03}, "classes": []},
+    }
+    values = {"score_delta": 0.0, "delta_lo": -0.031, "max_drop": 0.01, "test_images": 120}
+    table = [
+        row
+        if row.variant == "fp32"
+        else replace(row, verdict="reject", images_needed=381, **values)
+        if row.variant == "int8"
+        else replace(row, verdict="reject", score_delta=-0.1, delta_lo=-0.2)
+        for row in run.table
+    ]
+    comparison = {**run.comparison, "variants": {**run.comparison["variants"], "int8": change}}
+    return replace(run, table=table, comparison=comparison, choice=budget.choose(table, **changes))
+
+
+def test_a_variant_that_lacks_test_images_is_told_from_one_that_loses_something() -> None:
+    root = rendered(lacking_proof(results.run()))
+    lead = root.one(id="budget").text
+    for part in ("only accepted variant", "int8", "120 test images", "381"):
+        assert part in lead
+    row = root.one("tr", data_variant="int8")
+    assert row.attributes["data-verdict"] == "reject"
+    small = row.one(data_column="verdict").text
+    assert words.NO_DIFFERENCE not in small
+    assert "3.1" in small
+    sentence = root.one("li", data_variant="int8").text
+    assert "1 point." in sentence
+    assert "381" in sentence
+
+
+def test_where_more_test_images_would_help_the_advice_is_that_and_no_smaller_variant() -> None:
+    run = results.run()
+    limits = {"max_size_bytes": 3_000_000}
+    advice = rendered(lacking_proof(run, **limits)).one(id="advice").text
+    assert "381" in advice
+    assert "smaller or faster" not in advice
+    none = replace(run, choice=budget.choose(run.table, max_size_bytes=20_000))
+    assert "smaller or faster" in rendered(none).one(id="advice").text
+
+
+def test_a_busy_machine_is_explained_once_and_under_latency() -> None:
+    run = results.run()
+    noise = {"noisy": True, "reasons": ["others took 0.8 cores"]}
+    busy = replace(
+        run, benchmark={**run.benchmark, "noise": noise}, choice=budget.choose(run.table, noisy=True)
+    )
+    root = rendered(busy)
+    assert budget.BUSY in root.one(id="budget").text
+    assert root.text.count("0.8 cores") == 1
+    assert "0.8 cores" in root.one("section", id="latency").text
+
+
+def test_the_reference_is_not_compared_with_its_own_speed() -> None:
+    run = results.run()
+    alone = replace(run, choice=budget.choose(run.table[:1]))
+    assert "the speed of" not in rendered(alone).one(data_figure="latency").text
+    assert "the speed of" in rendered(run).one(data_figure="latency").text

@@ -195,6 +195,9 @@ def test_the_example_names_a_bad_file_on_one_line_and_goes_on(tmp_path: Path, ph
     [line] = done.stderr.splitlines()
     assert "bad.jpg" in line
     assert photos[0].name in done.stdout
+    done = subprocess.run(command[:3], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage" in done.stderr
 
 
 DECODERS_OF_THEIR_OWN = ("avif", "cmyk", "ycbcr", "lab.tif", "jpeg.tif", "rgb.bmp", "deep_key")

@@ -163,3 +163,22 @@ def test_an_attribute_of_one_image_has_an_interval_from_the_samples_that_hold_it
     assert 0.3 < np.isnan(resampled).mean() < 0.45  # (1 - 1 / 40) ** 40 is 0.36
     lo, hi = bootstrap.percentile_interval(resampled)
     assert 0 < lo < hi < 1
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "max_drop"), [(0, 0, 0.01), (0.01, 0.01, 0.01), (0.002, 0.01, 0.02)]
+)
+def test_images_needed_is_where_the_paired_interval_comes_within_the_limit(
+    gained: float, lost: float, max_drop: float
+) -> None:
+    images = intervals.images_needed(gained, lost, max_drop)
+    assert images is not None
+    ends = [intervals.paired_interval(gained * n, lost * n, n)[0] for n in (images - 1, images)]
+    assert ends[0] < -max_drop <= ends[1]
+
+
+@pytest.mark.parametrize(("gained", "lost", "max_drop"), [(0, 0, 0), (0, 0.01, 0.01), (0.01, 0.05, 0.02)])
+def test_no_number_of_images_shows_a_loss_below_the_estimate(
+    gained: float, lost: float, max_drop: float
+) -> None:
+    assert intervals.images_needed(gained, lost, max_drop) is None

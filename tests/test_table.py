@@ -10,8 +10,8 @@ from tests import hostile, results
 
 HEADER = (
     "variant,parent,op,top1,top1_lo,top1_hi,top1_delta,delta_lo,delta_hi,mcnemar_p,verdict,"
-    "size_bytes,parameters,macs,latency_ms_p50,latency_ratio_to_fp32,latency_ratio_lo,latency_ratio_hi,sha256,"
-    "val_top1,reference_delta,reference_lo,reference_hi"
+    "max_drop,test_images,images_needed,size_bytes,parameters,macs,"
+    "latency_ms_p50,latency_ratio_to_fp32,latency_ratio_lo,latency_ratio_hi,sha256,val_top1,reference_delta,reference_lo,reference_hi"
 )
 
 

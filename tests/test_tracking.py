@@ -14,6 +14,7 @@ from mlflow import MlflowClient, artifacts, pyfunc
 from mlflow.entities import Run
 from playwright.sync_api import sync_playwright
 
+from pipeline.stages import track
 from pipeline.tracking import client as tracking_client
 from pipeline.tracking import live, records, registry, runs, unfinished, views
 from pipeline.tracking.records import (
@@ -72,6 +73,23 @@ def contents(case: Case) -> Any:
     versions = client.search_model_versions(f"name = '{model(case)}'")
     named = [(v.version, v.tags, v.aliases, v.last_updated_timestamp) for v in versions]
     return sorted(map(str, logged)), sorted(map(str, named))
+
+
+@pytest.mark.parametrize(
+    ("lost", "parts"),
+    [("reference", ("+1.67 points vs teacher",)), ("-0.30 points", ("-0.30 points vs fp32", "2.07 as fast"))],
+)
+def test_the_answer_says_what_the_recommended_variant_loses(
+    case: Case, lost: str, parts: tuple[str, ...]
+) -> None:
+    summary = {"recommendation": "ship this", "accuracy": "95.83 % (90 to 98)", "vs fp32": lost}
+    summary |= {"latency": "1.40 ms", "size": "7.26 MB", "speed vs fp32": "2.07 (2.02 to 2.11)"}
+    summary |= {"verdict": "accept", "vs parent": "+1.67 points (-2.36 to +6.38)"}
+    text = track._answer(replace(case.variants[0], summary=summary), "teacher", "photos", "a reason")
+    for part in parts:
+        assert part in text
+    assert "reference" not in text
+    assert ("as fast" in text) == (lost != "reference")
 
 
 def test_a_missing_dvc_lock_is_one_line(tmp_path: Path) -> None:

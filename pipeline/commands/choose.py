@@ -48,9 +48,8 @@ def of_workspace(p: "Parameters") -> "Choice":
     return budget.choose(
         table.read(paths.VARIANTS),
         **p.budget.model_dump(),
-        gate_max_drop=getattr(p.gate, p.first_step).max_drop,
         first_step=p.first_step,
-        noise=table.noise(paths.BENCHMARK),
+        noisy=table.is_noisy(paths.BENCHMARK),
     )
 
 
@@ -88,7 +87,7 @@ def _choose_among_experiments(limits: dict[str, Any]) -> "tuple[Choice, dict[str
         f"validation split ({unfinished} experiments are not finished)",
         "; ".join(
             [
-                f"{result.variant}: {result.test_score:.2%} on the test split",
+                f"{result.variant}: {result.test_score:.2%} on {result.test_images:,} test images",
                 *filter(None, [experiments.options(settings)]),
             ]
         ),

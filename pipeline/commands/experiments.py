@@ -17,7 +17,8 @@ def run(_: Namespace) -> None:
     for index, group in enumerate(experiments.group(finished)):
         place = group[0].parameters["data"]["path"]
         print("" if index == 0 else "\n", end="")
-        print(f"score on val, % (* accepted by the gate), images of {for_terminal(place)}")
+        number = f"{group[0].val_images:,} " if group[0].val_images else ""
+        print(f"score on {number}val images of {for_terminal(place)}, % (* accepted by the gate)")
         print("\n".join(map(for_terminal, experiments.lines(group))))
     if unfinished:
         print(f"{unfinished} experiments are not finished")

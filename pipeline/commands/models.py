@@ -1,5 +1,6 @@
 """The ONNX file that a command is to use, and photographs to try it on."""
 
+import difflib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,10 +41,11 @@ def path_of(name: str) -> Path:
     if name.endswith(".onnx"):
         return Path(name)
     if not paths.onnx(name).is_file():
-        variants = (
-            ", ".join(sorted(file.stem for file in paths.ONNX.glob("*.onnx"))) or f"none in {paths.ONNX}"
-        )
-        raise ModelFileError(f"{name!r} is neither a variant ({variants}) nor an .onnx file")
+        names = sorted(file.stem for file in paths.ONNX.glob("*.onnx"))
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        variants = ", ".join(names) or f"none in {paths.ONNX}"
+        raise ModelFileError(f"{name!r} is neither a variant ({variants}) nor an .onnx file{hint}")
     return paths.onnx(name)
 
 

@@ -1,5 +1,6 @@
 """The command `run`."""
 
+import difflib
 import os
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from pipeline import paths
 from pipeline.commands import choose
+from pipeline.errors import DistilleryError
 from pipeline.process import one_line_errors
 
 MINUTES = 30.0
@@ -21,18 +23,23 @@ def run(arguments: Namespace) -> None:
     """Plan the pipeline for a folder, or take the plan of before, and run it."""
     from pipeline.parameters import configuration
 
+    if arguments.folder is not None:
+        with one_line_errors():
+            _check_folder(arguments.folder)
     words = [str(arguments.folder), *_options(arguments), *arguments.changes] if arguments.folder else []
     command = shlex.join(["python", "-m", "pipeline", "run", *words])
     with one_line_errors():
         if arguments.folder is None or (not arguments.anew and configuration.is_written_by(command)):
             configuration.compose()
-            print(f"going on with {configuration.FILE}; --anew plans anew")
+            if not arguments.planned:
+                anew = "--anew plans anew" if arguments.folder else "`run FOLDER --anew` plans anew"
+                print(f"going on with {configuration.FILE}; {anew}")
         else:
             _plan(arguments, command)
             if not arguments.plan:
                 # The plan has loaded networks, whose memory the stages need: a new process goes on.
                 sys.stdout.flush()
-                os.execv(sys.executable, [sys.executable, "-m", "pipeline", "run"])
+                os.execv(sys.executable, [sys.executable, "-m", "pipeline", "run", "--planned"])
     if arguments.plan:
         say_how()
         return
@@ -53,6 +60,21 @@ def run(arguments: Namespace) -> None:
         f"{paths.REPORT / 'report.html'} compares all variants; "
         f"`python -m pipeline ship {choice.closest} FOLDER` writes one with all that its users need"
     )
+
+
+class FolderError(DistilleryError):
+    """There is no such folder."""
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise FolderError(f"{folder} is not a folder; allowed: a folder of class folders")
+    beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    near = difflib.get_close_matches(folder.name, [one.name for one in beside if one.is_dir()], n=1)
+    hint = f"; did you mean {folder.with_name(near[0])}?" if near else ""
+    raise FolderError(f"{folder} does not exist{hint}")
 
 
 def _plan(arguments: Namespace, command: str) -> None:
@@ -81,8 +103,8 @@ def say_where() -> None:
     from pipeline.parameters import configuration
 
     print(
-        f"written to {configuration.FILE}, from which {paths.PARAMETERS} is composed and which "
-        "`dvc exp run -S KEY=VALUE` starts from"
+        f"the plan is {configuration.FILE}; {paths.PARAMETERS} is composed from it, and "
+        "`dvc exp run -S KEY=VALUE` starts from it"
     )
 
 

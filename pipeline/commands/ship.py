@@ -30,4 +30,5 @@ def run(arguments: Namespace) -> None:
             file=sys.stderr,
         )
     elif digest not in {row.sha256 for row in budget.accepted(rows)}:
-        print("note: the gate rejects this variant or one of its ancestors", file=sys.stderr)
+        name = next(row.variant for row in rows if row.sha256 == digest)
+        print(f"note: the gate does not accept {name}: {budget.why_rejected(rows, name)}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.data import layouts, names, reading, trees
@@ -92,6 +93,7 @@ def _class_problems(tree: Tree, found: Layout, classes: Sequence[str], path: Pat
         yield (
             f"data.path (={printable(path)}) must hold at least 2 class folders, directly or below "
             f"train/validation/test{outside}; number of its class folders{held}: {len(classes)}"
+            f"{_parent(path) if loose else ''}"
         )
     for name in classes:
         try:
@@ -108,6 +110,20 @@ def _class_problems(tree: Tree, found: Layout, classes: Sequence[str], path: Pat
             f"{printable(path)}: the class names {trees.quote(group)} are one name but for "
             f"{names.DIFFERENCES}{names.look_alikes(group)}: {', '.join(places)}; give one class one name"
         )
+
+
+def _parent(path: Path) -> str:
+    """A hint at the folder above a class folder, where the classes beside it are."""
+    with suppress(OSError):
+        beside = [
+            folder.name
+            for folder in path.absolute().parent.iterdir()
+            if folder.is_dir() and any(map(reading.is_picture, folder.iterdir()))
+        ]
+        if len(beside) > 1:
+            parent = printable(path.absolute().parent)
+            return f"; did you mean {parent}, which holds {trees.quote(sorted(beside))}?"
+    return ""
 
 
 def _check_linked_splits(tree: Tree) -> None:

@@ -51,8 +51,9 @@ def compare_with_parent(
         ``delta`` with the ends ``lo`` and ``hi`` of its interval (Tango's for classes, the paired bootstrap's
         for attributes), the paired ``bootstrap`` interval, McNemar's exact ``mcnemar_p``, whether the
         difference is ``distinguishable`` from none, the ``verdict`` with its ``reason`` and ``limits``, the
-        score by ``chance``, ``flips`` in both directions, every one of ``classes`` with its own paired
-        interval and a p value that is corrected for their number (Holm), and the drift of ``calibration``.
+        number of ``images_needed`` (see ``gate.images_needed``), the score by ``chance``, ``flips`` in both
+        directions, every one of ``classes`` with its own paired interval and a p value that is corrected for
+        their number (Holm), and the drift of ``calibration``.
 
     Raises:
         ValueError: the outputs are for different numbers of images.
@@ -95,6 +96,7 @@ def compare_with_parent(
         "distinguishable": difference.distinguishable,
         "verdict": gate.verdict(difference, limits, shuffled, classes),
         "reason": gate.explain(difference, limits, parent_name, shuffled, classes),
+        "images_needed": gate.images_needed(difference, limits, shuffled, classes),
         "limits": {"max_drop": limits.max_drop, "max_class_drop": limits.max_class_drop},
         "chance": shuffled.expected,
         "flips": flips,

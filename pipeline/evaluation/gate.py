@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pipeline.statistics import bootstrap
+from pipeline.statistics import bootstrap, intervals
 from pipeline.statistics.average_precision import PRESENT, mean_average_precision
 from pipeline.statistics.chance import Chance
 from pipeline.statistics.intervals import Z95, mcnemar, paired_interval
@@ -44,6 +44,10 @@ class Difference:
     """Upper end of the 95 % interval of ``delta``."""
     mcnemar_p: float | None
     """Exact two-sided p value of no difference; None for attributes."""
+    gained: int | None = None
+    """Number of images that only the variant gets right; None for attributes."""
+    lost: int | None = None
+    """Number of images that only its parent gets right; None for attributes."""
 
     @property
     def distinguishable(self) -> bool:
@@ -63,7 +67,8 @@ def compare(variant: Bool[np.ndarray, " images"], parent: Bool[np.ndarray, " ima
         )
     gained, lost = int(np.sum(variant & ~parent)), int(np.sum(parent & ~variant))
     lo, hi = paired_interval(gained, lost, len(variant))
-    return Difference(len(variant), (gained - lost) / len(variant), lo, hi, mcnemar(gained, lost))
+    delta = (gained - lost) / len(variant)
+    return Difference(len(variant), delta, lo, hi, mcnemar(gained, lost), gained, lost)
 
 
 def compare_map(
@@ -118,6 +123,24 @@ def verdict(
     return "accept" if within and chance.is_exceeded else "reject"
 
 
+def images_needed(
+    difference: Difference, limits: Limits, chance: Chance, classes: Sequence[ClassChange] = ()
+) -> int | None:
+    """Number of test images on which a rejected variant would be accepted if as great a share of its answers
+    changed.
+
+    Returns:
+        The number; None for a variant that more images do not help: one that is accepted, at chance, or whose
+        estimated loss is too great, and for attributes, whose interval has no formula.
+    """
+    if difference.gained is None or difference.lost is None or difference.lo >= -limits.max_drop:
+        return None
+    if _beyond(limits, classes) or not chance.is_exceeded:
+        return None
+    gained, lost = difference.gained / difference.images, difference.lost / difference.images
+    return intervals.images_needed(gained, lost, limits.max_drop)
+
+
 def explain(
     difference: Difference,
     limits: Limits,
@@ -144,12 +167,18 @@ def explain(
     ends = (difference.lo, difference.hi) if above else (-difference.hi, -difference.lo)
     distance, least, greatest = (f"{100 * value:z.1f}" for value in (abs(difference.delta), *ends))
     measured = f"{distance} points {'above' if above else 'below'} {parent} (95 % CI {least} to {greatest})"
+    are = "is" if max_drop == 0.01 else "are"
     allowed = (
-        f"a loss of up to {100 * max_drop:g} is allowed" if above else f"up to {100 * max_drop:g} are allowed"
+        f"a loss of up to {100 * max_drop:g} is allowed"
+        if above
+        else f"up to {100 * max_drop:g} {are} allowed"
     )
     word = "Accepted" if verdict(difference, limits, chance, classes) == "accept" else "Rejected"
-    doubt = difference.hi >= -max_drop > difference.lo
-    tail = ", and the interval does not exclude a greater loss" if doubt else ""
+    tail = ""
+    if difference.hi >= -max_drop > difference.lo:
+        tail = f", and {difference.images:,} test images do not exclude a greater loss"
+        if (needed := images_needed(difference, limits, chance, classes)) is not None:
+            tail += f"; about {needed:,} would, at this rate of changed answers"
     return f"{word}: {measured}; {allowed}{tail}.{_worst(limits, classes)}"
 
 

@@ -40,7 +40,7 @@ LIMITS = Noise(others_cores=0.15, steal=0.02, spread=0.25, drift=0.05)
 REASONS = {
     "others_cores": "other processes kept {:.2f} cores busy",
     "steal": "the host took {:.1%} of the time",
-    "spread": "the 90th percentile lies {:.0%} above the median",
+    "spread": "the reference's 90th percentile lay {:.0%} above its median in the noisiest condition",
     "drift": "the median drifted by {:.1%}",
 }
 

@@ -63,6 +63,7 @@ def hub(source: str, path: str) -> AbstractContextManager[None]:
     if source == "timm" and not local_files.is_weights(path):
         return timm_models.hub(path, "default", OWN_START)
     if source == "hugging_face" and not Path(path).is_dir():
+        hubs.check_id(path)
         needed = ("config.json",), hubs.HUGGING_FACE_FILES
         is_local = all(hubs.in_hugging_face_cache(path, *names) for names in needed)
         return hubs.download(hubs.HUGGING_FACE, path, OWN_START, is_local=is_local)

@@ -115,10 +115,21 @@ def _not_a_name(value: Any) -> str:
     return f"the key {written} is {kind} for YAML; write quotes around it if it is a name"
 
 
-def unknown(place: str, kind: str, name: str, allowed: Sequence[str]) -> str:
-    """A sentence about a name that does not exist, with the one that was probably meant."""
+def unknown(
+    place: str, kind: str, name: str, allowed: Sequence[str], before: str = "", rest: str = ""
+) -> str:
+    """A sentence about a name that does not exist, with the one that was probably meant.
+
+    Args:
+        place: where the name stands.
+        kind: what it names.
+        name: the name.
+        allowed: the names that exist.
+        before: what stands before the name where it is written.
+        rest: what stands behind it.
+    """
     near = difflib.get_close_matches(name, allowed, n=1)
-    hint = f"; did you mean `{near[0]}`?" if near else ""
+    hint = f"; did you mean `{before}{near[0]}{rest}`?" if near else ""
     return f"{place}: no such {kind}{hint} (allowed: {', '.join(allowed)})"
 
 

@@ -1,5 +1,6 @@
 """Keys and files of `configs/` as a person types them: which do not exist, and what was probably meant."""
 
+import difflib
 from collections.abc import Iterator, Sequence
 
 from pipeline import paths
@@ -50,7 +51,12 @@ def _problems(word: str) -> Iterator[str]:
     first, *rest = key.split(".")
     keys = list(Parameters.model_fields)
     if first not in keys:
-        yield messages.unknown(key, "key", first, list(dict.fromkeys([*keys, *_groups()])))
+        names = list(dict.fromkeys([*keys, *_groups()]))
+        tail = "".join(f".{part}" for part in rest)
+        near = next(iter(difflib.get_close_matches(first, keys, n=1)), None)
+        yield messages.unknown(
+            key, "key", first, names, rest="" if near is None or any(_problems(f"{near}{tail}=")) else tail
+        )
         return
     if first == "variants":
         return
@@ -61,7 +67,9 @@ def _problems(word: str) -> Iterator[str]:
         if not allowed or part.isdigit():
             return  # a list, or values of any kind
         if part not in allowed:
-            yield messages.unknown(key, "key", part, allowed)
+            before = "".join(f"{name}." for name in key.split(".")[: index + depth])
+            after = "".join(f".{name}" for name in parts[index + 1 :])
+            yield messages.unknown(key, "key", part, allowed, before, after)
             return
 
 

@@ -15,7 +15,7 @@ from pipeline.distillation import sources as teachers
 from pipeline.errors import DistilleryError
 from pipeline.models.settings import InitSettings
 from pipeline.parameters import Parameters, composition, configuration, spelling
-from pipeline.planning import rates, schedule, starts, survey
+from pipeline.planning import proof, rates, schedule, starts, survey
 from pipeline.planning.rates import Rates
 from pipeline.planning.schedule import Schedule
 from pipeline.planning.starts import Beginning
@@ -65,6 +65,7 @@ class Plan:
         late = total > 60 * self.minutes
         return [
             *self.survey.lines(),
+            *proof.lines(p, self.survey),
             f"start of the student: {self.beginning.reason}",
             f"{teacher}{': ' if epochs else ''}{', then '.join(epochs)}",
             f"student: {p.student.architecture} {p.student.width:g} at {p.student.size} pixels: "
@@ -116,8 +117,14 @@ def make(folder: Path, minutes: float, words: Sequence[str] = (), start: str | N
     values, _ = composition.merged(words)
     fixed = nested({key: value_at(values, key) for key in given})
     base = parameters.check(values, str(configuration.FILE))
-    found = survey.look(base.data, base.seed, drawn="data.val" in given)
-    fixed = merge({"data": {"val": found.data.val, "train_side": _train_side(base)}}, fixed)
+    found = survey.look(
+        base.data,
+        base.seed,
+        drawn="data.val" in given,
+        share_of_test=None if "data.test" in given else functools.partial(proof.share_of_test, base),
+    )
+    drawn = {"val": found.data.val} | ({"test": found.data.test} if found.test_is_drawn else {})
+    fixed = merge({"data": {**drawn, "train_side": _train_side(base)}}, fixed)
     base = parameters.check(merge(values, fixed), str(configuration.FILE))
     result = schedule.fit(base, found, _measure(base, found), 60 * minutes, fixed)
     final = parameters.check(merge(values, result.values), str(configuration.FILE))

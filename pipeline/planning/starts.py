@@ -33,7 +33,10 @@ def choose(published: InitSettings, given: str | None = None) -> Beginning:
     if given == "random":
         return Beginning(None, "random weights, as --start asks for")
     if given:
-        initialisation.hugging_face(given)
+        try:
+            initialisation.hugging_face(given)
+        except TeacherError as error:
+            raise WeightsError(f"--start: {_reason(error)}; `--start random` needs no weights") from error
         return Beginning(_at(given), f"the weights of {given}")
     for folder in local_copies():
         try:
@@ -46,8 +49,9 @@ def choose(published: InitSettings, given: str | None = None) -> Beginning:
     except TeacherError as error:  # the hub does not answer, or what it has is not what is expected
         return Beginning(
             None,
-            f"random weights, because published ones cannot be had ({error}). Starting from ImageNet weights "
-            "brings 10 to 20 points on some thousand photographs: --start FOLDER takes a copy",
+            f"random weights, because published ones cannot be had ({_reason(error)}). Starting from "
+            "ImageNet weights brings 10 to 20 points on some thousand photographs: --start FOLDER takes a "
+            "copy",
         )
     return Beginning(published, f"ImageNet weights of {published.path}, from Hugging Face's hub")
 
@@ -57,6 +61,11 @@ def local_copies() -> Iterator[Path]:
     for config in sorted(paths.RAW.glob("*/config.json")):
         if '"mobilenet_v1"' in config.read_text(errors="replace"):
             yield config.parent
+
+
+def _reason(error: TeacherError) -> str:
+    """An error without its advice, which names keys that a person who plans has not seen."""
+    return str(error).removesuffix(f"; {initialisation.OWN_START}")
 
 
 def _at(path: str) -> InitSettings:

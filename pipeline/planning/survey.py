@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class Survey:
     """Some encoded training images."""
     sample_labels: tuple[Any, ...] = ()
     """Their labels."""
+    test_is_drawn: bool = True
+    """Whether the test images are drawn from all images, as ``data.test`` says."""
 
     @property
     def training(self) -> int:
@@ -73,13 +75,21 @@ class Survey:
         return result + [f"note: {note}" for note in self.notes]
 
 
-def look(data: DataSettings, seed: int, *, drawn: bool = False) -> Survey:
+def look(
+    data: DataSettings,
+    seed: int,
+    *,
+    drawn: bool = False,
+    share_of_test: Callable[[int], int | float] | None = None,
+) -> Survey:
     """Read a folder as the stage `prepare` will, without writing anything.
 
     Args:
         data: settings of the data.
         seed: seed of the splits.
         drawn: whether ``data.val`` was given by a person. Otherwise a small data set gets a larger share.
+        share_of_test: ``data.test`` for a number of labelled images, of which test images are drawn; None
+            where a person has given it.
 
     Raises:
         SourceError: the folder cannot be used; the message says what it should hold.
@@ -88,6 +98,11 @@ def look(data: DataSettings, seed: int, *, drawn: bool = False) -> Survey:
     contents = preparation.read(data)
     if not drawn:
         data = data.model_copy(update={"val": _share_of_val(len(contents.labelled))})
+    test_is_drawn = data.splits != "val_as_test" and (
+        data.splits == "new" or not any(file.split == "test" for file in contents.labelled)
+    )
+    if share_of_test is not None and test_is_drawn and contents.task == "single_label":
+        data = data.model_copy(update={"test": share_of_test(len(contents.labelled))})
     assigned, notes = preparation.divide(contents, data, seed)
     notes = [*contents.notes, *notes]
     seconds = time.perf_counter() - began
@@ -107,6 +122,7 @@ def look(data: DataSettings, seed: int, *, drawn: bool = False) -> Survey:
         seconds=seconds,
         sample=sample,
         sample_labels=tuple(file.label for file in chosen),
+        test_is_drawn=test_is_drawn,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.report.evidence import Part
 from pipeline.report.figures import figure
+from pipeline.selection import scored
 from pipeline.selection.table import TEACHER, Row
 from pipeline.tasks import SINGLE_LABEL, Task
 
@@ -126,7 +127,7 @@ def verdict(change: Part) -> str:
     parent = GIVEN if change.get("op") == "load" else change["parent"]
     parent = "its teacher" if parent == TEACHER else parent
     limits = change["limits"]
-    allowed = figure(limits["max_drop"], "gap", 0 if 100 * limits["max_drop"] % 1 == 0 else 1)
+    allowed = scored.points(limits["max_drop"])
     estimate = figure(change["delta"], "points")
     least = figure(max(0.0, -change["lo"]), "gap", 2)
     if change["verdict"] == "accept":
@@ -139,14 +140,33 @@ def verdict(change: Part) -> str:
     if change["lo"] < -limits["max_drop"]:
         return (
             f"Rejected: {estimate} against {parent}, and up to {least} may be lost; the limit is {allowed}."
+            f"{_more_images(change)}"
         )
     if worst and worst["delta"] < -limits["max_class_drop"]:
         return (
             f"Rejected: the {'class' if change.get('flips') else 'attribute'} "
             f"{worst['label']} changes by {figure(worst['delta'], 'points')} against {parent}; "
-            f"the limit is a loss of {figure(limits['max_class_drop'], 'gap', 0)}."
+            f"the limit is a loss of {scored.points(limits['max_class_drop'])}."
         )
     return change["reason"]
+
+
+def within(change: Part) -> str:
+    """What lies below the verdict of a variant whose difference from its parent is not significant."""
+    if change["lo"] >= -change["limits"]["max_drop"]:
+        return NO_DIFFERENCE
+    return f"{counted(change['n'], 'image')} do not exclude a loss of {figure(-change['lo'], 'gap')}"
+
+
+def _more_images(change: Part) -> str:
+    """How many test images would show that a loss is within the limit, if any number would."""
+    needed = change["images_needed"]
+    if needed is None:
+        return ""
+    return (
+        f" {counted(change['n'], 'test image')} cannot exclude such a loss; about {figure(needed)} would, at "
+        "this rate of changed answers."
+    )
 
 
 def third(column: str, name: str, names: Sequence[str]) -> str:

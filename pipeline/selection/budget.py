@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Literal, TypeVar
 
 from pipeline import lineage
+from pipeline.selection import scored
+from pipeline.selection.scored import ScoredVariant
 from pipeline.selection.table import TEACHER
 
 NEARLY_AS_FAST = 1.05
@@ -13,42 +15,13 @@ NEARLY_AS_FAST = 1.05
 ROUNDING = 1e-9
 """Tolerance that lets a drop of exactly the limit meet it, whatever the rounding of the difference."""
 
-QUIET = "run `dvc repro --single-item --force benchmark` on a quiet machine"
+BUSY = "The latencies were measured on a busy machine (see Latency in the report)."
+
+NAMED = 2
+"""Greatest number of rejected variants whose rejection is explained."""
 
 Preference = Literal["speed", "accuracy"]
 """What ranks the variants; ``rank`` describes both."""
-
-
-@runtime_checkable
-class ScoredVariant(Protocol):
-    """A variant that can be selected, such as ``table.Row`` or ``experiments.ExperimentResult``."""
-
-    @property
-    def variant(self) -> str: ...
-    @property
-    def parent(self) -> str: ...
-    @property
-    def score(self) -> float: ...
-    @property
-    def score_delta(self) -> float: ...
-    @property
-    def reference_delta(self) -> float: ...
-    @property
-    def reference_lo(self) -> float: ...
-    @property
-    def reference_hi(self) -> float: ...
-    @property
-    def verdict(self) -> str: ...
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def latency_ms_p50(self) -> float: ...
-    @property
-    def latency_ratio_to_fp32(self) -> float | None: ...
-    @property
-    def latency_ratio_lo(self) -> float | None: ...
-    @property
-    def latency_ratio_hi(self) -> float | None: ...
 
 
 AnyVariant = TypeVar("AnyVariant", bound=ScoredVariant)
@@ -73,9 +46,8 @@ def choose(
     max_drop: float | None = None,
     max_latency_ms: float | None = None,
     max_size_bytes: int | None = None,
-    gate_max_drop: float | None = None,
     first_step: Literal["distill", "load"] = "distill",
-    noise: Sequence[str] = (),
+    noisy: bool = False,
 ) -> Choice:
     """Select the first variant of the ranking that meets every limit; a limit of None does not limit.
 
@@ -93,9 +65,8 @@ def choose(
             loss.
         max_latency_ms: greatest median latency in milliseconds, as the benchmark measured it.
         max_size_bytes: greatest size of the ONNX file in bytes.
-        gate_max_drop: limit of the gate, as a fraction of 1, to be named where nothing is accepted.
         first_step: operation of the variants whose parent is the teacher.
-        noise: what disturbed the measurement of the latencies, in words; nothing on a quiet machine.
+        noisy: whether other work disturbed the measurement of the latencies.
     """
     root = reference(rows)
     limits = [
@@ -107,22 +78,24 @@ def choose(
     if not candidates:
         sound = rank(_soundly_compressed(rows), prefer)
         closest = sound[0] if sound else root
-        return Choice(
-            None, _why_nothing_passed(rows, root, gate_max_drop, closest, first_step), closest.variant
-        )
+        return Choice(None, _why_nothing_passed(rows, root, closest, first_step), closest.variant)
     ranked = rank(candidates, prefer)
-    fitting = [row for row in ranked if all(limit.excess(row) <= 0 for limit in limits)]
-    disturbed = f"The latencies were measured on a noisy machine ({'; '.join(noise)}): {QUIET}."
+    fitting = [row for row in ranked if _is_within(row, limits)]
+    busy = [BUSY] if noisy else []
     if not fitting:
         closest = min(ranked, key=lambda row: max(limit.excess(row) for limit in limits))
-        reason = _why_nothing_fits(candidates, limits, closest)
-        return Choice(None, " ".join([reason, *([disturbed] if noise else [])]), closest.variant)
+        sentences = [
+            _why_nothing_fits(candidates, limits, closest),
+            *_why_rejected(rank([row for row in rows if _is_within(row, limits)], prefer), rows),
+        ]
+        return Choice(None, " ".join([*sentences, *busy]), closest.variant)
     best = fitting[0]
     sentences = [
-        _why_best(best, root, prefer, limits),
+        _why_best(best, root, prefer, limits, len(rows) > len(candidates) == 1),
         *_alternative(best, root, fitting),
         *_doubt(best, root, ranked, limits),
-        *([disturbed] if noise else []),
+        *_lacking_proof(best, rows, prefer, limits),
+        *busy,
     ]
     return Choice(best.variant, " ".join(sentences), best.variant)
 
@@ -161,6 +134,29 @@ def rank(rows: Sequence[AnyVariant], prefer: Preference = "speed") -> list[AnyVa
 def accepted(rows: Sequence[AnyVariant]) -> list[AnyVariant]:
     """The variants that the gate accepts together with all their ancestors, in the order given."""
     return _without_descendants(rows, {row.variant for row in rows if row.verdict != "accept"})
+
+
+def undecided(rows: Sequence[AnyVariant]) -> list[AnyVariant]:
+    """The variants that the gate rejects only because there are too few test images, in the order given."""
+    proven = {row.variant for row in rows if row.verdict != "accept" and row.images_needed is None}
+    return [row for row in _without_descendants(rows, proven) if row.images_needed is not None]
+
+
+def first_rejected(rows: Sequence[AnyVariant], variant: str) -> AnyVariant | None:
+    """The oldest of a variant and its ancestors that the gate rejects; None if it accepts all of them."""
+    by_name = {row.variant: row for row in rows}
+    ancestors = lineage.ancestors({row.variant: row.parent for row in rows}, variant)
+    path = (by_name.get(name) for name in reversed([variant, *ancestors]))
+    return next((row for row in path if row is not None and row.verdict != "accept"), None)
+
+
+def why_rejected(rows: Sequence[ScoredVariant], variant: str) -> str:
+    """Why the gate does not accept a variant together with its ancestors, as a clause; empty if it does."""
+    row = first_rejected(rows, variant)
+    if row is None:
+        return ""
+    reason = scored.of_gate(row, "its teacher" if row.parent == TEACHER else row.parent)
+    return reason if row.variant == variant else f"made from {row.variant}, which is rejected: {reason}"
 
 
 def _soundly_compressed(rows: Sequence[AnyVariant]) -> list[AnyVariant]:
@@ -215,11 +211,15 @@ class _Limit:
         return (self.estimate or self.excess)(row)
 
 
+def _is_within(row: ScoredVariant, limits: Sequence[_Limit]) -> bool:
+    return all(limit.excess(row) <= 0 for limit in limits)
+
+
 def _drop_limit(limit: float | None, root: ScoredVariant) -> Iterator[_Limit]:
     if limit is not None:
         yield _Limit(
-            f"{_points(limit)} of {root.variant}",
-            lambda row: f"a score {_difference(row, root)}",
+            f"{scored.points(limit)} of {root.variant}",
+            lambda row: f"a score {scored.of_reference(row, root.variant)}",
             lambda row: (-row.reference_lo - limit - ROUNDING) / max(root.score, ROUNDING),
             lambda row: -row.reference_delta - limit - ROUNDING,
         )
@@ -227,27 +227,32 @@ def _drop_limit(limit: float | None, root: ScoredVariant) -> Iterator[_Limit]:
 
 def _latency_limit(limit: float | None) -> Iterator[_Limit]:
     if limit is not None:
-        yield _Limit(f"{limit:g} ms", _milliseconds, lambda row: row.latency_ms_p50 / limit - 1)
+        yield _Limit(f"{limit:g} ms", scored.latency, lambda row: row.latency_ms_p50 / limit - 1)
 
 
 def _size_limit(limit: int | None) -> Iterator[_Limit]:
     if limit is not None:
-        yield _Limit(f"{limit:,} bytes", _bytes, lambda row: row.size_bytes / limit - 1)
+        yield _Limit(f"{limit:,} bytes", scored.size, lambda row: row.size_bytes / limit - 1)
 
 
-def _why_best(best: ScoredVariant, root: ScoredVariant, prefer: Preference, limits: Sequence[_Limit]) -> str:
+def _why_best(
+    best: ScoredVariant, root: ScoredVariant, prefer: Preference, limits: Sequence[_Limit], only: bool
+) -> str:
     title = "fastest accepted variant"
-    if prefer == "accuracy":
+    if only:
+        title = "only accepted variant"
+    elif prefer == "accuracy":
         title = (
             "most accurate accepted variant"
             if _is_worse(best)
             else f"fastest accepted variant that is not shown to be worse than {root.variant}"
         )
     within = f"within {listed(limit.name for limit in limits)}" if limits else "(no limit is set)"
-    comparison = "" if best is root else f" ({_difference(best, root)})"
+    if only and limits:
+        within = f"and {within}"
+    comparison = "" if best is root else f" ({scored.of_reference(best, root.variant)})"
     return (
-        f"{best.variant} is the {title} {within}: {100 * best.score:.2f} %{comparison}, "
-        f"{_milliseconds(best)}, {_bytes(best)}."
+        f"{best.variant} is the {title} {within}: {100 * best.score:.2f} %{comparison}, {scored.cost(best)}."
     )
 
 
@@ -256,7 +261,7 @@ def _alternative(best: ScoredVariant, root: ScoredVariant, fitting: Sequence[Sco
     other = rank(fitting, "accuracy")[0]
     if _is_worse(best) and not _is_worse(other):
         yield (
-            f"{other.variant} ({_milliseconds(other)}) is not shown to be worse than {root.variant}; "
+            f"{other.variant} ({scored.latency(other)}) is not shown to be worse than {root.variant}; "
             "`budget.prefer=accuracy` chooses it."
         )
 
@@ -269,47 +274,71 @@ def _doubt(
         missed = [limit for limit in limits if limit.excess(row) > 0]
         if all(limit.estimated_excess(row) <= 0 for limit in missed):
             yield (
-                f"{row.variant} ({_milliseconds(row)}) ranks before it and is {_difference(row, root)}, so a "
-                "loss within the limit is likely and not shown; more test images would settle it."
+                f"{row.variant} ({scored.latency(row)}) ranks before it and is "
+                f"{scored.of_reference(row, root.variant)}, so a loss within the limit is likely and not "
+                "shown; more test images would settle it."
             )
             return
+
+
+def _lacking_proof(
+    best: ScoredVariant, rows: Sequence[ScoredVariant], prefer: Preference, limits: Sequence[_Limit]
+) -> Iterator[str]:
+    """How many variants are rejected where only one is accepted, and the best one that more test images might
+    put before it."""
+    rejected = len(rows) - len(accepted(rows))
+    if len(rows) - rejected == 1 < len(rows):
+        yield f"{rejected} {'is' if rejected == 1 else 'are'} rejected."
+    fitting = [row for row in undecided(rows) if _is_within(row, limits)]
+    first = rank([*fitting, best], prefer)[0]
+    if first is not best:
+        yield _rejection(first, rows)
+
+
+def _why_rejected(ranked: Sequence[ScoredVariant], rows: Sequence[ScoredVariant]) -> Iterator[str]:
+    """Why the variants within the limits are rejected, those first that more test images might help."""
+    hopeful = undecided(rows)
+    ordered = sorted(ranked, key=lambda row: row not in hopeful)
+    for row in ordered[:NAMED]:
+        yield _rejection(row, rows)
+    if others := [row.variant for row in ordered[NAMED:]]:
+        yield f"{listed(others)} {'is' if len(others) == 1 else 'are'} rejected, too."
+
+
+def _rejection(row: ScoredVariant, rows: Sequence[ScoredVariant]) -> str:
+    return f"{row.variant} ({scored.cost(row)}) is rejected: {why_rejected(rows, row.variant)}."
 
 
 def _why_nothing_passed(
     rows: Sequence[ScoredVariant],
     root: ScoredVariant,
-    gate_max_drop: float | None,
     closest: ScoredVariant,
     first_step: Literal["distill", "load"],
 ) -> str:
     """Every variant descends from a rejected one, so no variant that is made from the teacher is accepted."""
-    allowed = ""
-    if gate_max_drop is not None:
-        within = -root.score_delta <= gate_max_drop
-        allowed = (
-            f" ({100 * gate_max_drop:g} allowed{', but its verdict has another reason' if within else ''})"
-        )
     others = ""
     if sum(row.parent == TEACHER for row in rows) > 1:
-        others = ", and no other variant made from the teacher passed either"
+        others = "; no other variant made from the teacher passed either"
     elif len(rows) > 1:
-        others = ", and all others are made from it"
+        others = "; all others are made from it"
     enough = ""
     if closest is not root:
         enough = (
             f" If its {100 * root.score:.1f} % are enough for you, take {closest.variant}, which compression "
-            f"did not harm: {_difference(closest, root)}, {_milliseconds(closest)}, {_bytes(closest)}."
+            f"did not harm: {scored.of_reference(closest, root.variant)}, {scored.cost(closest)}."
         )
-    other, advice = {
+    other, remedies = {
         "distill": (
             "its teacher",
-            "Train longer (`distill.epochs`), start from pretrained weights (`student.init`), or raise",
+            "Train longer (`distill.epochs`), start from pretrained weights (`student.init`)",
         ),
-        "load": ("the network that it was loaded from", "Score it on more test images, or raise"),
+        "load": ("the network that it was loaded from", "Look for what differs"),
     }[first_step]
+    if root.images_needed is not None:
+        remedies = "Add test images (`data.test` where they are drawn)"
     return (
-        f"Nothing passed. {root.variant} is {_compared(root.score_delta, other)}{allowed}{others}. "
-        f"{advice} `gate.{first_step}`.{enough}"
+        f"Nothing passed. {root.variant} is {scored.of_gate(root, other)}{others}. "
+        f"{remedies}, or raise `gate.{first_step}`.{enough}"
     )
 
 
@@ -322,29 +351,3 @@ def _why_nothing_fits(rows: Sequence[ScoredVariant], limits: Sequence[_Limit], c
         f"No accepted variant is within {names}{together}. "
         f"The closest is {closest.variant} with {listed(missed)}."
     )
-
-
-def _difference(row: ScoredVariant, root: ScoredVariant) -> str:
-    """A variant's difference from the reference with its interval, in words."""
-    above = row.reference_delta > 0
-    ends = (row.reference_lo, row.reference_hi) if above else (-row.reference_hi, -row.reference_lo)
-    least, greatest = (f"{100 * end:z.1f}" for end in ends)
-    return f"{_compared(row.reference_delta, root.variant)}, 95 % CI {least} to {greatest}"
-
-
-def _points(fraction: float) -> str:
-    """A share of 1 in percentage points."""
-    return f"{100 * fraction:g} point{'' if fraction == 0.01 else 's'}"
-
-
-def _compared(difference: float, other: str) -> str:
-    """A difference of scores in points, in words."""
-    return f"{abs(100 * difference):.3g} points {'above' if difference > 0 else 'below'} {other}"
-
-
-def _milliseconds(row: ScoredVariant) -> str:
-    return f"{row.latency_ms_p50:.2f} ms"
-
-
-def _bytes(row: ScoredVariant) -> str:
-    return f"{row.size_bytes:,} bytes"

@@ -22,6 +22,8 @@ from pipeline.selection.budget import Choice
 from pipeline.selection.table import TEACHER, Row, TableError
 from pipeline.upkeep import dvc_cache
 
+DATA_REPORT = "report.json"
+"""Name of the report on the data, within the folder of the data."""
 UNFINISHED = ("queued", "running", "failed")
 """States of an experiment that has no results."""
 NONE = (
@@ -49,8 +51,13 @@ class ExperimentResult:
     """Score on the test split, which the selection does not use."""
     score_delta: float
     """Difference from the parent's score on the test split, which the gate judged."""
+    delta_lo: float
     verdict: str
     """Verdict of the gate: ``accept`` or ``reject``."""
+    max_drop: float
+    """Loss against the parent that the gate allows; it and the next two are those of ``table.Row``."""
+    test_images: int
+    images_needed: int | None
     size_bytes: int
     """Size of the ONNX file."""
     latency_ms_p50: float
@@ -85,10 +92,12 @@ class Experiment:
     """Content of `params.yaml`."""
     images: str
     """SHA-256 over the content of its val and test images."""
+    val_images: int | None
+    """Number of its val images; None if it is not known."""
     rows: Sequence[Row]
     """Its table of variants."""
-    noise: Sequence[str]
-    """What disturbed the measurement of its latencies, in words."""
+    noisy: bool
+    """Whether other work disturbed the measurement of its latencies."""
 
     @property
     def reference_file(self) -> str | None:
@@ -145,8 +154,16 @@ def _experiment(name: str, data: Mapping[str, Any], cache: Path) -> Experiment |
         return None
     scored = {path: digest for path, digest in files.items() if path.startswith(("val/", "test/"))}
     images = hashlib.sha256(json.dumps(scored, sort_keys=True).encode()).hexdigest()
-    noise = table.noise(_cached(cache, outs.get(str(paths.BENCHMARK), "")))
-    return Experiment(name, parameters, images, rows, noise)
+    noisy = table.is_noisy(_cached(cache, outs.get(str(paths.BENCHMARK), "")))
+    val_images = _val_images(_cached(cache, files.get(DATA_REPORT, "")))
+    return Experiment(name, parameters, images, val_images, rows, noisy)
+
+
+def _val_images(report: Path) -> int | None:
+    try:
+        return int(json.loads(report.read_text())["images"]["val"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _cached(cache: Path, digest: str) -> Path:
@@ -188,8 +205,8 @@ def choose(experiments: Sequence[Experiment], **limits: Any) -> tuple[Choice, Ex
     results = collect(experiments)
     choice = budget.choose(results, **limits)
     closest = next(result for result in results if result.variant == choice.closest)
-    noise = next(one.noise for one in experiments if one.name == closest.experiment)
-    return budget.choose(results, **limits, noise=noise), closest
+    noisy = next(one.noisy for one in experiments if one.name == closest.experiment)
+    return budget.choose(results, **limits, noisy=noisy), closest
 
 
 def collect(experiments: Sequence[Experiment]) -> list[ExperimentResult]:
@@ -234,7 +251,11 @@ def _results(
             score=row.val_score,
             test_score=row.score,
             score_delta=row.score_delta,
+            delta_lo=row.delta_lo,
             verdict=row.verdict,
+            max_drop=row.max_drop,
+            test_images=row.test_images,
+            images_needed=row.images_needed,
             size_bytes=row.size_bytes,
             latency_ms_p50=latency,
             latency_ratio_to_fp32=ratio,

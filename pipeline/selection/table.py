@@ -49,6 +49,13 @@ class Row:
     """P value of McNemar's exact test against the parent; None for attributes."""
     verdict: Literal["accept", "reject"]
     """Whether the gate tolerates the loss against the parent."""
+    max_drop: float
+    """Loss against the parent that the gate allows, as a fraction of 1."""
+    test_images: int
+    """Number of test images."""
+    images_needed: int | None
+    """Number of test images on which the gate would accept the variant if as great a share of its answers
+    changed; None where more images do not help."""
     size_bytes: int
     """Size of the ONNX file."""
     parameters: int
@@ -116,16 +123,16 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
-def noise(benchmark: Path) -> tuple[str, ...]:
-    """What disturbed the measurement of the latencies in the table, in words; nothing on a quiet machine.
+def is_noisy(benchmark: Path) -> bool:
+    """Whether other work disturbed the measurement of the latencies in the table.
 
     Args:
         benchmark: what the stage `benchmark` wrote.
     """
     try:
-        return tuple(json.loads(benchmark.read_text())["noise"]["reasons"])
+        return bool(json.loads(benchmark.read_text())["noise"]["noisy"])
     except (OSError, ValueError, LookupError, TypeError):
-        return ()
+        return False
 
 
 def _line(cells: Sequence[Any]) -> str:
@@ -151,6 +158,9 @@ def _row(cells: dict[str, str], metric: Literal["top1", "map"]) -> Row:
         delta_hi=float(cells["delta_hi"]),
         mcnemar_p=_optional(cells["mcnemar_p"]),
         verdict=verdict,
+        max_drop=float(cells["max_drop"]),
+        test_images=int(cells["test_images"]),
+        images_needed=int(cells["images_needed"]) if cells["images_needed"] else None,
         size_bytes=int(cells["size_bytes"]),
         parameters=int(cells["parameters"]),
         macs=int(cells["macs"]),

@@ -5,6 +5,10 @@ import * as ort from "onnxruntime-web";
 import sharp from "sharp";
 import { flatten, probabilities, render } from "./contract.mjs";
 
+if (process.argv.length < 3) {
+  console.error("usage: node predict.mjs PHOTO...");
+  process.exit(2);
+}
 const read = (name) => readFileSync(new URL(name, import.meta.url));
 const [labels, { input, task }] = ["labels.json", "model.json"].map((name) => JSON.parse(read(name)));
 const session = await ort.InferenceSession.create(read("MODEL.onnx"));

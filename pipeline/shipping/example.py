@@ -47,6 +47,9 @@ def read(file):
 session = ort.InferenceSession(Path(__file__).with_name("MODEL.onnx"))
 metadata = session.get_modelmeta().custom_metadata_map
 labels, rule = json.loads(metadata["labels"]), json.loads(metadata["input"])
+if len(sys.argv) < 2:
+    print(f"usage: python {sys.argv[0]} PHOTO...", file=sys.stderr)
+    sys.exit(2)
 status = 0
 for file in sys.argv[1:]:
     try:

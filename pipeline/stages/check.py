@@ -12,16 +12,18 @@ from pipeline.process import stage
 from pipeline.tracking import addresses, database
 from pipeline.tracking.records import URI_VARIABLE, TrackingServer
 
+EXPERIMENT = "DVC_EXP_NAME"
+"""Environment variable in which DVC names the experiment that runs."""
+
 
 def main() -> None:
-    """Check the composed default of `configs/` and `params.yaml`; say where the two differ."""
+    """Check the composed default of `configs/` and `params.yaml`; say where the two differ by hand."""
     default = parameters.check(composition.composed(), str(paths.CONFIGS))
     current = parameters.load()
     lock_file.mend(current.variants)
     differing = [key for key, value in default if getattr(current, key) != value]
-    if differing and current == configuration.planned():
-        print(f"{paths.PARAMETERS} is composed from {configuration.FILE}")
-    elif differing:
+    # A plan and an experiment differ on purpose.
+    if differing and current != configuration.planned() and EXPERIMENT not in os.environ:
         print(
             f"{paths.PARAMETERS} differs from the default composition of {paths.CONFIGS}/ in "
             f"{', '.join(differing)}; `dvc exp run -S KEY=VALUE` composes it anew"

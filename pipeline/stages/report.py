@@ -41,13 +41,7 @@ def main() -> None:
         statements=p.card.model_dump(),
         git_commit=provenance.git_commit(),
         versions=provenance.versions(),
-        choice=budget.choose(
-            rows,
-            **limits,
-            gate_max_drop=getattr(p.gate, p.first_step).max_drop,
-            first_step=p.first_step,
-            noise=benchmark["noise"]["reasons"],
-        ),
+        choice=budget.choose(rows, **limits, first_step=p.first_step, noisy=benchmark["noise"]["noisy"]),
         evidence=evidence.read(
             costs=paths.COSTS,
             robustness=paths.ROBUSTNESS,

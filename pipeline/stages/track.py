@@ -97,7 +97,7 @@ def main() -> None:
         dataset=name,
         budget=", ".join(f"{key} {limit}" for key, limit in choice["budget"].items() if limit is not None)
         or "no limit",
-        answer=_answer(champion, name, choice["reason"]),
+        answer=_answer(champion, rows[champion.run.name].parent if champion else "", name, choice["reason"]),
         costs=(LATENCY, SIZE),
         score=score,
     )
@@ -131,7 +131,7 @@ def main() -> None:
         print(f"MLflow: run {outcome.run_id} with {len(variants)} variants; new: {new}")
     else:
         print(_warning(outcome, undelivered), file=sys.stderr)
-    print(f"{records.CHAMPION}: {choice['reason']}")
+    print(f"{records.CHAMPION}: {choice['variant'] or 'none'}")
 
 
 def _warning(outcome: Outcome, folder: Path) -> str:
@@ -188,11 +188,13 @@ class _Judged:
         return max((row for row in self.rows.values() if row.parent == TEACHER), key=lambda row: row.score)
 
     def recommendation(self, row: Row) -> str:
-        """What to do with a variant, in two words."""
+        """What to do with a variant, in a few words."""
         if row.variant == self.champion:
             return "ship this"
         if row.variant in self.accepted:
             return "accepted"
+        if row in budget.undecided([*self.rows.values()]):
+            return "more test images"
         return "rejected" if row.verdict != "accept" else "ancestor rejected"
 
 
@@ -253,14 +255,17 @@ def _exported_file(
     )
 
 
-def _answer(champion: ExportedFile | None, dataset: str, reason: str) -> str:
+def _answer(champion: ExportedFile | None, parent: str, dataset: str, reason: str) -> str:
     """Which variant to ship, and what it loses and gains, in one line."""
     data = escaping.code(dataset)
     if champion is None:
         return f"**Nothing to ship yet** ({data}): {escaping.for_markdown(reason)}"
     _, (_, score), (reference, lost), (_, latency), (_, size), (_, speed), *_ = champion.summary.items()
-    loss = "" if lost == REFERENCE else f" ({lost} {reference})"
-    gain = "" if speed == NO_FP32 or lost == REFERENCE else f" ({speed.partition(' (')[0]} as fast)"
+    if lost == REFERENCE:
+        reference, lost = f"vs {parent}", champion.summary["vs parent"].partition(" (")[0]
+        speed = NO_FP32
+    loss = f" ({lost} {reference})"
+    gain = "" if speed == NO_FP32 else f" ({speed.partition(' (')[0]} as fast)"
     return (
         f"**Ship {champion.run.name}** ({data}): {score.partition(' (')[0]}{loss}, {latency}{gain}, {size}."
     )

@@ -1,5 +1,6 @@
 """Confidence intervals and significance tests that have a formula."""
 
+import bisect
 import math
 from collections.abc import Sequence
 
@@ -15,6 +16,9 @@ Z95 = float(stats.norm.isf((1 - CONFIDENCE) / 2))
 
 ROOT_TOLERANCE = 1e-15
 """Greatest error of the ends of a paired interval, which are found as roots."""
+
+MOST_IMAGES = 10_000_000
+"""Number of images beyond which nobody asks whether a loss could be shown."""
 
 
 def wilson(correct: int, images: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -93,7 +97,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def paired_interval(gained: int, lost: int, images: int) -> tuple[float, float]:
+def paired_interval(gained: int | float, lost: int | float, images: int) -> tuple[float, float]:
     """95 % score interval of the difference of two proportions that were measured on the same images.
 
     Tango 1998, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8%3C891::AID-SIM780%3E3.0.CO;2-B. It keeps
@@ -101,8 +105,8 @@ def paired_interval(gained: int, lost: int, images: int) -> tuple[float, float]:
     excludes 0 exactly when McNemar's score test is significant.
 
     Args:
-        gained: number of images that only the first classifier gets right.
-        lost: number of images that only the second classifier gets right.
+        gained: number of images that only the first classifier gets right, or the expected number.
+        lost: number of images that only the second classifier gets right, or the expected number.
         images: number of all images.
 
     Returns:
@@ -132,6 +136,28 @@ def paired_interval(gained: int, lost: int, images: int) -> tuple[float, float]:
         root(-Z95, -1.0, estimate) if lost < images else -1.0,
         root(Z95, estimate, 1.0) if gained < images else 1.0,
     )
+
+
+def images_needed(gained: int | float, lost: int | float, max_drop: int | float) -> int | None:
+    """Fewest images on which the paired interval excludes a loss of more than ``max_drop``.
+
+    Args:
+        gained: share of the images that only the first classifier gets right, from 0 to 1.
+        lost: share of the images that only the second classifier gets right.
+        max_drop: greatest loss that the interval may reach, as a fraction of 1.
+
+    Returns:
+        The number, or None if it is greater than ``MOST_IMAGES``, as it always is for a loss of ``max_drop``
+        and more.
+    """
+
+    def is_enough(images: int) -> bool:
+        return paired_interval(gained * images, lost * images, images)[0] >= -max_drop
+
+    if gained - lost <= -max_drop or not is_enough(MOST_IMAGES):
+        return None
+    # The interval of the same shares becomes narrower with every image.
+    return 1 + bisect.bisect_left(range(1, MOST_IMAGES), True, key=is_enough)
 
 
 def mcnemar(gained: int, lost: int) -> float:

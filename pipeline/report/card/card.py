@@ -63,6 +63,12 @@ class Card:
     """Name of the variant to ship, which may be another one; None where none fits the budget."""
     accepted: bool
     """Whether the gate accepts this variant and all its ancestors."""
+    rejected: str
+    """The oldest of them that it rejects; empty if it accepts all."""
+    rejection: str
+    """The gate's reason for that; empty as well."""
+    undecided: bool
+    """Whether the only reason is that there are too few test images."""
     shipped: Row
     """The variant that the card describes."""
     result: VariantResults
@@ -146,6 +152,7 @@ def _card(results: RunResults, everything: RunResults) -> Card:
     architecture: str = ARCHITECTURES.get(student["architecture"]) or student["architecture"]
     data_name = words.data_name(results.data)
     shape = f"{figure(student['width'])}/{figure(student['size'])}"
+    rejected = budget.first_rejected(everything.table, shipped.variant)
     limits = {row.op: results.change(row.variant)["limits"]["max_drop"] for row in results.table}
     return Card(
         limits=listed([f"{op} {figure(limit, 'gap')}" for op, limit in limits.items()]),
@@ -156,6 +163,9 @@ def _card(results: RunResults, everything: RunResults) -> Card:
         nouns=words.noun(results.task, 2),
         recommended=recommended,
         accepted=shipped in budget.accepted(everything.table),
+        rejected=rejected.variant if rejected else "",
+        rejection=everything.change(rejected.variant)["reason"] if rejected else "",
+        undecided=shipped in budget.undecided(everything.table),
         shipped=shipped,
         result=results.closest_results,
         change=results.change(shipped.variant),

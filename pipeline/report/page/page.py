@@ -177,7 +177,8 @@ def _page(results: RunResults) -> Page:
         task=task.words,
         nouns=words.noun(task, 2),
         gate="A variant is rejected when its interval reaches below the limit of its step (dashed line), "
-        "because a greater loss cannot be ruled out then, or when a class is shown to lose more than is "
+        "because a greater loss cannot be ruled out then: that is no proof of a loss, and with few test "
+        "images every interval is wide. It is also rejected when a class is shown to lose more than is "
         "allowed.",
         shipped=results.closest,
         teacher=results.teacher_name,
@@ -240,7 +241,7 @@ def _lines(results: RunResults) -> list[Line]:
             "gate": -limits[row.variant],
         }
         compressed = one.scores.get("compressed_bytes")
-        significant = results.change(row.variant)["distinguishable"]
+        change = results.change(row.variant)
         lines.append(
             Line(
                 row=row,
@@ -250,7 +251,7 @@ def _lines(results: RunResults) -> list[Line]:
                 delta=figure(row.score_delta, "points", bare=True),
                 delta_interval=span(row.delta_lo, row.delta_hi, "points"),
                 forest=";".join(f"--{name}:{place(value)}" for name, value in marks.items()),
-                p=_p(row.mcnemar_p) if significant else words.NO_DIFFERENCE,
+                p=_p(row.mcnemar_p) if change["distinguishable"] else words.within(change),
                 size=figure(row.size_bytes, "MB", bare=True),
                 compressed=f"{figure(compressed, 'MB', bare=True)} gzipped" if compressed else "",
                 parameters=figure(row.parameters, "M", bare=True),

@@ -8,6 +8,7 @@ from pipeline.report import words
 from pipeline.report.figures import figure, span
 from pipeline.report.results import RunResults
 from pipeline.selection import budget
+from pipeline.selection.budget import listed
 from pipeline.selection.table import TEACHER, Row
 
 
@@ -86,6 +87,8 @@ def _headlines(results: RunResults, best: Row) -> list[Headline]:
             figure(best.latency_ms_p50, "ms"),
             f"{REFERENCE} was not measured"
             if ratio is None
+            else f"90th percentile {figure(latency['latency_ms_p90'], 'ms')}"
+            if best.variant == REFERENCE
             else f"{figure(ratio, 'times')} the speed of {REFERENCE} "
             f"({span(latency['ratio_lo'], latency['ratio_hi'], 'times')})",
         ),
@@ -132,12 +135,27 @@ def _context(results: RunResults) -> str:
 
 
 def _advice(results: RunResults) -> list[str]:
+    undecided = budget.undecided(results.table)
+    more_images = []
+    if undecided:
+        least = min(row.images_needed or 0 for row in undecided)
+        more_images = [
+            f"Add test images: there are {figure(undecided[0].test_images)}, and from about {figure(least)} "
+            f"on, the first of {listed(row.variant for row in undecided)} would be accepted, at this rate of "
+            "changed answers."
+        ]
     if budget.accepted(results.table):
         return [
+            *more_images,
             f"Raise the limit in budget, or ship {results.closest.variant}, which comes closest.",
-            "Or declare a smaller or faster variant in variants, and run dvc repro.",
+            *(
+                []
+                if undecided
+                else ["Or declare a smaller or faster variant in variants, and run dvc repro."]
+            ),
         ]
     return [
+        *more_images,
         f"Do not ship a file of this run, unless {figure(results.closest.score, '%', 1)} "
         f"{results.task.words} are enough for you.",
         "Train longer, or start from pretrained weights; the section Variants says what each one lacks.",

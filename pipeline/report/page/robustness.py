@@ -27,13 +27,14 @@ def advice(evidence: Evidence, variant: str) -> list[str]:
 def _on_corruptions(evidence: Evidence, variant: str) -> Iterator[str]:
     part = evidence.corruptions
     of = part["variants"].get(variant) if part else None
-    if not of:
+    if not part or not of:
         return
     worst = min(of["kinds"], key=lambda kind: of["kinds"][kind]["accuracy"])
     accuracy = of["kinds"][worst]["accuracy"]
     if of["clean"] - accuracy >= ALARMING:
         yield (
-            f"{variant} is right on {figure(of['clean'], '%', 1)} of clean images, but on "
+            f"Of {words.counted(part['n'], 'test image')}, {variant} is right on "
+            f"{figure(of['clean'], '%', 1)} as they are, but on "
             f"{figure(accuracy, '%', 1)} with {words.spaced(worst)}. If photographs like these occur in use, "
             "add some to the training images; if not, this need not worry you."
         )
@@ -48,9 +49,10 @@ def _on_attacks(evidence: Evidence, variant: str) -> Iterator[str]:
     if part["clean"][variant]["accuracy"] - worst["accuracy"] >= ALARMING:
         yield (
             f"Pixels that someone changes on purpose, by at most {worst['radius']:g} of 255 grey levels, "
-            f"leave {figure(worst['accuracy'], '%', 1)} of the answers right. Nearly every network that was "
-            "not trained against attacks behaves like this. Where somebody gains by a wrong answer, do not "
-            "rely on the classifier alone; elsewhere, ignore it."
+            f"leave {figure(worst['accuracy'], '%', 1)} of the answers to "
+            f"{words.counted(part['n'], 'image')} right. Nearly every network that was not trained against "
+            "attacks behaves like this. Where somebody gains by a wrong answer, do not rely on the "
+            "classifier alone; elsewhere, ignore it."
         )
 
 
@@ -61,10 +63,11 @@ def _on_foreign(evidence: Evidence, variant: str) -> Iterator[str]:
         for name, images in (part["sets"] if part else {}).items()
         if variant in images["variants"]
     }
-    if shares and max(shares.values()) >= CONFIDENT:
+    if part and shares and max(shares.values()) >= CONFIDENT:
         name = max(shares, key=lambda name: shares[name])
         yield (
-            f"{figure(shares[name], '%', 1)} of the images of {words.spaced(name)}, which show none of the "
+            f"{figure(shares[name], '%', 1)} of the {figure(part['sets'][name]['n'])} images of "
+            f"{words.spaced(name)}, which show none of the "
             "classes, get a confidence of 90 % or more. A threshold on the confidence does not keep them "
             "out; if such images occur in use, add a class of them."
         )
@@ -86,7 +89,7 @@ def corruption_means(evidence: Evidence) -> Grid | None:
         ("none", [Cell(figure(of["clean"], "%", 1, bare=True)) for of in variants.values()]),
         ("mean of all kinds", [mean(of) for of in variants.values()]),
     ]
-    return Grid("corruption", list(variants), rows)
+    return Grid("corruption", list(variants), rows, f"On {words.counted(part['n'], 'test image')}.")
 
 
 def corruptions(evidence: Evidence) -> Grid | None:
