@@ -31,7 +31,7 @@ from pipeline.models.storage import Model
 from pipeline.onnx import export, layout
 from pipeline.onnx.graph import LOGITS
 from pipeline.onnx.sessions import FUSED, PLAIN, open_session
-from pipeline.parity import layerwise, saturation
+from pipeline.parity import floating_point, layerwise, saturation
 from pipeline.quantization.simulator import fake_quantize, simulate
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
@@ -241,7 +241,7 @@ def _float_divergence(
     actual = layerwise.outputs_of_file(path, names, images, level)
     if _margin(expected[LOGITS], actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
         return None
-    return layerwise.float_divergence(network, actual, spread, normalised)
+    return floating_point.float_divergence(network, actual, spread, normalised)
 
 
 def _int8_divergence(

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Num, UInt8
 from onnx import TensorProto, helper
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.models.layers import IMAGES, Network
 from pipeline.models.storage import Quantization
@@ -24,16 +23,12 @@ from pipeline.quantization.grid import LEVELS, integer_bias, product_scale
 TIE = 1e-3
 """Greatest distance of a tie from the middle between two steps, in steps; the greatest that occurred is
 2e-4."""
-FLOAT_DRIFT = 1e-3
-"""Greatest allowed difference of a float layer's outputs, as a share of their spread."""
 LOGIT_DRIFT = 1e-5
 """Greatest difference of logits that are computed from the same integers, as a share of the greatest one."""
 NOISE = 8.0
 """Greatest distance of floating-point sums in two orders, in units of the greatest distance that single
 precision moves such sums from double precision. It is more than ``TIE`` and the drifts allow where great
 terms cancel, or where the range of an activation is small beside its terms."""
-CANCELLATION = 1e-2
-"""Share of the magnitude of a logit's terms below which the spread of logits is no unit for differences."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +237,7 @@ def compare(
     sums = {"whole_sums": whole_sums, "whole_biases": whole_biases}
     for stage in stages(integers, simulated, network, quantization, normalised, **sums):
         if not stage.fits():
-            divergence = divergence or _shape_divergence(stage.name, stage.reference, stage.integers)
+            divergence = divergence or shape_divergence(stage.name, stage.reference, stage.integers)
             break
         wrong, apart = stage.wrong(), float(stage.steps().max())
         share, steps = max(share, float(wrong.double().mean())), max(steps, apart)
@@ -291,99 +286,12 @@ def activations(network: Network) -> list[str]:
     return [name for name, layer in network.layers.items() if layer.activation is not None]
 
 
-def float_divergence(
-    network: Network,
-    actual: Mapping[str, Tensor],
-    spread: float,
-    normalised: Float[Tensor, "batch 3 height width"],
-) -> str | None:
-    """The first layer of a float file that computes something else than the network's, in words; None if none
-    does.
-
-    Each layer of the network gets what the file's layer got. From image to logits, some networks amplify
-    rounding errors until nothing is left of the answers, and that is no fault of the file.
-
-    Args:
-        network: the folded network.
-        actual: the file's ``activations`` and logits, from ``outputs_of_file``.
-        spread: greatest less least of all logits, of more images perhaps.
-        normalised: the images, as the network takes them.
-    """
-    expected = _outputs_layer_by_layer(network.module, network, actual, normalised)
-    if isinstance(expected, str):
-        return expected
-    exact: dict[str, Tensor] | str = {}
-    for name, output in expected.items():
-        unit = float(output.max() - output.min())
-        if name == LOGITS:
-            unit = logit_unit(network, actual, spread)
-        drift = float((output - actual[name]).abs().max())
-        if drift <= FLOAT_DRIFT * unit:
-            continue
-        exact = exact or _outputs_layer_by_layer(
-            copy.deepcopy(network.module).double(), network, actual, normalised
-        )
-        assert not isinstance(exact, str)
-        if not drift <= NOISE * float((output - exact[name]).abs().max()):
-            return f"the first layer that diverges is {name}, by {drift / max(unit, 1e-12):.2g} of its spread"
-    return None
-
-
-@torch.no_grad()
-def _outputs_layer_by_layer(
-    module: nn.Module,
-    network: Network,
-    actual: Mapping[str, Tensor],
-    normalised: Float[Tensor, "batch 3 height width"],
-) -> dict[str, Tensor] | str:
-    """What each layer of a module in the shape of ``network`` makes of the file's output of the layer before,
-    and the logits; or the divergence of an output that has another shape."""
-    names = {network.output(name): name for name in activations(network)}
-    kind = next(module.parameters()).dtype
-    outputs: dict[str, Tensor] = {}
-    x = normalised.to(kind)
-    for path in network.steps:
-        x = module.get_submodule(path)(x)
-        if path in names:
-            name = names[path]
-            if x.shape != actual[name].shape:
-                return _shape_divergence(name, x, actual[name])
-            outputs[name], x = x, actual[name].to(kind)
-    if x.shape != actual[LOGITS].shape:
-        return _shape_divergence(LOGITS, x, actual[LOGITS])
-    return {**outputs, LOGITS: x}
-
-
-def outputs_in_double(
-    network: Network, names: Sequence[str], normalised: Float[Tensor, "batch 3 height width"]
-) -> dict[str, Tensor]:
-    """The same as ``outputs_of_module``, in double precision."""
-    return outputs_of_module(copy.deepcopy(network.module).double(), network, names, normalised.double())
-
-
-def _shape_divergence(name: str, expected: Tensor, actual: Tensor) -> str:
+def shape_divergence(name: str, expected: Tensor, actual: Tensor) -> str:
+    """The divergence of a layer whose output has another shape, in words."""
     return (
         f"the first layer that diverges is {name}, whose output has the shape {list(actual.shape)} and not "
         f"{list(expected.shape)}"
     )
-
-
-def logit_unit(network: Network, outputs: Mapping[str, Tensor], spread: float) -> float:
-    """The unit of differences between logits: their spread, or a share of their terms if that is more.
-
-    Rounding errors of a sum are relative to its terms. Where the terms cancel, as in a network that answers
-    nearly the same to all images, the errors may be a great share of the spread.
-
-    Args:
-        network: the network in floating point.
-        outputs: its last activation, by name, from ``outputs_of_module``.
-        spread: greatest less least of all logits.
-    """
-    head = network.part(network.head.name)
-    features = outputs[activations(network)[-1]].flatten(2).mean(2)
-    bias = None if head.bias is None else head.bias.detach().abs()
-    terms = functional.linear(features.abs(), head.weight.detach().abs(), bias)
-    return max(spread, CANCELLATION * float(terms.max()))
 
 
 def _bias_error(network: Network, quantization: Quantization, name: str) -> Float[Tensor, " channels"]:

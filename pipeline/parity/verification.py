@@ -17,7 +17,7 @@ from pipeline.models.layers import Network
 from pipeline.models.storage import Model, Quantization
 from pipeline.onnx.graph import CONVOLUTIONS, LOGITS
 from pipeline.onnx.sessions import FUSED, PLAIN, open_session
-from pipeline.parity import layerwise
+from pipeline.parity import floating_point, layerwise
 from pipeline.parity.saturation import sums_may_saturate
 from pipeline.quantization.simulator import simulate
 
@@ -45,8 +45,8 @@ def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3
 
     Returns:
         Figures as fractions of 1: ``logits`` and ``batches`` are greatest differences over the unit of
-        ``layerwise.logit_unit``, ``argmax`` is the share of equal answers, ``exact`` and ``fused`` are the
-        greatest share of a layer's integers that differ other than in ties, and ``exact_steps`` and
+        ``floating_point.logit_unit``, ``argmax`` is the share of equal answers, ``exact`` and ``fused``
+        are the greatest share of a layer's integers that differ other than in ties, and ``exact_steps`` and
         ``fused_steps`` the greatest number of steps by which any integer differs.
 
     Raises:
@@ -69,7 +69,7 @@ def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3
     with torch.no_grad():
         expected = (outputs[LOGITS] if quantization is None else reference(normalised)).numpy()
     spread = float(np.ptp(expected))
-    unit = layerwise.logit_unit(network, outputs, spread)
+    unit = floating_point.logit_unit(network, outputs, spread)
     figures = {
         "batches": float(np.abs(together - single).max()) / unit,
         "logits": float(np.abs(together - expected).max()) / unit,
@@ -78,11 +78,11 @@ def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3
     if quantization is None:
         for level in (PLAIN, FUSED):
             actual = layerwise.outputs_of_file(path, names, images, level)
-            if divergence := layerwise.float_divergence(network, actual, spread, normalised):
+            if divergence := floating_point.float_divergence(network, actual, spread, normalised):
                 raise VerificationError(f"{path}: {divergence}")
         noise = 0.0
         if max(figures["logits"], figures["batches"]) > min(FLOAT_TOLERANCE, BATCH_TOLERANCE):
-            exact = layerwise.outputs_in_double(network, [], normalised)
+            exact = floating_point.outputs_in_double(network, [], normalised)
             noise = layerwise.NOISE * float((outputs[LOGITS] - exact[LOGITS]).abs().max()) / unit
         _limit(path, figures, "logits", max(FLOAT_TOLERANCE, noise))
         _limit(path, figures, "batches", max(BATCH_TOLERANCE, noise))
