@@ -328,7 +328,8 @@ def test_five_files_of_one_network_are_built_and_compared_without_training(
     with torch.no_grad():
         torch.testing.assert_close(loaded.module(images), wide(images)[:, [1, 2, 0]])
     scores = {name: json.loads(paths.metrics(name).read_text())["top1"] for name in changes}
-    assert min(scores.values()) > 0.8, scores
+    assert min(scores[name] for name in ("fp32", "int8", "int8-wide")) > 0.8, scores
+    assert min(scores.values()) > 0.5, scores  # a third is chance
 
 
 @pytest.mark.parametrize("criterion", ["l1", "fpgm"])

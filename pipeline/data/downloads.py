@@ -9,8 +9,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
-
 from pipeline import progress, resources
 from pipeline.data.listing import SourceError
 from pipeline.data.settings import Download
@@ -93,7 +91,7 @@ def _complete(source: Download, part: Path) -> None:
         _show(bar, source.size)
 
 
-def _request(source: Download, part: Path, bar: tqdm) -> None:
+def _request(source: Download, part: Path, bar: progress.tqdm) -> None:
     """Ask once for the bytes after those that are there, and append what comes.
 
     A server that does not serve ranges sends the whole file, which is then written from its beginning.
@@ -177,5 +175,5 @@ def _length(file: Path) -> int:
     return file.stat().st_size if file.is_file() else 0
 
 
-def _show(bar: tqdm, count: int) -> None:
+def _show(bar: progress.tqdm, count: int) -> None:
     bar.update(count - bar.n)
