@@ -1,8 +1,6 @@
 """The command `compress`."""
 
-import os
 import shlex
-import sys
 from argparse import Namespace
 
 from pipeline.commands import run as planned
@@ -29,12 +27,8 @@ def run(arguments: Namespace) -> None:
             print(f"going on with {configuration.FILE}; --anew plans anew")
         else:
             made = compression.make(arguments.checkpoint, arguments.folder, arguments.changes)
-            planned.announce(made.lines())
-            compression.write(made, command)
-            planned.say_where()
+            planned.keep(made.lines(), lambda: compression.write(made, command))
         if arguments.plan:
             planned.say_how()
             return
-        # The plan has loaded a network, whose memory the stages need: a new process goes on.
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", "pipeline", "run"])
+        planned.carry_out()

@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline import paths
 from pipeline.commands import choose
@@ -37,9 +38,7 @@ def run(arguments: Namespace) -> None:
         else:
             _plan(arguments, command)
             if not arguments.plan:
-                # The plan has loaded networks, whose memory the stages need: a new process goes on.
-                sys.stdout.flush()
-                os.execv(sys.executable, [sys.executable, "-m", "pipeline", "run", "--planned"])
+                carry_out()
     if arguments.plan:
         say_how()
         return
@@ -83,29 +82,28 @@ def _plan(arguments: Namespace, command: str) -> None:
     from pipeline.planning import plan
 
     made = plan.make(arguments.folder, arguments.minutes, arguments.changes, arguments.start)
-    announce(made.lines())
-    plan.write(made, command)
-    say_where()
+    keep(made.lines(), lambda: plan.write(made, command))
 
 
-def announce(lines: Sequence[str]) -> None:
-    """Print a plan, and put the previous one aside."""
+def keep(lines: Sequence[str], write: Callable[[], object]) -> None:
+    """Print a plan, put the previous one aside, write the new one, and print where it is."""
     from pipeline.parameters import configuration
 
     for line in lines:
         print(line)
     if kept := configuration.keep_previous():
         print(f"the previous plan is kept as {kept}")
-
-
-def say_where() -> None:
-    """Print where the plan is."""
-    from pipeline.parameters import configuration
-
+    write()
     print(
         f"the plan is {configuration.FILE}; {paths.PARAMETERS} is composed from it, and "
         "`dvc exp run -S KEY=VALUE` starts from it"
     )
+
+
+def carry_out() -> NoReturn:
+    """Go on with the plan in a new process: this one has loaded networks, whose memory the stages need."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "pipeline", "run", "--planned"])
 
 
 def say_how() -> None:

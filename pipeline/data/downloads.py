@@ -1,6 +1,5 @@
 """Downloads of large files: continued where they stopped, and used only with the published SHA-256."""
 
-import hashlib
 import http.client
 import re
 import threading
@@ -9,7 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from pipeline import progress, resources
+from pipeline import progress, provenance, resources
 from pipeline.data.listing import SourceError
 from pipeline.data.settings import Download
 
@@ -48,22 +47,16 @@ def download(source: Download, part: Path) -> None:
     part.parent.mkdir(parents=True, exist_ok=True)
     resumed = _length(part) > 0
     _complete(source, part)
-    if sha256(part) != source.sha256 and resumed:
+    if provenance.sha256(part) != source.sha256 and resumed:
         # What was left by an earlier run may have been damaged, by a power cut for example.
         part.unlink()
         _complete(source, part)
-    if (found := sha256(part)) != source.sha256:
+    if (found := provenance.sha256(part)) != source.sha256:
         part.unlink()
         raise DownloadError(
             f"{source.url}: the SHA-256 of the download is {found}; {source.sha256} is expected "
             "(data.download.sha256), so that it was removed"
         )
-
-
-def sha256(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _complete(source: Download, part: Path) -> None:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import files, process, progress, resources
+from pipeline import files, process, progress, provenance, resources
 from pipeline.data import downloads, reading, trees
 from pipeline.data.downloads import DownloadError
 from pipeline.data.settings import DataSettings, Download
@@ -89,7 +89,7 @@ def _count_images(folder: Path) -> int:
 
 
 def _check_archive(archive: Path, source: Download) -> None:
-    if (found := downloads.sha256(archive)) != source.sha256:
+    if (found := provenance.sha256(archive)) != source.sha256:
         raise SourceError(
             f"{archive}: its SHA-256 is {found}; {source.sha256} is expected (data.download.sha256); remove "
             f"it, and the same command downloads {source.url}"
