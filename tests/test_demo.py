@@ -77,7 +77,8 @@ def samples(folder: Path, names: Sequence[str] = LABELS) -> list[Sample]:
 @pytest.fixture
 def address(tmp_path: Path, classifiers: list[Classifier]) -> Iterator[str]:
     rejected = row("right", score=0.8842, score_lo=0.876, score_hi=0.889, verdict="reject")
-    demo.build(tmp_path / "page", classifiers, {sha256(classifiers[0].path): rejected}, samples(tmp_path))
+    rows = {sha256(classifiers[0].path): rejected}
+    demo.build(tmp_path / "page", classifiers, rows, samples(tmp_path), "wrong is the one to ship.")
     with demo.server(tmp_path / "page", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -169,6 +170,7 @@ def test_the_page_shows_scores_marks_variants_that_differ_and_recovers_from_a_fi
 def test_a_click_on_a_photograph_of_the_test_set_shows_its_right_answer_beside_those_of_the_variants(
     page: Page, tmp_path: Path
 ) -> None:
+    assert page.locator("#recommendation").text_content() == "wrong is the one to ship."
     assert page.locator("#known bdi").all_text_contents() == list(LABELS)
     buttons = page.locator("#samples button")
     expect(buttons).to_have_count(3)

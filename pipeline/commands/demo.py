@@ -4,7 +4,7 @@ from argparse import Namespace
 from contextlib import suppress
 
 from pipeline import paths
-from pipeline.commands import models
+from pipeline.commands import choose, models
 from pipeline.process import one_line_errors
 
 
@@ -17,10 +17,16 @@ def run(arguments: Namespace) -> None:
     with one_line_errors():
         # The port comes first: if it is taken, the folder may be the one that is served there.
         server = None if arguments.build else page.server(arguments.folder, arguments.port)
-        variants = parameters.load().variants
+        p = parameters.load()
         rows = table.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
-        classifiers = [models.opened(str(paths.onnx(variant)), threads=1) for variant in variants]
-        page.build(arguments.folder, classifiers, {row.sha256: row for row in rows}, models.samples())
+        classifiers = [models.opened(str(paths.onnx(variant)), threads=1) for variant in p.variants]
+        page.build(
+            arguments.folder,
+            classifiers,
+            {row.sha256: row for row in rows},
+            models.samples(),
+            choose.of_workspace(p).reason.replace("`", "") if rows else "",
+        )
     if server is None:
         print(arguments.folder)
         return

@@ -50,6 +50,7 @@ def build(
     classifiers: Sequence[Classifier],
     table: Mapping[str, Row],
     samples: Sequence[Sample] = (),
+    recommendation: str = "",
 ) -> None:
     """Write the page, ONNX Runtime and the variants into a folder that any web server can serve.
 
@@ -58,6 +59,7 @@ def build(
         classifiers: the variants, in the order of the page.
         table: rows of ``variants.csv`` by SHA-256 of the ONNX file; a variant without a row shows no scores.
         samples: photographs to try, with their right answers.
+        recommendation: which variant to ship and what that loses, in sentences; empty if it is not known.
 
     Raises:
         ShippingError: ONNX Runtime Web is not installed, or the folder contains other files.
@@ -84,7 +86,7 @@ def build(
         shutil.copyfile(source, folder / source.name)
     variants = [_entry(classifier, table.get(sha256(classifier.path))) for classifier in classifiers]
     photographs = [{"file": sample.file.name, "labels": sample.labels} for sample in samples]
-    manifest = {"variants": variants, "samples": photographs}
+    manifest = {"variants": variants, "samples": photographs, "recommendation": recommendation}
     (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False))
 
 

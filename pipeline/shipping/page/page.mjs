@@ -50,7 +50,9 @@ at("file").addEventListener("change", ({ target }) => {
   target.value = ""; // so that the same file can be chosen again
 });
 
-const { variants, samples } = await manifest;
+const { variants, samples, recommendation } = await manifest;
+at("recommendation").textContent = recommendation;
+at("recommendation").hidden = !recommendation;
 know(variants[0]);
 samples.forEach(offer);
 at("samples").hidden = !samples.length;
