@@ -4,6 +4,7 @@ them."""
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -105,7 +106,17 @@ class ViewSet(Dataset[Batch]):
     def _mixture(self, index: int, number: int | None) -> views.Mixture | None:
         if number is None or self.space is None:
             return None
-        return views.draw_mixture(self.space, int(self.images.keys[index]), number, len(self))
+        # What a verified image is mixed with is verified, too: of a mixture, both labels are learned.
+        verified = index in self._verified
+        images = len(self.images.verified) if verified else len(self)
+        mixture = views.draw_mixture(self.space, int(self.images.keys[index]), number, images)
+        if mixture is None or not verified:
+            return mixture
+        return replace(mixture, partner=int(self.images.verified[mixture.partner]))
+
+    @cached_property
+    def _verified(self) -> frozenset[int]:
+        return frozenset(self.images.verified.tolist())
 
     def _labels(
         self, indices: Int64[np.ndarray, " batch"], number: int | None

@@ -70,6 +70,8 @@ class SourceFile:
     """Function that returns the encoded image, or raises SourceError if it has changed."""
     training_label: int | None = None
     """Index of the class that a table gives it, which counts if it is a training image."""
+    verified: bool = False
+    """Whether that class, or its own if no table gives it one, is known to be right."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The images of a source with the names, labels and splits that the settings give them."""
 
 from pipeline.data import listing, relabelling, sources, splits
-from pipeline.data.listing import Listing
-from pipeline.data.settings import DataSettings
+from pipeline.data.listing import Listing, SourceError
+from pipeline.data.settings import DataSettings, LabelTable
 from pipeline.data.splits import Splits
 
 
@@ -17,6 +17,8 @@ def read(data: DataSettings) -> Listing:
         contents = relabelling.rename(contents, data.names)
     if data.labels is not None:
         contents = relabelling.relabel(contents, data.path, data.labels)
+    if isinstance(data.verified, LabelTable):
+        contents = relabelling.relabel(contents, data.path, data.verified, verified=True)
     if data.splits == "val_as_test":
         contents = relabelling.hold_out_val(contents)
     listing.refuse_losses(contents, data.max_rejected)
@@ -41,11 +43,22 @@ def divide(contents: Listing, data: DataSettings, seed: int) -> tuple[Splits, li
         test=data.test,
         seed=seed,
         anew=anew,
+        verified=None if isinstance(data.verified, LabelTable) else data.verified,
     )
     notes = splits.check(contents, assigned, anew=anew)
     if data.labels is not None:
         notes.append(
             f"{data.labels.table}, column {data.labels.column}: {assigned.relabelled:,} of "
             f"{len(assigned.train):,} training images have another label than that of their folder"
+        )
+    if data.verified is not None:
+        if not assigned.verified:
+            raise SourceError(
+                "data.verified: none of the images that it names is a training image; images of val and test "
+                "keep the labels of their folders"
+            )
+        notes.append(
+            f"the labels of {assigned.verified:,} of {len(assigned.train):,} training images are known to be "
+            "right"
         )
     return assigned, notes

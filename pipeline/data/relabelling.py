@@ -49,29 +49,32 @@ def rename(contents: Listing, names: Mapping[str, str]) -> Listing:
     return replace(contents, classes=classes, folders=contents.classes, notes=(*notes, *alike.notes(classes)))
 
 
-def relabel(contents: Listing, path: Path, settings: LabelTable) -> Listing:
+def relabel(contents: Listing, path: Path, settings: LabelTable, *, verified: bool = False) -> Listing:
     """Read labels for training from a table.
 
     Args:
         contents: what the folder holds.
         path: the folder, ``data.path``.
         settings: place of the table and its columns.
+        verified: whether these are the labels that are known to be right, ``data.verified``, which a table
+            may give for a part of the images; otherwise they are ``data.labels``.
 
     Raises:
         SourceError: the table is not in the folder, lacks a column, names no image of the folder, gives a
             label that is no class, or gives two labels to one image.
     """
+    key = "data.verified" if verified else "data.labels"
     place = PurePath(settings.table)
     file = path / place
     if place.is_absolute() or ".." in place.parts or not file.is_file():
         raise SourceError(
-            f"data.labels.table (={printable(settings.table)}) must be a file in data.path "
+            f"{key}.table (={printable(settings.table)}) must be a file in data.path "
             f"(={printable(path)}); copy it there, so that DVC notices when it changes"
         )
     table = tables.read(file, settings.files)
     if settings.column not in table.columns:
         raise SourceError(
-            f"data.labels.column (={printable(settings.column)}): {printable(file)} has no such column; "
+            f"{key}.column (={printable(settings.column)}): {printable(file)} has no such column; "
             f"allowed: {', '.join(map(printable, table.columns))}"
         )
     numbers = {name: number for number, name in enumerate(contents.classes)}
@@ -90,20 +93,23 @@ def relabel(contents: Listing, path: Path, settings: LabelTable) -> Listing:
         if first != label:
             raise SourceError(f"{where}: {source} has another label than in {earlier}")
     labelled = [
-        replace(image, training_label=labels[image.source][0]) if image.source in labels else image
+        replace(image, training_label=labels[image.source][0], verified=verified)
+        if image.source in labels
+        else image
         for image in contents.labelled
     ]
-    matching = sum(image.training_label is not None for image in labelled)
+    matching = sum(image.source in labels for image in labelled)
     if not matching:
         raise SourceError(
             f"{printable(file)}: no file of its column {settings.files} is an image of {printable(path)}, as "
             f"{contents.labelled[0].source} is"
         )
+    missing = 0 if verified else _without(contents, labels)
     return replace(
         contents,
         labelled=labelled,
         rejected=[item for item in contents.rejected if item.source != reading.place(path, file)],
-        notes=(*contents.notes, *_gaps(file, len(labels) - matching, _without(contents, labels))),
+        notes=(*contents.notes, *_gaps(file, len(labels) - matching, missing)),
     )
 
 

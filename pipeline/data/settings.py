@@ -91,6 +91,11 @@ class DataSettings(Settings):
     labels: LabelTable | None = None
     """Labels that take the place of the class folders for training images, for the source `folder`. Val and
     test images keep the labels of their folders."""
+    verified: LabelTable | Amount | None = None
+    """Training images whose labels are known to be right, for the source `folder`: a table of them, whose
+    labels take precedence over all others; or a number or a share of the training images, drawn stratified by
+    class, which keep the labels of their folders. A training with `images: verified` uses them alone, and
+    their views are mixed with each other only."""
     download: Download | None = None
     """Archive that `python -m pipeline fetch` downloads to `path` if nothing is there. A `path` that is not
     below `artifacts/raw` is a copy of one's own, and must exist."""

@@ -29,6 +29,11 @@ class Splits:
     relabelled: int = 0
     """Number of training images to which a table gives another class than their folder."""
 
+    @property
+    def verified(self) -> int:
+        """Number of training images whose labels are known to be right."""
+        return sum(image.verified for image in self.train)
+
     def items(self) -> list[tuple[str, list[SourceFile]]]:
         """The three splits with their names, and the unlabelled images if there are any."""
         splits = [("train", self.train), ("val", self.val), ("test", self.test)]
@@ -44,6 +49,7 @@ def assign(
     test: int | float,
     seed: int,
     anew: bool = False,
+    verified: int | float | None = None,
 ) -> Splits:
     """Split images by class and content hash.
 
@@ -60,6 +66,8 @@ def assign(
         test: number (int) or share (float) of images for test.
         seed: seed of the choice.
         anew: whether to split again images that the source has split already.
+        verified: number (int) or share (float) of the training images whose own labels are known to be right
+            and take precedence over those of a table; None draws none.
 
     Raises:
         SourceError: a split is empty, or there are fewer images than requested.
@@ -96,6 +104,13 @@ def assign(
         extra = _drop_content_of(extra, others, name, rejected)
     repeats = repeated + repeated_val + repeated_extra
     taken = f" (test has {len(testing)}, val has {len(validation)})" if labelled else ""
+    if verified is not None:
+        right = stratified(training, _count(verified, training), seed, "data.verified")
+        hashes = {image.sha256 for image in right}
+        training = [
+            replace(image, training_label=None, verified=True) if image.sha256 in hashes else image
+            for image in training
+        ]
     relabelled = [
         image if image.training_label is None else replace(image, label=image.training_label)
         for image in training
@@ -191,11 +206,15 @@ def _lost(listing: Listing, label: int) -> str:
 
 
 def fingerprint(splits: Splits) -> str:
-    """Compute the SHA-256 over every image's split, label and content, which identifies the prepared data."""
+    """Compute the SHA-256 over every image's split, label and content, which identifies the prepared data.
+
+    Whether a label is known to be right counts, too.
+    """
     digest = hashlib.sha256()
     for name, images in splits.items():
         for image in images:
-            digest.update(f"{name} {image.label} {image.sha256}\n".encode())
+            mark = " verified" if image.verified else ""
+            digest.update(f"{name} {image.label} {image.sha256}{mark}\n".encode())
     return digest.hexdigest()
 
 

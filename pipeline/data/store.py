@@ -28,6 +28,7 @@ from pipeline.data.splits import SPLITS, Splits, fingerprint
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 REPORT = "report.json"
+VERIFIED = "verified"
 NAMED = 3
 """Number of images that a message names."""
 datasets.disable_progress_bars()
@@ -77,6 +78,12 @@ class ImageSet:
         return bool(self.has_label.all())
 
     @cached_property
+    def verified(self) -> Int64[np.ndarray, " some"]:
+        """Indices of the images whose labels are known to be right, ascending."""
+        known = VERIFIED in self.table.column_names
+        return np.flatnonzero(self.table[VERIFIED]) if known else np.empty(0, np.int64)
+
+    @cached_property
     def keys(self) -> UInt64[np.ndarray, " images"]:
         """First 64 bits of every image's content hash, which seed its views."""
         return np.asarray([int(value[:16], 16) for value in self.table["sha256"]], dtype=np.uint64)
@@ -118,6 +125,7 @@ def write(
         sha256=datasets.Value("string"),
         source=datasets.Value("string"),
     )
+    with_verified = datasets.Features(features | {VERIFIED: datasets.Value("bool")})
     identity = fingerprint(splits)
     if train_side is not None:
         identity = hashlib.sha256(f"{identity} {train_side}".encode()).hexdigest()
@@ -126,11 +134,12 @@ def write(
     for name, images in splits.items():
         # The cache is beside the target and not in the user's home, where a stale one could be used again. It
         # takes as much room as the split, for as long as the split is written.
+        training = name in ("train", UNLABELLED)
         with resources.scratch(folder.parent) as cache, resources.writing(folder / name):
             try:
                 table = datasets.Dataset.from_generator(
-                    partial(_rows, name, images, train_side if name in ("train", UNLABELLED) else None),
-                    features=features,
+                    partial(_rows, name, images, train_side if training else None),
+                    features=with_verified if training and splits.verified else features,
                     cache_dir=str(cache),
                     fingerprint=f"{identity[:16]}-{name}",
                 )
@@ -158,6 +167,8 @@ def write(
         report["folders"] = dict(zip(listing.folders, classes, strict=True))
     if any(image.training_label is not None for image in splits.train):
         report["relabelled"] = splits.relabelled
+    if splits.verified:
+        report[VERIFIED] = splits.verified
     if every_note := [*listing.notes, *notes]:
         report["notes"] = every_note
     files.write(folder / REPORT, json.dumps(report, indent=2) + "\n")
@@ -212,5 +223,6 @@ def _rows(name: str, images: Sequence[SourceFile], side: int | None) -> Iterator
                 "label": image.label,
                 "sha256": image.sha256,
                 "source": image.source,
+                VERIFIED: image.verified,
             }
             bar.update()

@@ -154,6 +154,14 @@ class StudentTraining(TrainingSettings):
     """The loss."""
 
 
+class FineTuning(StudentTraining):
+    """How a compressed variant is trained."""
+
+    target: Literal["teacher", "parent"] = "teacher"
+    """Network whose outputs are learned: the teacher, whose outputs are stored, or the parent of the variant,
+    which runs in every step. A parent that has passed the teacher is the better target."""
+
+
 class DistillationSettings(Settings):
     """What distillation has besides a training on the outputs of the teacher."""
 

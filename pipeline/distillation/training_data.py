@@ -1,8 +1,15 @@
 """What a student is trained on: views of the training images with the outputs of the teacher."""
 
+import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from lightning_fabric import Fabric
+from torch import Tensor
 
 from pipeline.data import store
 from pipeline.data.batches import ViewSet
@@ -10,6 +17,7 @@ from pipeline.data.views import ViewSpace
 from pipeline.distillation import labels
 from pipeline.distillation.labels import LiveTeacher
 from pipeline.models import storage
+from pipeline.models.storage import Model
 from pipeline.tasks import Task
 from teachers.contract import InputContract
 
@@ -70,6 +78,25 @@ def load(data: Path, teacher: Path, answers: Path, space: ViewSpace, contract: I
         key=stored.key.sha256(),
         compact=stored.answers.top_classes is not None,
     )
+
+
+def from_parent(fabric: Fabric, data: TrainingData, parent: Model) -> TrainingData:
+    """The same data with the outputs of the parent of a variant, which runs in every step, as the target.
+
+    Args:
+        fabric: where the parent runs.
+        data: the data with the stored outputs of the teacher.
+        parent: a float variant. It is copied, since a pruned or trained one may share its tensors.
+    """
+    module = fabric.to_device(copy.deepcopy(parent.module).requires_grad_(False).eval())
+    module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    contract = parent.card.input
+
+    @torch.no_grad()
+    def ask(images: Sequence[UInt8[Tensor, "batch _ _ 3"]]) -> Float[Tensor, "batch classes"]:
+        return module(contract.normalise(images[0])).float()
+
+    return with_live_teacher(data, LiveTeacher((contract,), ask), endless=False)
 
 
 def with_live_teacher(data: TrainingData, teacher: LiveTeacher, *, endless: bool) -> TrainingData:

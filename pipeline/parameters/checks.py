@@ -14,7 +14,7 @@ from pipeline.distillation.settings import Objective, StudentTraining, TeacherMe
 from pipeline.parameters import messages, yaml_files
 from pipeline.parameters.messages import ParameterError
 from pipeline.parameters.sections import Parameters
-from pipeline.parameters.variants import FIRST, OPERATIONS, Prune
+from pipeline.parameters.variants import OPERATIONS, Prune
 from pipeline.settings import merge
 from pipeline.training.settings import TrainingSettings
 from teachers import local_files
@@ -79,7 +79,7 @@ def _variant_problems(parameters: Parameters) -> Iterator[str]:
         else:
             if not isinstance(settings, StudentTraining):
                 continue
-            yield from _phase_problems(settings, key)
+            yield from _training_problems(parameters, settings, key)
             if isinstance(settings, Prune) and (settings.macs is None) == (settings.speedup is None):
                 given = "both are" if settings.macs is not None else "neither is"
                 yield f"{key}.macs and speedup: {given} given; exactly one is allowed"
@@ -92,10 +92,10 @@ def _parent_problems(parameters: Parameters, name: str) -> Iterator[str]:
     names = ["teacher", *variants]
     if variant.parent not in names:
         yield f"{key}.parent = {variant.parent!r}: no such variant; allowed: {', '.join(names)}"
-    elif (variant.parent == "teacher") != (variant.op in FIRST):
+    elif variant.op != "distill" and (variant.parent == "teacher") != (variant.op == "load"):
         yield (
-            f"{key}.op = {variant.op!r} with parent {variant.parent!r}: "
-            "`distill` and `load` go with parent `teacher`, `prune` and `quantize` with a variant"
+            f"{key}.op = {variant.op!r} with parent {variant.parent!r}: `load` goes with parent `teacher`, "
+            "`prune` and `quantize` with a variant, and `distill` with both"
         )
     elif variant.parent != "teacher" and variants[variant.parent].op == "quantize":
         yield f"{key}.parent = {variant.parent!r}: a quantised variant cannot be a parent"
@@ -184,7 +184,7 @@ def _missing(key: str, path: str, kind: str = "", allowed: str = "") -> Iterator
 
 def _image_problems(parameters: Parameters) -> Iterator[str]:
     data, views = parameters.data, parameters.views
-    for key in ("names", "labels"):
+    for key in ("names", "labels", "verified"):
         if getattr(data, key) and data.source != "folder":
             yield f"data.{key}: only for data.source = folder; data.source is {data.source}"
     largest = max(part.size or 0 for part in (parameters.student, *parameters.teacher.members))
@@ -225,7 +225,7 @@ def _teacher_problems(parameters: Parameters) -> Iterator[str]:
         for part, training in member.parts().items():
             if training is None:
                 continue
-            yield from _phase_problems(training, f"{name}.{part}")
+            yield from _training_problems(parameters, training, f"{name}.{part}")
             if member.source == "onnx":
                 yield f"{name}.{part}: an ONNX file is a black box and cannot be adapted; allowed: null"
 
@@ -238,7 +238,12 @@ def _members(parameters: Parameters) -> Iterator[tuple[str, TeacherMember]]:
         yield f"teacher.ensemble.{index}", member
 
 
-def _phase_problems(training: TrainingSettings, key: str) -> Iterator[str]:
+def _training_problems(parameters: Parameters, training: TrainingSettings, key: str) -> Iterator[str]:
+    if training.images == "verified" and parameters.data.verified is None:
+        yield (
+            f"{key}.images = 'verified': data.verified is null; allowed: all, or set data.verified to a "
+            "share of the training images or to a table of them"
+        )
     total = sum(phase.share for phase in training.phases)
     if training.phases and abs(total - 1) > 1e-6:
         yield f"{key}.phases: the shares add up to {total:g}; they must add up to 1"

@@ -61,6 +61,11 @@ class Parameters(Settings):
         return {name: variant.parent for name, variant in self.variants.items()}
 
     @property
+    def uncompressed(self) -> list[str]:
+        """The variants that are trained or loaded, and neither pruned nor quantised."""
+        return [name for name, variant in self.variants.items() if variant.op in ("distill", "load")]
+
+    @property
     def first_step(self) -> Literal["distill", "load"]:
         """Operation of the variants whose parent is the teacher: `load` if none of them is distilled."""
         return "distill" if any(v.op == "distill" for v in self.variants.values()) else "load"

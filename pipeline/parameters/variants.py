@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from pipeline.distillation.settings import DistillationSettings, StudentTraining
+from pipeline.distillation.settings import DistillationSettings, FineTuning, StudentTraining
 from pipeline.pruning.settings import PruningSettings
 from pipeline.quantization.settings import QuantizationSettings
 from pipeline.settings import Settings
@@ -36,7 +36,8 @@ VariantName = Annotated[str, AfterValidator(_check_name)]
 
 
 class Distill(DistillationSettings, StudentTraining):
-    """Distillation: a student is trained on the outputs of the teacher."""
+    """Distillation: a student is trained on the outputs of the teacher. With a variant as its parent, that
+    variant is trained once more: on images whose labels are verified, or with another objective."""
 
 
 def _check_epochs(epochs: float) -> float:
@@ -50,7 +51,7 @@ class Load(Settings):
     (`teacher.source: student`), is a variant as it is. It has no keys."""
 
 
-class Prune(PruningSettings, StudentTraining):
+class Prune(PruningSettings, FineTuning):
     """Pruning: channels of the parent are removed, and the rest is fine-tuned."""
 
     epochs: Annotated[float, Field(ge=0, le=100_000), AfterValidator(_check_epochs)]
@@ -58,7 +59,7 @@ class Prune(PruningSettings, StudentTraining):
     fitted to the outputs of the parent's by least squares."""
 
 
-class Quantize(QuantizationSettings, StudentTraining):
+class Quantize(QuantizationSettings, FineTuning):
     """Quantisation to eight-bit integers; with `qat` the training settings apply."""
 
 
@@ -69,8 +70,6 @@ OPERATIONS: dict[str, type[Settings]] = {
     "quantize": Quantize,
 }
 """Operation of a variant to the class of its settings."""
-FIRST = ("distill", "load")
-"""Operations whose parent is the teacher."""
 Operation = TypeVar("Operation", bound=Settings)
 
 

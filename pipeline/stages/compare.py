@@ -26,9 +26,9 @@ def main() -> None:
         confidence.from_logits(logits, test.labels) if test.labels.ndim == 1 else None,
     )
     outputs, students = {"teacher": teacher}, {}
-    for name, variant in p.variants.items():
+    for name in p.variants:
         scores = json.loads(paths.metrics(name).read_text())
-        if variant.parent == "teacher":
+        if name in p.uncompressed:
             students[name] = scores[test.task.metric]
         outputs[name] = ClassifierOutput(
             np.asarray(scores["predictions"]), confidence.load(paths.confidence(name))

@@ -100,10 +100,13 @@ def main(variant: str) -> None:
         network, quantization = bench.make(settings.ptq)
     if settings.method == "qat":
         prepared = aware_training.prepare(network, quantization, learn_steps=settings.learn_steps)
+        target = data
+        if settings.target == "parent":
+            target = training_data.from_parent(fabric, data, parent)
         trained, history = learning.learn(
             fabric,
             prepared.module,
-            data,
+            target,
             settings,
             name=variant,
             start=provenance.identity(

@@ -10,14 +10,13 @@ from pipeline.process import stage
 
 
 def main() -> None:
-    """Write `artifacts/sensitivity.json`: every student of the teacher that has pruned or quantised
+    """Write `artifacts/sensitivity.json`: every trained or loaded network that has pruned or quantised
     variants. Of an earlier file, the entries that are still valid stay."""
     p = parameters.load()
     parents = {op: [v.parent for v in p.variants.values() if v.op == op] for op in ("prune", "quantize")}
     changes = {
         name: {"channels": name in parents["prune"], "int8": name in parents["quantize"]}
-        for name, variant in p.variants.items()
-        if variant.parent == "teacher"
+        for name in p.uncompressed
     }
     changes = {name: parts for name, parts in changes.items() if any(parts.values())}
     if not p.sensitivity.images or not changes:

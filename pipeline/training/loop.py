@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -94,14 +95,15 @@ def train(
     Raises:
         TrainingError: the loss is no longer finite.
     """
-    if len(train_set) < settings.batch_size:
+    images = train_set.images.verified if settings.images == "verified" else np.arange(len(train_set))
+    if len(images) < settings.batch_size:
         print(
-            f"warning: {run.name}: {len(train_set)} images are fewer than one batch of "
+            f"warning: {run.name}: {len(images)} images are fewer than one batch of "
             f"{settings.batch_size}, so each batch has all of them",
             file=sys.stderr,
         )
-        settings = settings.model_copy(update={"batch_size": len(train_set)})
-    per_epoch = len(train_set) // settings.batch_size
+        settings = settings.model_copy(update={"batch_size": len(images)})
+    per_epoch = len(images) // settings.batch_size
     phases = settings.phases or (Phase(share=1.0),)
     own_size = train_set.contract.size
     steps = max(1, round(settings.epochs * per_epoch))
@@ -121,7 +123,7 @@ def train(
     history = list(done.history)
     falls = [(phase.share, phase.rate) for phase in phases]
     step_sizes = [_size_at(number / steps, phases) or own_size for number in range(steps)]
-    requests = _requests(step_sizes, len(train_set), settings.batch_size, seed, views)[done.step :]
+    requests = _requests(step_sizes, images, settings.batch_size, seed, views)[done.step :]
     stream = iter(batches.load(fabric, train_set, requests, workers))
     val_views = CentredViews(fabric, val_set, workers)
     bar = progress.bar(run.name, steps * settings.batch_size, initial=done.step * settings.batch_size)
@@ -217,13 +219,17 @@ def _average(averaged: nn.Module, module: nn.Module, decay: float) -> None:
 
 
 def _requests(
-    sizes: Sequence[int], images: int, batch_size: int, seed: int, views: int | None
+    sizes: Sequence[int],
+    images: Int64[np.ndarray, " images"],
+    batch_size: int,
+    seed: int,
+    views: int | None,
 ) -> list[Request]:
     """The images of each step, of which ``sizes`` has the image size: shuffled within epochs."""
-    per_epoch = images // batch_size
+    per_epoch = len(images) // batch_size
     requests = []
     for epoch in range(math.ceil(len(sizes) / per_epoch)):
-        order = batches.shuffled(images, epoch, seed)
+        order = images[batches.shuffled(len(images), epoch, seed)]
         view = epoch if views is None else epoch % views
         for position, size in enumerate(sizes[epoch * per_epoch : (epoch + 1) * per_epoch]):
             selection = order[position * batch_size : (position + 1) * batch_size]

@@ -38,7 +38,9 @@ class TrainingSettings(Settings):
     """How a network is trained: the same for the teacher, distillation and both kinds of fine-tuning."""
 
     epochs: Annotated[float, Field(ge=0.0001, le=100_000)]
-    """Number of passes over the training images. A fraction ends within an epoch."""
+    """Number of passes over the images. A fraction ends within an epoch."""
+    images: Literal["all", "verified"] = "all"
+    """Images of the training split that are used; `verified` are those of `data.verified`."""
     phases: tuple[Phase, ...] = ()
     """Phases of progressive resolution, in order; an empty list trains at the input size of the network."""
     batch_size: BatchSize = 64
