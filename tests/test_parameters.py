@@ -44,7 +44,10 @@ def test_committed_params_are_the_composed_default() -> None:
     ),
 )
 def test_every_group_option_composes_to_valid_parameters(option: str) -> None:
-    needed = {"variants=compression": ("teacher=student", "teacher.name=owner/network")}
+    needed = {
+        "variants=compression": ("teacher=student", "teacher.name=owner/network"),
+        "variants=web": ("data=imagewoof_noisy",),
+    }
     assert parameters.check(composed(option, *needed.get(option, ())), option).variants
 
 
@@ -121,7 +124,7 @@ def test_names_of_a_hub_are_left_to_those_who_fetch_them() -> None:
         ),
         (
             {"variants": {"fp32": {"op": "prune", "macs": 0.5}}},
-            "variants.fp32.op = 'prune' with parent 'teacher': `distill` and `load` go with parent `teacher`",
+            "variants.fp32.op = 'prune' with parent 'teacher': `load` goes with parent `teacher`",
         ),
         (
             {"data": {"source": "folder", "path": "/not/there"}},
