@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import hide_labels, objectives
+from benchmarks import hide_labels, seeds
 from pipeline.data import sources
 
 
@@ -13,15 +13,24 @@ def test_an_interval_holds_the_difference_and_widens_with_the_seeds_spread() -> 
     random = np.random.default_rng(0)
     old = random.random((3, 1000)) < 0.70
     new = random.random((3, 1000)) < 0.76
-    low, high = objectives.interval(new, old)
+    low, high = seeds.interval(new, old, paired=False)
     difference = new.mean() - old.mean()
     assert low < difference < high
     assert low > 0
     uneven = np.stack([random.random(1000) < share for share in (0.68, 0.76, 0.84)])
-    wide = objectives.interval(uneven, old)
+    wide = seeds.interval(uneven, old, paired=False)
     assert wide[1] - wide[0] > 1.5 * (high - low)
-    same = objectives.interval(old, old)
+    same = seeds.interval(old, old, paired=False)
     assert same[0] < 0 < same[1]
+
+
+def test_what_a_seed_brings_to_parent_and_child_does_not_widen_a_paired_interval() -> None:
+    random = np.random.default_rng(0)
+    parent = np.stack([random.random(1000) < share for share in (0.60, 0.75, 0.90)])
+    child = parent & (random.random(parent.shape) < 0.98)
+    apart, together = (seeds.interval(child, parent, paired=paired) for paired in (False, True))
+    assert apart[0] < 0 < apart[1]
+    assert together[0] < together[1] < 0
 
 
 def test_half_of_the_labels_are_hidden_in_every_class(photographs: Path, tmp_path: Path) -> None:
