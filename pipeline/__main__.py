@@ -4,7 +4,6 @@ The commands themselves are in `pipeline/commands/`, one module each.
 """
 
 import argparse
-import difflib
 import math
 import os
 import re
@@ -30,6 +29,7 @@ from pipeline.commands import (
     ship,
     tidy,
 )
+from pipeline.errors import did_you_mean
 
 
 def main() -> None:
@@ -285,8 +285,7 @@ class Parser(ArgumentParser):
     def refuse(self, words: Sequence[str]) -> NoReturn:
         """Exit with status 2 and the words that no argument takes."""
         unknown = [word.partition("=")[0] for word in words if word.startswith("-")]
-        near = [match for word in unknown for match in difflib.get_close_matches(word, self.options, n=1)]
-        hint = f"; did you mean {' '.join(near)}?" if near else ""
+        hint = "".join(did_you_mean(word, self.options, str) for word in unknown)
         self.error(f"unrecognized arguments: {' '.join(words)}{hint}")
 
 

@@ -28,7 +28,6 @@ __all__ = [
     "TaylorPruner",
     "TorchEvaluator",
     "apply_method",
-    "fuse_modules",
     "group_dependent_channels",
     "quiet",
     "trace",
@@ -62,7 +61,7 @@ def _unchanged_pytrees() -> Iterator[None]:
 with _unchanged_pytrees():
     import nni
     from nni import trace
-    from nni.compression.base import apply_method, fuse_modules, wrapper
+    from nni.compression.base import apply_method, wrapper
     from nni.compression.base.setting import QuantizationSetting
     from nni.compression.pruning import FPGMPruner, L1NormPruner, L2NormPruner, TaylorPruner
     from nni.compression.quantization import QATQuantizer

@@ -264,4 +264,4 @@ def test_the_variant_that_was_probably_meant_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "predict tinny photo.jpg") == 1
-    assert "did you mean tiny?" in capsys.readouterr().err
+    assert "did you mean `tiny`?" in capsys.readouterr().err

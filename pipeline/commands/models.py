@@ -1,12 +1,11 @@
 """The ONNX file that a command is to use, and photographs to try it on."""
 
-import difflib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import paths
-from pipeline.errors import DistilleryError
+from pipeline.errors import DistilleryError, did_you_mean
 from pipeline.escaping import for_terminal
 
 if TYPE_CHECKING:
@@ -42,10 +41,10 @@ def path_of(name: str) -> Path:
         return Path(name)
     if not paths.onnx(name).is_file():
         names = sorted(file.stem for file in paths.ONNX.glob("*.onnx"))
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
         variants = ", ".join(names) or f"none in {paths.ONNX}"
-        raise ModelFileError(f"{name!r} is neither a variant ({variants}) nor an .onnx file{hint}")
+        raise ModelFileError(
+            f"{name!r} is neither a variant ({variants}) nor an .onnx file{did_you_mean(name, names)}"
+        )
     return paths.onnx(name)
 
 

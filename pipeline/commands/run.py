@@ -1,6 +1,5 @@
 """The command `run`."""
 
-import difflib
 import os
 import shlex
 import subprocess
@@ -13,7 +12,7 @@ from typing import NoReturn
 
 from pipeline import paths
 from pipeline.commands import choose
-from pipeline.errors import DistilleryError
+from pipeline.errors import DistilleryError, did_you_mean
 from pipeline.process import one_line_errors
 
 MINUTES = 30.0
@@ -71,8 +70,7 @@ def _check_folder(folder: Path) -> None:
     if folder.exists():
         raise FolderError(f"{folder} is not a folder; allowed: a folder of class folders")
     beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
-    near = difflib.get_close_matches(folder.name, [one.name for one in beside if one.is_dir()], n=1)
-    hint = f"; did you mean {folder.with_name(near[0])}?" if near else ""
+    hint = did_you_mean(folder.name, [one.name for one in beside if one.is_dir()], folder.with_name)
     raise FolderError(f"{folder} does not exist{hint}")
 
 

@@ -1,6 +1,5 @@
 """Other names, labels and splits for what a folder of images holds, as the settings of the data give them."""
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pipeline.data import reading, tables, trees
 from pipeline.data.listing import Listing, SourceError
 from pipeline.data.settings import LabelTable
 from pipeline.data.trees import printable
+from pipeline.errors import did_you_mean
 
 
 def rename(contents: Listing, names: Mapping[str, str]) -> Listing:
@@ -25,10 +25,9 @@ def rename(contents: Listing, names: Mapping[str, str]) -> Listing:
     """
     unknown = [name for name in names if name not in contents.classes]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], contents.classes, n=1)
+        hint = did_you_mean(unknown[0], contents.classes, lambda near: f"`{printable(near)}`")
         raise SourceError(
-            f"data.names: no class folder is called {trees.quote(unknown)}"
-            f"{f'; did you mean `{printable(near[0])}`?' if near else ''} (there are "
+            f"data.names: no class folder is called {trees.quote(unknown)}{hint} (there are "
             f"{trees.quote(contents.classes)})"
         )
     classes = tuple(names.get(folder, folder) for folder in contents.classes)

@@ -1,6 +1,5 @@
 """Training a student on the outputs of the teacher."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from lightning_fabric import Fabric
@@ -26,7 +25,6 @@ def learn(
     seed: int,
     workers: int,
     folder: Path,
-    on_epoch: Callable[[nn.Module, float], None] | None = None,
 ) -> tuple[nn.Module, History]:
     """Train a student on the outputs of the teacher, resumably; see ``loop.train``.
 
@@ -40,7 +38,6 @@ def learn(
         seed: seed of the order of the images and of dropout.
         workers: number of processes that render images.
         folder: folder of the checkpoints, which the caller clears.
-        on_epoch: see ``loop.train``.
 
     Raises:
         TrainingError: the objective needs more than is stored or defined for the task, or see ``loop.train``.
@@ -69,5 +66,4 @@ def learn(
         seed=seed,
         workers=workers,
         run=Run(name, folder, identity),
-        on_epoch=on_epoch,
     )

@@ -4,7 +4,6 @@
 most letters outside ASCII have to be quoted. Here, no character of a text has a meaning.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Any
@@ -14,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pipeline import files, paths
-from pipeline.errors import DistilleryError
+from pipeline.errors import DistilleryError, did_you_mean
 from pipeline.parameters import checks, messages, spelling, yaml_files
 from pipeline.settings import merge
 
@@ -63,7 +62,7 @@ def merged(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     name = names[0] if names else "config"
     if name not in (files := sorted(file.stem for file in paths.CONFIGS.glob("*.yaml"))):
         allowed = f"allowed: {', '.join(files)}, GROUP=NAME and KEY=VALUE"
-        raise CompositionError(f"{name!r}: no such file of {paths.CONFIGS}/{_near(name, files)}; {allowed}")
+        raise CompositionError(f"{name!r}: no such file of {paths.CONFIGS}/{_hint(name, files)}; {allowed}")
     spelling.check([f"{key}={text}" for key, text in pairs if not _is_choice(key, text)])
     values, notes = _choose(name, groups)
     for key, text in pairs:
@@ -90,7 +89,7 @@ def check_member(group: str, name: str) -> str:
     members = sorted(file.stem for file in (paths.CONFIGS / group).glob("*.yaml"))
     if name not in members:
         raise CompositionError(
-            f"{group} = {name!r}: no such file of {paths.CONFIGS / group}/{_near(name, members)}; "
+            f"{group} = {name!r}: no such file of {paths.CONFIGS / group}/{_hint(name, members)}; "
             f"allowed: {', '.join(members)}"
         )
     return name
@@ -107,9 +106,8 @@ def _is_choice(key: str, text: str) -> bool:
     return spelling.is_group(key) and not text.lstrip().startswith(("{", "["))
 
 
-def _near(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name.removeprefix(f"{paths.CONFIGS}/").removesuffix(".yaml"), names, n=1)
-    return f"; did you mean `{near[0]}`?" if near else ""
+def _hint(name: str, names: Sequence[str]) -> str:
+    return did_you_mean(name.removeprefix(f"{paths.CONFIGS}/").removesuffix(".yaml"), names)
 
 
 def _compose(name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:

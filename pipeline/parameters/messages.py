@@ -1,7 +1,6 @@
 """Validation errors as messages of one line each: file, key, value, and what is allowed."""
 
 import datetime
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.errors import DistilleryError
+from pipeline.errors import DistilleryError, did_you_mean
 from pipeline.settings import Settings
 
 LONGEST_VALUE = 200
@@ -128,8 +127,7 @@ def unknown(
         before: what stands before the name where it is written.
         rest: what stands behind it.
     """
-    near = difflib.get_close_matches(name, allowed, n=1)
-    hint = f"; did you mean `{before}{near[0]}{rest}`?" if near else ""
+    hint = did_you_mean(name, allowed, lambda near: f"`{before}{near}{rest}`")
     return f"{place}: no such {kind}{hint} (allowed: {', '.join(allowed)})"
 
 

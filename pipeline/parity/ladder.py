@@ -237,7 +237,7 @@ def _float_divergence(
     """The first layer whose output drifts from the module's, unless the logits tie; None if none does."""
     normalised = model.card.input.normalise(images)
     names = layerwise.activations(network)
-    expected = layerwise.outputs_of_module(network.module, network, names, normalised)
+    expected = layerwise.outputs_of_module(network.module, network, [], normalised)
     actual = layerwise.outputs_of_file(path, names, images, level)
     if _margin(expected[LOGITS], actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
         return None

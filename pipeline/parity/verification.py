@@ -64,8 +64,8 @@ def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3
     single = np.concatenate([layerwise.answers(session, image) for image in images.split(1)])
     reference = network.module if quantization is None else simulate(network, quantization)
     normalised = contract.normalise(images)
-    names = layerwise.activations(network) if quantization is None else layerwise.activations(network)[-1:]
-    outputs = layerwise.outputs_of_module(network.module, network, names, normalised)
+    names = layerwise.activations(network)
+    outputs = layerwise.outputs_of_module(network.module, network, names[-1:], normalised)
     with torch.no_grad():
         expected = (outputs[LOGITS] if quantization is None else reference(normalised)).numpy()
     spread = float(np.ptp(expected))

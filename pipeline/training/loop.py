@@ -69,7 +69,6 @@ def train(
     seed: int,
     workers: int,
     run: Run,
-    on_epoch: Callable[[nn.Module, float], None] | None = None,
 ) -> tuple[nn.Module, History]:
     """Train in place; returns the trained network (its averaged weights with ``settings.ema``) and its
     history.
@@ -90,7 +89,6 @@ def train(
         seed: seed of the order of the images and of dropout.
         workers: number of processes that render images.
         run: name and checkpoints.
-        on_epoch: called before each epoch with the network and the finished share of the training.
 
     Raises:
         TrainingError: the loss is no longer finite.
@@ -134,8 +132,6 @@ def train(
         began = time.perf_counter()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=fabric.device))
         fabric_module.train()
-        if on_epoch is not None:
-            on_epoch(module, step / steps)
         first, rate = step, 0.0
         losses: list[Tensor] = []
         for batch in itertools.islice(stream, end - first):
