@@ -47,6 +47,7 @@ def test_every_group_option_composes_to_valid_parameters(option: str) -> None:
     needed = {
         "variants=compression": ("teacher=student", "teacher.name=owner/network"),
         "variants=web": ("data=imagewoof_noisy",),
+        "teacher=verified": ("data=imagewoof_noisy",),
     }
     assert parameters.check(composed(option, *needed.get(option, ())), option).variants
 
