@@ -65,7 +65,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a teacher of which only the card is read."""
     folder = tmp_path_factory.mktemp("teacher")
-    (folder / "card.json").write_text(json.dumps({"identity": "oracle"}))
+    (folder / "card.json").write_text(json.dumps({"identity": "oracle", "val": {"top1": 1.0}}))
     return folder
 
 

@@ -4,7 +4,7 @@ import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -206,7 +206,17 @@ def test_a_training_on_verified_images_shows_all_of_them_and_no_other(
         assert shown == {image.numpy().tobytes() for image in CONTRACT.normalise(batch.images)}
 
 
-def test_the_parent_can_be_the_target(images: ImageSet, data: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "teacher_score", "from_parent"),
+    [("auto", 0.8, True), ("auto", 0.9, False), ("parent", 0.95, True), ("teacher", 0.8, False)],
+)
+def test_a_parent_that_has_passed_the_teacher_is_the_target(
+    images: ImageSet,
+    data: Path,
+    target: Literal["auto", "teacher", "parent"],
+    teacher_score: float,
+    from_parent: bool,
+) -> None:
     fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
     contract = replace(CONTRACT, size=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     arguments: dict[str, Any] = {"classes": 3, "channels": (8,) * 14, "size": 64}
@@ -221,10 +231,14 @@ def test_the_parent_can_be_the_target(images: ImageSet, data: Path) -> None:
         classes=FOLDERS,
         license="",
         teacher="",
+        teacher_score=teacher_score,
         key="",
     )
-    card = tiny_students.card(arguments, contract, labels=FOLDERS)
-    made = training_data.from_parent(fabric, stored, Model(parent, card))
+    card = replace(tiny_students.card(arguments, contract, labels=FOLDERS), val={"top1": 0.9})
+    made = training_data.with_target(fabric, stored, Model(parent, card), target)
+    if not from_parent:
+        assert made is stored
+        return
     batch = made.train_set[Request([3, 30], 1, 64)]
     terms = loss_terms(Objective(kl=1.0), contract, images.task, made.live)
     assert terms(parent, batch)["kl"].item() == pytest.approx(0, abs=1e-5)

@@ -157,9 +157,9 @@ class StudentTraining(TrainingSettings):
 class FineTuning(StudentTraining):
     """How a compressed variant is trained."""
 
-    target: Literal["teacher", "parent"] = "teacher"
+    target: Literal["auto", "teacher", "parent"] = "auto"
     """Network whose outputs are learned: the teacher, whose outputs are stored, or the parent of the variant,
-    which runs in every step. A parent that has passed the teacher is the better target."""
+    which runs in every step. `auto` is the parent where it has passed the teacher on val."""
 
 
 class DistillationSettings(Settings):

@@ -2,9 +2,11 @@
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -40,6 +42,8 @@ class TrainingData:
     """Description of the teacher."""
     key: str
     """Hash over data, teacher and views."""
+    teacher_score: float = math.inf
+    """Score of the teacher on val, in the metric of the task; infinity if it is not known."""
     compact: bool = False
     """Whether the stored outputs contain only the most probable classes one by one."""
     live: LiveTeacher | None = None
@@ -60,11 +64,9 @@ def load(data: Path, teacher: Path, answers: Path, space: ViewSpace, contract: I
         LabelError: the outputs are incomplete, or belong to other data, another teacher or other views.
     """
     report = store.read_report(data)
+    card = json.loads((teacher / storage.CARD).read_text())
     stored = labels.load(
-        answers,
-        data_sha256=report["data_sha256"],
-        teacher_sha256=json.loads((teacher / storage.CARD).read_text())["identity"],
-        space=space,
+        answers, data_sha256=report["data_sha256"], teacher_sha256=card["identity"], space=space
     )
     train = store.read_training_images(data)
     return TrainingData(
@@ -75,19 +77,28 @@ def load(data: Path, teacher: Path, answers: Path, space: ViewSpace, contract: I
         classes=train.classes,
         license=report["license"],
         teacher=stored.teacher,
+        teacher_score=card["val"][train.task.metric],
         key=stored.key.sha256(),
         compact=stored.answers.top_classes is not None,
     )
 
 
-def from_parent(fabric: Fabric, data: TrainingData, parent: Model) -> TrainingData:
-    """The same data with the outputs of the parent of a variant, which runs in every step, as the target.
+def with_target(
+    fabric: Fabric, data: TrainingData, parent: Model, target: Literal["auto", "teacher", "parent"]
+) -> TrainingData:
+    """The same data with the outputs that a variant learns: the stored ones of the teacher, or those of its
+    parent, which then runs in every step.
 
     Args:
         fabric: where the parent runs.
         data: the data with the stored outputs of the teacher.
-        parent: a float variant. It is copied, since a pruned or trained one may share its tensors.
+        parent: a float variant. It is copied, so that it stays as it is while the variant trains.
+        target: see ``FineTuning``.
     """
+    own = parent.card.val[data.task.metric]
+    if target == "teacher" or (target == "auto" and own <= data.teacher_score):
+        return data
+    print(f"the target is {parent.card.variant}: {own:.2%} on val, the teacher {data.teacher_score:.2%}")
     module = fabric.to_device(copy.deepcopy(parent.module).requires_grad_(False).eval())
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     contract = parent.card.input

@@ -27,8 +27,7 @@ def main(variant: str) -> None:
     contract = parent.card.input
     space = views.space(p.views, p.seed)
     data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
-    if settings.target == "parent":
-        data = training_data.from_parent(fabric, data, parent)
+    data = training_data.with_target(fabric, data, parent, settings.target)
     identity = {"parent": storage.fingerprint(parent.module), "settings": settings.model_dump(mode="json")}
 
     module, arguments = fabric.to_device(parent.module), parent.card.arguments

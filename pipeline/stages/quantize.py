@@ -100,13 +100,10 @@ def main(variant: str) -> None:
         network, quantization = bench.make(settings.ptq)
     if settings.method == "qat":
         prepared = aware_training.prepare(network, quantization, learn_steps=settings.learn_steps)
-        target = data
-        if settings.target == "parent":
-            target = training_data.from_parent(fabric, data, parent)
         trained, history = learning.learn(
             fabric,
             prepared.module,
-            target,
+            training_data.with_target(fabric, data, parent, settings.target),
             settings,
             name=variant,
             start=provenance.identity(
