@@ -91,6 +91,8 @@ def adapt(
     replace_heads(teacher, len(classes))
     teacher = replace(teacher, outputs=len(classes), labels=tuple(classes))
     history: History = []
+    # A head that is all that is trained learns what the frozen network computes when it is used.
+    only_head = parts["full"] is None
     for part, settings in parts.items():
         if settings is None:
             continue
@@ -109,8 +111,10 @@ def adapt(
             seed=seed,
             workers=workers,
             run=runs[part],
+            hold_frozen=only_head,
         )
         teacher = replace(teacher, module=module)
         history += [{"part": part, **line} for line in lines]
-    norms.settle(fabric, teacher.module, sets["train"], workers)
+    if not only_head:
+        norms.settle(fabric, teacher.module, sets["train"], workers)
     return teacher, history

@@ -21,7 +21,7 @@ from pipeline.data import batches
 from pipeline.data.batches import Batch, CentredViews, Request, ViewSet
 from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
-from pipeline.training import checkpoints, optimisation, precision, scoring
+from pipeline.training import checkpoints, norms, optimisation, precision, scoring
 from pipeline.training.checkpoints import History, Progress
 from pipeline.training.depthwise import FastDepthwise
 from pipeline.training.settings import Phase, TrainingSettings
@@ -69,6 +69,7 @@ def train(
     seed: int,
     workers: int,
     run: Run,
+    hold_frozen: bool = False,
 ) -> tuple[nn.Module, History]:
     """Train in place; returns the trained network (its averaged weights with ``settings.ema``) and its
     history.
@@ -89,6 +90,8 @@ def train(
         seed: seed of the order of the images and of dropout.
         workers: number of processes that render images.
         run: name and checkpoints.
+        hold_frozen: whether batch norms whose parameters are frozen keep their statistics and normalise with
+            them; else they normalise with those of the batch, as if they were trained.
 
     Raises:
         TrainingError: the loss is no longer finite.
@@ -132,6 +135,8 @@ def train(
         began = time.perf_counter()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=fabric.device))
         fabric_module.train()
+        if hold_frozen:
+            norms.hold_frozen(module)
         first, rate = step, 0.0
         losses: list[Tensor] = []
         for batch in itertools.islice(stream, end - first):

@@ -52,3 +52,13 @@ def reestimate(module: nn.Module, images: Iterable[Tensor]) -> None:
     """
     update_bn(images, module)
     module.eval()
+
+
+def hold_frozen(module: nn.Module) -> None:
+    """Let those batch norms of a network in training mode whose parameters are frozen keep their statistics
+    and normalise with them, as in evaluation."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and not any(  # pyright: ignore[reportPrivateUsage]
+            parameter.requires_grad for parameter in part.parameters()
+        ):
+            part.eval()
