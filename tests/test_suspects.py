@@ -11,9 +11,12 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import yaml
 from jaxtyping import Float16, Float32, Int64
+from PIL import Image
 
-from pipeline.data import preparation, tables, views
+from pipeline import paths
+from pipeline.data import preparation, sources, splits, store, tables, views
 from pipeline.data.settings import DataSettings
 from pipeline.data.splits import Splits
 from pipeline.data.store import ImageSet
@@ -21,8 +24,12 @@ from pipeline.data.views import ViewSpace
 from pipeline.distillation import labels
 from pipeline.inspection import suspects
 from pipeline.inspection.suspects import Suspects
+from pipeline.settings import merge
+from pipeline.stages import explain, label, teach
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
+from tests import odd_onnx
 
+ROOT = Path(__file__).parents[1]
 CLASSES = ("coat", "dress", "shirt", "shoe")
 PLAIN = ViewSpace(crop_scale=(0.8, 1.0), crop_ratio=(0.9, 1.1), seed=0)
 
@@ -312,3 +319,84 @@ def test_an_empty_list_is_a_table_without_rows(tmp_path: Path) -> None:
     suspects.write(tmp_path / "list.csv", [])
     assert tables.read(tmp_path / "list.csv").rows == []
     assert json.loads(json.dumps(suspects.METHOD)) == suspects.METHOD
+
+
+WRONG = {"red/00.jpg": "blue", "red/01.jpg": "green", "green/02.jpg": "blue", "blue/03.jpg": "red"}
+"""Places of planted errors: which photograph lies in the folder of another colour."""
+
+
+@pytest.fixture
+def project(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with the answers of a teacher to photographs of which some lie in wrong folders."""
+    photos = tmp_path / "photos"
+    shutil.copytree(photographs, photos)
+    for place, colour in WRONG.items():
+        shutil.move(photos / place, photos / colour / f"wrong-{place.replace('/', '-')}")
+    listing = sources.folder(photos)
+    parts = splits.assign(listing.labelled, train=None, val=0.1, test=0.1, seed=0)
+    facts = {"source": "folder", "path": "photos", "license": "CC0-1.0"}
+    store.write(tmp_path / paths.DATA, listing, parts, facts)
+    monkeypatch.chdir(tmp_path)
+    odd_onnx.write(tmp_path / "box.onnx")
+    teacher = {"source": "onnx", "name": "box.onnx", "size": None, "head": None, "full": None}
+    values = {
+        "teacher": {**teacher, "input": {"interpolation": "bilinear"}, "doubtful": "accept"},
+        "compute": {"workers": 0, "threads": 1},
+        "views": {"per_image": 2},
+        "explain": {"suspects": 2},
+        "student": {"size": 32},
+    }
+    parameters = yaml.safe_load((ROOT / paths.PARAMETERS).read_text())
+    paths.PARAMETERS.write_text(yaml.safe_dump(merge(parameters, values)))
+    teach.main()
+    label.main()
+    monkeypatch.setattr(explain, "_explain", lambda _: {"note": "not drawn here"})
+
+
+@pytest.mark.usefixtures("project")
+def test_the_stage_lists_planted_errors_and_draws_the_first() -> None:
+    train = store.read(paths.DATA, "train")
+    names = {f"{colour}/wrong-{place.replace('/', '-')}" for place, colour in WRONG.items()}
+    planted_here = names & set(train.table["source"])
+    assert len(planted_here) > 2
+    paths.EXPLANATIONS.mkdir(parents=True)
+    (paths.EXPLANATIONS / "train-99999.png").write_bytes(b"of another run")
+    explain.main()
+    about = json.loads((paths.EXPLANATIONS / "suspicious_labels.json").read_text())
+    rows = [row for _, row in tables.read(paths.SUSPECTS).rows]
+    assert {row["file_name"] for row in rows} == planted_here
+    for row in rows:
+        assert row["label"] == row["file_name"].split("/")[0]
+        assert row["suggestion"] == row["file_name"].split("-")[1]
+    counts = (about["suspects"], about["labels"], about["not_judged"], about["trained_on_them"])
+    assert counts == (len(rows), len(train), 0, False)
+    assert [image["file_name"] for image in about["images"]] == [row["file_name"] for row in rows[:2]]
+    pictures = {file.name for file in paths.EXPLANATIONS.glob("*.png")}
+    assert pictures == {image["file"] for image in about["images"]}
+    for image in about["images"]:
+        with Image.open(paths.EXPLANATIONS / image["file"]) as picture:
+            colour = np.asarray(picture).mean(axis=(0, 1))
+        assert ("red", "green", "blue")[colour.argmax()] == image["suggestion"]
+
+
+@pytest.mark.usefixtures("project")
+def test_where_a_table_gave_labels_the_list_has_all_of_them() -> None:
+    report = store.read_report(paths.DATA)
+    (paths.DATA / store.REPORT).write_text(json.dumps({**report, "relabelled": 4}))
+    explain.main()
+    rows = [row for _, row in tables.read(paths.SUSPECTS).rows]
+    train = store.read(paths.DATA, "train")
+    assert {row["file_name"] for row in rows} == set(train.table["source"])
+    assert [bool(row["suggestion"]) for row in rows] == sorted(
+        (bool(row["suggestion"]) for row in rows), reverse=True
+    )
+    about = json.loads((paths.EXPLANATIONS / "suspicious_labels.json").read_text())
+    assert about["complete"]
+
+
+@pytest.mark.usefixtures("project")
+def test_answers_to_other_views_are_refused() -> None:
+    values = yaml.safe_load(paths.PARAMETERS.read_text())
+    paths.PARAMETERS.write_text(yaml.safe_dump(merge(values, {"views": {"flip": 0.1}})))
+    with pytest.raises(labels.LabelError, match="space"):
+        explain.main()

@@ -27,8 +27,12 @@ def main() -> None:
     p = parameters.load()
     paths.EXPLANATIONS.mkdir(parents=True, exist_ok=True)
     named = set()
-    for file, content in (("explanations.json", _explain(p)), ("suspicious_labels.json", _list_suspects(p))):
-        files.write(paths.EXPLANATIONS / file, json.dumps(content, indent=2) + "\n")
+    described = {
+        paths.EXPLANATIONS / "explanations.json": _explain(p),
+        paths.SUSPECTS.with_suffix(".json"): _list_suspects(p),
+    }
+    for file, content in described.items():
+        files.write(file, json.dumps(content, indent=2) + "\n")
         named |= explanation.pictures(content)
     for picture in paths.EXPLANATIONS.glob("*.png"):
         if picture.name not in named:
@@ -143,11 +147,11 @@ def _list_suspects(p: Parameters) -> dict[str, Any]:
     )
     members = [teacher_store.read_card(paths.TEACHER / member) for member in teacher["members"]]
     shown = zip(findings.suspects.images[: p.explain.suspects].tolist(), lines, strict=False)
-    print(f"{len(lines)} of {findings.judged} labels are suspicious")
+    print(f"suspicious labels: {len(lines)} of {findings.judged} training images")
     return {
         "method": suspects.METHOD,
         "suspects": len(lines),
-        "judged": findings.judged,
+        "labels": findings.judged * (len(train.classes) if train.labels.ndim > 1 else 1),
         "not_judged": findings.not_judged,
         "trained_on_them": any(member["adapted"] for member in members),
         "complete": complete,
