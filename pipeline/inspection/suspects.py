@@ -221,7 +221,7 @@ def write(path: Path, lines: Sequence[dict[str, Any]], others: Sequence[dict[str
 
 
 def _cell(value: str | float) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else for_csv(value)
+    return for_csv(value) if isinstance(value, str) else f"{value:.4f}"
 
 
 def _blocks(values: Int64[np.ndarray, " values"], width: int) -> Sequence[Int64[np.ndarray, " block"]]:
