@@ -196,7 +196,7 @@ def test_images_without_a_label_are_left_out() -> None:
     assert set(found.suspects.images.tolist()) == {image for image in errors if image % 5}
 
 
-def test_planted_errors_of_attributes_are_found_per_attribute() -> None:
+def test_planted_errors_of_attributes_are_found_per_attribute(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     truth = random.integers(0, 2, (300, 3))
     shares = truth.astype(np.float32)
@@ -219,6 +219,11 @@ def test_planted_errors_of_attributes_are_found_per_attribute() -> None:
         attribute = names.index(line["attribute"])
         assert line["label"] == str(int(shares[image, attribute]))
         assert line["suggestion"] == str(int(truth[image, attribute]))
+    suspects.write(tmp_path / "list.csv", lines)
+    rows = [row for _, row in tables.read(tmp_path / "list.csv").rows]
+    assert [(row["file_name"], row["attribute"], row["label"]) for row in rows] == [
+        (line["file_name"], line["attribute"], line["label"]) for line in lines
+    ]
 
 
 def test_an_attribute_that_all_images_have_is_never_suspicious() -> None:
