@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.evaluation import gate
 from pipeline.evaluation.comparison import ClassifierOutput, compare_with_reference
 from pipeline.evaluation.settings import StepLimits
+from pipeline.inspection import suspects
 from pipeline.measurement import machine
 from pipeline.report import tables
 from pipeline.report.evidence import Evidence
@@ -306,6 +307,7 @@ def evidence(entries: Sequence[VariantResults], folder: Path) -> Evidence:
         robustness=_robustness(entries),
         sensitivity=_sensitivity(),
         explanations=_explanations(entries, folder),
+        suspects=SUSPECTS,
         folder=folder,
     )
 
@@ -518,6 +520,34 @@ def _sensitivity() -> dict[str, Any]:
             }
         },
     }
+
+
+SUSPECTS: dict[str, Any] = {
+    "method": suspects.METHOD,
+    "suspects": 37,
+    "labels": 5120,
+    "not_judged": 6,
+    "trained_on_them": True,
+    "complete": False,
+    "images": [
+        {
+            "file_name": "train/red/<odd> 1.jpg",
+            "label": "red",
+            "suggestion": "green",
+            "label_probability": 0.018,
+            "suggestion_probability": 0.973,
+            "file": "0001.png",
+        },
+        {
+            "file_name": "train/blue/2.jpg",
+            "label": "blue",
+            "suggestion": "red",
+            "label_probability": 0.12,
+            "suggestion_probability": 0.84,
+            "file": "0001.png",
+        },
+    ],
+}
 
 
 def _explanations(entries: Sequence[VariantResults], folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from tests.document import Element
 
 MEASURED = pytest.mark.parametrize("everything", [True, False], ids=["everything measured", "only scores"])
 ALWAYS = {"tradeoff", "variants", "classes", "training", "data", "latency", "ship"}
-OPTIONAL = {"robustness", "groups", "calibration", "explanations", "sensitivity", "energy"}
+OPTIONAL = {"robustness", "groups", "calibration", "explanations", "sensitivity", "labels", "energy"}
 
 
 def rendered(run: RunResults) -> Element:
@@ -140,6 +140,63 @@ def test_weaknesses_come_with_advice_and_strengths_without(tmp_path: Path) -> No
         }
     }
     assert robustness.advice(evidence.Evidence(robustness=fine), "int8") == []
+
+
+def with_suspects(run: RunResults, **values: Any) -> RunResults:
+    part = {**results.SUSPECTS, **values}
+    return replace(run, evidence=replace(run.evidence, suspects=part))
+
+
+def test_suspicious_labels_are_counted_and_shown_with_their_file_and_both_answers(tmp_path: Path) -> None:
+    run = results.run(tmp_path)
+    section = rendered(run).one("section", id="labels")
+    summary = section.one("p", class_="intro")
+    assert summary.numbers == [37, 5120, pytest.approx(100 * 37 / 5120, abs=0.005), 6]
+    shown = section.all("figure")
+    for figure_, image in zip(shown, results.SUSPECTS["images"], strict=True):
+        assert figure_.one("img").attributes["src"].startswith("data:image/webp")
+        assert all(image[key] in figure_.text for key in ("file_name", "label", "suggestion"))
+        for key in ("label_probability", "suggestion_probability"):
+            assert round(100 * image[key]) in figure_.numbers
+    assert "suspicious_labels.csv" in section.text
+
+
+def test_only_a_folder_takes_the_list_back_as_a_table(tmp_path: Path) -> None:
+    run = results.run(tmp_path)
+    for source, is_table in (("folder", True), ("fashion_mnist", False)):
+        text = rendered(replace(run, data={**run.data, "source": source})).one("section", id="labels").text
+        assert ("data.labels" in text) == is_table
+
+
+@pytest.mark.parametrize(
+    ("values", "numbers"),
+    [
+        ({"suspects": 0, "not_judged": 0}, [5120]),
+        ({"suspects": 0, "labels": 0, "not_judged": 400}, []),
+    ],
+    ids=["none is suspicious", "none was judged"],
+)
+def test_without_suspicious_labels_one_line_says_so(
+    tmp_path: Path, values: dict[str, Any], numbers: list[int]
+) -> None:
+    run = with_suspects(results.run(tmp_path), **values, images=[], trained_on_them=False)
+    section = rendered(run).one("section", id="labels")
+    assert [child.tag for child in section.children] == ["h2", "p"]
+    assert section.numbers == numbers
+
+
+def test_suspicious_labels_that_are_not_shown_are_still_in_the_list(tmp_path: Path) -> None:
+    section = rendered(with_suspects(results.run(tmp_path), images=[])).one("section", id="labels")
+    assert section.all("figure") == []
+    assert "suspicious_labels.csv" in section.text
+
+
+def test_suspicious_labels_of_attributes_name_the_attribute(tmp_path: Path) -> None:
+    image = {**results.SUSPECTS["images"][0], "attribute": "red", "label": "1", "suggestion": "0"}
+    run = with_suspects(results.run(tmp_path, attributes=True), images=[image])
+    caption = rendered(run).one("section", id="labels").one("figcaption")
+    assert "labelled red" in caption.text
+    assert "not red, 97" in caption.text
 
 
 def test_what_prepare_noticed_about_the_data_is_shown() -> None:
@@ -452,7 +509,7 @@ def test_odd_data_are_shown_as_the_stages_write_them(tmp_path: Path) -> None:
         },
         "slices": [slices.measure(column, answers, parents, labels)],
     }
-    parts = ("explanations", "robustness", "sensitivity", "costs")
+    parts = ("explanations", "robustness", "sensitivity", "costs", "suspects")
     files = {name: tmp_path / f"{name}.json" for name in parts}
     for name in parts[:3]:
         files[name].write_text(json.dumps({"note": "not measured"}))

@@ -13,6 +13,7 @@ from pathlib import Path, PureWindowsPath
 from pipeline.data import names as folder_names
 from pipeline.data.listing import SourceError
 from pipeline.data.trees import printable, quote
+from pipeline.escaping import from_csv
 
 METADATA = "metadata.csv"
 FILE_NAME = "file_name"
@@ -93,7 +94,7 @@ def read(file: Path, key: str = FILE_NAME) -> Table:
                     f"{printable(file)}, line {reader.line_num}: {len(header)} values are expected, divided "
                     f"by {delimiter!r}; found {len(values)}"
                 )
-            rows.append((reader.line_num, dict(zip(header, values, strict=True))))
+            rows.append((reader.line_num, dict(zip(header, map(from_csv, values), strict=True))))
     except csv.Error as error:
         raise TableError(f"{printable(file)}, line {reader.line_num}: not a CSV table: {error}") from error
     columns = tuple(name for name in header if name != key)

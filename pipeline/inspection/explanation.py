@@ -89,7 +89,7 @@ def similarity(first: Float[np.ndarray, "side side"], second: Float[np.ndarray, 
 
 @dataclass(frozen=True)
 class Album:
-    """A folder of pictures of test images, each written once."""
+    """A folder of pictures of images of one split, each written once."""
 
     folder: Path
     render: Callable[[Sequence[int]], UInt8[Tensor, "batch side side 3"]]
@@ -98,14 +98,21 @@ class Album:
     names: Sequence[str]
     sources: Sequence[str]
     """Where each image comes from, so that a person can find it again."""
+    prefix: str = ""
+    """Start of the names of the files, which differs between splits."""
     written: set[int] = field(default_factory=set)
 
-    def show(self, index: int) -> dict[str, Any]:
-        """Write one image's picture; return its index, source, true class and file."""
-        file = f"{index:05}.png"
+    def draw(self, index: int) -> str:
+        """Write one image's picture; return the name of its file."""
+        file = f"{self.prefix}{index:05}.png"
         if index not in self.written:
             self.save(file, Image.fromarray(self.render([index])[0].numpy()))
             self.written.add(index)
+        return file
+
+    def show(self, index: int) -> dict[str, Any]:
+        """Write one image's picture; return its index, source, true class and file."""
+        file = self.draw(index)
         truth = self.names[int(self.labels[index])]
         return {"index": index, "source": self.sources[index], "truth": truth, "file": file}
 

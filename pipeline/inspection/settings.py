@@ -26,12 +26,14 @@ class ProbeSettings(Settings):
 
 
 class ExplainSettings(Settings):
-    """Which images are drawn with Grad-CAM."""
+    """Which images are drawn with Grad-CAM, and how many with suspicious labels are shown."""
 
     images: Annotated[int, Field(ge=1, le=1000)] = 8
     """Number of test images with a Grad-CAM map for every variant."""
     flips: Annotated[int, Field(ge=0, le=1000)] = 6
     """Number of images per variant that became correct, and that became wrong, compared with the parent."""
+    suspects: Annotated[int, Field(ge=0, le=1000)] = 12
+    """Number of training images with a suspicious label that are shown. The list has all of them."""
 
 
 class SensitivitySettings(Settings):

@@ -1,4 +1,4 @@
-"""Optional measurements of a run: costs, robustness, sensitivity and explanations; each may be missing."""
+"""Optional measurements of a run: costs, robustness, sensitivity, explanations and suspicious labels."""
 
 import base64
 import io
@@ -29,8 +29,10 @@ class Evidence:
     """Loss of accuracy when one layer at a time is pruned or quantised."""
     explanations: Part | None = None
     """Grad-CAM, answers that changed and classes that are confused."""
+    suspects: Part | None = None
+    """Labels of training images that the teacher contradicts."""
     folder: Path = Path()
-    """Folder of the pictures that ``explanations`` names."""
+    """Folder of the pictures that ``explanations`` and ``suspects`` name."""
 
     @property
     def corruptions(self) -> Part | None:
@@ -50,13 +52,14 @@ class Evidence:
         return part if part and part["sets"] else None
 
 
-def read(*, costs: Path, robustness: Path, sensitivity: Path, explanations: Path) -> Evidence:
+def read(*, costs: Path, robustness: Path, sensitivity: Path, explanations: Path, suspects: Path) -> Evidence:
     """Read the parts that exist."""
     return Evidence(
         costs=_read(costs),
         robustness=_read(robustness),
         sensitivity=_read(sensitivity),
         explanations=_read(explanations),
+        suspects=_read(suspects),
         folder=explanations.parent,
     )
 

@@ -47,12 +47,14 @@ def main() -> None:
             robustness=paths.ROBUSTNESS,
             sensitivity=paths.SENSITIVITY,
             explanations=paths.EXPLANATIONS / "explanations.json",
+            suspects=paths.SUSPECTS.with_suffix(".json"),
         ),
     )
     plots.write_metrics(paths.FIGURES, rows)
     plots.write_points(paths.PLOTS, run)
     files.write(paths.CHOICE, json.dumps({**asdict(run.choice), "budget": limits}, indent=2) + "\n")
     files.write(paths.REPORT / "overview.svg", pictures.overview(run))
+    files.write(paths.REPORT / paths.SUSPECTS.name, paths.SUSPECTS.read_bytes())
     files.write(paths.REPORT / "report.html", page.render(run))
     for row in rows:
         files.write(paths.card(row.variant), card.render(run, row.variant))

@@ -20,6 +20,7 @@ from pipeline.report.page import (
     data,
     explanations,
     groups,
+    labels,
     robustness,
     scores,
     sensitivity,
@@ -27,6 +28,7 @@ from pipeline.report.page import (
 )
 from pipeline.report.page.explanations import Explanations
 from pipeline.report.page.grid import Figure, Grid
+from pipeline.report.page.labels import SuspiciousLabels
 from pipeline.report.page.recommendation import Recommendation, recommendation
 from pipeline.report.page.scores import Verdict
 from pipeline.report.results import RunResults, VariantResults
@@ -103,6 +105,7 @@ class Page:
     trainings: Sequence[str]
     """One sentence for each training that is too short for a curve."""
     pruning: Sequence[Grid]
+    labels: SuspiciousLabels | None
     test_images: str
     val_images: str
     facts: Facts
@@ -204,6 +207,7 @@ def _page(results: RunResults) -> Page:
         curves=training.curves(results),
         trainings=training.sentences(results),
         pruning=training.pruning(results),
+        labels=labels.suspicious_labels(results),
         test_images=figure(about["images"]["test"]),
         val_images=figure(about["images"]["val"]),
         facts=data.facts(results),
