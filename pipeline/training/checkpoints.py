@@ -19,7 +19,7 @@ from pipeline import files
 FILE = "last.safetensors"
 UNSEALED = "0" * hashlib.sha256().digest_size * 2
 """Stands in the header for the checksum while it is computed."""
-History = list[dict[str, float]]
+History = list[dict[str, Any]]
 
 
 class CheckpointError(ValueError):
