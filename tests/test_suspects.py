@@ -196,6 +196,17 @@ def test_images_without_a_label_are_left_out() -> None:
     assert set(found.suspects.images.tolist()) == {image for image in errors if image % 5}
 
 
+def test_verified_labels_are_not_suspicious() -> None:
+    truth, given, errors = planted()
+    logits = answers(truth, 4).astype(np.float16)
+    images = image_set(given)
+    vars(images)["verified"] = np.array(sorted(errors)[:10])
+    found = suspects.search(images, lambda i, _: logits[i], PLAIN, 1)
+    assert found.judged == len(given)
+    assert set(found.suspects.images.tolist()) == errors - set(images.verified.tolist())
+    assert (found.suspects.suggestions == truth[found.suspects.images]).all()
+
+
 def test_planted_errors_of_attributes_are_found_per_attribute(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     truth = random.integers(0, 2, (300, 3))

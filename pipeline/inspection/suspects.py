@@ -77,7 +77,8 @@ class Findings:
 def search(images: ImageSet, ask: Ask, space: ViewSpace, number: int) -> Findings:
     """Find the suspicious labels of training images from the stored answers of the teacher.
 
-    The probabilities of an image are the mean over the views that show it alone.
+    The probabilities of an image are the mean over the views that show it alone. Verified labels are not
+    suspicious, whatever the teacher says; they count for the thresholds.
 
     Args:
         images: the images that have answers, of which some may have no label.
@@ -91,7 +92,13 @@ def search(images: ImageSet, ask: Ask, space: ViewSpace, number: int) -> Finding
     probabilities = mean_probabilities(ask, judged, plain[judged], exclusive=single)
     labels = images.labels[judged]
     found = find(probabilities, labels) if single else find_attributes(probabilities, labels)
-    chosen = Suspects(**{**vars(found), "images": judged[found.images]})
+    doubtful = ~np.isin(judged[found.images], images.verified)
+    chosen = Suspects(
+        **{
+            name: values if values is None else values[doubtful]
+            for name, values in {**vars(found), "images": judged[found.images]}.items()
+        }
+    )
     return Findings(chosen, len(judged), int(images.has_label.sum()) - len(judged))
 
 

@@ -12,6 +12,7 @@ from pipeline.data import batches, sampling, store, views
 from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet
 from pipeline.distillation import labels, teacher_store
+from pipeline.distillation.settings import TeacherMember
 from pipeline.evaluation import confidence
 from pipeline.inspection import explanation, suspects
 from pipeline.models import storage
@@ -153,7 +154,11 @@ def _list_suspects(p: Parameters) -> dict[str, Any]:
         "suspects": len(lines),
         "labels": findings.judged * (len(train.classes) if train.labels.ndim > 1 else 1),
         "not_judged": findings.not_judged,
-        "trained_on_them": any(member["adapted"] for member in members),
+        "trained_on_them": any(
+            training is not None and training.images == "all"
+            for member in members
+            for training in TeacherMember.model_validate(member["settings"]).parts().values()
+        ),
         "complete": complete,
         "images": [{**line, "file": album.draw(index)} for index, line in shown],
     }
