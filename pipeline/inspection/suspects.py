@@ -9,7 +9,7 @@ threshold than others.
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,17 @@ class Suspects:
     def __len__(self) -> int:
         return len(self.images)
 
+    def at(self, rows: np.ndarray) -> "Suspects":
+        """Some of them, in the order of ``rows``, which are indices or a mask."""
+        return Suspects(
+            self.images[rows],
+            self.labels[rows],
+            self.suggestions[rows],
+            self.label_probabilities[rows],
+            self.suggestion_probabilities[rows],
+            None if self.attributes is None else self.attributes[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -92,13 +103,8 @@ def search(images: ImageSet, ask: Ask, space: ViewSpace, number: int) -> Finding
     probabilities = mean_probabilities(ask, judged, plain[judged], exclusive=single)
     labels = images.labels[judged]
     found = find(probabilities, labels) if single else find_attributes(probabilities, labels)
-    doubtful = ~np.isin(judged[found.images], images.verified)
-    chosen = Suspects(
-        **{
-            name: values if values is None else values[doubtful]
-            for name, values in {**vars(found), "images": judged[found.images]}.items()
-        }
-    )
+    chosen = replace(found, images=judged[found.images])
+    chosen = chosen.at(~np.isin(chosen.images, images.verified))
     return Findings(chosen, len(judged), int(images.has_label.sum()) - len(judged))
 
 
@@ -166,10 +172,9 @@ def find_attributes(
     for attribute, (chance, share) in enumerate(zip(probabilities.T, shares.T, strict=True)):
         found = find(np.stack([1 - chance, chance], axis=1), (share >= PRESENT).astype(np.int64))
         parts.append({**vars(found), "attributes": np.full(len(found), attribute)})
-    values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    margin = values["label_probabilities"] - values["suggestion_probabilities"]
-    order = np.argsort(margin, kind="stable")
-    return Suspects(**{name: value[order] for name, value in values.items()})
+    both = Suspects(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    margin = both.label_probabilities - both.suggestion_probabilities
+    return both.at(np.argsort(margin, kind="stable"))
 
 
 def describe(suspects: Suspects, sources: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
