@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.distillation.settings import FineTuning
 from pipeline.parameters import Distill, Parameters, Prune, Quantize
 from pipeline.planning.rates import Rates
 from pipeline.planning.survey import Survey
@@ -208,6 +209,12 @@ def estimate(p: Parameters, survey: Survey, rates: Rates) -> dict[str, float]:
         step = sum(share * rates.student.step(pixels) for share, pixels in phases)
         return settings.epochs * (images * (LOOP * factor * step + render) + val * answer)
 
+    def fine_tune(settings: FineTuning, factor: float, parent: float) -> float:
+        # From published weights, students pass their teachers; then the parent answers in every step.
+        asks = settings.target == "parent" or (settings.target == "auto" and p.student.init is not None)
+        asking = settings.epochs * images * (LOOP * answer * parent + render) if asks else 0.0
+        return train(settings, factor) + asking
+
     networks = {"teacher": 1.0}
     machine = answer / REFERENCE
     for name, variant in p.variants.items():
@@ -218,13 +225,14 @@ def estimate(p: Parameters, survey: Survey, rates: Rates) -> dict[str, float]:
         elif variant.op == "load":
             work = val * answer
         elif variant.op == "prune":
-            work = train(p.settings(name, Prune), networks[name]) + 45 * machine
+            work = fine_tune(p.settings(name, Prune), networks[name], parent) + 45 * machine
         else:
             settings = p.settings(name, Quantize)
             ranges = settings.calibration * answer * parent
             work = 14 * min(val, 1000) * answer * parent + 20 * ranges
             if settings.method == "qat":
-                work += train(settings, ROUNDING * parent) + 2 * min(val, 1000) * answer * parent
+                work += fine_tune(settings, ROUNDING * parent, parent)
+                work += 2 * min(val, 1000) * answer * parent
         seconds[name] = start + work + 1
         seconds[f"export {name}"] = start + 3 * machine
         seconds[f"evaluate {name}"] = start + 3 * machine + test * (answer + plain)
