@@ -1,7 +1,7 @@
 """The form of a shipped file that takes a whole photograph: crop and resize are part of the graph.
 
-Resizing is Pillow's antialiased filter as two products of matrices. An output pixel is a weighted sum of a
-few neighbouring source pixels, so a block of outputs reads a short run of the source::
+Resizing is Pillow's, byte for byte. An output pixel is a weighted sum of a few neighbouring source pixels, so
+a block of outputs reads a short run of the source::
 
     source    |....................................................|
     block 0   |------------|
@@ -9,17 +9,17 @@ few neighbouring source pixels, so a block of outputs reads a short run of the s
     block 2                   |------------|
     outputs   |  n  |  n  |  n  | ...
 
-Per axis, ``Slice`` or ``Gather`` takes the run of each block, and one batched ``MatMul`` applies the weights,
-which are computed from the size of the image when the file runs. As in Pillow, rows are resized first, every
-pass rounds to whole values, and pixels outside the square but inside the image count
-(https://github.com/python-pillow/Pillow/blob/13.0.0/src/libImaging/Resample.c).
+Per axis, ``Slice`` or ``Gather`` takes the run of each block, and a batched ``MatMul`` applies the weights,
+which are computed from the size of the image when the file runs. As in Pillow, weights are whole multiples of
+2 ** -22, every pass rounds to bytes, pixels outside the square but inside the image count, and tall images are
+resized in the other order (https://github.com/python-pillow/Pillow/blob/13.0.0/src/libImaging/Resample.c).
 
 ONNX's own ``Resize`` with ``antialias`` needs operators of version 18 and takes no box whose corners lie
-between two pixels, as the centre of every other photograph does.
+between two pixels, as those of every other photograph do.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,11 @@ IMAGE = "image"
 """Name of the input."""
 PROBABILITIES = "probabilities"
 """Name of the output that the logits are not."""
-RADIUS = {"bilinear": 1.0, "bicubic": 2.0}
+RADIUS = {"bilinear": 1, "bicubic": 2}
 """Distance in output pixels from which the filter is 0."""
+UNIT, HALF_UNIT = 2**22, 2**11
+"""The weight 1 as a whole number, and the unit of a weight's upper half: sums of either half times bytes are
+whole numbers below 2 ** 24, which 32-bit floats hold exactly."""
 BICUBIC = -0.5
 """Pillow's coefficient of the bicubic filter."""
 BLOCK = 8
@@ -46,23 +49,27 @@ BLOCK = 8
 class _Graph:
     """The nodes before and after the network while they are written."""
 
+    prefix: str = IMAGE
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
     def reals(self, values: Any) -> str:
+        return self._constant(np.asarray(values, np.float64))
+
+    def singles(self, values: Any) -> str:
         return self._constant(np.asarray(values, np.float32))
 
     def wholes(self, values: Any) -> str:
         return self._constant(np.asarray(values, np.int64))
 
     def add(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        output = name or f"{IMAGE}.{len(self.nodes)}.{kind}"
+        output = name or f"{self.prefix}.{len(self.nodes)}.{kind}"
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
     def split(self, tensor: str, count: int) -> list[str]:
         """The elements of a vector, as vectors of one."""
-        outputs = [f"{tensor}.{number}" for number in range(count)]
+        outputs = [f"{self.prefix}.{len(self.nodes)}.Split.{number}" for number in range(count)]
         self.nodes.append(helper.make_node("Split", [tensor, self.wholes([1] * count)], outputs))
         return outputs
 
@@ -79,28 +86,17 @@ class _Graph:
 
 
 @dataclass(frozen=True)
-class _Square:
-    """The square of the image that is resized, and the filter; tensors of one element, float."""
-
-    side: str
-    scale: str
-    """Source pixels per output pixel."""
-    stretch: str
-    """Source pixels per unit of the filter: the scale, or 1 where the image is enlarged."""
-    support: str
-    """Distance in source pixels from which the filter is 0."""
-
-
-@dataclass(frozen=True)
 class _Runs:
     """What the blocks of one axis read."""
 
+    blocks: int
     starts: str
     """int64 [blocks]: the first source pixel of each run."""
     length: str
     """int64 [1]: the number of pixels of every run."""
-    weights: str
-    """float [blocks, length, outputs]: of each pixel of the run for each output; they add up to 1."""
+    upper: str
+    lower: str
+    """float [blocks, length, outputs]: the halves of the weight of each pixel of a run for each output."""
 
 
 def extend(
@@ -146,83 +142,131 @@ def _resize(graph: _Graph, contract: InputContract) -> None:
     size = contract.size
     outputs = max(number for number in range(1, BLOCK + 1) if size % number == 0)
     blocks = size // outputs
-    shape = graph.add("Cast", graph.add("Shape", IMAGE), to=TensorProto.FLOAT)
+    shape = graph.add("Cast", graph.add("Shape", IMAGE), to=TensorProto.DOUBLE)
     _, height, width, _ = graph.split(shape, 4)
-    side = graph.add("Mul", graph.add("Min", height, width), graph.reals(contract.crop))
-    scale = graph.add("Div", side, graph.reals(size))
-    stretch = graph.add("Max", scale, graph.reals(1))
-    support = graph.add("Mul", stretch, graph.reals(RADIUS[contract.interpolation]))
-    square = _Square(side, scale, stretch, support)
-    across = _runs(graph, width, square, contract, blocks, outputs)
-    down = _runs(graph, height, square, contract, blocks, outputs)
+    side = graph.add("Mul", graph.add("Min", height, width), graph.reals([contract.crop]))
+    across, down = (_runs(graph, length, side, contract, blocks, outputs) for length in (width, height))
 
-    # Only the rows that the second pass reads are resized.
-    tops = graph.split(down.starts, blocks)
-    end = graph.add("Add", tops[-1], down.length)
-    rows = graph.add("Slice", IMAGE, tops[0], end, graph.wholes([1]))
-    ends = graph.add("Add", across.starts, across.length)
-    runs = [
-        graph.add("Slice", rows, start, end, graph.wholes([2]))
-        for start, end in zip(graph.split(across.starts, blocks), graph.split(ends, blocks), strict=True)
+    tall = graph.add("Sub", height, graph.reals([size]))
+    twice = graph.add("Mul", graph.add("Sub", width, graph.reals([size])), graph.reals([2]))
+    least = graph.add("Max", twice, graph.reals([0]))
+    branches = {}
+    for name, order in {"then_branch": (_down, _across), "else_branch": (_across, _down)}.items():
+        branch = _Graph(constants=graph.constants, prefix=f"{IMAGE}.{name}")
+        pixels, rows = IMAGE, down
+        if order[0] is _across:
+            # Only the rows that the second pass reads are resized.
+            first = branch.add("Slice", down.starts, branch.wholes([0]), branch.wholes([1]))
+            last = branch.add("Slice", down.starts, branch.wholes([-1]), branch.wholes([blocks]))
+            end = branch.add("Add", last, down.length)
+            pixels = branch.add("Slice", IMAGE, first, end, branch.wholes([1]))
+            rows = replace(down, starts=branch.add("Sub", down.starts, first))
+        for resized in order:
+            pixels = resized(branch, pixels, across if resized is _across else rows, contract)
+        square = helper.make_tensor_value_info(pixels, TensorProto.FLOAT, None)
+        branches[name] = helper.make_graph(branch.nodes, name, [], [square])
+    squares = graph.add("If", graph.add("Greater", tall, least), **branches)
+    squares = graph.add("Reshape", squares, graph.wholes([1, size, size, 3]))
+    graph.add("Cast", squares, name=IMAGES, to=TensorProto.UINT8)
+
+
+def _across(graph: _Graph, pixels: str, runs: _Runs, contract: InputContract) -> str:
+    """Resize every row: [1, rows, columns, 3] to float [1, rows, size, 3], of whole values."""
+    ends = graph.add("Add", runs.starts, runs.length)
+    parts = [
+        graph.add("Slice", pixels, start, end, graph.wholes([2]))
+        for start, end in zip(graph.split(runs.starts, runs.blocks), graph.split(ends, runs.blocks), strict=True)
     ]
-    pixels = graph.add("Cast", graph.add("Concat", *runs, axis=0), to=TensorProto.FLOAT)
-    # The three colours of a pixel lie side by side; each output reads its own.
-    values = graph.add("Mul", across.length, graph.wholes([3]))
-    lines = graph.add("Reshape", pixels, graph.shape(blocks, -1, values))
-    apart = graph.add("Unsqueeze", across.weights, graph.wholes([2, 4]))
-    coloured = graph.add("Mul", apart, graph.reals(np.eye(3).reshape(1, 1, 3, 1, 3)))
-    weights = graph.add("Reshape", coloured, graph.shape(blocks, values, 3 * outputs))
-    narrow = _whole(graph, graph.add("MatMul", lines, weights), contract)
-    narrow = graph.add("Transpose", narrow, perm=(1, 0, 2))
-    narrow = graph.add("Reshape", narrow, graph.wholes([-1, 3 * size]))
+    taken = graph.add("Cast", graph.add("Concat", *parts, axis=0), to=TensorProto.FLOAT)
+    # The three colours of a pixel lie side by side, and every output reads its own.
+    values = graph.add("Mul", runs.length, graph.wholes([3]))
+    lines = graph.add("Reshape", taken, graph.shape(runs.blocks, -1, values))
+    own = graph.singles(np.eye(3).reshape(1, 1, 3, 1, 3))
+    sums = []
+    for half in (runs.upper, runs.lower):
+        coloured = graph.add("Mul", graph.add("Unsqueeze", half, graph.wholes([2, 4])), own)
+        shape = graph.shape(runs.blocks, values, 3 * contract.size // runs.blocks)
+        sums.append(graph.add("MatMul", lines, graph.add("Reshape", coloured, shape)))
+    narrow = graph.add("Transpose", _bytes(graph, sums, contract), perm=(1, 0, 2))
+    return graph.add("Reshape", narrow, graph.wholes([1, -1, contract.size, 3]))
 
-    steps = graph.add("Range", graph.wholes(0), _scalar(graph, down.length), graph.wholes(1))
-    starts = graph.add("Unsqueeze", graph.add("Sub", down.starts, tops[0]), graph.wholes([1]))
-    columns = graph.add("Gather", narrow, graph.add("Add", starts, steps), axis=0)
-    weights = graph.add("Transpose", down.weights, perm=(0, 2, 1))
-    small = _whole(graph, graph.add("MatMul", weights, columns), contract)
-    small = graph.add("Reshape", small, graph.wholes([1, size, size, 3]))
-    graph.add("Cast", small, name=IMAGES, to=TensorProto.UINT8)
+
+def _down(graph: _Graph, pixels: str, runs: _Runs, contract: InputContract) -> str:
+    """Resize every column: [1, rows, columns, 3] to float [1, size, columns, 3], of whole values."""
+    steps = graph.add("Range", graph.wholes(0), graph.add("Squeeze", runs.length), graph.wholes(1))
+    rows = graph.add("Add", graph.add("Unsqueeze", runs.starts, graph.wholes([1])), steps)
+    taken = graph.add("Cast", graph.add("Gather", pixels, rows, axis=1), to=TensorProto.FLOAT)
+    columns = graph.add("Reshape", taken, graph.shape(runs.blocks, runs.length, -1))
+    sums = [
+        graph.add("MatMul", graph.add("Transpose", half, perm=(0, 2, 1)), columns)
+        for half in (runs.upper, runs.lower)
+    ]
+    return graph.add("Reshape", _bytes(graph, sums, contract), graph.wholes([1, contract.size, -1, 3]))
+
+
+def _bytes(graph: _Graph, halves: Sequence[str], contract: InputContract) -> str:
+    """Sums of bytes as bytes, halves upwards; a bicubic filter overshoots."""
+    upper, lower = halves
+    rounded = graph.add("Add", lower, graph.singles(UNIT / 2))
+    carried = graph.add("Floor", graph.add("Mul", rounded, graph.singles(1 / HALF_UNIT)))
+    total = graph.add("Mul", graph.add("Add", upper, carried), graph.singles(HALF_UNIT / UNIT))
+    whole = graph.add("Floor", total)
+    if contract.interpolation == "bilinear":
+        return whole
+    return graph.add("Clip", whole, graph.singles(0), graph.singles(255))
 
 
 def _runs(
-    graph: _Graph, length: str, square: _Square, contract: InputContract, blocks: int, outputs: int
+    graph: _Graph, length: str, side: str, contract: InputContract, blocks: int, outputs: int
 ) -> _Runs:
-    """What one axis reads, whose length is a float tensor of one element."""
-    half = graph.reals(0.5)
-    left = graph.add("Mul", graph.add("Sub", length, square.side), half)
-    # Centre of the first output of each block, and the first pixel whose centre is within the filter's reach.
-    ahead = graph.reals(np.arange(blocks) * outputs + 0.5)
-    first = graph.add("Add", left, graph.add("Mul", ahead, square.scale))
-    reach = graph.add("Sub", graph.add("Sub", first, square.support), half)
-    span = graph.add(
-        "Add",
-        graph.add("Mul", square.scale, graph.reals(outputs - 1)),
-        graph.add("Mul", square.support, graph.reals(2)),
+    """What one axis reads. Its length in pixels and the side of the square are doubles of one element."""
+    half = graph.reals([0.5])
+    # Pillow keeps the corners of the square in 32-bit floats.
+    begin = graph.add("Mul", graph.add("Sub", length, side), half)
+    left, right = (
+        graph.add("Cast", corner, to=TensorProto.FLOAT) for corner in (begin, graph.add("Add", begin, side))
     )
-    count = graph.add("Min", length, graph.add("Add", graph.add("Floor", span), graph.reals(2)))
-    start = graph.add("Min", graph.add("Floor", reach), graph.add("Sub", length, count))
-    start = graph.add("Max", start, graph.reals(0))
+    extent = graph.add("Cast", graph.add("Sub", right, left), to=TensorProto.DOUBLE)
+    left = graph.add("Cast", left, to=TensorProto.DOUBLE)
+    # Source pixels per output pixel, and per unit of the filter, which does not shrink where images grow.
+    scale = graph.add("Div", extent, graph.reals([contract.size]))
+    stretch = graph.add("Max", scale, graph.reals([1]))
+    support = graph.add("Mul", stretch, graph.reals([RADIUS[contract.interpolation]]))
 
-    pixels = graph.add("Range", graph.reals(0.5), _scalar(graph, count), graph.reals(1))
-    centres = graph.add(
-        "Add",
-        graph.add("Unsqueeze", graph.add("Sub", first, start), graph.wholes([1, 2])),
-        graph.add("Mul", graph.reals(np.arange(outputs)[None, None]), square.scale),
-    )
-    distance = graph.add("Sub", graph.add("Unsqueeze", pixels, graph.wholes([1])), centres)
-    distance = graph.add("Abs", graph.add("Div", distance, square.stretch))
-    weights = _bicubic(graph, distance) if contract.interpolation == "bicubic" else _bilinear(graph, distance)
-    total = graph.add("ReduceSum", weights, graph.wholes([1]), keepdims=1)
+    ahead = graph.add("Mul", graph.reals(np.arange(blocks * outputs).reshape(blocks, 1, outputs) + 0.5), scale)
+    centres = graph.add("Add", left, ahead)
+    firsts = graph.add("Slice", centres, graph.wholes([0]), graph.wholes([1]), graph.wholes([2]))
+    # The first pixel whose centre is within the filter's reach, and how many there are at most.
+    reach = graph.add("Floor", graph.add("Sub", graph.add("Sub", firsts, support), half))
+    span = graph.add("Mul", scale, graph.reals([outputs - 1]))
+    span = graph.add("Add", span, graph.add("Mul", support, graph.reals([2])))
+    count = graph.add("Min", length, graph.add("Add", graph.add("Floor", span), graph.reals([2])))
+    starts = graph.add("Max", graph.add("Min", reach, graph.add("Sub", length, count)), graph.reals([0]))
+
+    steps = graph.add("Range", graph.reals(0), graph.add("Squeeze", count), graph.reals(1))
+    pixels = graph.add("Add", starts, graph.add("Unsqueeze", steps, graph.wholes([1])))
+    distance = graph.add("Add", graph.add("Sub", pixels, centres), half)
+    distance = graph.add("Abs", graph.add("Mul", distance, graph.add("Reciprocal", stretch)))
+    shares = _bicubic(graph, distance) if contract.interpolation == "bicubic" else _bilinear(graph, distance)
+    shares = graph.add("Div", shares, graph.add("ReduceSum", shares, graph.wholes([1]), keepdims=1))
+    # Rounded to a multiple of 2 ** -22, halves away from 0.
+    scaled = graph.add("Mul", shares, graph.reals(UNIT))
+    weights = graph.add("Floor", graph.add("Add", graph.add("Abs", scaled), half))
+    if contract.interpolation == "bicubic":
+        weights = graph.add("Mul", weights, graph.add("Sign", scaled))
+    upper = graph.add("Floor", graph.add("Mul", weights, graph.reals(1 / HALF_UNIT)))
+    lower = graph.add("Sub", weights, graph.add("Mul", upper, graph.reals(HALF_UNIT)))
     return _Runs(
-        starts=graph.add("Cast", start, to=TensorProto.INT64),
+        blocks,
+        starts=graph.add("Cast", graph.add("Reshape", starts, graph.wholes([-1])), to=TensorProto.INT64),
         length=graph.add("Cast", count, to=TensorProto.INT64),
-        weights=graph.add("Div", weights, total),
+        upper=graph.add("Cast", upper, to=TensorProto.FLOAT),
+        lower=graph.add("Cast", lower, to=TensorProto.FLOAT),
     )
 
 
 def _bilinear(graph: _Graph, distance: str) -> str:
-    return graph.add("Relu", graph.add("Sub", graph.reals(1), distance))
+    return graph.add("Max", graph.add("Sub", graph.reals(1), distance), graph.reals(0))
 
 
 def _bicubic(graph: _Graph, distance: str) -> str:
@@ -238,15 +282,3 @@ def _polynomial(graph: _Graph, variable: str, coefficients: tuple[float, ...]) -
     for coefficient in coefficients[1:]:
         value = graph.add("Add", graph.add("Mul", value, variable), graph.reals(coefficient))
     return value
-
-
-def _whole(graph: _Graph, values: str, contract: InputContract) -> str:
-    """Values rounded to whole ones, halves upwards; a bicubic filter overshoots."""
-    rounded = graph.add("Floor", graph.add("Add", values, graph.reals(0.5)))
-    if contract.interpolation == "bilinear":
-        return rounded
-    return graph.add("Clip", rounded, graph.reals(0), graph.reals(255))
-
-
-def _scalar(graph: _Graph, tensor: str) -> str:
-    return graph.add("Squeeze", tensor)
