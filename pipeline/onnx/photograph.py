@@ -36,9 +36,10 @@ PROBABILITIES = "probabilities"
 """Name of the output that the logits are not."""
 RADIUS = {"bilinear": 1, "bicubic": 2}
 """Distance in output pixels from which the filter is 0."""
-UNIT, HALF_UNIT = 2**22, 2**11
-"""The weight 1 as a whole number, and the unit of a weight's upper half: sums of either half times bytes are
-whole numbers below 2 ** 24, which 32-bit floats hold exactly."""
+COLOURS = 3
+UNIT, FINE = 2**22, 2**11
+"""Whole number of a weight of 1, and that of a unit of its upper half. Sums of either half times bytes need
+at most 24 bits, which 32-bit floats hold exactly, up to 32 source pixels per output pixel."""
 BICUBIC = -0.5
 """Pillow's coefficient of the bicubic filter."""
 BLOCK = 8
@@ -96,7 +97,8 @@ class _Runs:
     """int64 [1]: the number of pixels of every run."""
     upper: str
     lower: str
-    """float [blocks, length, outputs]: the halves of the weight of each pixel of a run for each output."""
+    """float [blocks, length, outputs]: the halves of the weight of each pixel of a run for each output. Both are
+    divided by ``FINE``, so that the weight is the upper half and the lower one divided by ``FINE``."""
 
 
 def extend(
@@ -140,12 +142,13 @@ def extend(
 def _resize(graph: _Graph, contract: InputContract) -> None:
     """From ``image`` to the pixels ``images`` that the network reads."""
     size = contract.size
-    outputs = max(number for number in range(1, BLOCK + 1) if size % number == 0)
-    blocks = size // outputs
+    blocks = min(size // number for number in range(1, BLOCK + 1) if size % number == 0)
     shape = graph.add("Cast", graph.add("Shape", IMAGE), to=TensorProto.DOUBLE)
     _, height, width, _ = graph.split(shape, 4)
     side = graph.add("Mul", graph.add("Min", height, width), graph.reals([contract.crop]))
-    across, down = (_runs(graph, length, side, contract, blocks, outputs) for length in (width, height))
+    # Each output of a row stands there once per colour, since the colours of a pixel lie side by side.
+    across = _runs(graph, width, side, contract, blocks, np.arange(size).repeat(COLOURS))
+    down = _runs(graph, height, side, contract, blocks, np.arange(size))
 
     tall = graph.add("Sub", height, graph.reals([size]))
     twice = graph.add("Mul", graph.add("Sub", width, graph.reals([size])), graph.reals([2]))
@@ -175,17 +178,19 @@ def _across(graph: _Graph, pixels: str, runs: _Runs, contract: InputContract) ->
     ends = graph.add("Add", runs.starts, runs.length)
     parts = [
         graph.add("Slice", pixels, start, end, graph.wholes([2]))
-        for start, end in zip(graph.split(runs.starts, runs.blocks), graph.split(ends, runs.blocks), strict=True)
+        for start, end in zip(
+            graph.split(runs.starts, runs.blocks), graph.split(ends, runs.blocks), strict=True
+        )
     ]
     taken = graph.add("Cast", graph.add("Concat", *parts, axis=0), to=TensorProto.FLOAT)
-    # The three colours of a pixel lie side by side, and every output reads its own.
-    values = graph.add("Mul", runs.length, graph.wholes([3]))
+    values = graph.add("Mul", runs.length, graph.wholes([COLOURS]))
     lines = graph.add("Reshape", taken, graph.shape(runs.blocks, -1, values))
-    own = graph.singles(np.eye(3).reshape(1, 1, 3, 1, 3))
+    outputs = contract.size // runs.blocks
+    own = graph.singles(np.tile(np.eye(COLOURS), outputs))  # every colour reads its own
     sums = []
     for half in (runs.upper, runs.lower):
-        coloured = graph.add("Mul", graph.add("Unsqueeze", half, graph.wholes([2, 4])), own)
-        shape = graph.shape(runs.blocks, values, 3 * contract.size // runs.blocks)
+        coloured = graph.add("Mul", graph.add("Unsqueeze", half, graph.wholes([2])), own)
+        shape = graph.shape(runs.blocks, values, COLOURS * outputs)
         sums.append(graph.add("MatMul", lines, graph.add("Reshape", coloured, shape)))
     narrow = graph.add("Transpose", _bytes(graph, sums, contract), perm=(1, 0, 2))
     return graph.add("Reshape", narrow, graph.wholes([1, -1, contract.size, 3]))
@@ -205,11 +210,10 @@ def _down(graph: _Graph, pixels: str, runs: _Runs, contract: InputContract) -> s
 
 
 def _bytes(graph: _Graph, halves: Sequence[str], contract: InputContract) -> str:
-    """Sums of bytes as bytes, halves upwards; a bicubic filter overshoots."""
+    """Weighted sums of bytes as bytes, halves upwards; a bicubic filter overshoots."""
     upper, lower = halves
-    rounded = graph.add("Add", lower, graph.singles(UNIT / 2))
-    carried = graph.add("Floor", graph.add("Mul", rounded, graph.singles(1 / HALF_UNIT)))
-    total = graph.add("Mul", graph.add("Add", upper, carried), graph.singles(HALF_UNIT / UNIT))
+    carried = graph.add("Floor", graph.add("Add", lower, graph.singles(FINE / 2)))
+    total = graph.add("Add", upper, graph.add("Mul", carried, graph.singles(1 / FINE)))
     whole = graph.add("Floor", total)
     if contract.interpolation == "bilinear":
         return whole
@@ -217,9 +221,15 @@ def _bytes(graph: _Graph, halves: Sequence[str], contract: InputContract) -> str
 
 
 def _runs(
-    graph: _Graph, length: str, side: str, contract: InputContract, blocks: int, outputs: int
+    graph: _Graph, length: str, side: str, contract: InputContract, blocks: int, places: np.ndarray
 ) -> _Runs:
-    """What one axis reads. Its length in pixels and the side of the square are doubles of one element."""
+    """What one axis reads.
+
+    Args:
+        length: the length of the axis in pixels, a double of one element.
+        side: that of the square.
+        places: the place of every output on the resized axis.
+    """
     half = graph.reals([0.5])
     # Pillow keeps the corners of the square in 32-bit floats.
     begin = graph.add("Mul", graph.add("Sub", length, side), half)
@@ -233,12 +243,12 @@ def _runs(
     stretch = graph.add("Max", scale, graph.reals([1]))
     support = graph.add("Mul", stretch, graph.reals([RADIUS[contract.interpolation]]))
 
-    ahead = graph.add("Mul", graph.reals(np.arange(blocks * outputs).reshape(blocks, 1, outputs) + 0.5), scale)
-    centres = graph.add("Add", left, ahead)
+    ahead = graph.reals(places.reshape(blocks, 1, -1) + 0.5)
+    centres = graph.add("Add", left, graph.add("Mul", ahead, scale))
     firsts = graph.add("Slice", centres, graph.wholes([0]), graph.wholes([1]), graph.wholes([2]))
     # The first pixel whose centre is within the filter's reach, and how many there are at most.
     reach = graph.add("Floor", graph.add("Sub", graph.add("Sub", firsts, support), half))
-    span = graph.add("Mul", scale, graph.reals([outputs - 1]))
+    span = graph.add("Mul", scale, graph.reals([contract.size // blocks - 1]))
     span = graph.add("Add", span, graph.add("Mul", support, graph.reals([2])))
     count = graph.add("Min", length, graph.add("Add", graph.add("Floor", span), graph.reals([2])))
     starts = graph.add("Max", graph.add("Min", reach, graph.add("Sub", length, count)), graph.reals([0]))
@@ -254,8 +264,10 @@ def _runs(
     weights = graph.add("Floor", graph.add("Add", graph.add("Abs", scaled), half))
     if contract.interpolation == "bicubic":
         weights = graph.add("Mul", weights, graph.add("Sign", scaled))
-    upper = graph.add("Floor", graph.add("Mul", weights, graph.reals(1 / HALF_UNIT)))
-    lower = graph.add("Sub", weights, graph.add("Mul", upper, graph.reals(HALF_UNIT)))
+    exact = graph.add("Mul", weights, graph.reals(1 / FINE))
+    upper = graph.add("Floor", exact)
+    lower = graph.add("Sub", exact, upper)
+    upper = graph.add("Mul", upper, graph.reals(1 / FINE))
     return _Runs(
         blocks,
         starts=graph.add("Cast", graph.add("Reshape", starts, graph.wholes([-1])), to=TensorProto.INT64),

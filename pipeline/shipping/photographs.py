@@ -65,7 +65,7 @@ def build(classifier: Classifier, test: ImageSet | None = None) -> Form:
     rule = {
         **json.loads(classifier.metadata["input"]),
         "rule": (
-            f"Give the RGB bytes of a whole upright image of any size as `{photograph.IMAGE}`. The file takes "
+            f"Give the RGB bytes of a whole upright image of any size as `{photograph.IMAGE}`. The file cuts "
             f"the centred square whose side is {contract.crop:g} of the shorter side, resizes it to "
             f"{contract.size} x {contract.size} pixels in one antialiased {contract.interpolation} step, and "
             "normalises."
