@@ -10,9 +10,9 @@ a block of outputs reads a short run of the source::
     outputs   |  n  |  n  |  n  | ...
 
 Per axis, ``Slice`` or ``Gather`` takes the run of each block, and a batched ``MatMul`` applies the weights,
-which are computed from the size of the image when the file runs. As in Pillow, weights are whole multiples of
-2 ** -22, every pass rounds to bytes, pixels outside the square but inside the image count, and tall images are
-resized in the other order (https://github.com/python-pillow/Pillow/blob/13.0.0/src/libImaging/Resample.c).
+which are computed from the size of the image when the file runs. As in Pillow, weights are multiples of
+2 ** -22, every pass rounds to bytes, pixels outside the square but inside the image count, and tall images
+are resized in the other order (https://github.com/python-pillow/Pillow/blob/13.0.0/src/libImaging/Resample.c).
 
 ONNX's own ``Resize`` with ``antialias`` needs operators of version 18 and takes no box whose corners lie
 between two pixels, as those of every other photograph do.
@@ -97,8 +97,8 @@ class _Runs:
     """int64 [1]: the number of pixels of every run."""
     upper: str
     lower: str
-    """float [blocks, length, outputs]: the halves of the weight of each pixel of a run for each output. Both are
-    divided by ``FINE``, so that the weight is the upper half and the lower one divided by ``FINE``."""
+    """float [blocks, length, outputs]: both halves of the weight of each pixel of a run for each output; the
+    weight is ``upper + lower / FINE``."""
 
 
 def extend(
