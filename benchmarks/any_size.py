@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -85,26 +86,32 @@ def yardstick(classifier: Classifier, file: Path) -> Answer:
     return {guess.label: guess.probability for guess in guesses}
 
 
-def printed(output: str) -> list[Answer]:
-    """The answers that the shipped programs print: three labels per line, with percentages."""
-    answers = []
-    for line in output.splitlines():
-        guesses = [guess.rsplit(" ", 1) for guess in line.split("\t")[1:]]
-        answers.append({label: float(percent.removesuffix("%")) / 100 for label, percent in guesses})
-    return answers
+def printed(command: Sequence[Any], files: Sequence[Path]) -> list[Answer]:
+    """The answers that a shipped program prints: three labels per line, with percentages.
+
+    The answer to a photograph that it cannot read is empty.
+    """
+    done = subprocess.run(
+        [*command, *files], cwd=command[-1].parent, capture_output=True, text=True, check=False
+    )
+    print(done.stderr, end="", file=sys.stderr)
+    answers = {}
+    for line in done.stdout.splitlines():
+        file, *guesses = line.split("\t")
+        pairs = [guess.rsplit(" ", 1) for guess in guesses]
+        answers[Path(file)] = {label: float(percent.removesuffix("%")) / 100 for label, percent in pairs}
+    return [answers.get(file, {}) for file in files]
 
 
 def python(target: Path, files: Sequence[Path]) -> list[Answer]:
     """What `predict.py` prints."""
-    command = [sys.executable, str(target / "predict.py"), *map(str, files)]
-    return printed(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return printed([sys.executable, target / "predict.py"], files)
 
 
 def node(target: Path, files: Sequence[Path]) -> list[Answer]:
     """What `predict.mjs` prints in Node."""
     (target / "node_modules").symlink_to((folder.HERE / "node_modules").resolve())
-    command = ["node", str(target / "predict.mjs"), *map(str, files)]
-    return printed(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return printed(["node", target / "predict.mjs"], files)
 
 
 def compile(target: Path) -> Path:
@@ -123,8 +130,7 @@ def compile(target: Path) -> Path:
 
 def cpp(target: Path, files: Sequence[Path]) -> list[Answer]:
     """What `predict.cpp` prints."""
-    command = [str(compile(target)), *map(str, files)]
-    return printed(subprocess.run(command, cwd=target, capture_output=True, text=True, check=True).stdout)
+    return printed([compile(target)], files)
 
 
 def chromium(target: Path, files: Sequence[Path]) -> list[Answer]:
@@ -168,8 +174,10 @@ LANGUAGES: dict[str, Callable[[Path, Sequence[Path]], list[Answer]]] = {
 def agreement(answers: Sequence[Answer], wanted: Sequence[Answer]) -> str:
     """How many best labels agree, and how far the printed probabilities differ."""
     pairs = list(zip(answers, wanted, strict=True))
-    same = sum(next(iter(answer)) == next(iter(right)) for answer, right in pairs)
-    apart = np.array([max(abs(answer[label] - right[label]) for label in answer) for answer, right in pairs])
+    same = sum(next(iter(answer), None) == next(iter(right)) for answer, right in pairs)
+    apart = np.array(
+        [max(abs(answer[label] - right[label]) for label in answer) for answer, right in pairs if answer]
+    )
     return (
         f"{same} of {len(pairs)} ({same / len(pairs):.1%}) have the same top-1; probabilities differ by at "
         f"most {100 * apart.max():.2f} points (99 of 100: {100 * np.quantile(apart, 0.99):.2f}); more than "

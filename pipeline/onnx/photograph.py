@@ -282,7 +282,7 @@ def _bilinear(graph: _Graph, distance: str) -> str:
 
 
 def _bicubic(graph: _Graph, distance: str) -> str:
-    near = _polynomial(graph, distance, (BICUBIC + 2, -BICUBIC - 3, 0, 1))
+    near = _polynomial(graph, distance, (BICUBIC + 2, -BICUBIC - 3, 0.0, 1.0))
     far = _polynomial(graph, distance, (BICUBIC, -5 * BICUBIC, 8 * BICUBIC, -4 * BICUBIC))
     outer = graph.add("Where", graph.add("Less", distance, graph.reals(2)), far, graph.reals(0))
     return graph.add("Where", graph.add("Less", distance, graph.reals(1)), near, outer)

@@ -11,22 +11,28 @@ if (process.argv.length < 3) {
 const read = (name) => readFileSync(new URL(name, import.meta.url));
 const labels = JSON.parse(read("labels.json"));
 const session = await ort.InferenceSession.create(read("PHOTO.onnx"));
+// Names are text: a terminal would obey the control characters in them.
+const escaped = (character) => `\\u{${character.codePointAt(0).toString(16)}}`;
+const printable = (text) => text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, escaped);
 for (const file of process.argv.slice(2)) {
-  const { pixels, width, height } = await decode(file);
-  const { probabilities } = await session.run({ image: new ort.Tensor("uint8", pixels, [1, height, width, 3]) });
-  const shares = probabilities.data;
-  const best = labels.map((_, index) => index).sort((a, b) => shares[b] - shares[a]).slice(0, 3);
-  const cells = [file, ...best.map((index) => `${labels[index]} ${(100 * shares[index]).toFixed(2)}%`)];
-  // Names are text: a terminal would obey the control characters in them.
-  const escaped = (character) => `\\u{${character.codePointAt(0).toString(16)}}`;
-  console.log(cells.map((cell) => cell.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, escaped)).join("\t"));
+  try {
+    const { pixels, width, height } = await decode(file);
+    const image = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
+    const shares = (await session.run({ image })).probabilities.data;
+    const best = labels.map((_, index) => index).sort((a, b) => shares[b] - shares[a]).slice(0, 3);
+    const cells = [file, ...best.map((index) => `${labels[index]} ${(100 * shares[index]).toFixed(2)}%`)];
+    console.log(cells.map(printable).join("\t"));
+  } catch (error) {
+    console.error(printable(`${file}: ${error.message}`));
+    process.exitCode = 1;
+  }
 }
 
 /** The first frame as RGB, upright, on white, without colour conversion; 16-bit grey is divided by 257 and rounded. */
 async function decode(file) {
   const image = sharp(file, { ignoreIcc: true }).autoOrient();
   const { depth, hasAlpha, space } = await image.metadata();
-  if (!["uchar", "ushort"].includes(depth)) throw new Error(`${file}: values of type ${depth}; convert them to 8 bits`);
+  if (!["uchar", "ushort"].includes(depth)) throw new Error(`values of type ${depth}; convert them to 8 bits`);
   const wide = space === "grey16" && !hasAlpha;
   const decoded = wide ? image.toColourspace("grey16") : image.toColourspace("srgb").ensureAlpha();
   const raw = decoded.raw({ depth: wide ? "ushort" : "uchar" });

@@ -7,6 +7,7 @@
 
 #include <cstdio>  // jpeglib.h needs it
 #include <jpeglib.h>
+#include <jerror.h>
 
 #include <algorithm>
 #include <csetjmp>
@@ -26,7 +27,7 @@ struct Image {
 struct Failure {
   jpeg_error_mgr manager;
   std::jmp_buf place;
-  char message[JMSG_LENGTH_MAX] = "";  // of the error, or of the first warning
+  bool cut_off = false;
 };
 
 std::string content(const std::string& name) {
@@ -40,15 +41,15 @@ void decode(const std::string& file, Image& image) {
   jpeg_decompress_struct jpeg;
   Failure failure;
   jpeg.err = jpeg_std_error(&failure.manager);
-  failure.manager.output_message = [](j_common_ptr common) {
-    common->err->format_message(common, reinterpret_cast<Failure*>(common->err)->message);
+  failure.manager.emit_message = [](j_common_ptr common, int) {
+    if (common->err->msg_code == JWRN_JPEG_EOF) reinterpret_cast<Failure*>(common->err)->cut_off = true;
   };
   failure.manager.error_exit = [](j_common_ptr common) {
-    common->err->output_message(common);
     std::longjmp(reinterpret_cast<Failure*>(common->err)->place, 1);
   };
   jpeg_create_decompress(&jpeg);
-  if (setjmp(failure.place) == 0) {
+  const bool failed = setjmp(failure.place) != 0;
+  if (!failed) {
     jpeg_mem_src(&jpeg, reinterpret_cast<const unsigned char*>(file.data()), file.size());
     jpeg_read_header(&jpeg, TRUE);
     jpeg.out_color_space = JCS_RGB;
@@ -61,8 +62,10 @@ void decode(const std::string& file, Image& image) {
     }
     jpeg_finish_decompress(&jpeg);
   }
+  char message[JMSG_LENGTH_MAX] = "the file is cut off";
+  if (failed) failure.manager.format_message(reinterpret_cast<j_common_ptr>(&jpeg), message);
   jpeg_destroy_decompress(&jpeg);
-  if (failure.message[0] != '\0') throw std::runtime_error(failure.message);
+  if (failed || failure.cut_off) throw std::runtime_error(message);
 }
 
 // How EXIF says that the image is to be turned, from 1 (as it is) to 8.
