@@ -44,6 +44,8 @@ window.answer = async () => classify(document.querySelector("input").files[0]);
 window.ready = true;
 </script>"""
 """A page around the shipped browser.mjs."""
+INCLUDE = ("-isystem/usr/include/onnxruntime", "-isystem/usr/include/onnxruntime/core/session")
+"""Folders in which Debian has the headers of ONNX Runtime."""
 SIZES = ((400, 533), (533, 400), (1200, 1600), (3000, 4000))
 """Heights and widths whose times are measured."""
 
@@ -114,7 +116,7 @@ def node(target: Path, files: Sequence[Path]) -> list[Answer]:
     return printed(["node", target / "predict.mjs"], files)
 
 
-def compile(target: Path) -> Path:
+def compile(target: Path, *options: str) -> Path:
     """Compile the shipped C++ program against the library in ONNX Runtime's Python package.
 
     Debian has its headers in `libonnxruntime-dev`; elsewhere, `CPATH` names the folder that contains them.
@@ -122,7 +124,7 @@ def compile(target: Path) -> Path:
     [library] = Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*")
     for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
         (target / name).symlink_to(library)
-    command = ["g++", "-std=c++17", "-O2", "predict.cpp", "-o", "predict", "-I/usr/include/onnxruntime"]
+    command = ["g++", "-std=c++17", "-O2", *options, *INCLUDE, "predict.cpp", "-o", "predict"]
     command += ["-L.", "-lonnxruntime", "-ljpeg", f"-Wl,-rpath,{target}"]
     subprocess.run(command, cwd=target, check=True)
     return target / "predict"
