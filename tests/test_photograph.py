@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from onnx import TensorProto, helper
 from PIL import Image
 
+from pipeline import paths
 from pipeline.data.store import ImageSet
 from pipeline.models.storage import Model
 from pipeline.onnx import inference, photograph
@@ -23,6 +24,7 @@ from pipeline.shipping import photographs
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL, Task
 from teachers.contract import InputContract
 from tests import tiny_onnx
+from tests.command import run
 from tests.tiny_students import int8_student, ship, student
 
 SIZES = [
@@ -200,3 +202,29 @@ def test_a_photograph_form_refuses_other_shapes(shape: tuple[int, ...], tmp_path
     session = open_session(photographs.build(classifier(tmp_path)).content)
     with pytest.raises(Exception, match="image"):
         session.run(None, {"image": np.zeros(shape, np.uint8)})
+
+
+def test_ship_compares_both_forms_on_the_data_that_the_file_was_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths.ONNX.mkdir(parents=True)
+    rule = {"size": 16, "crop": 1.0, "interpolation": "bilinear"}
+    metadata = {"labels": json.dumps(tiny_onnx.LABELS), "input": json.dumps(rule), "data_sha256": "abc"}
+    tiny_onnx.write(paths.onnx("tiny"), size=16, metadata=metadata)
+    split(7).table.save_to_disk(paths.DATA / "test")
+    for digest, count in (("abc", 7), ("other", None)):
+        report = {"classes": list(tiny_onnx.LABELS), "task": SINGLE_LABEL.name, "data_sha256": digest}
+        (paths.DATA / "report.json").write_text(json.dumps(report))
+        assert run(monkeypatch, f"ship tiny out/{digest}") == 0
+        out = capsys.readouterr().out
+        file = tmp_path / f"out/{digest}/tiny-photo.onnx"
+        metadata = open_session(file).get_modelmeta().custom_metadata_map
+        lines = [line for line in out.splitlines() if line.startswith("tiny-photo.onnx")]
+        if count is None:
+            assert "agreement" not in metadata
+            assert lines == []
+        else:
+            assert json.loads(metadata["agreement"]).items() >= {"images": count, "same": count}.items()
+            assert len(lines) == 1
+            assert f"{count} images" in lines[0]
