@@ -9,9 +9,7 @@ The yardstick is `python -m pipeline predict`, where Pillow resizes. `--speed` m
 """
 
 import argparse
-import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -188,7 +186,11 @@ def agreement(answers: Sequence[Answer], wanted: Sequence[Answer]) -> str:
 
 
 def speed(classifier: Classifier, rounds: int = 100) -> None:
-    """Print the medians of interleaved runs: the network on ready pixels, Pillow, and the photograph form."""
+    """Print the medians of interleaved runs: the network on ready pixels, Pillow, and the photograph form.
+
+    Sessions have one thread, the calling one, so that its processor time (``cpu``) leaves out what other
+    programs take from the clock (``ms``).
+    """
     form = open_session(photographs.build(classifier).content)
     random = np.random.default_rng(0)
     for height, width in SIZES:
@@ -200,21 +202,18 @@ def speed(classifier: Classifier, rounds: int = 100) -> None:
             "Pillow": lambda image=image: inference.render(classifier, image),
             "photograph": lambda pixels=pixels: form.run(["probabilities"], {"image": pixels[None]}),
         }
-        times: dict[str, list[float]] = {name: [] for name in runs}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
         for _ in range(rounds if height < 1000 else rounds // 5):
             for name, run in runs.items():
-                start = time.perf_counter()
+                start = time.perf_counter(), time.thread_time()
                 run()
-                times[name].append(1000 * (time.perf_counter() - start))
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        pairs = zip(times["photograph"], times["network"], strict=True)
-        added = statistics.median(whole - network for whole, network in pairs)
-        print(
-            json.dumps(
-                {"variant": classifier.path.stem, "image": f"{height} x {width}"}
-                | {name: round(value, 2) for name, value in {**medians, "added": added}.items()}
-            )
-        )
+                times[name].append((time.perf_counter() - start[0], time.thread_time() - start[1]))
+        milliseconds = {name: 1000 * np.array(values) for name, values in times.items()}
+        milliseconds["added"] = milliseconds["photograph"] - milliseconds["network"]
+        print(f"{classifier.path.stem}, {height} x {width}")
+        for name, values in milliseconds.items():
+            clock, cpu = np.median(values, axis=0)
+            print(f"  {name:12} {clock:6.2f} ms, {cpu:6.2f} cpu")
 
 
 if __name__ == "__main__":
