@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,3 +230,16 @@ def test_ship_compares_both_forms_on_the_data_that_the_file_was_made_with(
             assert json.loads(metadata["agreement"]).items() >= {"images": count, "same": count}.items()
             assert len(lines) == 1
             assert f"{count} images" in lines[0]
+
+
+def test_the_pipeline_names_the_file_that_it_takes_instead_of_a_photograph_form(tmp_path: Path) -> None:
+    file = tmp_path / "tiny-photo.onnx"
+    file.write_bytes(photographs.build(classifier(tmp_path)).content)
+    with pytest.raises(inference.ModelFileError, match="tiny-photo.onnx takes whole photographs"):
+        inference.open_classifier(file, threads=1)
+
+
+def test_predict_does_not_wait_for_what_ship_needs() -> None:
+    code = "import sys, pipeline.shipping.integrity; print(*{'torch', 'datasets', 'onnx'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

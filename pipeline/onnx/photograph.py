@@ -26,8 +26,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.models.layers import IMAGES
-from pipeline.onnx.graph import LOGITS
+from pipeline.onnx.inference import INPUT, OUTPUT
 from teachers.contract import InputContract
 
 IMAGE = "image"
@@ -118,9 +117,9 @@ def extend(
     front, back = _Graph(), _Graph()
     _resize(front, contract)
     if independent:
-        back.add("Sigmoid", LOGITS, name=PROBABILITIES)
+        back.add("Sigmoid", OUTPUT, name=PROBABILITIES)
     else:
-        back.add("Softmax", LOGITS, name=PROBABILITIES, axis=1)
+        back.add("Softmax", OUTPUT, name=PROBABILITIES, axis=1)
     classes = network.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     graph = helper.make_graph(
         [*front.nodes, *network.graph.node, *back.nodes],
@@ -128,7 +127,7 @@ def extend(
         [helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, [1, "height", "width", 3])],
         [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, classes])
-            for name in (PROBABILITIES, LOGITS)
+            for name in (PROBABILITIES, OUTPUT)
         ],
         [*front.constants.values(), *network.graph.initializer],
     )
@@ -170,7 +169,7 @@ def _resize(graph: _Graph, contract: InputContract) -> None:
         branches[name] = helper.make_graph(branch.nodes, name, [], [square])
     squares = graph.add("If", graph.add("Greater", tall, least), **branches)
     squares = graph.add("Reshape", squares, graph.wholes([1, size, size, 3]))
-    graph.add("Cast", squares, name=IMAGES, to=TensorProto.UINT8)
+    graph.add("Cast", squares, name=INPUT, to=TensorProto.UINT8)
 
 
 def _across(graph: _Graph, pixels: str, runs: _Runs, contract: InputContract) -> str:

@@ -57,7 +57,8 @@ for file in sys.argv[1:]:
         print(f"{file}: {error}", file=sys.stderr)
         status = 1
         continue
-    probabilities = session.run(["probabilities"], {"image": np.asarray(image)[None]})[0][0]
+    [outputs] = session.run(["probabilities"], {"image": np.asarray(image)[None]})
+    probabilities = np.asarray(outputs)[0]
     best = np.argsort(-probabilities)[:3]
     cells = [file, *(f"{labels[index]} {probabilities[index]:.2%}" for index in best)]
     # Names are text: a terminal would obey the control characters in them.

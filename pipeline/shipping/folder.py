@@ -11,6 +11,7 @@ from pipeline.escaping import code
 from pipeline.onnx.inference import GEOMETRY, Classifier
 from pipeline.provenance import sha256
 from pipeline.shipping import photographs
+from pipeline.shipping.integrity import SUMS
 from pipeline.shipping.photographs import Form
 
 HERE = Path(__file__).parent
@@ -27,7 +28,6 @@ one that takes photographs."""
 JAVASCRIPT = ("package.json", "package-lock.json")
 """Files that the example for Node needs."""
 CARD = "model_card.md"
-SUMS = "SHA256SUMS"
 
 
 class ShippingError(DistilleryError):

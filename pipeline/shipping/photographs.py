@@ -1,21 +1,34 @@
 """The second form of a variant in the folder that ships, which takes any photograph as it is decoded."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import onnx
 from jaxtyping import Float32
+from PIL import Image
 
 from pipeline import progress
-from pipeline.data.reading import in_order
-from pipeline.data.store import ImageSet
 from pipeline.onnx import inference, photograph
 from pipeline.onnx.inference import MULTI_LABEL_TASK, Classifier
 from pipeline.onnx.sessions import open_session
 
 AGREEMENT = "agreement"
 """Key of the metadata under which the agreement with the ordinary form is stored, as JSON."""
+
+
+@runtime_checkable
+class Photographs(Protocol):
+    """Images in their own sizes; an ``ImageSet`` is one."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """Decode one image as RGB, upright."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,7 @@ def name(classifier: Classifier) -> str:
     return f"{classifier.path.stem}-photo.onnx"
 
 
-def build(classifier: Classifier, test: ImageSet | None = None) -> Form:
+def build(classifier: Classifier, test: Photographs | None = None) -> Form:
     """Make the photograph form of a variant, and compare both on the whole test split.
 
     Args:
@@ -85,7 +98,7 @@ def build(classifier: Classifier, test: ImageSet | None = None) -> Form:
     return Form(model.SerializeToString(), agreement)
 
 
-def compare(classifier: Classifier, content: bytes, images: ImageSet) -> Agreement:
+def compare(classifier: Classifier, content: bytes, images: Photographs) -> Agreement:
     """Compare a photograph form with its variant, whose images Pillow resizes."""
     session = open_session(content)
 
@@ -99,8 +112,11 @@ def compare(classifier: Classifier, content: bytes, images: ImageSet) -> Agreeme
         return same, float(np.abs(answer - wanted).max())
 
     same, difference = 0, 0.0
-    with progress.bar(f"compare {name(classifier)}", len(images)) as bar:
-        for alike, apart in in_order(answers, range(len(images))):
+    with (
+        progress.bar(f"compare {name(classifier)}", len(images)) as bar,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for alike, apart in pool.map(answers, range(len(images))):
             same, difference = same + alike, max(difference, apart)
             bar.update()
     return Agreement(len(images), same, difference)

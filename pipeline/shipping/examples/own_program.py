@@ -9,5 +9,6 @@ from PIL import Image, ImageOps
 session = ort.InferenceSession("PHOTO.onnx")
 labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
 image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
-probabilities = session.run(["probabilities"], {"image": np.asarray(image)[None]})[0][0]
+[outputs] = session.run(["probabilities"], {"image": np.asarray(image)[None]})
+probabilities = np.asarray(outputs)[0]
 print(labels[probabilities.argmax()])
