@@ -235,7 +235,7 @@ def test_ship_compares_both_forms_on_the_data_that_the_file_was_made_with(
 def test_the_pipeline_names_the_file_that_it_takes_instead_of_a_photograph_form(tmp_path: Path) -> None:
     file = tmp_path / "tiny-photo.onnx"
     file.write_bytes(photographs.build(classifier(tmp_path)).content)
-    with pytest.raises(inference.ModelFileError, match="tiny-photo.onnx takes whole photographs"):
+    with pytest.raises(inference.ModelFileError, match=r"tiny-photo\.onnx takes whole photographs"):
         inference.open_classifier(file, threads=1)
 
 
