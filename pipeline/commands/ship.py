@@ -47,7 +47,7 @@ def _test_split(classifier: "Classifier") -> "ImageSet | None":
     """The test split, if this folder has the data that the file was made with."""
     from pipeline.data import store
 
-    if not (paths.DATA / store.REPORT).is_file():
+    if not ((paths.DATA / store.REPORT).is_file() and (paths.DATA / "test").is_dir()):
         return None
     digest = store.read_report(paths.DATA)["data_sha256"]
     return store.read(paths.DATA, "test") if classifier.metadata.get("data_sha256") == digest else None
