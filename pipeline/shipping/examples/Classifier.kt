@@ -16,7 +16,8 @@ class Classifier(context: Context) {
         val argb = IntArray(photo.width * photo.height)
         photo.getPixels(argb, 0, photo.width, 0, 0, photo.width, photo.height)
         val rgb = ByteBuffer.allocateDirect(3 * argb.size)
-        for (pixel in argb) rgb.put((pixel shr 16).toByte()).put((pixel shr 8).toByte()).put(pixel.toByte())
+        for (pixel in argb)
+            for (shift in intArrayOf(16, 8, 0)) rgb.put((pixel shr shift).toByte())
         rgb.rewind()
         val shape = longArrayOf(1, photo.height.toLong(), photo.width.toLong(), 3)
         OnnxTensor.createTensor(env, rgb, shape, OnnxJavaType.UINT8).use { image ->

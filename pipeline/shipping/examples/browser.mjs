@@ -1,4 +1,5 @@
-// Classify photographs in a browser. The bare name needs a bundler or an import map; onnxruntime-web is on npm.
+// Classify photographs in a browser. The bare name of npm's onnxruntime-web needs a bundler or an
+// import map.
 //
 //   import { classify } from "./browser.mjs";
 //   const [[label, probability]] = await classify(input.files[0]);
@@ -9,7 +10,7 @@ const file = (name) => new URL(name, import.meta.url).href;
 const labels = await (await fetch(file("labels.json"))).json();
 const session = await ort.InferenceSession.create(file("PHOTO.onnx"));
 
-/** Labels with their probabilities, the most probable first, of a photograph: a Blob, such as a File. */
+/** Labels with their probabilities, the best first, of a photograph: a Blob, such as a File. */
 export async function classify(photograph) {
   const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
   const bitmap = await createImageBitmap(photograph, options); // upright
@@ -23,5 +24,6 @@ export async function classify(photograph) {
   const rgb = data.filter((_, at) => at % 4 < 3);
   const image = new ort.Tensor("uint8", new Uint8Array(rgb.buffer), [1, height, width, 3]);
   const { probabilities } = await session.run({ image });
-  return labels.map((label, index) => [label, probabilities.data[index]]).sort((a, b) => b[1] - a[1]);
+  const pairs = labels.map((label, index) => [label, probabilities.data[index]]);
+  return pairs.sort((a, b) => b[1] - a[1]);
 }
