@@ -403,11 +403,11 @@ def test_the_tutorial_uses_the_files_of_a_finished_run(finished: Path) -> None:
 
 def test_the_lines_of_python_that_use_a_file_say_what_predict_says(finished: Path) -> None:
     [snippet] = [b.text for b in blocks(Path("docs/shipping.md"), "python") if "InferenceSession" in b.text]
-    shutil.copy(finished / paths.onnx("int8-ptq"), finished / "int8-ptq.onnx")
-    shutil.copy(finished / "photos/hat/00.jpg", finished / "photo.jpg")
-    (finished / "snippet.py").write_text(snippet)
-    label = run("python snippet.py", finished).strip()
-    predicted = run("python -m pipeline predict int8-ptq.onnx photo.jpg --json", finished)
+    run("python -m pipeline ship int8-ptq out/", finished)
+    shutil.copy(finished / "photos/hat/00.jpg", finished / "out/photo.jpg")
+    (finished / "out/snippet.py").write_text(snippet)
+    label = run("cd out && python snippet.py", finished).strip()
+    predicted = run("python -m pipeline predict int8-ptq out/photo.jpg --json", finished)
     assert label == json.loads(predicted)[0]["classes"][0]["label"]
 
 

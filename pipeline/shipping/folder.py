@@ -1,4 +1,4 @@
-"""The folder that a variant ships in: the ONNX file, its description, and examples that run."""
+"""The folder that a variant ships in: the ONNX files, their description, and examples that run."""
 
 import json
 import shutil
@@ -7,31 +7,41 @@ from typing import Any
 
 from pipeline import resources
 from pipeline.errors import DistilleryError
+from pipeline.escaping import code
 from pipeline.onnx.inference import GEOMETRY, Classifier
 from pipeline.provenance import sha256
+from pipeline.shipping import photographs
+from pipeline.shipping.integrity import SUMS
+from pipeline.shipping.photographs import Form
 
 HERE = Path(__file__).parent
-EXAMPLES = {"predict.py": HERE / "example.py", "predict.mjs": HERE / "example.mjs"}
+EXAMPLES = {
+    "predict.py": HERE / "example.py",
+    "predict.mjs": HERE / "example.mjs",
+    "browser.mjs": HERE / "examples" / "browser.mjs",
+    "predict.cpp": HERE / "examples" / "predict.cpp",
+}
 """Name of each example in the folder, and the file that it is copied from."""
-PLACEHOLDER = "MODEL.onnx"
-"""Text in the examples that is replaced by the name of the ONNX file."""
-JAVASCRIPT = ("contract.mjs", "package.json", "package-lock.json")
-"""Files that the example in JavaScript needs."""
+PLACEHOLDER, PHOTOGRAPH = "MODEL.onnx", "PHOTO.onnx"
+"""Texts in the examples that are replaced by the names of the ONNX files: the one that takes squares, and the
+one that takes photographs."""
+JAVASCRIPT = ("package.json", "package-lock.json")
+"""Files that the example for Node needs."""
 CARD = "model_card.md"
-SUMS = "SHA256SUMS"
 
 
 class ShippingError(DistilleryError):
     """The folder or the page cannot be written or served; the message says where and what is expected."""
 
 
-def ship(classifier: Classifier, folder: Path, card: Path | None) -> list[Path]:
+def ship(classifier: Classifier, folder: Path, card: Path | None, form: Form | None = None) -> list[Path]:
     """Write everything that is needed to use a variant without this repository.
 
     Args:
         classifier: the variant.
         folder: a new or an empty folder.
         card: the model card of this variant; the folder has none where it is None or its file is missing.
+        form: the form of the variant that takes photographs; None makes one that is not measured.
 
     Returns:
         The files that were written.
@@ -44,7 +54,7 @@ def ship(classifier: Classifier, folder: Path, card: Path | None) -> list[Path]:
     try:
         with resources.writing(folder):
             fresh.mkdir()
-            names = _write(classifier, fresh, card)
+            names = _write(classifier, fresh, card, form or photographs.build(classifier))
             fresh.replace(folder)  # It is empty.
     finally:
         if fresh.exists():
@@ -52,21 +62,39 @@ def ship(classifier: Classifier, folder: Path, card: Path | None) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _write(classifier: Classifier, folder: Path, card: Path | None) -> list[str]:
+def _write(classifier: Classifier, folder: Path, card: Path | None, form: Form) -> list[str]:
     """Write all files; returns their names."""
+    photograph = photographs.name(classifier)
     shutil.copyfile(classifier.path, folder / classifier.path.name)
+    (folder / photograph).write_bytes(form.content)
     _write_json(folder / "labels.json", list(classifier.labels))
-    _write_json(folder / "model.json", description(classifier))
+    _write_json(folder / "model.json", {**description(classifier), "photograph_file": photograph})
     for name, template in EXAMPLES.items():
-        (folder / name).write_text(template.read_text().replace(PLACEHOLDER, classifier.path.name))
+        text = template.read_text().replace(PLACEHOLDER, classifier.path.name)
+        (folder / name).write_text(text.replace(PHOTOGRAPH, photograph))
     for name in JAVASCRIPT:
         shutil.copyfile(HERE / name, folder / name)
     if card is not None and card.is_file():
-        shutil.copyfile(card, folder / CARD)
+        (folder / CARD).write_text(f"{card.read_text()}\n{_two_forms(classifier, form)}")
     files = sorted(folder.iterdir())
     sums = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
     (folder / SUMS).write_text(sums)
     return [*(file.name for file in files), SUMS]
+
+
+def _two_forms(classifier: Classifier, form: Form) -> str:
+    """The section of the card about the two files."""
+    contract = classifier.contract
+    agreement = f"Measured in ONNX Runtime: {form.agreement}." if form.agreement else ""
+    return f"""## Files
+
+- {code(photographs.name(classifier))} takes a whole photograph: `image`, uint8 [1, height, width, 3], RGB,
+  upright, of any size. It crops and resizes it, and gives the `probabilities` of the labels. {agreement}
+- {code(classifier.path.name)} takes batches of squares that are resized already: `images`, uint8
+  [batch, {contract.size}, {contract.size}, 3]. It gives `logits`, and is the file that was scored.
+
+Both hold the same weights.
+"""
 
 
 def make_empty(folder: Path) -> None:

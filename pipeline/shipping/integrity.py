@@ -17,9 +17,10 @@ from pipeline.errors import DistilleryError
 from pipeline.provenance import sha256
 from pipeline.selection import table
 from pipeline.selection.table import TableError
-from pipeline.shipping.folder import SUMS
 from pipeline.tracking import records
 
+SUMS = "SHA256SUMS"
+"""File of a shipped folder with the checksums of the others."""
 SHOWN = 12
 """Number of digits of a checksum in messages."""
 
