@@ -63,7 +63,12 @@ def _write(classifier: Classifier, folder: Path, card: Path | None) -> list[str]
         shutil.copyfile(HERE / name, folder / name)
     if card is not None and card.is_file():
         shutil.copyfile(card, folder / CARD)
-    files = sorted(folder.iterdir())
+    return write_sums(folder)
+
+
+def write_sums(folder: Path) -> list[str]:
+    """Write the SHA-256 of each file of a folder; returns the names of all files."""
+    files = sorted(file for file in folder.iterdir() if file.name != SUMS)
     sums = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
     (folder / SUMS).write_text(sums)
     return [*(file.name for file in files), SUMS]
