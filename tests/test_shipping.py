@@ -80,6 +80,7 @@ def test_the_folder_holds_what_its_sums_say(tmp_path: Path) -> None:
     model = tiny_onnx.write(tmp_path / "tiny.onnx")
     written = folder.ship(inference.open_classifier(model, threads=1), tmp_path / "out", card)
     assert sorted(file.name for file in written) == [
+        "Dockerfile",
         "SHA256SUMS",
         "contract.mjs",
         "labels.json",
@@ -87,8 +88,11 @@ def test_the_folder_holds_what_its_sums_say(tmp_path: Path) -> None:
         "model_card.md",
         "package-lock.json",
         "package.json",
+        "pixels.py",
         "predict.mjs",
         "predict.py",
+        "requirements-server.txt",
+        "server.py",
         "tiny.onnx",
     ]
     sums = dict(line.split("  ")[::-1] for line in (tmp_path / "out" / "SHA256SUMS").read_text().splitlines())

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline import resources
+from pipeline import pixels, resources
 from pipeline.errors import DistilleryError
 from pipeline.onnx.inference import GEOMETRY, Classifier
 from pipeline.provenance import sha256
@@ -17,6 +17,8 @@ PLACEHOLDER = "MODEL.onnx"
 """Text in the examples that is replaced by the name of the ONNX file."""
 JAVASCRIPT = ("contract.mjs", "package.json", "package-lock.json")
 """Files that the example in JavaScript needs."""
+SERVER = (HERE / "server.py", Path(pixels.__file__), HERE / "requirements-server.txt", HERE / "Dockerfile")
+"""Files of the HTTP server and its container."""
 CARD = "model_card.md"
 SUMS = "SHA256SUMS"
 
@@ -61,6 +63,8 @@ def _write(classifier: Classifier, folder: Path, card: Path | None) -> list[str]
         (folder / name).write_text(template.read_text().replace(PLACEHOLDER, classifier.path.name))
     for name in JAVASCRIPT:
         shutil.copyfile(HERE / name, folder / name)
+    for file in SERVER:
+        shutil.copyfile(file, folder / file.name)
     if card is not None and card.is_file():
         shutil.copyfile(card, folder / CARD)
     return write_sums(folder)
