@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import MobileNetV1ForImageClassification
 
-from pipeline import paths, provenance
+from pipeline import paths, process, provenance
 from pipeline.models import storage
 from pipeline.models.storage import Model
 from pipeline.onnx import inference
@@ -78,17 +79,27 @@ def write_variant(variant: str, model: Model) -> None:
 
 
 @pytest.fixture
-def project(run_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(run_of: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leftovers: None) -> None:  # noqa: ARG001
     """The working folder, a home of its own, and the token of the hub of the tests."""
     monkeypatch.chdir(run_of)
     monkeypatch.setenv("HF_TOKEN", small_hub.TOKEN)
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    return run_of
 
 
 @pytest.fixture
-def server(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def no_leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a command leaves to the end of its process must not disturb the next test."""
+    yield
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the library waits before it repeats
+    for thread in threading.enumerate():
+        if thread.name == hub.THREAD:
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def server(project: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:  # noqa: ARG001
     with small_hub.serve() as served:
         point_to(served.address, monkeypatch)
         yield served
@@ -118,7 +129,9 @@ def test_what_arrives_is_what_ships_and_transformers_gives_the_same_logits_from_
     }
     assert {"README.md", "model.json", "predict.py", "config.json", "model.safetensors"} <= files.keys()
     assert "model_card.md" not in files
-    listed = {line.split(maxsplit=1)[1]: int(line.split()[0].replace(",", "")) for line in out.splitlines()[:-1]}
+    listed = {
+        line.split(maxsplit=1)[1]: int(line.split()[0].replace(",", "")) for line in out.splitlines()[:-1]
+    }
     assert listed == {name: len(content) for name, content in files.items()}
 
     network = MobileNetV1ForImageClassification.from_pretrained("me/clothes")
@@ -132,7 +145,9 @@ def test_what_arrives_is_what_ships_and_transformers_gives_the_same_logits_from_
     assert tuple(network.config.id2label.values()) == classifier.labels
 
 
-def test_the_card_is_the_readme_with_metadata_that_the_hub_takes(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_is_the_readme_with_metadata_that_the_hub_takes(
+    server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for variant in ("fp32", "int8"):
         assert command.run(monkeypatch, f"push {variant} me/{variant}") == 0
         text = server.repositories[f"me/{variant}"].files["README.md"].decode()
@@ -144,7 +159,7 @@ def test_the_card_is_the_readme_with_metadata_that_the_hub_takes(server: Hub, mo
         assert "# Clothes" in text
 
 
-def test_the_licences_of_the_hub_stay_as_they_are(tmp_path: Path) -> None:
+def test_the_licences_of_the_hub_stay_as_they_are() -> None:
     text = hub_folder._front_matter(CARD.format(license="cc0-1.0", variant="fp32"), False)
     assert ModelCard(text).data.license == "cc0-1.0"
     assert "license_name" not in text
@@ -199,24 +214,33 @@ def test_a_second_push_replaces_its_files_and_keeps_others(
     assert len([line for line in server.requests if line.startswith("PUT")]) == 2  # not again
 
 
-def failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str = "") -> str:
-    """The one line on standard error of a push that fails within some seconds."""
+def failure(
+    capsys: pytest.CaptureFixture[str], repository: str = "me/clothes", *, private: bool = False
+) -> str:
+    """The one line on standard error of an upload that fails within some seconds."""
+    folder = Path(huggingface_hub.constants.HF_TOKEN_PATH).with_name("files")
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD.format(license="mit", variant="fp32"))
+    (folder / "fp32.onnx").write_bytes(b"the network")
     began = time.monotonic()
-    assert command.run(monkeypatch, f"push int8 {arguments or 'me/clothes'}") == 1
+    with pytest.raises(SystemExit) as caught, process.one_line_errors():
+        hub.upload(folder, repository, private=private, message="Upload")
+    assert caught.value.code == 1
     assert time.monotonic() - began < 15
     out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if not line.startswith("note: no weights")]
-    assert len(lines) == 1, err
-    assert lines[0].startswith("error: ")
+    [line] = err.splitlines()
+    assert line.startswith("error: ")
     assert small_hub.TOKEN not in out + err
-    return lines[0]
+    return line
 
 
-@pytest.mark.parametrize("name", ["clothes", "me/clothes/too", "me/ünknown", "me/a b", "me/x.git", "/", "../up"])
+@pytest.mark.parametrize(
+    "name", ["clothes", "me/clothes/too", "me/ünknown", "me/a b", "me/x.git", "/", "../up"]
+)
 def test_a_name_that_no_repository_has_is_refused_before_anything_is_asked(
-    name: str, server: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, server: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert repr(name) in failure(monkeypatch, capsys, f"'{name}'")
+    assert repr(name) in failure(capsys, name)
     assert server.requests == []
 
 
@@ -232,7 +256,7 @@ def test_a_refusal_is_one_line_with_its_status(
     server.refusals[place] = status, f"not now, {small_hub.TOKEN}"
     if (place, status) == ("repos/create", 409):
         server.refusals[place] = status, "Cannot create repo: another conflicting operation is in progress"
-    line = failure(monkeypatch, capsys)
+    line = failure(capsys)
     assert f"{server.address}/me/clothes" in line
     if (place, status) != ("validate-yaml", 400):  # which the library takes for its own words
         assert str(status) in line
@@ -247,37 +271,45 @@ def test_a_hub_that_says_nothing_is_one_line_in_some_seconds(
     monkeypatch.setattr(hub, "FIRST_SECONDS", 0.5)
     monkeypatch.setattr(hub, "PAUSE_SECONDS", 0.5)
     server.waits[place] = threading.Event()
-    line = failure(monkeypatch, capsys)
+    line = failure(capsys)
     assert "no" in line
     assert "answer" in line
 
 
+@pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("name", small_servers.BEHAVIOURS)
 def test_a_server_that_is_no_hub_is_one_line(
-    name: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(hub, "FIRST_SECONDS", 1.0)
     with small_servers.serve(small_servers.BEHAVIOURS[name]) as address:
         point_to(address, monkeypatch)
-        assert f"{address}/me/clothes" in failure(monkeypatch, capsys)
+        assert f"{address}/me/clothes" in failure(capsys)
 
 
+@pytest.mark.usefixtures("project")
 def test_an_address_where_nobody_listens_is_one_line(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
     point_to(address, monkeypatch)
-    assert "refused" in failure(monkeypatch, capsys).lower()
+    assert "refused" in failure(capsys).lower()
+
+
+@pytest.mark.usefixtures("project")
+def test_a_host_that_does_not_exist_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     point_to("http://no-such-host.invalid", monkeypatch)
-    assert "no-such-host.invalid" in failure(monkeypatch, capsys)
+    assert "no-such-host.invalid" in failure(capsys)
 
 
 def test_offline_mode_is_one_line(
     server: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in failure(monkeypatch, capsys)
+    assert "HF_HUB_OFFLINE" in failure(capsys)
     assert server.requests == []
 
 
@@ -297,10 +329,6 @@ def wrong_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_another")
 
 
-def damaged_file(_: pytest.MonkeyPatch) -> None:
-    Path(huggingface_hub.constants.HF_TOKEN_PATH).write_bytes(b"\xff\xfe")
-
-
 @pytest.mark.parametrize("break_it", [no_token, odd_token, token_with_a_line_break, wrong_token])
 def test_a_token_that_is_missing_or_wrong_is_one_line(
     break_it: Callable[[pytest.MonkeyPatch], None],
@@ -309,7 +337,7 @@ def test_a_token_that_is_missing_or_wrong_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     break_it(monkeypatch)
-    line = failure(monkeypatch, capsys)
+    line = failure(capsys)
     assert "token" in line
     assert "hf_another" not in line
     assert not server.repositories
@@ -323,27 +351,37 @@ def test_the_token_of_a_login_is_used(server: Hub, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_public_repository_gets_nothing_that_is_to_be_private(
-    server: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.repositories["me/clothes"] = small_hub.Repository(private=False)
-    assert "--private" in failure(monkeypatch, capsys, "me/clothes --private")
+    assert "--private" in failure(capsys, private=True)
     assert server.repositories["me/clothes"].files == {}
 
 
-def test_the_command_itself_shows_no_token_even_when_the_library_logs_everything(
-    server: Hub, tmp_path: Path
-) -> None:
+def test_the_token_is_not_shown_even_when_the_library_logs_everything(server: Hub, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path), "HF_DEBUG": "1"}
     environment |= {"PYTHONPATH": str(ROOT), "HF_TOKEN": small_hub.TOKEN}
-    server.refusals["/commit/"] = 500, f"{small_hub.TOKEN}"
+    server.refusals["/commit/"] = 500, small_hub.TOKEN
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "fp32.onnx").write_bytes(b"the network")
+    script = f"""
+        import logging
+        from pathlib import Path
+        from pipeline.process import one_line_errors
+        from pipeline.shipping import hub
+        logging.basicConfig(level=logging.DEBUG)
+        with one_line_errors():
+            hub.upload(Path({str(tmp_path / "files")!r}), "me/clothes", private=False, message="Upload")
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "push", "int8", "me/clothes"],
+        [sys.executable, "-c", textwrap.dedent(script)],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
+    assert "POST" in done.stderr  # it does log
     assert small_hub.TOKEN not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error")]

@@ -11,7 +11,7 @@ from pipeline.process import one_line_errors
 
 
 def run(arguments: Namespace) -> None:
-    """Write what goes to the hub into a temporary folder, list it, and upload it unless that is not wished."""
+    """Write what goes to the hub into a temporary folder, list it, and upload it unless it is a dry run."""
     from pipeline.shipping import hub
 
     with one_line_errors():
@@ -36,10 +36,15 @@ def run(arguments: Namespace) -> None:
                 print(f"note: {for_terminal(note)}", file=sys.stderr)
             _list(folder)
             if arguments.dry_run:
-                print(f"nothing was uploaded; without --dry-run it goes to {hub.address(arguments.repository)}")
+                print(
+                    f"nothing was uploaded; without --dry-run it goes to {hub.address(arguments.repository)}"
+                )
                 return
             hub.upload(
-                folder, arguments.repository, private=arguments.private, message=f"Upload {classifier.path.name}"
+                folder,
+                arguments.repository,
+                private=arguments.private,
+                message=f"Upload {classifier.path.name}",
             )
         print(hub.address(arguments.repository))
 

@@ -81,8 +81,8 @@ def configuration(model: Model) -> dict[str, Any]:
     found = multiplier(channels)
     if found is None:
         raise NotExpressibleError(
-            f"{name} has widths of its own ({', '.join(map(str, channels))}), and MobileNetV1 of transformers "
-            "has one multiplier for all layers (depth_multiplier)"
+            f"{name} has widths of its own ({', '.join(map(str, channels))}), and MobileNetV1 of "
+            "transformers has one multiplier for all layers (depth_multiplier)"
         )
     width, minimum = found
     labels = dict(enumerate(card.labels))

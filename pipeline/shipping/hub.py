@@ -17,6 +17,8 @@ from pipeline.errors import DistilleryError
 
 Value = TypeVar("Value")
 
+THREAD = "request to the hub"
+"""Name of the threads that ask the hub. One whose time has passed ends with the process."""
 FIRST_SECONDS = 10.0
 """Seconds in which the hub has to take the token and to name the repository."""
 PAUSE_SECONDS = 20.0
@@ -29,7 +31,7 @@ LONGEST_REASON = 300
 """Most characters of a server's words in a message."""
 REASONS = {
     400: "the hub does not accept the content",
-    401: "the token is not valid: log in anew with `hf auth login`, or set HF_TOKEN to a token with write access",
+    401: "the token is not valid; log in anew with `hf auth login`, or set HF_TOKEN to one with write access",
     402: "the account has to be paid for this",
     403: "the token has no write access to it",
     404: "there is no such repository, or HF_ENDPOINT is not the address of a hub",
@@ -57,7 +59,9 @@ def check_name(repository: str) -> None:
     except HFValidationError as error:
         raise HubError(f"{repository!r} is not a valid repository: {_line(str(error))}") from None
     if "/" not in repository:
-        raise HubError(f"{repository!r} is not a valid repository; OWNER/NAME is expected, such as me/clothes")
+        raise HubError(
+            f"{repository!r} is not a valid repository; OWNER/NAME is expected, such as me/clothes"
+        )
 
 
 def address(repository: str) -> str:
@@ -138,7 +142,7 @@ def _within(seconds: float, work: Callable[[], Value]) -> Value:
         except Exception as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, name=THREAD, daemon=True)
     thread.start()
     thread.join(seconds)
     if errors:

@@ -29,7 +29,7 @@ LICENSES = frozenset(
     ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 gemma gfdl gpl gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0
     lgpl-lr llama2 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openrail openrail++ osl-3.0 other
     pddl postgresql unknown unlicense wtfpl zlib
-    """.split()
+    """.split()  # noqa: SIM905 - one per line would be seventy lines
 )
 """Identifiers of licences that the hub takes, https://huggingface.co/docs/hub/repositories-licenses."""
 TRANSFORMERS = """
@@ -95,7 +95,9 @@ def _write_weights(classifier: Classifier, student: Path, folder: Path) -> None:
     """
     model = storage.load(student)
     files = hugging_face.write(model, folder)
-    pixels = np.random.default_rng(0).integers(0, 256, (PROBES, *(classifier.contract.size,) * 2, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (PROBES, *(classifier.contract.size,) * 2, 3), np.uint8
+    )
     network = MobileNetV1ForImageClassification.from_pretrained(folder)
     with torch.inference_mode():
         theirs = network(model.card.input.normalise(torch.from_numpy(pixels))).logits.numpy()

@@ -138,7 +138,10 @@ class Metrics:
             ),
             "# HELP classifier_errors_total Requests that were refused or failed, by kind.",
             "# TYPE classifier_errors_total counter",
-            *(f'classifier_errors_total{{kind="{kind}"}} {count}' for kind, count in sorted(self.errors.items())),
+            *(
+                f'classifier_errors_total{{kind="{kind}"}} {count}'
+                for kind, count in sorted(self.errors.items())
+            ),
             "# HELP classifier_waiting_bytes Bytes of the images that are received or wait for their turn.",
             "# TYPE classifier_waiting_bytes gauge",
             f"classifier_waiting_bytes {waiting_bytes}",
@@ -205,13 +208,13 @@ class Service:
         if not body:
             raise RefusedError(400, "empty", "the body is empty; an image file is expected")
 
-    async def health(self, request: Request) -> Response:
+    async def health(self, _: Request) -> Response:
         """Say that the server runs, and what it serves."""
         return JSONResponse(
             {"status": "ok", "model": self.classifier.name, "classes": len(self.classifier.labels)}
         )
 
-    async def figures(self, request: Request) -> Response:
+    async def figures(self, _: Request) -> Response:
         """The metrics."""
         media_type = "text/plain; version=0.0.4; charset=utf-8"
         return PlainTextResponse(self.metrics.text(self.waiting_bytes), media_type=media_type)
@@ -256,7 +259,10 @@ class Reception:
         async def answer(event: Event) -> None:
             if event["type"] == "http.response.start":
                 self.metrics.answers[event["status"]] += 1
-                own = [(b"x-content-type-options", b"nosniff"), *([(b"connection", b"close")] if unread else [])]
+                own = [
+                    (b"x-content-type-options", b"nosniff"),
+                    *([(b"connection", b"close")] if unread else []),
+                ]
                 event = {**event, "headers": [*event["headers"], *own]}
             elif unread and not event.get("more_body"):
                 # To close the connection now would throw away the answer on its way.
@@ -292,7 +298,7 @@ def busy() -> RefusedError:
 
 def number_of_classes(text: str) -> int:
     """The number in a request."""
-    if not (text.isascii() and text.isdecimal() and 0 < int(text[:9])):
+    if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
         raise RefusedError(400, "bad_request", "top must be a whole number of at least 1")
     return int(text[:9])
 
@@ -329,7 +335,7 @@ def application(folder: Path, most_bytes: int, most_pixels: int) -> Reception:
         Route("/health", service.health),
         Route("/metrics", service.figures),
     ]
-    handlers: dict[Any, Any] = {kind: service.refuse for kind in (RefusedError, HTTPException, Exception)}
+    handlers: dict[Any, Any] = dict.fromkeys((RefusedError, HTTPException, Exception), service.refuse)
     return Reception(Starlette(routes=routes, exception_handlers=handlers), service.metrics)
 
 
