@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -21,11 +22,11 @@ from transformers import MobileNetV1ForImageClassification
 
 from pipeline import paths, process, provenance
 from pipeline.models import storage
-from pipeline.models.storage import Model
+from pipeline.models.storage import Model, Quantization
 from pipeline.onnx import inference
 from pipeline.selection import table
 from pipeline.shipping import hub, hub_folder
-from tests import command, small_hub, small_servers, tiny_students
+from tests import command, small_hub, small_servers, tiny_onnx, tiny_students
 from tests.rows import row
 from tests.small_hub import Hub
 
@@ -58,14 +59,13 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the artifacts of two variants."""
     root = tmp_path_factory.mktemp("run")
     with contextlib.chdir(root):
+        write_variant("fp32", tiny_students.student())
+        quantized = replace(tiny_students.student(), quantization=Quantization({}, 63, {}))
+        storage.save(paths.model("int8"), quantized)
+        tiny_onnx.write(paths.onnx("int8"))
         rows = []
-        for variant, model in {
-            "fp32": tiny_students.student(),
-            "int8": tiny_students.int8_student(),
-        }.items():
-            write_variant(variant, model)
-            digest = provenance.sha256(paths.onnx(variant))
-            rows.append(row(variant, "teacher" if variant == "fp32" else "fp32", sha256=digest))
+        for variant, parent in (("fp32", "teacher"), ("int8", "fp32")):
+            rows.append(row(variant, parent, sha256=provenance.sha256(paths.onnx(variant))))
             paths.card(variant).parent.mkdir(parents=True, exist_ok=True)
             paths.card(variant).write_text(CARD.format(license="a-licence-of-ours", variant=variant))
         table.write(paths.VARIANTS, rows)
