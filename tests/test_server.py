@@ -403,7 +403,7 @@ def test_the_container_is_small_runs_as_nobody_and_installs_exactly_what_is_test
     assert "apt" not in text
     pins = [Requirement(line) for line in REQUIREMENTS.read_text().splitlines() if not line.startswith("#")]
     locked = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    versions = {canonicalize_name(name): version for name, version in locked}
+    versions = {str(canonicalize_name(name)): version for name, version in locked}
     assert {canonicalize_name(pin.name): str(pin.specifier) for pin in pins} == {
         name: f"=={versions[name]}"
         for name in needed({"starlette", "uvicorn", "onnxruntime", "numpy", "pillow"})
@@ -426,7 +426,7 @@ def needed(names: set[str]) -> set[str]:
 def test_what_the_server_imports_is_what_is_pinned() -> None:
     tree = ast.parse((folder.HERE / "server.py").read_text())
     tops = {
-        (node.module if isinstance(node, ast.ImportFrom) else alias.name).split(".")[0]
+        ((node.module or "") if isinstance(node, ast.ImportFrom) else alias.name).split(".")[0]
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names

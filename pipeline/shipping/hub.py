@@ -1,5 +1,6 @@
 """The way to Hugging Face's hub: a repository, one commit, and one line for whatever fails."""
 
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -9,7 +10,11 @@ from typing import Any, TypeVar
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, HfApi, constants, utils
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - the base of all errors of its HTTP client
+)
 from huggingface_hub.utils._http import default_client_factory
 
 from pipeline import resources
@@ -208,7 +213,7 @@ def _client() -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     """Keep the library from printing, since what it has to say is in its exceptions."""
     level, without_bars = utils.logging.get_verbosity(), utils.are_progress_bars_disabled()
-    utils.logging.set_verbosity(utils.logging.CRITICAL)
+    utils.logging.set_verbosity(logging.CRITICAL)
     utils.disable_progress_bars()
     try:
         with warnings.catch_warnings():

@@ -115,9 +115,10 @@ def _write_weights(classifier: Classifier, student: Path, folder: Path) -> None:
 def _front_matter(text: str, with_weights: bool) -> str:
     """The card with metadata that the hub takes."""
     card = ModelCard(text)
-    if (license := card.data.license) not in LICENSES and license is not None:
-        card.data.license, card.data.license_name = "other", license
+    data = card.data
+    if (license := data.get("license")) not in LICENSES and license is not None:
+        data["license"], data["license_name"] = "other", license
     if with_weights:
-        card.data.library_name = "transformers"
-        card.data.tags = list(dict.fromkeys([*(card.data.tags or []), "onnx", "transformers"]))
+        data["library_name"] = "transformers"
+        data["tags"] = list(dict.fromkeys([*data.get("tags", []), "onnx", "transformers"]))
     return str(card)
