@@ -201,27 +201,31 @@ def test_a_dry_run_lists_the_files_and_asks_no_server(
     assert f"{server.address}/me/clothes" in lines[-1]
 
 
-def test_a_second_push_replaces_its_files_and_keeps_others(
-    server: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert command.run(monkeypatch, "push fp32 me/clothes") == 0
-    server.repositories["me/clothes"].files["notes.txt"] = b"mine"
-    server.repositories["me/clothes"].files["README.md"] = b"old"
-    assert command.run(monkeypatch, "push fp32 me/clothes") == 0
+def test_a_second_push_replaces_its_files_and_keeps_others(server: Hub, tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        files = some_files(tmp_path / text)
+        (files / "labels.json").write_text(text)
+        hub.upload(files, "me/clothes", private=False, message=f"Upload {text}")
+        server.repositories["me/clothes"].files["notes.txt"] = b"mine"
     repository = server.repositories["me/clothes"]
-    assert (repository.files["notes.txt"], len(repository.commits)) == (b"mine", 2)
-    assert repository.files["README.md"] != b"old"
-    assert len([line for line in server.requests if line.startswith("PUT")]) == 2  # not again
+    assert (repository.files["notes.txt"], repository.files["labels.json"]) == (b"mine", b"new")
+    assert repository.commits == ["Upload old", "Upload new"]
+    assert len([line for line in server.requests if line.startswith("PUT")]) == 1  # a large file not again
+
+
+def some_files(folder: Path) -> Path:
+    """A folder with a card and a large file."""
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD.format(license="mit", variant="fp32"))
+    (folder / "fp32.onnx").write_bytes(b"the network")
+    return folder
 
 
 def failure(
     capsys: pytest.CaptureFixture[str], repository: str = "me/clothes", *, private: bool = False
 ) -> str:
     """The one line on standard error of an upload that fails within some seconds."""
-    folder = Path(huggingface_hub.constants.HF_TOKEN_PATH).with_name("files")
-    folder.mkdir()
-    (folder / "README.md").write_text(CARD.format(license="mit", variant="fp32"))
-    (folder / "fp32.onnx").write_bytes(b"the network")
+    folder = some_files(Path(huggingface_hub.constants.HF_TOKEN_PATH).with_name("files"))
     began = time.monotonic()
     with pytest.raises(SystemExit) as caught, process.one_line_errors():
         hub.upload(folder, repository, private=private, message="Upload")
@@ -362,8 +366,7 @@ def test_the_token_is_not_shown_even_when_the_library_logs_everything(server: Hu
     environment = {**os.environ, "HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path), "HF_DEBUG": "1"}
     environment |= {"PYTHONPATH": str(ROOT), "HF_TOKEN": small_hub.TOKEN}
     server.refusals["/commit/"] = 500, small_hub.TOKEN
-    (tmp_path / "files").mkdir()
-    (tmp_path / "files" / "fp32.onnx").write_bytes(b"the network")
+    some_files(tmp_path / "files")
     script = f"""
         import logging
         from pathlib import Path

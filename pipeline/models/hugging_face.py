@@ -105,11 +105,13 @@ def preparation(card: Card) -> dict[str, Any]:
     """Arguments of transformers' image processor.
 
     It resizes the whole image and crops then, where this pipeline resizes the centred square in one step, so
-    the pixels are nearly but not quite the same.
+    the pixels are not quite the same. The crop takes the same number of pixels from both sides: with an odd
+    number to take, the picture would be shifted by half a pixel.
     """
     contract = card.input
+    margin = round((contract.size / contract.crop - contract.size) / 2)
     return {
-        "size": {"shortest_edge": round(contract.size / contract.crop)},
+        "size": {"shortest_edge": contract.size + 2 * margin},
         "crop_size": {"height": contract.size, "width": contract.size},
         "resample": int(RESAMPLING[contract.interpolation]),
         "image_mean": list(contract.mean),

@@ -46,7 +46,7 @@ print(classify("photo.jpg"))
 ```
 
 Its logits are those of `{file}` for the same pixels. transformers resizes the whole image before it crops, so
-the pixels of a photograph, and with them the probabilities, differ slightly.
+its pixels of a photograph are not quite those that the scores above were measured with.
 """
 """Section of the card about the weights for transformers."""
 
