@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,12 @@ class Server:
         return self.process.poll() is None and status == 200 and len(answer["classes"]) == 3
 
 
-def start(target: Path, *options: str, by_hand: bool = False) -> Server:
-    """Start the server in a folder by the command of its Dockerfile, on a free port."""
-    [command] = instructions("CMD")[-1:]
-    words = ["python", "server.py"] if by_hand else ast.literal_eval(command)
+BY_HAND = ("python", "server.py")
+
+
+def start(target: Path, *options: str, command: Sequence[str] = ()) -> Server:
+    """Start the server in a folder on a free port, by the command of its Dockerfile unless another is given."""
+    words = command or ast.literal_eval(instructions("CMD")[-1])
     assert words[0] == "python"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -377,13 +379,34 @@ def test_health_and_metrics_say_how_it_is(server: Server) -> None:
 
 
 def test_started_by_hand_it_is_for_this_machine_alone_and_takes_limits(tmp_path: Path) -> None:
-    running = start(ship(tmp_path / "small"), "--megabytes", "1", "--megapixels", "1", by_hand=True)
+    running = start(ship(tmp_path / "small"), "--megabytes", "1", "--megapixels", "1", command=BY_HAND)
     try:
         listening = psutil.Process(running.process.pid).net_connections("tcp")
         assert {c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
         assert running.ask("POST", "/predict", png(1001, 1000))[0] == 413
         assert running.ask("POST", "/predict", b"x" * 1_100_000)[0] == 413
         assert running.ask("POST", "/predict", png(1000, 1000))[0] == 200
+    finally:
+        running.process.terminate()
+        running.process.communicate(timeout=15)
+
+
+def test_who_is_too_slow_or_too_many_is_refused(tmp_path: Path) -> None:
+    script = (
+        "import server; server.HEAD_SECONDS = server.BODY_SECONDS = 0.5; server.WAITING_BYTES = 200_000; "
+    )
+    running = start(ship(tmp_path / "slow"), command=("python", "-c", f"{script} server.main()"))
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    try:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as silent:
+            assert silent.recv(100) == b""
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as slow:
+            slow.sendall(head + b"x")
+            assert slow.recv(65536).startswith(b"HTTP/1.1 408 ")
+        status, answer, headers = running.ask("POST", "/predict", b"x" * 500_000)
+        assert (status, answer["error"]["kind"], headers["retry-after"]) == (503, "busy", "1")
+        assert running.metrics()["classifier_waiting_bytes"] == 0
+        assert running.is_well()
     finally:
         running.process.terminate()
         running.process.communicate(timeout=15)
