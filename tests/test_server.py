@@ -91,7 +91,7 @@ BY_HAND = ("python", "server.py")
 
 
 def start(target: Path, *options: str, command: Sequence[str] = ()) -> Server:
-    """Start the server in a folder on a free port, by the command of its Dockerfile unless another is given."""
+    """Start the server in a folder on a free port, by the command of its Dockerfile or by another one."""
     words = command or ast.literal_eval(instructions("CMD")[-1])
     assert words[0] == "python"
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -175,7 +175,9 @@ def form(*files: bytes, boundary: str = "a-b_c'd") -> tuple[bytes, dict[str, str
     return body, {"Content-Type": f'multipart/form-data; boundary="{boundary}"'}
 
 
-def test_fifty_photographs_get_the_answers_of_the_shipped_example(server: Server, tmp_path: Path) -> None:
+def test_fifty_photographs_get_the_answers_of_the_shipped_example_and_of_predict(
+    server: Server, tmp_path: Path
+) -> None:
     files = []
     for number in range(50):
         files.append(tmp_path / f"{number:02}")
@@ -188,11 +190,17 @@ def test_fifty_photographs_get_the_answers_of_the_shipped_example(server: Server
     ).stdout
     lines = [line.split("\t")[1:] for line in output.splitlines()]
     assert len({tuple(line) for line in lines}) > 45  # four are grey, which is a third of each colour
+    classifier = inference.open_classifier(server.folder.with_suffix(".onnx"), threads=1)
     for number, guesses in enumerate(lines):
         body, headers = form(encoded(number)) if number % 2 else (encoded(number), {})
         status, answer, _ = server.ask("POST", "/predict?top=3", body, headers)
         assert status == 200
-        assert [f"{c['label']} {c['probability']:.2%}" for c in answer["classes"]] == guesses
+        answered = {c["label"]: c["probability"] for c in answer["classes"]}
+        shown = {label: float(share[:-1]) / 100 for label, share in (g.rsplit(" ", 1) for g in guesses)}
+        assert next(iter(answered)) == next(iter(shown))
+        assert answered == pytest.approx(shown, abs=0.005)
+        predicted = inference.predict(classifier, files[number], 3).guesses
+        assert answered == pytest.approx({guess.label: guess.probability for guess in predicted}, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", odd_images.readable())

@@ -20,18 +20,13 @@ def run(arguments: Namespace) -> None:
         # transformers takes seconds to be imported.
         from pipeline.shipping import hub_folder
 
-        card, notes = ship.results_of(classifier)
         name = classifier.path.stem
         is_exported = classifier.path.resolve() == paths.onnx(name).resolve()
+        student = paths.model(name) if is_exported else None
         with resources.scratch() as scratch:
             folder = scratch / "repository"
-            reason = hub_folder.prepare(
-                classifier,
-                folder,
-                card=card,
-                student=paths.model(name) if is_exported else None,
-                repository=arguments.repository,
-            )
+            _, notes = ship.write(classifier, folder)
+            reason = hub_folder.complete(classifier, folder, student, arguments.repository)
             for note in [*notes, *([f"no weights for transformers: {reason}"] if reason else [])]:
                 print(f"note: {for_terminal(note)}", file=sys.stderr)
             _list(folder)

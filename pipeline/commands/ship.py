@@ -15,32 +15,35 @@ if TYPE_CHECKING:
 
 def run(arguments: Namespace) -> None:
     """Write the folder, and print what its users should know."""
-    from pipeline.shipping import folder
-
     with one_line_errors():
         classifier = models.opened(arguments.model, threads=1, strict=True)
-        card, notes = results_of(classifier)
-        written = folder.ship(classifier, arguments.folder, card)
+        written, notes = write(classifier, arguments.folder)
     for file in written:
         print(f"{file.stat().st_size:12,}  {file}")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
 
-def results_of(classifier: "Classifier") -> tuple[Path | None, list[str]]:
-    """The model card of a file that was measured, and what its users should know."""
+def write(classifier: "Classifier", target: Path) -> tuple[list[Path], list[str]]:
+    """Write the folder; returns its files, and what its users should know.
+
+    Raises:
+        ShippingError: the folder is not empty.
+    """
     from pipeline.provenance import sha256
     from pipeline.selection import budget, table
+    from pipeline.shipping import folder
 
     rows = table.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
     digest = sha256(classifier.path)
-    name = next((row.variant for row in rows if row.sha256 == digest), None)
-    if name is None:
-        reason = f"{paths.VARIANTS} has no results for this file, so that the folder has no model card"
-        return None, [reason]
-    card, notes = paths.card(name), []
-    if not card.is_file():
+    card = next((paths.card(row.variant) for row in rows if row.sha256 == digest), None)
+    written = folder.ship(classifier, target, card)
+    notes = []
+    if card is not None and not card.is_file():
         notes.append(f"the folder has no model card, because {card} does not exist")
-    if digest not in {row.sha256 for row in budget.accepted(rows)}:
+    if digest not in {row.sha256 for row in rows}:
+        notes.append(f"{paths.VARIANTS} has no results for this file, so that the folder has no model card")
+    elif digest not in {row.sha256 for row in budget.accepted(rows)}:
+        name = next(row.variant for row in rows if row.sha256 == digest)
         notes.append(f"the gate does not accept {name}: {budget.why_rejected(rows, name)}")
-    return card, notes
+    return written, notes

@@ -51,25 +51,18 @@ its pixels of a photograph are not quite those that the scores above were measur
 """Section of the card about the weights for transformers."""
 
 
-def prepare(
-    classifier: Classifier, folder: Path, *, card: Path | None, student: Path | None, repository: str
-) -> str | None:
-    """Write what goes to the hub.
+def complete(classifier: Classifier, folder: Path, student: Path | None, repository: str) -> str | None:
+    """Turn a shipped folder into what goes to the hub.
 
     Args:
         classifier: the variant.
-        folder: a new or an empty folder.
-        card: the model card, which becomes README.md; None or a missing file leaves it out.
+        folder: its shipped folder.
         student: folder of the student that the ONNX file was exported from; None if it is not known.
         repository: OWNER/NAME on the hub.
 
     Returns:
         Why there are no weights for transformers, in words; None if there are.
-
-    Raises:
-        ShippingError: the folder is not empty.
     """
-    shipped.ship(classifier, folder, card)
     reason = None
     if student is None or not (student / storage.CARD).is_file():
         reason = f"the folder of the student that {classifier.path} was exported from is not known"
