@@ -24,6 +24,7 @@ from pipeline.commands import (
     measured,
     params,
     predict,
+    push,
     run,
     save,
     ship,
@@ -176,6 +177,18 @@ def main() -> None:
     )
     command.add_argument("model", help="name of a variant, or path of an ONNX file")
     command.add_argument("folder", type=Path, help="a folder that does not exist or is empty")
+
+    command = add(
+        "push",
+        push.run,
+        "upload what ship writes, and weights for transformers, to Hugging Face's hub",
+        "  python -m pipeline push fp32 me/clothes --dry-run\n"
+        "  HF_TOKEN=... python -m pipeline push fp32 me/clothes --private",
+    )
+    command.add_argument("model", help="name of a variant, or path of an ONNX file")
+    command.add_argument("repository", help="OWNER/NAME on the hub, created if it does not exist")
+    command.add_argument("--dry-run", action="store_true", help="only list what would be uploaded")
+    command.add_argument("--private", action="store_true", help="let only the owner read the repository")
 
     command = add(
         "demo",

@@ -94,6 +94,7 @@ def test_the_folder_holds_what_its_sums_say(tmp_path: Path) -> None:
     model = tiny_onnx.write(tmp_path / "tiny.onnx")
     written = folder.ship(inference.open_classifier(model, threads=1), tmp_path / "out", card)
     assert sorted(file.name for file in written) == [
+        "Dockerfile",
         "SHA256SUMS",
         "browser.mjs",
         "labels.json",
@@ -101,9 +102,12 @@ def test_the_folder_holds_what_its_sums_say(tmp_path: Path) -> None:
         "model_card.md",
         "package-lock.json",
         "package.json",
+        "pixels.py",
         "predict.cpp",
         "predict.mjs",
         "predict.py",
+        "requirements-server.txt",
+        "server.py",
         "tiny-photo.onnx",
         "tiny.onnx",
     ]

@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import paths
@@ -15,32 +16,42 @@ if TYPE_CHECKING:
 
 def run(arguments: Namespace) -> None:
     """Write the folder, and print what its users should know."""
+    with one_line_errors():
+        classifier = models.opened(arguments.model, threads=1, strict=True)
+        written, notes = write(classifier, arguments.folder)
+    for file in written:
+        print(f"{file.stat().st_size:12,}  {file}")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def write(classifier: "Classifier", target: Path) -> tuple[list[Path], list[str]]:
+    """Write the folder; returns its files, and what its users should know.
+
+    Raises:
+        ShippingError: the folder is not empty.
+    """
     from pipeline.provenance import sha256
     from pipeline.selection import budget, table
     from pipeline.shipping import folder, photographs
 
-    with one_line_errors():
-        classifier = models.opened(arguments.model, threads=1, strict=True)
-        rows = table.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
-        digest = sha256(classifier.path)
-        card = next((paths.card(row.variant) for row in rows if row.sha256 == digest), None)
-        folder.make_empty(arguments.folder)  # before minutes are spent
-        form = photographs.build(classifier, _test_split(classifier))
-        written = folder.ship(classifier, arguments.folder, card, form)
-    for file in written:
-        print(f"{file.stat().st_size:12,}  {file}")
+    rows = table.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
+    digest = sha256(classifier.path)
+    card = next((paths.card(row.variant) for row in rows if row.sha256 == digest), None)
+    folder.make_empty(target)  # before minutes are spent
+    form = photographs.build(classifier, _test_split(classifier))
+    written = folder.ship(classifier, target, card, form)
+    notes = []
     if form.agreement is not None:
-        print(f"{photographs.name(classifier)} takes a whole photograph; {form.agreement}")
+        notes.append(f"{photographs.name(classifier)} takes a whole photograph; {form.agreement}")
     if card is not None and not card.is_file():
-        print(f"note: the folder has no model card, because {card} does not exist", file=sys.stderr)
+        notes.append(f"the folder has no model card, because {card} does not exist")
     if digest not in {row.sha256 for row in rows}:
-        print(
-            f"note: {paths.VARIANTS} has no results for this file, so that the folder has no model card",
-            file=sys.stderr,
-        )
+        notes.append(f"{paths.VARIANTS} has no results for this file, so that the folder has no model card")
     elif digest not in {row.sha256 for row in budget.accepted(rows)}:
         name = next(row.variant for row in rows if row.sha256 == digest)
-        print(f"note: the gate does not accept {name}: {budget.why_rejected(rows, name)}", file=sys.stderr)
+        notes.append(f"the gate does not accept {name}: {budget.why_rejected(rows, name)}")
+    return written, notes
 
 
 def _test_split(classifier: "Classifier") -> "ImageSet | None":

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline import resources
+from pipeline import pixels, resources
 from pipeline.errors import DistilleryError
 from pipeline.escaping import code
 from pipeline.onnx.inference import GEOMETRY, Classifier
@@ -27,6 +27,8 @@ PLACEHOLDER, PHOTOGRAPH = "MODEL.onnx", "PHOTO.onnx"
 one that takes photographs."""
 JAVASCRIPT = ("package.json", "package-lock.json")
 """Files that the example for Node needs."""
+SERVER = (HERE / "server.py", Path(pixels.__file__), HERE / "requirements-server.txt", HERE / "Dockerfile")
+"""Files of the HTTP server and its container."""
 CARD = "model_card.md"
 
 
@@ -74,9 +76,16 @@ def _write(classifier: Classifier, folder: Path, card: Path | None, form: Form) 
         (folder / name).write_text(text.replace(PHOTOGRAPH, photograph))
     for name in JAVASCRIPT:
         shutil.copyfile(HERE / name, folder / name)
+    for file in SERVER:
+        shutil.copyfile(file, folder / file.name)
     if card is not None and card.is_file():
         (folder / CARD).write_text(f"{card.read_text()}\n{_two_forms(classifier, form)}")
-    files = sorted(folder.iterdir())
+    return write_sums(folder)
+
+
+def write_sums(folder: Path) -> list[str]:
+    """Write the SHA-256 of each file of a folder; returns the names of all files."""
+    files = sorted(file for file in folder.iterdir() if file.name != SUMS)
     sums = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
     (folder / SUMS).write_text(sums)
     return [*(file.name for file in files), SUMS]
