@@ -3,9 +3,9 @@
     PYTHON -m benchmarks.tinynn_file fp32 tinynn.tflite
 
 PYTHON has TinyNeuralNetwork and `ai-edge-litert` beside the product's packages, as
-`benchmarks/requirements.txt` says. Its int8 form is TFLite's, which `benchmarks.int8_peers` cannot take. It is
-calibrated with the images of train that every tool gets there, and scored on the same images of test, paired
-with the variant's ONNX file.
+`benchmarks/requirements.txt` says. Its int8 form is TFLite's, which `benchmarks.int8_peers` cannot take. It
+is calibrated with the images of train that every tool gets there, and scored on the same images of test,
+paired with the variant's ONNX file.
 """
 
 import argparse
