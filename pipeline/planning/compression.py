@@ -269,9 +269,10 @@ def _find_out(
     first, *others = sorted(near, key=lambda trial: trial.distance)
     best = attempt(first.module, first.name, first.form, 1)
     unknown = [key for key in FORMS[0] if key not in declared]
+    nor = f", nor its {' and '.join(unknown)}" if unknown else ""
     shown = ", ".join([*(f"{key} {best.form[key]}" for key in unknown), f"an input of {best.name}"])
     words = (
-        f"{checkpoint} does not say {', '.join(['how its input is made', *unknown])}; of {len(trials)} "
+        f"{checkpoint} does not say how its input is made{nor}; of {len(trials)} "
         f"usual combinations, {shown} fits its batch norms best (distance {first.distance:.4f}"
         f"{f', the next {others[0].distance:.4f}' if others else ''}), and classifies "
         f"{best.correct.mean():.1%} of {len(truth)} training images correctly"
@@ -288,8 +289,8 @@ def _find_out(
         "teacher": {"input": {"mean": list(mean), "std": list(std)}},
         "student": {key: best.form[key] for key in unknown if key not in given},
     }
-    keys = ", ".join(["teacher.input", *(f"student.{key}" for key in unknown)])
-    return f"{words}; to set something else: {keys}", values
+    keys = ["teacher.input.mean", "teacher.input.std", *(f"student.{key}" for key in unknown)]
+    return f"{words}; {', '.join(keys)} take precedence", values
 
 
 @torch.no_grad()
