@@ -232,19 +232,20 @@ def test_the_plan_says_what_a_state_dict_does_not(network: nn.Module, project: P
 
 
 def test_batch_norms_remember_the_input_that_a_network_was_trained_with(network: nn.Module) -> None:
-    """Its own images are classified correctly whatever the input is, so that accuracy does not tell."""
+    """Its own images are classified correctly whatever the input is, so that accuracy does not tell. None of
+    its activations reaches 6."""
     images = torch.cat([colours(label, 16, 1) for label in range(len(CLASSES))])
     distances = {}
-    for form in compression.FORMS:
+    for form in (form for form in compression.FORMS if form["activation"] == "relu6"):
         module = students.build("mobilenet_v1", ARGUMENTS | form)
         module.load_state_dict(network.state_dict())
         for name, (mean, std) in compression.INPUTS.items():
             normalised = InputContract(SIZE, mean, std).normalise(images)
             logits, distance = compression._answer(module.eval(), normalised.split(20))
             torch.testing.assert_close(logits, module(normalised), atol=1e-4, rtol=1e-4)
-            distances[form["padding"], form["activation"], name] = distance
+            distances[form["padding"], name] = distance
     (first, least), (_, following) = sorted(distances.items(), key=lambda item: item[1])[:2]
-    assert first == ("same", "relu6", "[-1, 1]")
+    assert first == ("same", "[-1, 1]")
     assert 2 * least < following
 
 
