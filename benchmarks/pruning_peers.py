@@ -4,11 +4,10 @@
 
 Takes a finished run's artifacts and its `params.yaml`. Ours is the variant as the run made it; peers cut the
 same parent to its multiply-accumulates, and are fine-tuned by the same loop towards the same stored labels,
-with the settings in that variant's card; where that says 0 epochs, nobody is fine-tuned. Without stored
-labels, as after `benchmarks.published_pruning`, all learn from the parent's answers. All are written by our
-exporter, scored on test and timed in ONNX Runtime. `benchmarks/requirements.txt` says what to install; a tool
-that is missing or fails is a row with the reason. To try: `--epochs 0.02 --images 200 --sessions 3`, which is
-unfair to the peers.
+with the settings in that variant's card; where that says 0 epochs, nobody is fine-tuned. All are written by
+our exporter, scored on test and timed in ONNX Runtime. `benchmarks/requirements.txt` says what to install; a
+tool that is missing or fails is a row with the reason. To try: `--epochs 0.02 --images 200 --sessions 3`,
+which is unfair to the peers.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from torch.fx import symbolic_trace
 from torch.fx.passes.shape_prop import ShapeProp
 
 import students
-from benchmarks import published_network, side_by_side
+from benchmarks import side_by_side
 from benchmarks.side_by_side import Row
 from pipeline import nni_edge, parameters, paths
 from pipeline.data import store, views
@@ -176,16 +175,13 @@ def main() -> None:
         )
     contract = parent.card.input
     data = artifacts / paths.DATA.name
-    if (artifacts / paths.TEACHER.name).is_dir():
-        training_set = training_data.load(
-            data,
-            artifacts / paths.TEACHER.name,
-            artifacts / paths.LABELS.name,
-            views.space(p.views, p.seed),
-            contract,
-        )
-    else:
-        training_set = published_network.taught_by(parent, *published_network.images(data))
+    training_set = training_data.load(
+        data,
+        artifacts / paths.TEACHER.name,
+        artifacts / paths.LABELS.name,
+        views.space(p.views, p.seed),
+        contract,
+    )
     training_set = replace(training_set, val_set=_part(training_set.val_set, arguments.images))
     target = costs.count_macs(ours.module, contract.size)
     training = recipe(ours.card.settings, arguments.epochs)
