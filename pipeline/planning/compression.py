@@ -189,7 +189,7 @@ def is_current(checkpoint: str) -> bool:
 
 def _describe(network: Teacher, p: Parameters) -> str:
     assert network.arguments is not None
-    form = {"activation": "relu", "padding": "symmetric"} | network.arguments | p.student.overrides()
+    form = {**FORMS[0], **network.arguments, **p.student.overrides()}
     return (
         f"network: {network.origin}: MobileNetV1 of {p.student.width:g} times the full width, "
         f"{form['activation']}, {form['padding']} padding, at {p.student.size} pixels"
