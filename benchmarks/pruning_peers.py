@@ -1,12 +1,13 @@
 """One network pruned to the same multiply-accumulates by us and by others, fine-tuned alike, side by side.
 
-    pip install --no-deps torch-pruning==1.6.1
     python -m benchmarks.pruning_peers --json
 
 Takes a finished run's artifacts and its `params.yaml`. Ours is the variant as the run made it; peers cut the
 same parent to its multiply-accumulates, and are fine-tuned by the same loop towards the same stored labels,
-with the settings in that variant's card. All are written by our exporter, scored on test and timed in ONNX
-Runtime. To try: `--epochs 0.02 --images 200 --sessions 3`, which is unfair to the peers.
+with the settings in that variant's card; where that says 0 epochs, nobody is fine-tuned. All are written by
+our exporter, scored on test and timed in ONNX Runtime. `benchmarks/requirements.txt` says what to install; a
+tool that is missing or fails is a row with the reason. To try: `--epochs 0.02 --images 200 --sessions 3`,
+which is unfair to the peers.
 """
 
 import argparse
@@ -89,6 +90,41 @@ def nni_l1_groups(module: nn.Module, ratio: float) -> nn.Module:
     return _nni(module, nni_edge.group_dependent_channels(graph, entries))
 
 
+def tinynn(module: nn.Module, ratio: float) -> nn.Module:
+    """TinyNeuralNetwork's OneShotChannelPruner, L2 norm, the same share of every layer, multiples of 8."""
+    from tinynn.graph.tracer import model_tracer  # pyright: ignore[reportMissingImports]
+    from tinynn.prune.oneshot_pruner import OneShotChannelPruner  # pyright: ignore[reportMissingImports]
+
+    settings = {"sparsity": ratio, "metrics": "l2_norm", "multiple": 8}
+    # It does not follow layers that pad, and what it cuts does not depend on them.
+    pads = {path: pad for path, pad in module.named_modules() if isinstance(pad, nn.ZeroPad2d)}
+    for path in pads:
+        module.set_submodule(path, nn.Identity())
+        unit = module.get_submodule(path.rpartition(".")[0])
+        assert isinstance(unit.conv, nn.Conv2d)
+        unit.conv.padding = (1, 1)
+    with model_tracer():
+        OneShotChannelPruner(module, torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE), settings).prune()
+    for path, pad in pads.items():
+        module.set_submodule(path, pad)
+        unit = module.get_submodule(path.rpartition(".")[0])
+        assert isinstance(unit.conv, nn.Conv2d)
+        unit.conv.padding = (0, 0)
+    return module
+
+
+def fasterai(module: nn.Module, ratio: float) -> nn.Module:
+    """fasterai's Pruner, large_final, the same share of every layer, multiples of 8."""
+    from fasterai.core.criteria import large_final  # pyright: ignore[reportMissingImports]
+    from fasterai.prune.pruner import Pruner  # pyright: ignore[reportMissingImports]
+
+    images = torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE)
+    with contextlib.redirect_stdout(sys.stderr):  # it prints its progress
+        pruner = Pruner(module, ratio, "local", large_final, example_inputs=images, round_to=8)
+        pruner.prune_model()
+    return module
+
+
 def _nni(module: nn.Module, entries: list[dict[str, Any]]) -> nn.Module:
     with contextlib.redirect_stdout(sys.stderr):  # it prints bare words
         pruner = nni_edge.L1NormPruner(module, entries)
@@ -105,6 +141,8 @@ METHODS: dict[str, Cut] = {
     "torch-pruning-global": torch_pruning_global,
     "nni-l1": nni_l1,
     "nni-l1-groups": nni_l1_groups,
+    "tinynn": tinynn,
+    "fasterai": fasterai,
 }
 """Name of a row to how it is cut; the docstring says it in words."""
 
@@ -116,7 +154,8 @@ class Setting:
     parent: Model
     fabric: Fabric
     data: TrainingData
-    training: StudentTraining
+    training: StudentTraining | None
+    """None if nothing is trained."""
     seed: int
     workers: int
     folder: Path
@@ -178,8 +217,8 @@ def main() -> None:
         about = _measure(rows, before, after, test, arguments)
     result = {
         "parent": arguments.parent,
-        "training": training.model_dump(mode="json"),
-        "same_training": training.epochs == ours.card.settings["epochs"],
+        "training": training and training.model_dump(mode="json"),
+        "same_training": (training.epochs if training else 0) == ours.card.settings["epochs"],
         **about,
         "rows": rows,
     }
@@ -203,10 +242,11 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def recipe(settings: Mapping[str, Any], epochs: float | None) -> StudentTraining:
-    """What ``learning.learn`` takes, from a pruned variant's settings."""
+def recipe(settings: Mapping[str, Any], epochs: float | None) -> StudentTraining | None:
+    """What ``learning.learn`` takes, from a pruned variant's settings; None for 0 epochs."""
     training = {name: settings[name] for name in StudentTraining.model_fields}
-    return StudentTraining.model_validate(training if epochs is None else {**training, "epochs": epochs})
+    training |= {} if epochs is None else {"epochs": epochs}
+    return StudentTraining.model_validate(training) if training["epochs"] else None
 
 
 def at_macs(cut: Cut, parent: Model, target: int) -> tuple[nn.Module, float]:
@@ -257,10 +297,15 @@ def _start_of(ours: Model, setting: Setting) -> nn.Module | None:
 
 
 def _tune(name: str, network: nn.Module, setting: Setting) -> tuple[Path, Path]:
-    """The files before fine-tuning, with batch norm's statistics taken anew, and after it."""
+    """The files before fine-tuning, with batch norm's statistics taken anew, and after it.
+
+    If nothing is trained, both are the same.
+    """
     fabric, train, workers = setting.fabric, setting.data.train_set, setting.workers
     norms.settle(fabric, network, train, workers)
     before = _write(f"{name}-before", network, setting)
+    if setting.training is None:
+        return before, before
     with tempfile.TemporaryDirectory() as scratch:
         network, _ = learning.learn(
             fabric,
@@ -361,8 +406,9 @@ def _page(result: Mapping[str, Any], ours: str) -> str:
                 side_by_side.ratio(row),
             ]
         )
-    epochs = result["training"]["epochs"]
-    tuned = f"fine-tuned for {epochs:g} epochs" + ("" if result["same_training"] else f", {ours} for others")
+    training = result["training"]
+    tuned = f"fine-tuned for {training['epochs']:g} epochs" if training else "not fine-tuned"
+    tuned += "" if result["same_training"] else f", {ours} otherwise"
     return "\n".join(
         [
             side_by_side.table(header, lines),

@@ -231,6 +231,45 @@ def test_the_plan_says_what_a_state_dict_does_not(network: nn.Module, project: P
     assert compression.make("network.pth", Path("photos"), given).found is None
 
 
+def test_batch_norms_remember_the_input_that_a_network_was_trained_with(network: nn.Module) -> None:
+    """Its own images are classified correctly whatever the input is, so that accuracy does not tell. None of
+    its activations reaches 6."""
+    images = torch.cat([colours(label, 16, 1) for label in range(len(CLASSES))])
+    distances = {}
+    for form in (form for form in compression.FORMS if form["activation"] == "relu6"):
+        module = students.build("mobilenet_v1", ARGUMENTS | form)
+        module.load_state_dict(network.state_dict())
+        for name, (mean, std) in compression.INPUTS.items():
+            normalised = InputContract(SIZE, mean, std).normalise(images)
+            logits, distance = compression._answer(module.eval(), normalised.split(20))
+            torch.testing.assert_close(logits, module(normalised), atol=1e-4, rtol=1e-4)
+            distances[form["padding"], name] = distance
+    (first, least), (_, following) = sorted(distances.items(), key=lambda item: item[1])[:2]
+    assert first == ("same", "[-1, 1]")
+    assert 2 * least < following
+
+
+def test_a_bare_state_dict_declares_no_input_whosever_names_it_has(
+    network: nn.Module, tmp_path: Path
+) -> None:
+    folder = write_hugging_face(network, tmp_path / "hub")
+    bare = tmp_path / "bare.safetensors"
+    bare.write_bytes((Path(folder) / "model.safetensors").read_bytes())
+    teacher = sources.student(str(bare), size=SIZE, overrides={})
+    assert teacher.input is None
+    assert teacher.arguments is not None
+    assert (teacher.arguments["activation"], teacher.arguments["padding"]) == ("relu6", "same")
+    layout = published.LAYOUTS["timm"]
+    names = {f"{path}.conv": layout.convolution(unit) for path, unit in published.units()}
+    names = {f"{ours}.weight": theirs for ours, theirs in names.items()}
+    for path, unit in published.units():
+        names |= {f"{path}.norm.{name}": layout.norm(unit) + name for name in published.TORCH_NORM}
+    torch.save(
+        {names.get(name, name): value for name, value in network.state_dict().items()}, tmp_path / "t.pth"
+    )
+    assert sources.student(str(tmp_path / "t.pth"), size=SIZE, overrides={}).input is None
+
+
 def test_a_network_of_which_no_usual_input_is_above_chance_is_refused(project: Path) -> None:
     module = students.build("mobilenet_v1", ARGUMENTS)
     nn.init.zeros_(cast(nn.Linear, module.classifier).weight)

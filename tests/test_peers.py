@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ import students
 from benchmarks import int8_peers, pruning_peers, side_by_side
 from benchmarks.int8_peers import PeerError
 from benchmarks.side_by_side import Answers, Row
+from pipeline.distillation.settings import StudentTraining
 from pipeline.models.costs import count_macs
 from pipeline.models.layers import trace
 from pipeline.models.storage import Model
@@ -156,3 +158,12 @@ def test_the_search_comes_as_near_as_the_steps_of_a_tool_allow(parent: Model) ->
     network, ratio = pruning_peers.at_macs(steps, parent, int(0.9 * whole))
     assert count_macs(network, SIZE) == whole
     assert ratio < 0.6
+
+
+def test_without_epochs_peers_are_not_fine_tuned_either() -> None:
+    training = {"epochs": 0.5, "batch_size": 8, "learning_rate": 0.1, "objective": {}}
+    settings = {**StudentTraining.model_validate(training).model_dump(), "criterion": "l1"}
+    assert cast(StudentTraining, pruning_peers.recipe(settings, None)).epochs == 0.5
+    assert cast(StudentTraining, pruning_peers.recipe(settings, 0.25)).epochs == 0.25
+    assert pruning_peers.recipe(settings, 0) is None
+    assert pruning_peers.recipe({**settings, "epochs": 0}, None) is None

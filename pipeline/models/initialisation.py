@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,9 @@ class Start:
     crop: float | None = None
     """Side of the centred square that is evaluated, as in ``InputContract``; None if it is not known."""
     declares_input: bool = True
-    """Whether the weights say how their input is made; else ``mean`` and ``std`` are those of random weights,
-    and activation, padding and epsilon the defaults of the architecture."""
+    """Whether the weights say how their input is made. A bare state dict does not: ``mean`` and ``std`` are
+    then those of the library whose names it has, or of random weights, whose activation, padding and epsilon
+    are the defaults of the architecture."""
 
 
 RANDOM = Start("random weights", {}, {}, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -143,11 +144,12 @@ def torch_file(path: str) -> Start:
     tensors = state_dicts.read(Path(path))
     library = published.library_of(tensors)
     if library == "timm":
-        return timm_model(path)
+        return replace(timm_model(path), declares_input=False)
     if library is not None:
         padding = "same" if library == "hugging_face" else "symmetric"
         arguments = {"activation": "relu6", "padding": padding, "norm_eps": TENSORFLOW_EPSILON}
-        return _published(f"{library} {path}", arguments, published.translate(library, tensors))
+        translated = published.translate(library, tensors)
+        return _published(f"{library} {path}", arguments, translated, declares_input=False)
     if published.channels(tensors) is None or HEAD[0] not in tensors:
         needed = "stem.conv.weight, blocks.0.depthwise.conv.weight, ..., classifier.weight"
         raise WeightsError(

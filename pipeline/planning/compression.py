@@ -1,5 +1,6 @@
 """The plan for a trained network: what it is, what is done with it, and what its file does not say."""
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from pipeline import parameters
 from pipeline.data import images as image_files
 from pipeline.data import sources as folders
 from pipeline.distillation import sources
 from pipeline.errors import DistilleryError
+from pipeline.evaluation import gate
 from pipeline.models import initialisation
 from pipeline.parameters import Parameters, composition, configuration
 from pipeline.planning import plan, survey
@@ -33,6 +37,8 @@ SHARES = {"val": 0.2, "test": 0.4}
 """Shares of val and test of a folder without splits: nothing is trained, so few images need to be left."""
 BATCH = 32
 """Number of images per forward pass."""
+TRIAL_IMAGES = 96
+"""Number of training images on which everything is tried that a state dict does not say."""
 INPUTS = {
     "[0, 1]": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "[-1, 1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -45,6 +51,20 @@ FORMS = [
     for padding in ("symmetric", "same")
 ]
 """What a state dict does not say of its network."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a form of a network and of its input makes of training images."""
+
+    module: nn.Module
+    name: str
+    """Key of ``INPUTS``."""
+    form: Mapping[str, str]
+    """Member of ``FORMS``."""
+    correct: Bool[np.ndarray, " images"]
+    distance: float
+    """Distance of the inputs of its batch norms from what these remember."""
 
 
 class CompressionError(DistilleryError):
@@ -99,8 +119,8 @@ def make(checkpoint: str, folder: Path, words: Sequence[str] = ()) -> Compressio
     folders.check_place(folder)
     groups = {**GROUPS, "data": survey.source_of(folder), **groups}
     size = given.get("student.size") or given.get("teacher.size")
-    declared = first.input
-    size = size or str(declared.size if declared and declared.size else sources.DEFAULT_SIZE)
+    contract = first.input
+    size = size or str(contract.size if contract and contract.size else sources.DEFAULT_SIZE)
     own = {
         "data.path": str(folder),
         "teacher.name": checkpoint,
@@ -109,7 +129,7 @@ def make(checkpoint: str, folder: Path, words: Sequence[str] = ()) -> Compressio
         "student.width": str(_width(first)),
         "views.per_image": "1",
         **({"teacher.sha256": sha256} if sha256 else {}),
-        **({"views.eval_crop": str(declared.crop)} if declared and declared.crop != 1 else {}),
+        **({"views.eval_crop": str(contract.crop)} if contract and contract.crop != 1 else {}),
         **{f"data.{name}": str(share) for name, share in SHARES.items()},
     }
     given = own | given
@@ -122,13 +142,15 @@ def make(checkpoint: str, folder: Path, words: Sequence[str] = ()) -> Compressio
         network = name_logits(network, base.teacher.labels, contents.classes)
     indices = columns(network, contents.classes)
     found = None
-    if declared is None and not any((base.teacher.input.mean, base.teacher.input.std)):
+    if contract is None and not any((base.teacher.input.mean, base.teacher.input.std)):
         if base.data.source == "attributes":
             raise CompressionError(
                 f"{checkpoint} does not say how its input is made; set teacher.input.mean and "
                 "teacher.input.std"
             )
-        found, more = _find_out(checkpoint, base, contents, indices)
+        assert first.arguments is not None
+        declared = {key: first.arguments[key] for key in FORMS[0] if key in first.arguments}
+        found, more = _find_out(checkpoint, base, contents, indices, declared)
         fixed = merge(more, fixed)
     if base.data.train is None and contents.images["train"] > TRAINING:
         fixed = merge({"data": {"train": TRAINING}}, fixed)
@@ -167,10 +189,10 @@ def is_current(checkpoint: str) -> bool:
 
 def _describe(network: Teacher, p: Parameters) -> str:
     assert network.arguments is not None
+    form = {**FORMS[0], **network.arguments, **p.student.overrides()}
     return (
         f"network: {network.origin}: MobileNetV1 of {p.student.width:g} times the full width, "
-        f"{network.arguments.get('activation', 'relu')}, {network.arguments.get('padding', 'symmetric')} "
-        f"padding, at {p.student.size} pixels"
+        f"{form['activation']}, {form['padding']} padding, at {p.student.size} pixels"
     )
 
 
@@ -198,9 +220,24 @@ def _classes(network: Teacher, classes: Sequence[str], indices: Sequence[int]) -
 
 
 def _find_out(
-    checkpoint: str, p: Parameters, contents: Survey, indices: Sequence[int]
+    checkpoint: str,
+    p: Parameters,
+    contents: Survey,
+    indices: Sequence[int],
+    declared: Mapping[str, Any],
 ) -> tuple[str, dict[str, Any]]:
-    """What a state dict does not say, by the share of training images that the network classifies correctly.
+    """What a state dict does not say, from what its layers gave for the images that it was trained on.
+
+    Batch norms remember means and variances. Of the forms that classify training images about as well as the
+    best, that one is taken whose layers come nearest to these. Correct answers alone do not tell: a network
+    knows its own training images in spite of another input, and loses points on others.
+
+    Args:
+        checkpoint: see ``make``.
+        p: the parameters of the plan.
+        contents: the images.
+        indices: index of each class of the images among the logits.
+        declared: arguments of the architecture that the file determines.
 
     Returns:
         The finding in words, and its values.
@@ -212,42 +249,84 @@ def _find_out(
     rendered = [_render(encoded, pixels) for encoded in contents.sample]
     truth = torch.tensor(np.asarray(contents.sample_labels))
     images = torch.from_numpy(np.stack(rendered))
-    results = []
     given = p.student.overrides()
-    forms = [form for form in FORMS if all(given.get(key, value) == value for key, value in form.items())]
+    known = {**declared, **given}
+    forms = [form for form in FORMS if all(known.get(key, value) == value for key, value in form.items())]
+
+    def attempt(module: nn.Module, name: str, form: Mapping[str, str], step: int) -> _Trial:
+        mean, std = INPUTS[name]
+        contract = replace(pixels, mean=mean, std=std)
+        logits, distance = _answer(module, [contract.normalise(part) for part in images[::step].split(BATCH)])
+        correct = logits[:, list(indices)].argmax(1) == truth[::step]
+        return _Trial(module, name, form, correct.numpy(), distance)
+
+    trials = []
     for form in forms:
         module = sources.student(checkpoint, size=p.student.size, overrides=given | form).module.eval()
-        for name, (mean, std) in INPUTS.items():
-            contract = replace(pixels, mean=mean, std=std)
-            with torch.no_grad():
-                logits = torch.cat([module(contract.normalise(part)) for part in images.split(BATCH)])
-            correct = logits[:, list(indices)].argmax(1) == truth
-            results.append((int(correct.sum()), name, form))
-    # The first of equals: PyTorch's own defaults, and bytes divided by 255.
-    best = max(results, key=lambda result: result[0])
-    chance = 1 / len(contents.classes)
-    # The best of several is above chance more easily than one.
-    low, _ = intervals.wilson(best[0], len(truth), 1 - 0.05 / len(results))
-    _, name, form = best
-    shown = ", ".join(f"{key} {value}" for key, value in form.items())
+        trials += [attempt(module, name, form, math.ceil(len(images) / TRIAL_IMAGES)) for name in INPUTS]
+    most = max(trials, key=lambda trial: trial.correct.sum())
+    near = [trial for trial in trials if not gate.compare(trial.correct, most.correct).distinguishable]
+    first, *others = sorted(near, key=lambda trial: trial.distance)
+    best = attempt(first.module, first.name, first.form, 1)
+    unknown = [key for key in FORMS[0] if key not in declared]
+    nor = f", nor its {' and '.join(unknown)}" if unknown else ""
+    shown = ", ".join([*(f"{key} {best.form[key]}" for key in unknown), f"an input of {best.name}"])
     words = (
-        f"{checkpoint} does not say how its input is made, nor its activation and padding; of "
-        f"{len(results)} usual combinations, {shown} and an input of {name} classify the most of "
-        f"{len(truth)} training images correctly ({best[0] / len(truth):.1%}"
+        f"{checkpoint} does not say how its input is made{nor}; of {len(trials)} "
+        f"usual combinations, {shown} fits its batch norms best (distance {first.distance:.4f}"
+        f"{f', the next {others[0].distance:.4f}' if others else ''}), and classifies "
+        f"{best.correct.mean():.1%} of {len(truth)} training images correctly"
     )
-    if low <= chance:
+    # The best of several is above chance more easily than one.
+    low, _ = intervals.wilson(int(best.correct.sum()), len(truth), 1 - 0.05 / len(trials))
+    if low <= 1 / len(contents.classes):
         raise CompressionError(
-            f"{words}), which is not above chance; set teacher.input.mean and teacher.input.std, and "
+            f"{words}, which is not above chance; set teacher.input.mean and teacher.input.std, and "
             "teacher.labels if the logits have another order than the folders"
         )
-    others = [result[0] for result in results if result is not best]
-    mean, std = INPUTS[name]
+    mean, std = INPUTS[best.name]
     values = {
         "teacher": {"input": {"mean": list(mean), "std": list(std)}},
-        "student": {key: value for key, value in form.items() if key not in given},
+        "student": {key: best.form[key] for key in unknown if key not in given},
     }
-    following = f", the next {max(others) / len(truth):.1%}" if others else ""
-    return f"{words}{following}); teacher.input, student.activation and student.padding say otherwise", values
+    keys = ["teacher.input.mean", "teacher.input.std", *(f"student.{key}" for key in unknown)]
+    return f"{words}; {', '.join(keys)} take precedence", values
+
+
+@torch.no_grad()
+def _answer(
+    module: nn.Module, images: Sequence[Float[Tensor, "_ 3 size size"]]
+) -> tuple[Float[Tensor, "images classes"], float]:
+    """The logits, and how far the inputs of batch norms are from what these remember.
+
+    The distance is the KL divergence between normal distributions with the means and variances of a channel,
+    averaged over channels and then over batch norms.
+    """
+    sums: dict[nn.BatchNorm2d, list[Tensor]] = {
+        part: [] for part in module.modules() if isinstance(part, nn.BatchNorm2d)
+    }
+
+    def keep(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, nn.BatchNorm2d)
+        values = inputs[0].transpose(0, 1).flatten(1)
+        moments = torch.full_like(values[:, 0], values.shape[1]), values.sum(1), values.square().sum(1)
+        sums[norm].append(torch.stack(moments).double())
+
+    hooks = [norm.register_forward_pre_hook(keep) for norm in sums]
+    logits = torch.cat([module(batch) for batch in images])
+    for hook in hooks:
+        hook.remove()
+    distances = []
+    for norm, parts in sums.items():
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        count, total, squares = torch.stack(parts).sum(0)
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp_min(0) + norm.eps
+        expected = norm.running_var.double() + norm.eps
+        shift = (mean - norm.running_mean).square()
+        distances.append(((expected / variance).log() + (variance + shift) / expected - 1).mean() / 2)
+    return logits, float(torch.stack(distances).mean())
 
 
 def _render(encoded: bytes, contract: InputContract) -> np.ndarray:
