@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import flatbuffers
-import ml_dtypes
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -24,17 +23,13 @@ INT8_ZERO_POINT = -128
 ALIGNMENT = 16
 """Multiple of bytes at which constants begin, as the schema demands and as processors read them fastest."""
 VERSIONS: dict[tuple[str, str], tuple[int, str]] = {
-    ("CAST", "uint8"): (1, "1.5.0"),
     ("CONV_2D", "float32"): (1, "1.5.0"),
     ("CONV_2D", "int8"): (3, "1.14.0"),
-    ("CONV_2D", "int4"): (7, "2.11.0"),
     ("DEPTHWISE_CONV_2D", "float32"): (1, "1.5.0"),
     ("DEPTHWISE_CONV_2D", "int8"): (3, "1.14.0"),
-    ("DEPTHWISE_CONV_2D", "int4"): (7, "2.11.0"),
     ("DEQUANTIZE", "uint8"): (1, "1.13.1"),
     ("DEQUANTIZE", "int8"): (2, "1.14.0"),
     ("DEQUANTIZE", "int8 by channel"): (5, "2.7.0"),
-    ("DEQUANTIZE", "int4 by channel"): (6, "2.18.0"),
     ("FULLY_CONNECTED", "float32"): (1, "1.5.0"),
     ("MEAN", "float32"): (1, "1.6.0"),
     ("MEAN", "int8"): (2, "1.14.0"),
@@ -59,7 +54,6 @@ KINDS = {
     np.dtype(np.uint8): schema.TensorType.UINT8,
     np.dtype(np.int8): schema.TensorType.INT8,
     np.dtype(np.int32): schema.TensorType.INT32,
-    np.dtype(ml_dtypes.int4): schema.TensorType.INT4,
 }
 
 
@@ -106,20 +100,14 @@ class Graph:
         return self._tensor(name, shape, np.dtype(kind), grid, 0)
 
     def constant(self, name: str, values: np.ndarray, grid: Grid | None = None) -> Value:
-        """Add a tensor with its content; two integers of four bits share a byte, the first in its low half."""
-        if values.dtype == ml_dtypes.int4:
-            nibbles = values.astype(np.int8).reshape(-1).view(np.uint8) & 15
-            nibbles = np.append(nibbles, np.zeros(nibbles.size % 2, np.uint8))
-            content = nibbles[::2] | nibbles[1::2] << 4
-        else:
-            little = values.astype(values.dtype.newbyteorder("<"))
-            content = np.frombuffer(little.tobytes(), np.uint8)
+        """Add a tensor with its content."""
+        content = values.astype(values.dtype.newbyteorder("<")).tobytes()
         return self._tensor(name, values.shape, values.dtype, grid, self.buffer(content))
 
-    def buffer(self, content: np.ndarray) -> int:
-        """Add bytes; returns their number."""
+    def buffer(self, content: bytes) -> int:
+        """Add bytes; returns the number of their buffer."""
         buffer = schema.BufferT()
-        buffer.data = content
+        buffer.data = np.frombuffer(content, np.uint8)
         self.buffers.append(buffer)
         return len(self.buffers) - 1
 
@@ -199,9 +187,26 @@ def serialize(
     model.metadata = []
     for name, content in metadata.items():
         entry = schema.MetadataT()
-        entry.name, entry.buffer = name, graph.buffer(np.frombuffer(content, np.uint8))
+        entry.name, entry.buffer = name, graph.buffer(content)
         model.metadata.append(entry)
     model.buffers = graph.buffers
+    return _packed(model)
+
+
+def expose(file: bytes, names: Sequence[str]) -> bytes:
+    """The same file with inner tensors as further outputs, in the order of the names.
+
+    What XNNPACK computes stays within it unless it is an output: the interpreter's own switch that keeps all
+    tensors keeps only those of the kernels outside of it.
+    """
+    model = schema.ModelT.InitFromPackedBuf(file, 0)
+    [subgraph] = model.subgraphs
+    indices = {tensor.name.decode(): index for index, tensor in enumerate(subgraph.tensors)}
+    subgraph.outputs = np.array([*subgraph.outputs, *(indices[name] for name in names)], np.int32)
+    return _packed(model)
+
+
+def _packed(model: Any) -> bytes:
     builder = _SharingBuilder()
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())

@@ -5,12 +5,12 @@ of the sums. Activations, which are uint8 with zero point 0 in the ONNX file, ar
 here: an integer q of the one is q - 128 of the other, and both stand for the same number. The images are
 bytes, as any image library hands them over. The logits are computed in float from the last integers, since
 eight bits for the logits of many classes would make some of them equal; the runtime widens the weights of the
-classifier once, when it loads the file.
+classifier once, when it loads the file. Weights of four bits are stored in eight: LiteRT has kernels for
+convolutions with four, but not in XNNPACK, and they take four times as long.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,7 @@ from pipeline.errors import DistilleryError
 from pipeline.litert.flatfile import INT8_ZERO_POINT, Graph, Grid, Value
 from pipeline.models.layers import IMAGES, PASSED, Layer, Network
 from pipeline.models.storage import Quantization
-from pipeline.quantization.grid import (
-    INT4_LIMIT,
-    PIXEL_SCALE,
-    integer_bias,
-    integer_weight,
-    product_scale,
-)
+from pipeline.quantization.grid import PIXEL_SCALE, integer_bias, integer_weight, product_scale
 from pipeline.quantization.simulator import check
 from teachers.contract import InputContract
 
@@ -282,7 +276,8 @@ def _write_linear(writer: _Writer, layer: Layer, part: nn.Linear, source: Value)
         integers, step, biases = _integers(writer, layer, weight, bias)
         scale = writer.scale_of(layer.reads)
         assert scale is not None
-        stored = graph.constant(f"{name}.weight.integers", integers.numpy(), Grid(step.float().numpy()))
+        grid = Grid(step.float().numpy())
+        stored = graph.constant(f"{name}.weight.integers", integers.numpy(), grid)
         weights = graph.add("DEQUANTIZE", [stored], graph.value(f"{name}.weight", stored.shape))
         bias = biases.double() * product_scale(scale, step).double()
     else:
