@@ -147,7 +147,7 @@ def test_every_thread_count_is_measured_with_every_batch_size(files: dict[str, P
 
 def test_threads_are_pinned_while_measuring_and_free_afterwards() -> None:
     before = os.sched_getaffinity(0)
-    with latency._pinned([max(before)]):
+    with latency.pinned([max(before)]):
         assert os.sched_getaffinity(0) == {max(before)}
     assert os.sched_getaffinity(0) == before
 

@@ -29,8 +29,9 @@ PARSER = "1.0.0"
 """First version of the metadata's format that has all these fields."""
 AXIS_LABELS = 2
 """Kind of an appended file whose lines name the places along an axis."""
-IMAGE, RGB, NORMALIZATION = 2, 1, 1
-"""Numbers of the schema for content that is an image, its colours, and a step that normalises."""
+FEATURE, IMAGE, RGB, NORMALIZATION = 1, 2, 1, 1
+"""Numbers of the schema for content that is plain numbers or an image, for its colours, and for a step that
+normalises."""
 MIDNIGHT = (1980, 1, 1, 0, 0, 0)
 """Time of the appended files, so that equal files are equal to the byte."""
 
@@ -76,7 +77,7 @@ def describe(
             builder.PrependUOffsetTRelative(offset)
         return "offset", builder.EndVector()
 
-    def floats(*values: float) -> Field:
+    def floats(*values: int | float) -> Field:
         return "offset", builder.CreateNumpyVector(np.array(values, np.float32))
 
     def table(*fields: Field) -> int:
@@ -95,7 +96,8 @@ def describe(
         text("image"), text(rule), None, ("offset", content), many([unit]), ("offset", stats)
     )
     labels = file(LABELS, "Labels in the order of the scores.", AXIS_LABELS)
-    output = table(text("logits"), text(scores), None, None, None, None, many([labels]))
+    numbers = table(("byte", FEATURE), ("offset", table()))
+    output = table(text("logits"), text(scores), None, ("offset", numbers), None, None, many([labels]))
     graph = table(text(name), text(description), many([image]), many([output]))
     details = file(DETAILS, "Origin, input rule and labels, as in the ONNX file.")
     model = table(
