@@ -1,5 +1,6 @@
 """The LiteRT file that ships: the student's graph, its metadata and its labels in one file."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from pipeline.models.storage import Model
 from pipeline.tasks import SINGLE_LABEL, TASKS
 
 
-def export(model: Model, path: Path, details: Mapping[str, str], rule: str) -> str:
+def export(model: Model, path: Path, details: Mapping[str, str]) -> str:
     """Write the file: uint8 ``images`` [1, height, width, 3] to float ``logits`` [1, classes].
 
     It takes the same bytes and gives the same logits as the ONNX file of the model.
@@ -21,7 +22,6 @@ def export(model: Model, path: Path, details: Mapping[str, str], rule: str) -> s
         model: the saved model.
         path: the file to write.
         details: the metadata of the ONNX file.
-        rule: how a photograph becomes the image, in words.
 
     Returns:
         The first release of TensorFlow Lite that runs the file.
@@ -46,9 +46,9 @@ def export(model: Model, path: Path, details: Mapping[str, str], rule: str) -> s
         license_=card.license,
         side=card.input.size,
         grid=images.grid,
-        rule=rule,
-        scores=f"Logits in the order of the labels; {'softmax' if softmax else 'the logistic function of each'} "
-        "gives probabilities.",
+        rule=json.loads(details["input"])["rule"],
+        scores="Logits in the order of the labels; probabilities are "
+        f"{'their softmax' if softmax else 'the logistic function of each'}.",
     )
     entries = {metadata.RELEASE: metadata.release(written.release), metadata.NAME: described}
     content = flatfile.serialize(

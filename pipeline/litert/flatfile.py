@@ -114,8 +114,7 @@ class Graph:
     def add(self, name: str, inputs: Sequence[Value], output: Value, **options: Any) -> Value:
         """Add an operator that writes ``output``.
 
-        The options are named as in the schema; those that end in ``Activation``, and ``padding``, are names of
-        the schema's enumerations.
+        The options are named as in the schema; the values of its enumerations are given by their names.
         """
         operator = schema.OperatorT()
         computes = inputs[1] if name.endswith("CONV_2D") else inputs[0]
@@ -223,7 +222,7 @@ class _SharingBuilder(flatbuffers.Builder):
         super().__init__(1 << 20)
         self.stored: dict[tuple[str, bytes], int] = {}
 
-    def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802 - the name is flatbuffers'
+    def CreateNumpyVector(self, x: np.ndarray) -> int:
         key = x.dtype.str, x.tobytes()
         if key not in self.stored:
             if x.dtype == np.uint8:
@@ -235,7 +234,9 @@ class _SharingBuilder(flatbuffers.Builder):
 def _operator_code(name: str, version: int) -> Any:
     code = schema.OperatorCodeT()
     code.builtinCode = getattr(schema.BuiltinOperator, name)
-    code.deprecatedBuiltinCode = min(code.builtinCode, schema.BuiltinOperator.PLACEHOLDER_FOR_GREATER_OP_CODES)
+    code.deprecatedBuiltinCode = min(
+        code.builtinCode, schema.BuiltinOperator.PLACEHOLDER_FOR_GREATER_OP_CODES
+    )
     code.version = version
     return code
 

@@ -98,7 +98,9 @@ def write(
         elif path not in {layer.activation for layer in layers.values()} and not isinstance(part, PASSED):
             raise LiteRtError(f"{path} is a {type(part).__name__}, which cannot be written")
     if value.shape != (1, classes):
-        raise LiteRtError(f"the last layer gives {list(value.shape)}; logits of the shape [1, {classes}] are needed")
+        raise LiteRtError(
+            f"the last layer gives {list(value.shape)}; logits of the shape [1, {classes}] are needed"
+        )
     return writer.graph, images, value
 
 
@@ -113,8 +115,8 @@ def _write_front(writer: _Writer) -> tuple[Value, Value]:
     if writer.scale_of(IMAGES) is not None:
         if contract.zero_point is None:
             raise LiteRtError(
-                f"the input has mean {contract.mean} and std {contract.std}; a stem in int8 reads bytes less a "
-                "zero point"
+                f"the input has mean {contract.mean} and std {contract.std}; a stem in int8 reads bytes less "
+                "a zero point"
             )
         images = graph.value(IMAGES, shape, np.uint8, Grid(PIXEL_SCALE, contract.zero_point))
         shifted = Grid(PIXEL_SCALE, contract.zero_point + INT8_ZERO_POINT)
@@ -125,7 +127,9 @@ def _write_front(writer: _Writer) -> tuple[Value, Value]:
     if not means.any():
         return images, pixels
     centred = graph.value(f"{IMAGES}.centred", shape)
-    graph.add("SUB", [pixels, graph.constant(f"{IMAGES}.mean", means)], centred, fusedActivationFunction="NONE")
+    graph.add(
+        "SUB", [pixels, graph.constant(f"{IMAGES}.mean", means)], centred, fusedActivationFunction="NONE"
+    )
     return images, centred
 
 
@@ -154,8 +158,14 @@ def _write_convolution(
     rows, columns = (
         _Span(side, before + own, after + own, kernel, stride, dilation)
         for side, before, after, own, kernel, stride, dilation in zip(
-            (height, width), (top, left), (bottom, right), (vertical, horizontal),
-            part.kernel_size, part.stride, part.dilation, strict=True,
+            (height, width),
+            (top, left),
+            (bottom, right),
+            (vertical, horizontal),
+            part.kernel_size,
+            part.stride,
+            part.dilation,
+            strict=True,
         )
     )
     if rows.is_valid and columns.is_valid:
@@ -165,7 +175,7 @@ def _write_convolution(
     else:
         padding, read = "VALID", _pad(graph, f"{name}.padded", read, rows, columns)
     depthwise = layer.kind == "depthwise"
-    weight, bias = _parameters(writer, layer, part, source, depthwise=depthwise)
+    weight, bias = _parameters(writer, layer, part, depthwise=depthwise)
     shape = (1, rows.written, columns.written, part.out_channels)
     fits = is_int8 or writer.scale_of(name) is None
     options = {
@@ -230,9 +240,7 @@ def _pad(graph: Graph, name: str, read: Value, rows: _Span, columns: _Span) -> V
     return graph.add("PAD", [read, amounts], graph.value(name, shape, read.kind, read.grid))
 
 
-def _parameters(
-    writer: _Writer, layer: Layer, part: nn.Conv2d, source: Value, *, depthwise: bool
-) -> tuple[Value, Value]:
+def _parameters(writer: _Writer, layer: Layer, part: nn.Conv2d, *, depthwise: bool) -> tuple[Value, Value]:
     """Weight and bias of a convolution; weights are [outputs, rows, columns, inputs] for LiteRT, and
     [1, rows, columns, channels] for a depthwise one."""
     graph, name = writer.graph, layer.name
@@ -299,5 +307,7 @@ def _write_pool(writer: _Writer, path: str, source: Value) -> Value:
     read = source if both else writer.real(source, f"{path}.input")
     shape = (1, source.shape[3])
     written = writer.activation(path, shape) if both or scale is None else graph.value(f"{path}.float", shape)
-    graph.add("MEAN", [read, graph.constant(f"{path}.axes", np.array([1, 2], np.int32))], written, keepDims=False)
+    graph.add(
+        "MEAN", [read, graph.constant(f"{path}.axes", np.array([1, 2], np.int32))], written, keepDims=False
+    )
     return written if both or scale is None else writer.finish(written, path)

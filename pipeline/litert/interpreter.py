@@ -26,6 +26,8 @@ class Session:
     """Number of the input tensor."""
     targets: tuple[int, ...]
     """Numbers of the output tensors, the logits first."""
+    side: int
+    """Height and width of the image in pixels."""
 
     def run(self, images: UInt8[np.ndarray, "batch height width 3"]) -> Float32[np.ndarray, "batch classes"]:
         """The logits of some images, which are computed one at a time, as the file is made for."""
@@ -70,7 +72,8 @@ def open_file(path: Path, *, threads: int, names: Sequence[str] = (), xnnpack: b
     [source], targets = interpreter.get_input_details(), interpreter.get_output_details()
     if source["dtype"] != np.uint8 or len(source["shape"]) != 4 or source["shape"][0] != 1:
         raise LiteRtError(
-            f"{path}: the input is {source['dtype'].__name__} {source['shape'].tolist()}; one image of uint8, "
-            "[1, height, width, 3], is expected"
+            f"{path}: the input is {source['dtype'].__name__} {source['shape'].tolist()}; one image of "
+            "uint8, [1, height, width, 3], is expected"
         )
-    return Session(interpreter, source["index"], tuple(target["index"] for target in targets))
+    numbers = tuple(target["index"] for target in targets)
+    return Session(interpreter, source["index"], numbers, int(source["shape"][1]))

@@ -92,9 +92,7 @@ def describe(
     normalization = table(floats(grid.zero_point), floats(1 / float(grid.scale)))
     unit = table(("byte", NORMALIZATION), ("offset", normalization))
     stats = table(floats(255), floats(0))
-    image = table(
-        text("image"), text(rule), None, ("offset", content), many([unit]), ("offset", stats)
-    )
+    image = table(text("image"), text(rule), None, ("offset", content), many([unit]), ("offset", stats))
     labels = file(LABELS, "Labels in the order of the scores.", AXIS_LABELS)
     numbers = table(("byte", FEATURE), ("offset", table()))
     output = table(text("logits"), text(scores), None, ("offset", numbers), None, None, many([labels]))
@@ -115,7 +113,7 @@ def describe(
 
 
 def archive(labels: Sequence[str], details: Mapping[str, str]) -> bytes:
-    """The ZIP archive that follows the file; a label with line breaks gets blanks instead in ``labels.txt``."""
+    """The ZIP archive that follows the file; line breaks in a label become blanks in ``labels.txt``."""
     contents = {
         LABELS: "".join(f"{' '.join(label.splitlines())}\n" for label in labels),
         DETAILS: json.dumps(dict(details), indent=2, ensure_ascii=False) + "\n",

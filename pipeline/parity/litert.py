@@ -69,7 +69,9 @@ def climb(
     rungs = [
         reference,
         Rung("onnx", file_answers(onnx, FUSED, threads)),
-        Rung("litert", lambda images: torch.from_numpy(session.run(images.numpy())), reference.name, diverges),
+        Rung(
+            "litert", lambda images: torch.from_numpy(session.run(images.numpy())), reference.name, diverges
+        ),
     ]
     return {"n": len(labels), "rungs": compare_rungs(model, rungs, batches, labels)}
 
