@@ -1,4 +1,5 @@
-"""Optional measurements of a run: costs, robustness, sensitivity and explanations; each may be missing."""
+"""Optional measurements of a run: costs, robustness, sensitivity, explanations, LiteRT files; each may be
+missing."""
 
 import base64
 import io
@@ -29,6 +30,8 @@ class Evidence:
     """Loss of accuracy when one layer at a time is pruned or quantised."""
     explanations: Part | None = None
     """Grad-CAM, answers that changed and classes that are confused."""
+    litert: Part | None = None
+    """Scores, agreement and latency of the LiteRT files."""
     folder: Path = Path()
     """Folder of the pictures that ``explanations`` names."""
 
@@ -50,13 +53,16 @@ class Evidence:
         return part if part and part["sets"] else None
 
 
-def read(*, costs: Path, robustness: Path, sensitivity: Path, explanations: Path) -> Evidence:
+def read(
+    *, costs: Path, robustness: Path, sensitivity: Path, explanations: Path, litert: Path | None = None
+) -> Evidence:
     """Read the parts that exist."""
     return Evidence(
         costs=_read(costs),
         robustness=_read(robustness),
         sensitivity=_read(sensitivity),
         explanations=_read(explanations),
+        litert=_read(litert) if litert else None,
         folder=explanations.parent,
     )
 

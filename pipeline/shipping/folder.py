@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,16 @@ class ShippingError(DistilleryError):
     """The folder or the page cannot be written or served; the message says where and what is expected."""
 
 
-def ship(classifier: Classifier, folder: Path, card: Path | None) -> list[Path]:
+def ship(
+    classifier: Classifier, folder: Path, card: Path | None, beside: Mapping[str, Path] | None = None
+) -> list[Path]:
     """Write everything that is needed to use a variant without this repository.
 
     Args:
         classifier: the variant.
         folder: a new or an empty folder.
         card: the model card of this variant; the folder has none where it is None or its file is missing.
+        beside: further files, such as the same network for another runtime, by their names in the folder.
 
     Returns:
         The files that were written.
@@ -44,6 +48,8 @@ def ship(classifier: Classifier, folder: Path, card: Path | None) -> list[Path]:
     try:
         with resources.writing(folder):
             fresh.mkdir()
+            for name, file in (beside or {}).items():
+                shutil.copyfile(file, fresh / name)
             names = _write(classifier, fresh, card)
             fresh.replace(folder)  # It is empty.
     finally:

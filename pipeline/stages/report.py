@@ -47,6 +47,7 @@ def main() -> None:
             robustness=paths.ROBUSTNESS,
             sensitivity=paths.SENSITIVITY,
             explanations=paths.EXPLANATIONS / "explanations.json",
+            litert=paths.LITERT_RESULTS if p.litert.results else None,
         ),
     )
     plots.write_metrics(paths.FIGURES, rows)
