@@ -113,7 +113,7 @@ def measure(
     conditions = [
         time_condition(
             paths,
-            partial(_open_onnx, provider, batch),
+            partial(open_onnx, provider, batch),
             provider=provider,
             cores=cores[-count:],
             batch_size=batch,
@@ -211,7 +211,7 @@ def time_condition(
     }
 
 
-def _open_onnx(
+def open_onnx(
     provider: str, batch_size: int, file: Path, cores: Sequence[int], random: np.random.Generator
 ) -> Call:
     """An ``Opener`` for ONNX Runtime."""

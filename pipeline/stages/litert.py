@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from pipeline.data.batches import ViewSet
 from pipeline.evaluation import scoring
 from pipeline.lineage import REFERENCE
 from pipeline.litert import export, interpreter
-from pipeline.measurement import latency, machine
-from pipeline.measurement.latency import Call
+from pipeline.measurement import latency, litert_calls, machine
 from pipeline.models import storage
 from pipeline.models.storage import Model
 from pipeline.onnx.export import metadata_for
@@ -172,7 +170,7 @@ def _time(p: Parameters) -> list[dict[str, Any]]:
             conditions.append(
                 latency.time_condition(
                     places,
-                    _open,
+                    litert_calls.open_litert,
                     provider="xnnpack",
                     cores=cores[-count:],
                     batch_size=1,
@@ -183,14 +181,6 @@ def _time(p: Parameters) -> list[dict[str, Any]]:
                 )
             )
     return conditions
-
-
-def _open(file: Path, cores: Sequence[int], random: np.random.Generator) -> Call:
-    # XNNPACK's threads take over the cores of the thread that opens the file.
-    with latency.pinned(cores):
-        session = interpreter.open_file(file, threads=len(cores))
-    side = session.side
-    return partial(session.outputs, random.integers(0, 256, (1, side, side, 3), dtype=np.uint8))
 
 
 if __name__ == "__main__":
