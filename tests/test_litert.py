@@ -1,20 +1,31 @@
 """LiteRT files: what they compute, what they say about themselves, and what finds a fault in them."""
 
+import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert import schema_py_generated as schema
+from pydantic import ValidationError
 
+from pipeline import paths, provenance
 from pipeline.litert import export as litert
-from pipeline.litert import interpreter
+from pipeline.litert import interpreter, metadata
+from pipeline.litert.graph import LiteRtError
+from pipeline.litert.settings import LiteRtSettings
 from pipeline.models.storage import Model
-from pipeline.onnx import export
+from pipeline.onnx import export, inference
 from pipeline.onnx.sessions import open_session
 from pipeline.parity import layerwise
 from pipeline.parity import litert as rung
+from pipeline.parity.ladder import ParityError
+from pipeline.shipping import folder, integrity
 from teachers.contract import InputContract
+from tests import tiny_onnx
 from tests.tiny_students import (
     FLOAT_LAYERS,
     SIZE,
@@ -84,3 +95,140 @@ def test_every_width_of_weights_and_layers_in_float_are_computed_as_simulated(
 ) -> None:
     model = int8_student(limit, float_layers)
     assert rung.divergence(model, write(model, tmp_path), photographs(2)) is None
+
+
+def test_a_layer_that_computes_something_else_is_named(tmp_path: Path) -> None:
+    labels = np.arange(6) % 4
+    for model, layer in ((student(), "blocks.5.depthwise"), (int8_student(), "blocks.11.pointwise")):
+        images, onnx = photographs(6), ship(model, tmp_path)
+        good = rung.climb(model, write(model, tmp_path), onnx, images.split(4), labels, threads=1)
+        own = next(result for result in good["rungs"] if result["rung"] == "litert")
+        assert own["shipped"] == own["agreement"] == 1
+        faulty = replace(model, module=model.module.requires_grad_(False))
+        faulty.module.get_parameter(f"{layer}.conv.weight").mul_(-1)
+        path = write(faulty, tmp_path)
+        faulty.module.get_parameter(f"{layer}.conv.weight").mul_(-1)
+        assert layer in str(rung.divergence(model, path, images))
+        with pytest.raises(ParityError, match=layer):
+            rung.climb(model, path, onnx, images.split(4), labels, threads=1)
+
+
+def test_a_head_that_computes_something_else_is_named(tmp_path: Path) -> None:
+    model = int8_student()
+    model.module.requires_grad_(False)
+    bias = model.module.get_parameter("classifier.bias")
+    bias[1] += 0.01
+    path = write(model, tmp_path)
+    bias[1] -= 0.01
+    assert "classifier" in str(rung.divergence(model, path, photographs(2)))
+
+
+def contents(path: Path) -> Any:
+    return schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+
+
+def test_a_file_carries_labels_rule_and_origin(tmp_path: Path) -> None:
+    model = int8_student()
+    model = replace(model, card=replace(model.card, labels=("a", "b\nc", "\u00e4", "d")))
+    path = write(model, tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert archive.read(metadata.LABELS).decode().splitlines() == ["a", "b c", "\u00e4", "d"]
+        details = json.loads(archive.read(metadata.DETAILS))
+    assert details == export.metadata_for(model.card, model.quantization, "abc")
+    entries = {
+        entry.name.decode(): bytes(contents(path).buffers[entry.buffer].data)
+        for entry in contents(path).metadata
+    }
+    assert entries[metadata.RELEASE] == b"2.7.0".ljust(16, b"\0")
+    described = entries[metadata.NAME]
+    assert described[4:8] == b"M001"
+    for text in (json.loads(details["input"])["rule"], "labels.txt", model.card.license, "logits"):
+        assert text.encode() in described
+
+
+def test_equal_models_give_equal_files_and_constants_lie_where_processors_read_them(tmp_path: Path) -> None:
+    model = int8_student()
+    path = write(model, tmp_path)
+    first = path.read_bytes()
+    assert write(model, tmp_path).read_bytes() == first
+    parsed = schema.Model.GetRootAs(first)
+    [graph] = [parsed.Subgraphs(index) for index in range(parsed.SubgraphsLength())]
+    places = set()
+    for index in range(graph.TensorsLength()):
+        tensor = graph.Tensors(index)
+        data = parsed.Buffers(tensor.Buffer()).DataAsNumpy()
+        if isinstance(data, np.ndarray):
+            places.add(data.ctypes.data - np.frombuffer(first, np.uint8).ctypes.data)
+    assert len(places) > 50
+    assert {place % 16 for place in places} == {0}
+
+
+def test_an_int8_network_is_int8_throughout(tmp_path: Path) -> None:
+    model = contents(write(int8_student(127), tmp_path))
+    [graph] = model.subgraphs
+    kinds = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    seen: dict[str, set[str]] = {}
+    for operator in graph.operators:
+        name = names[model.operatorCodes[operator.opcodeIndex].builtinCode]
+        seen.setdefault(name, set()).add(kinds[graph.tensors[operator.outputs[0]].type])
+    assert {
+        name: seen[name] for name in ("CONV_2D", "DEPTHWISE_CONV_2D", "MEAN", "QUANTIZE")
+    } == dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "MEAN", "QUANTIZE"), {"INT8"})
+    stored = [
+        t for t in graph.tensors if kinds[t.type] == "INT8" and model.buffers[t.buffer].data is not None
+    ]
+    assert len(stored) == 28
+    assert all(set(t.quantization.zeroPoint.tolist()) == {0} for t in stored)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK no model", b"\x20\x00\x00\x00TFL3" + bytes(64)])
+def test_a_file_that_is_no_model_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "broken.tflite"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LiteRtError, match=r"broken\.tflite"):
+        interpreter.open_file(path, threads=1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"stages": ["all"]}, {"results": "artifacts/litert"}, {"stages": ["all"], "results": "elsewhere"}],
+)
+def test_both_keys_are_set_together(values: dict[str, Any]) -> None:
+    assert LiteRtSettings().results is None
+    assert (
+        LiteRtSettings.model_validate({"stages": ["all"], "results": "artifacts/litert"}).results
+        == paths.LITERT
+    )
+    with pytest.raises(ValidationError, match="litert=all"):
+        LiteRtSettings.model_validate(values)
+
+
+def test_only_the_litert_file_of_the_same_network_is_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert integrity.litert("any") == {}
+    paths.LITERT.mkdir(parents=True)
+    file = paths.litert("tiny")
+    file.write_bytes(b"the file")
+    row = {"sha256": provenance.sha256(file), "onnx_sha256": "ab"}
+    paths.LITERT_RESULTS.write_text(json.dumps({"variants": {"tiny": row}}))
+    assert integrity.litert("cd") == {}
+    assert integrity.litert("ab") == {"tiny.tflite": file}
+    file.write_bytes(b"changed")
+    assert integrity.litert("ab") == {}
+    paths.LITERT_RESULTS.write_text("{")
+    assert integrity.litert("ab") == {}
+
+
+def test_further_files_are_in_the_folder_and_its_sums(tmp_path: Path) -> None:
+    model = tiny_onnx.write(tmp_path / "tiny.onnx")
+    beside = tmp_path / "elsewhere.bin"
+    beside.write_bytes(b"the file")
+    classifier = inference.open_classifier(model, threads=1)
+    written = folder.ship(classifier, tmp_path / "out", None, {"tiny.tflite": beside})
+    assert tmp_path / "out/tiny.tflite" in written
+    assert f"{provenance.sha256(beside)}  tiny.tflite" in (tmp_path / "out" / folder.SUMS).read_text()
