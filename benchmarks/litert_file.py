@@ -1,6 +1,7 @@
 """Variants in LiteRT beside their ONNX files, and beside other people's .tflite files, on the same images.
 
     python -m benchmarks.litert_file fp32 int8-ptq --other mobilenet_v1_0.75_192_quant.tflite
+    python -m benchmarks.litert_file int8-ptq --without-xnnpack --images 1000
 
 The images are the test images of the prepared data in artifacts/, rendered as the first variant's contract
 says; classes are matched by their names. Another file that knows one class more has a background class in
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("variants", nargs="+", help="the first one is the reference")
     parser.add_argument("--other", nargs="*", type=Path, default=[], help="further .tflite files")
     parser.add_argument("--images", type=int, help="number of test images; by default all")
+    parser.add_argument("--without-xnnpack", action="store_true", help="LiteRT's own kernels")
     parser.add_argument("--sessions", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -50,7 +52,7 @@ def main() -> None:
         for name, file in files.items():
             model = storage.load(paths.model(name))
             export.export(model, file, metadata_for(model.card, model.quantization))
-        rows = _score(files, arguments.other, arguments.images)
+        rows = _score(files, arguments.other, count=arguments.images, xnnpack=not arguments.without_xnnpack)
         timed = {name: paths.onnx(name) for name in arguments.variants}
         timed |= {file.name: file for file in [*files.values(), *arguments.other]}
         times = _time(timed, arguments.variants[0], arguments.sessions, arguments.seed)
@@ -58,7 +60,9 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def _score(files: dict[str, Path], others: Sequence[Path], count: int | None) -> dict[str, dict[str, Any]]:
+def _score(
+    files: dict[str, Path], others: Sequence[Path], *, count: int | None, xnnpack: bool
+) -> dict[str, dict[str, Any]]:
     """Top-1 of each file with its paired difference to the reference's ONNX file; and, of each variant, how
     far LiteRT's answers and logits are from ONNX Runtime's."""
     threads = compute.usable_cores()
@@ -66,7 +70,9 @@ def _score(files: dict[str, Path], others: Sequence[Path], count: int | None) ->
     first = next(iter(onnx.values()))
     images = side_by_side.spread(store.read(paths.DATA, "test"), count)
     views = ViewSet(images, None, first.contract)
-    own = {name: interpreter.open_file(file, threads=threads) for name, file in files.items()}
+    own = {
+        name: interpreter.open_file(file, threads=threads, xnnpack=xnnpack) for name, file in files.items()
+    }
     other = {file.name: interpreter.open_file(file, threads=threads) for file in others}
     logits: dict[str, list[np.ndarray]] = {
         name: [] for name in [*onnx, *(f"{n}.tflite" for n in own), *other]

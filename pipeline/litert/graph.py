@@ -147,8 +147,10 @@ def _write_convolution(
         raise LiteRtError(
             f"{layer.weights} pads {part.padding!r} by {part.padding_mode}; allowed are counts of zeros"
         )
-    if layer.activation is None:
-        raise LiteRtError(f"{layer.name} is a convolution without an activation, which cannot be written")
+    if layer.activation is None or layer.kind == "grouped":
+        raise LiteRtError(
+            f"{layer.name} is a convolution in groups of channels, or has no activation; neither can be written"
+        )
     graph, name = writer.graph, layer.name
     is_int8 = writer.is_int8(name)
     read = source if is_int8 else writer.real(source, f"{name}.input")
@@ -277,6 +279,11 @@ def _integers(writer: _Writer, layer: Layer, weight: Tensor, bias: Tensor) -> tu
 
 def _write_linear(writer: _Writer, layer: Layer, part: nn.Linear, source: Value) -> Value:
     graph, name = writer.graph, layer.name
+    if len(source.shape) != 2:
+        raise LiteRtError(
+            f"{name} reads {list(source.shape)}; a linear layer is written after global pooling, as LiteRT "
+            "flattens channels last"
+        )
     weight = part.weight.detach()
     bias = torch.zeros(len(weight)) if part.bias is None else part.bias.detach()
     read = writer.real(source, f"{name}.input")
