@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from tests.tiny_students import (
     quantized,
     ship,
     student,
+    uneven_student,
 )
 
 IMAGENET = InputContract(SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -153,10 +155,10 @@ def test_equal_models_give_equal_files_and_constants_lie_where_processors_read_t
     first = path.read_bytes()
     assert write(model, tmp_path).read_bytes() == first
     parsed = schema.Model.GetRootAs(first)
-    [graph] = [parsed.Subgraphs(index) for index in range(parsed.SubgraphsLength())]
+    [subgraph] = [parsed.Subgraphs(index) for index in range(parsed.SubgraphsLength())]
     places = set()
-    for index in range(graph.TensorsLength()):
-        tensor = graph.Tensors(index)
+    for index in range(subgraph.TensorsLength()):
+        tensor = subgraph.Tensors(index)
         data = parsed.Buffers(tensor.Buffer()).DataAsNumpy()
         if isinstance(data, np.ndarray):
             places.add(data.ctypes.data - np.frombuffer(first, np.uint8).ctypes.data)
@@ -166,17 +168,17 @@ def test_equal_models_give_equal_files_and_constants_lie_where_processors_read_t
 
 def test_an_int8_network_is_int8_throughout(tmp_path: Path) -> None:
     model = contents(write(int8_student(127), tmp_path))
-    [graph] = model.subgraphs
+    [subgraph] = model.subgraphs
     kinds = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
     seen: dict[str, set[str]] = {}
-    for operator in graph.operators:
+    for operator in subgraph.operators:
         name = names[model.operatorCodes[operator.opcodeIndex].builtinCode]
-        seen.setdefault(name, set()).add(kinds[graph.tensors[operator.outputs[0]].type])
+        seen.setdefault(name, set()).add(kinds[subgraph.tensors[operator.outputs[0]].type])
     for name in ("CONV_2D", "DEPTHWISE_CONV_2D", "MEAN", "QUANTIZE"):
         assert seen[name] == {"INT8"}
     stored = [
-        t for t in graph.tensors if kinds[t.type] == "INT8" and model.buffers[t.buffer].data is not None
+        t for t in subgraph.tensors if kinds[t.type] == "INT8" and model.buffers[t.buffer].data is not None
     ]
     assert len(stored) == 28
     assert all(set(t.quantization.zeroPoint.tolist()) == {0} for t in stored)
@@ -203,6 +205,33 @@ def test_both_keys_are_set_together(values: dict[str, Any]) -> None:
     )
     with pytest.raises(ValidationError, match="litert=all"):
         LiteRtSettings.model_validate(values)
+
+
+def test_only_its_own_stage_loads_the_runtime() -> None:
+    imports = fingerprint.import_graph()
+    stages = fingerprint.stage_names(Path(__file__).parents[1])
+    loading = [
+        name
+        for name in stages
+        if "ai_edge_litert" in imports.find_upstream_modules(f"pipeline.stages.{name}")
+    ]
+    assert loading == ["litert"]
+    assert "ai_edge_litert" not in imports.find_upstream_modules("pipeline.shipping.integrity")
+
+
+def test_a_network_that_another_layout_would_change_is_refused(tmp_path: Path) -> None:
+    network, _ = uneven_student()
+    flat = nn.Sequential(
+        OrderedDict(
+            stem=unit(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU()),
+            flatten=nn.Flatten(),
+            head=nn.Linear(4 * 31 * 31, 3),
+        )
+    )
+    with pytest.raises(LiteRtError, match="head"):
+        graph.write(trace(flat), None, InputContract(SIZE), 3)
+    with pytest.raises(LiteRtError, match="logits"):
+        graph.write(network, None, InputContract(SIZE), 4)
 
 
 def test_only_the_litert_file_of_the_same_network_is_shipped(

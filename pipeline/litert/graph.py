@@ -149,7 +149,8 @@ def _write_convolution(
         )
     if layer.activation is None or layer.kind == "grouped":
         raise LiteRtError(
-            f"{layer.name} is a convolution in groups of channels, or has no activation; neither can be written"
+            f"{layer.name} is a convolution of groups of channels or without an activation, which cannot be "
+            "written"
         )
     graph, name = writer.graph, layer.name
     is_int8 = writer.is_int8(name)
