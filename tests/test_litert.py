@@ -12,12 +12,14 @@ import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
 from pydantic import ValidationError
+from torch import nn
 
-from pipeline import paths, provenance
+from pipeline import fingerprint, paths, provenance
 from pipeline.litert import export as litert
-from pipeline.litert import interpreter, metadata
+from pipeline.litert import graph, interpreter, metadata
 from pipeline.litert.graph import LiteRtError
 from pipeline.litert.settings import LiteRtSettings
+from pipeline.models.layers import trace, unit
 from pipeline.models.storage import Model
 from pipeline.onnx import export, inference
 from pipeline.onnx.sessions import open_session
@@ -219,7 +221,7 @@ def test_only_its_own_stage_loads_the_runtime() -> None:
     assert "ai_edge_litert" not in imports.find_upstream_modules("pipeline.shipping.integrity")
 
 
-def test_a_network_that_another_layout_would_change_is_refused(tmp_path: Path) -> None:
+def test_a_network_that_another_layout_would_change_is_refused() -> None:
     network, _ = uneven_student()
     flat = nn.Sequential(
         OrderedDict(
