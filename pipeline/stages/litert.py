@@ -1,7 +1,7 @@
 """Write the LiteRT (TensorFlow Lite) files of all variants; verify, score and time them."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,12 @@ def main() -> None:
     kept = {name for name in earlier.kept(before, inputs) if _is_whole(name, before["variants"][name])}
     fresh = [name for name in p.variants if name not in kept]
     print(earlier.summary(fresh, sorted(kept)))
-    made = {name: _make(p, name) for name in fresh}
+    models = {name: storage.load(paths.model(name)) for name in fresh}
+    threads = p.compute.threads or compute.usable_cores()
+    torch.set_num_threads(threads)
+    written = {name: _write(p, model, threads) for name, model in models.items()}
+    scored = _score(p, models, threads)
+    made = {name: {**written[name], **scored[name]} for name in fresh}
     for file in set(paths.LITERT.glob("*.tflite")) - {paths.litert(name) for name in p.variants}:
         file.unlink()
     result = {
@@ -79,22 +84,20 @@ def _is_whole(name: str, row: dict[str, Any]) -> bool:
     return file.is_file() and provenance.sha256(file) == row["sha256"]
 
 
-def _make(p: Parameters, name: str) -> dict[str, Any]:
-    """Write, verify and score the file of one variant; see ``_compare`` for what is returned.
+def _write(p: Parameters, model: Model, threads: int) -> dict[str, Any]:
+    """Write and verify the file of one variant; one that differs from its network is not left behind.
 
-    A file that differs from its network is not left behind.
+    Returns:
+        ``min_runtime``, the first release of TensorFlow Lite that runs the file; and ``parity``, its rung.
     """
-    model = storage.load(paths.model(name))
-    threads = p.compute.threads or compute.usable_cores()
-    torch.set_num_threads(threads)
-    file = paths.litert(name)
+    file = paths.litert(model.card.variant)
     file.unlink(missing_ok=True)
     unverified = file.with_suffix(".unverified")
     details = metadata_for(model.card, model.quantization, provenance.git_commit())
     release = export.export(model, unverified, details)
     parity = _verify(p, model, unverified, threads)
     unverified.replace(file)
-    return {"min_runtime": release, **_score(p, model, file, threads), "parity": parity}
+    return {"min_runtime": release, "parity": parity}
 
 
 def _images(
@@ -121,8 +124,28 @@ def _verify(p: Parameters, model: Model, file: Path, threads: int) -> dict[str, 
     return {"split": "val", **litert.climb(model, file, paths.onnx(name), images, labels, threads=threads)}
 
 
-def _score(p: Parameters, model: Model, file: Path, threads: int) -> dict[str, Any]:
-    """Scores of a file on the whole test split beside those of the ONNX file.
+def _score(p: Parameters, models: Mapping[str, Model], threads: int) -> dict[str, dict[str, Any]]:
+    """Scores of the files on the whole test split; an image is rendered once for all that read it alike.
+
+    Returns:
+        What ``_compare`` returns, by variant.
+    """
+    test = store.read(paths.DATA, "test")
+    sessions = {name: interpreter.open_file(paths.litert(name), threads=threads) for name in models}
+    logits: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    contracts = {name: model.card.input for name, model in models.items()}
+    geometries = {name: (c.size, c.crop, c.interpolation) for name, c in contracts.items()}
+    for geometry in dict.fromkeys(geometries.values()):
+        alike = [name for name in models if geometries[name] == geometry]
+        views = ViewSet(test, None, contracts[alike[0]])
+        for images in _images(p, views, range(len(views)), "litert"):
+            for name in alike:
+                logits[name].append(sessions[name].run(images.numpy()))
+    return {name: _compare(model, logits[name], test.labels) for name, model in models.items()}
+
+
+def _compare(model: Model, logits: Sequence[np.ndarray], labels: np.ndarray) -> dict[str, Any]:
+    """Scores of a file beside those of the ONNX file.
 
     Returns:
         ``n``, the ``metric`` and its value with interval; ``agreement``, the share of images with the ONNX
@@ -130,18 +153,14 @@ def _score(p: Parameters, model: Model, file: Path, threads: int) -> dict[str, A
         the file's ``size_bytes`` and ``sha256``, beside the ONNX file's.
     """
     name = model.card.variant
-    views = ViewSet(store.read(paths.DATA, "test"), None, model.card.input)
-    session = interpreter.open_file(file, threads=threads)
-    logits = (
-        session.run(images.numpy()) for images in _images(p, views, range(len(views)), f"litert {name}")
-    )
-    scores, _ = scoring.score_logits(file, model.card.labels, logits, views.images.labels)
+    file = paths.litert(name)
+    scores, _ = scoring.score_logits(file, model.card.labels, logits, labels)
     onnx = json.loads(paths.metrics(name).read_text())
     metric = scores["metric"]
     own, other = (np.array(scored["predictions"]) for scored in (scores, onnx))
     delta = {"delta": scores[metric] - onnx[metric], "delta_lo": None, "delta_hi": None}
     if own.ndim == 1:
-        right, before = own == views.images.labels, other == views.images.labels
+        right, before = own == labels, other == labels
         gained, lost = int((right & ~before).sum()), int((before & ~right).sum())
         delta["delta_lo"], delta["delta_hi"] = paired_interval(gained, lost, len(own))
         same = own == other
