@@ -97,7 +97,7 @@ def check_against_onnx(model: Model, folder: Path) -> None:
 def test_every_width_of_weights_and_layers_in_float_are_computed_as_simulated(
     tmp_path: Path, limit: int, float_layers: tuple[str, ...]
 ) -> None:
-    model = int8_student(limit, float_layers)
+    model = quantized(student(), limit, float_layers, steps=())
     assert rung.divergence(model, write(model, tmp_path), photographs(2)) is None
 
 
@@ -105,7 +105,7 @@ def test_a_layer_that_computes_something_else_is_named(tmp_path: Path) -> None:
     labels = np.arange(6) % 4
     for model, layer in ((student(), "blocks.5.depthwise"), (int8_student(), "blocks.11.pointwise")):
         images, onnx = photographs(6), ship(model, tmp_path)
-        good = rung.climb(model, write(model, tmp_path), onnx, images.split(4), labels, threads=1)
+        good = rung.climb(model, write(model, tmp_path), onnx, iter(images.split(4)), labels, threads=1)
         own = next(result for result in good["rungs"] if result["rung"] == "litert")
         assert own["shipped"] == own["agreement"] == 1
         faulty = replace(model, module=model.module.requires_grad_(False))
@@ -114,7 +114,7 @@ def test_a_layer_that_computes_something_else_is_named(tmp_path: Path) -> None:
         faulty.module.get_parameter(f"{layer}.conv.weight").mul_(-1)
         assert layer in str(rung.divergence(model, path, images))
         with pytest.raises(ParityError, match=layer):
-            rung.climb(model, path, onnx, images.split(4), labels, threads=1)
+            rung.climb(model, path, onnx, iter(images.split(4)), labels, threads=1)
 
 
 def test_a_head_that_computes_something_else_is_named(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_equal_models_give_equal_files_and_constants_lie_where_processors_read_t
 
 
 def test_an_int8_network_is_int8_throughout(tmp_path: Path) -> None:
-    model = contents(write(int8_student(127), tmp_path))
+    model = contents(write(int8_student(), tmp_path))
     [subgraph] = model.subgraphs
     kinds = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}

@@ -107,8 +107,7 @@ def write(
 def _write_front(writer: _Writer) -> tuple[Value, Value]:
     """The bytes of the image, and the values that the first layer reads; its weights contain 1 / std.
 
-    The bytes less a whole number are given to an int8 stem as they are, and to a float stem without a
-    subtraction.
+    An int8 stem gets every byte less 128, with a zero point that is less by as much.
     """
     graph, contract = writer.graph, writer.contract
     shape = (1, contract.size, contract.size, 3)
