@@ -27,6 +27,7 @@ from pipeline.parity import layerwise
 from pipeline.parity import litert as rung
 from pipeline.parity.ladder import ParityError
 from pipeline.shipping import folder, integrity
+from pipeline.stages import litert as litert_stage
 from teachers.contract import InputContract
 from tests import tiny_onnx
 from tests.tiny_students import (
@@ -262,3 +263,31 @@ def test_further_files_are_in_the_folder_and_its_sums(tmp_path: Path) -> None:
     written = folder.ship(classifier, tmp_path / "out", None, {"tiny.tflite": beside})
     assert tmp_path / "out/tiny.tflite" in written
     assert f"{provenance.sha256(beside)}  tiny.tflite" in (tmp_path / "out" / folder.SUMS).read_text()
+
+
+def test_scores_stand_beside_those_of_the_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths.LITERT.mkdir(parents=True)
+    paths.METRICS.mkdir(parents=True)
+    model = student()
+    paths.litert("tiny").write_bytes(b"the file")
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(8, 4)).astype(np.float32)
+    own = logits.argmax(axis=1)
+    labels = np.concatenate([own[:6], (own[6:] + 1) % 4])
+    onnx = {"top1": 5 / 8, "predictions": [(own[0] + 1) % 4, *own[1:]], "size_bytes": 9, "sha256": "ab"}
+    paths.metrics("tiny").write_text(json.dumps(onnx, default=int))
+    row = litert_stage._compare(model, [logits[:5], logits[5:]], labels)
+    assert (row["n"], row["top1"], row["agreement"], row["delta"]) == (8, 6 / 8, 7 / 8, 1 / 8)
+    assert row["delta_lo"] < 1 / 8 < row["delta_hi"]
+    assert (row["size_bytes"], row["onnx_size_bytes"], row["onnx_sha256"]) == (8, 9, "ab")
+
+    targets = (random.random((8, 4)) > 0.5).astype(np.float64)
+    flipped = logits.copy()
+    flipped[3, 1] *= -1
+    onnx = {"map": 0.5, "predictions": flipped.tolist(), "size_bytes": 9, "sha256": "ab"}
+    paths.metrics("tiny").write_text(json.dumps(onnx))
+    attributes = replace(model, card=replace(model.card, task="multi_label"))
+    row = litert_stage._compare(attributes, [logits], targets)
+    assert (row["metric"], row["agreement"], row["delta_lo"]) == ("map", 7 / 8, None)
+    assert row["delta"] == row["map"] - 0.5
