@@ -5,6 +5,7 @@ single precision, as the simulator does. The integers of an int8 file are theref
 those of the ONNX file. Its logits are computed in floating point from the last integers.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipeline.parity import floating_point, layerwise
 from pipeline.parity.ladder import (
     FLOAT_TIE,
     Images,
+    ParityError,
     Rung,
     compare_rungs,
     file_answers,
@@ -33,6 +35,10 @@ from pipeline.parity.ladder import (
 )
 from pipeline.quantization.simulator import simulate
 from pipeline.tasks import TASKS
+
+
+COMPARED = 4
+"""Number of images on which all layers are compared, whatever the answers are."""
 
 
 def climb(
@@ -53,12 +59,17 @@ def climb(
         with the keys of ``ladder.climb``.
 
     Raises:
-        ParityError: answers of the LiteRT file differ from the module's or the simulator's in more than ties;
-            the message names the first layer that diverges.
+        ParityError: inner tensors of the LiteRT file differ from the module's or the simulator's in more than
+            ties, on the first images or where an answer differs; the message names the first layer that
+            diverges.
         LiteRtError: the file cannot be opened.
     """
     network = fold_batch_norm(model)
     session = interpreter.open_file(path, threads=threads)
+    remaining = iter(batches)
+    first = next(remaining)
+    if reason := divergence(model, path, first[:COMPARED]):
+        raise ParityError(f"{model.card.variant}: {path.name} is not what its network computes; {reason}")
     if model.quantization is None:
         reference = Rung("torch_float", module_answers(model, network.module))
         diverges = partial(_float_divergence, model, network, path)
@@ -73,7 +84,10 @@ def climb(
             "litert", lambda images: torch.from_numpy(session.run(images.numpy())), reference.name, diverges
         ),
     ]
-    return {"n": len(labels), "rungs": compare_rungs(model, rungs, batches, labels)}
+    return {
+        "n": len(labels),
+        "rungs": compare_rungs(model, rungs, itertools.chain([first], remaining), labels),
+    }
 
 
 def divergence(model: Model, path: Path, images: Images) -> str | None:

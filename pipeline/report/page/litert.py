@@ -34,8 +34,8 @@ def files(part: Part | None, first: str) -> Grid | None:
     )
     if parity:
         note += (
-            f" On {figure(parity['n'])} validation images, answers that differ from the network's own were "
-            "compared layer by layer."
+            f" The answers to {figure(parity['n'])} validation images were compared with the network's own, "
+            "and inner tensors layer by layer."
         )
     return Grid("variant", columns, [(f"{name}.tflite", _cells(part, name)) for name, _ in rows], note)
 
