@@ -36,7 +36,6 @@ from pipeline.parity.ladder import (
 from pipeline.quantization.simulator import simulate
 from pipeline.tasks import TASKS
 
-
 COMPARED = 4
 """Number of images on which all layers are compared, whatever the answers are."""
 
