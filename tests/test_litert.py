@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert import schema_py_generated
 from pydantic import ValidationError
 from torch import nn
 
@@ -41,6 +41,7 @@ from tests.tiny_students import (
     uneven_student,
 )
 
+schema: Any = schema_py_generated
 IMAGENET = InputContract(SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 HALF = InputContract(SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
