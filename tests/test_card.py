@@ -92,6 +92,7 @@ def write(folder: Path, run: RunResults) -> None:
         "costs.json": evidence.costs,
         "robustness.json": evidence.robustness,
         "explanations/explanations.json": evidence.explanations,
+        "litert/litert.json": evidence.litert,
     }
     histories = {"teacher": run.teacher_history}
     for one, about in zip(run.variants, run.model_cards, strict=True):
