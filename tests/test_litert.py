@@ -26,7 +26,8 @@ from pipeline.onnx.sessions import open_session
 from pipeline.parity import layerwise
 from pipeline.parity import litert as rung
 from pipeline.parity.ladder import ParityError
-from pipeline.shipping import folder, integrity
+from pipeline.shipping import folder
+from pipeline.shipping.litert import files_beside
 from pipeline.stages import litert as litert_stage
 from teachers.contract import InputContract
 from tests import tiny_onnx
@@ -220,7 +221,7 @@ def test_only_its_own_stage_loads_the_runtime() -> None:
         if "ai_edge_litert" in imports.find_upstream_modules(f"pipeline.stages.{name}")
     ]
     assert loading == ["litert"]
-    assert "ai_edge_litert" not in imports.find_upstream_modules("pipeline.shipping.integrity")
+    assert "ai_edge_litert" not in imports.find_upstream_modules("pipeline.shipping.folder")
 
 
 def test_a_network_that_another_layout_would_change_is_refused() -> None:
@@ -242,28 +243,21 @@ def test_only_the_litert_file_of_the_same_network_is_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert integrity.litert("any") == {}
+    onnx, other = tiny_onnx.write(Path("tiny.onnx")), tiny_onnx.write(Path("other.onnx"), note="another")
+    assert files_beside(onnx) == []
     paths.LITERT.mkdir(parents=True)
     file = paths.litert("tiny")
     file.write_bytes(b"the file")
-    row = {"sha256": provenance.sha256(file), "onnx_sha256": "ab"}
+    row = {"sha256": provenance.sha256(file), "onnx_sha256": provenance.sha256(onnx)}
     paths.LITERT_RESULTS.write_text(json.dumps({"variants": {"tiny": row}}))
-    assert integrity.litert("cd") == {}
-    assert integrity.litert("ab") == {"tiny.tflite": file}
+    assert files_beside(other) == []
+    written = folder.ship(inference.open_classifier(onnx, threads=1), Path("out"), None)
+    assert Path("out/tiny.tflite") in written
+    assert f"{provenance.sha256(file)}  tiny.tflite" in Path("out", folder.SUMS).read_text()
     file.write_bytes(b"changed")
-    assert integrity.litert("ab") == {}
+    assert files_beside(onnx) == []
     paths.LITERT_RESULTS.write_text("{")
-    assert integrity.litert("ab") == {}
-
-
-def test_further_files_are_in_the_folder_and_its_sums(tmp_path: Path) -> None:
-    model = tiny_onnx.write(tmp_path / "tiny.onnx")
-    beside = tmp_path / "elsewhere.bin"
-    beside.write_bytes(b"the file")
-    classifier = inference.open_classifier(model, threads=1)
-    written = folder.ship(classifier, tmp_path / "out", None, {"tiny.tflite": beside})
-    assert tmp_path / "out/tiny.tflite" in written
-    assert f"{provenance.sha256(beside)}  tiny.tflite" in (tmp_path / "out" / folder.SUMS).read_text()
+    assert files_beside(onnx) == []
 
 
 def test_scores_stand_beside_those_of_the_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,14 @@ def run(arguments: Namespace) -> None:
     """Write the folder, and print what its users should know."""
     from pipeline.provenance import sha256
     from pipeline.selection import budget, table
-    from pipeline.shipping import folder, integrity
+    from pipeline.shipping import folder
 
     with one_line_errors():
         classifier = models.opened(arguments.model, threads=1, strict=True)
         rows = table.read(paths.VARIANTS) if paths.VARIANTS.exists() else []
         digest = sha256(classifier.path)
         card = next((paths.card(row.variant) for row in rows if row.sha256 == digest), None)
-        written = folder.ship(classifier, arguments.folder, card, integrity.litert(digest))
+        written = folder.ship(classifier, arguments.folder, card)
     for file in written:
         print(f"{file.stat().st_size:12,}  {file}")
     if card is not None and not card.is_file():

@@ -1,5 +1,4 @@
-"""Optional measurements of a run: costs, robustness, sensitivity, explanations, LiteRT files; each may be
-missing."""
+"""Optional measurements of a run: costs, robustness, sensitivity and explanations; each may be missing."""
 
 import base64
 import io

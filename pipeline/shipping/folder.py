@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from pipeline import resources
 from pipeline.errors import DistilleryError
 from pipeline.onnx.inference import GEOMETRY, Classifier
 from pipeline.provenance import sha256
+from pipeline.shipping import litert
 
 HERE = Path(__file__).parent
 EXAMPLES = {"predict.py": HERE / "example.py", "predict.mjs": HERE / "example.mjs"}
@@ -26,16 +26,13 @@ class ShippingError(DistilleryError):
     """The folder or the page cannot be written or served; the message says where and what is expected."""
 
 
-def ship(
-    classifier: Classifier, folder: Path, card: Path | None, beside: Mapping[str, Path] | None = None
-) -> list[Path]:
+def ship(classifier: Classifier, folder: Path, card: Path | None) -> list[Path]:
     """Write everything that is needed to use a variant without this repository.
 
     Args:
         classifier: the variant.
         folder: a new or an empty folder.
         card: the model card of this variant; the folder has none where it is None or its file is missing.
-        beside: further files, such as the same network for another runtime, by their names in the folder.
 
     Returns:
         The files that were written.
@@ -48,8 +45,6 @@ def ship(
     try:
         with resources.writing(folder):
             fresh.mkdir()
-            for name, file in (beside or {}).items():
-                shutil.copyfile(file, fresh / name)
             names = _write(classifier, fresh, card)
             fresh.replace(folder)  # It is empty.
     finally:
@@ -67,6 +62,8 @@ def _write(classifier: Classifier, folder: Path, card: Path | None) -> list[str]
         (folder / name).write_text(template.read_text().replace(PLACEHOLDER, classifier.path.name))
     for name in JAVASCRIPT:
         shutil.copyfile(HERE / name, folder / name)
+    for file in litert.files_beside(classifier.path):
+        shutil.copyfile(file, folder / file.name)
     if card is not None and card.is_file():
         shutil.copyfile(card, folder / CARD)
     files = sorted(folder.iterdir())

@@ -76,22 +76,6 @@ def check(path: Path, metadata: Mapping[str, str], *, strict: bool = False) -> s
     return reason
 
 
-def litert(digest: str) -> dict[str, Path]:
-    """The LiteRT file of the network whose ONNX file has this SHA-256, by its name; empty without one.
-
-    A LiteRT file that was changed since it was measured is no such file.
-    """
-    try:
-        variants = json.loads(paths.LITERT_RESULTS.read_text())["variants"]
-        names = [(name, row["sha256"]) for name, row in variants.items() if row["onnx_sha256"] == digest]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
-    files = {paths.litert(name): recorded for name, recorded in names}
-    return {
-        file.name: file for file, recorded in files.items() if file.is_file() and sha256(file) == recorded
-    }
-
-
 def _check_exported(path: Path, digest: str, measured: set[str]) -> str | None:
     """Compare a file in `artifacts/onnx/` with what was measured, or with what DVC has noted since then."""
     if digest in measured:
