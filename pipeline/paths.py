@@ -33,6 +33,10 @@ EXPLANATIONS = ARTIFACTS / "explanations"
 SUSPECTS = EXPLANATIONS / "suspicious_labels.csv"
 """Training images whose label the teacher contradicts; the stage `report` copies the list."""
 SENSITIVITY = ARTIFACTS / "sensitivity.json"
+LITERT = ARTIFACTS / "litert"
+"""LiteRT files, and what was measured on them, where the parameters ask for them."""
+LITERT_RESULTS = LITERT / "litert.json"
+"""Scores, agreement and latency of the LiteRT files."""
 REPORT = ARTIFACTS / "report"
 VARIANTS = REPORT / "variants.csv"
 CHOICE = REPORT / "choice.json"
@@ -126,6 +130,11 @@ def circumstances(stage: str) -> tuple[Path, ...]:
 def onnx(variant: str) -> Path:
     """The file that the user ships."""
     return ONNX / f"{variant}.onnx"
+
+
+def litert(variant: str) -> Path:
+    """The same network as a LiteRT file."""
+    return LITERT / f"{variant}.tflite"
 
 
 def card(variant: str) -> Path:

@@ -76,6 +76,7 @@ LOWER: dict[str, tuple[str, ...]] = {
     "prune": ("prune.batch_size", "student.size", "compute.workers"),
     "quantize": ("quantize.batch_size", "quantize.calibration", "compute.workers"),
     "evaluate": ("evaluation.parity", "student.size", "compute.workers"),
+    "litert": ("evaluation.parity", "student.size", "compute.workers"),
     "benchmark": ("benchmark.batch_sizes", "benchmark.processes"),
     "probe": ("probe.corrupted", "probe.attacked", "probe.out_of_distribution_images"),
     "explain": ("explain.images", "student.size"),

@@ -308,6 +308,7 @@ def evidence(entries: Sequence[VariantResults], folder: Path) -> Evidence:
         sensitivity=_sensitivity(),
         explanations=_explanations(entries, folder),
         suspects=SUSPECTS,
+        litert=_litert(entries),
         folder=folder,
     )
 
@@ -548,6 +549,40 @@ SUSPECTS: dict[str, Any] = {
         },
     ],
 }
+
+
+def _litert(entries: Sequence[VariantResults]) -> dict[str, Any]:
+    """What the stage `litert` writes, with two numbers of threads."""
+    variants, times = {}, {}
+    for place, entry in enumerate(entries):
+        metric = entry.scores["metric"]
+        paired = (-0.0009, 0.0003) if metric == "top1" else (None, None)
+        variants[entry.variant] = {
+            "n": entry.scores["n"],
+            "metric": metric,
+            **_interval(metric, 0.9017 - 0.003 * place),
+            "agreement": 0.9983,
+            **dict(zip(("delta", "delta_lo", "delta_hi"), (-0.0003, *paired), strict=True)),
+            "parity": {"split": "val", "n": 64, "rungs": []},
+            "size_bytes": 1_932_343 + place,
+            "onnx_size_bytes": 1_914_536,
+            "sha256": "ab" * 32,
+            "onnx_sha256": entry.scores["sha256"],
+            "min_runtime": "2.7.0",
+        }
+        times[entry.variant] = {
+            "latency_ms_p50": 2.61 / (1 + place),
+            "ratio": 1.0 + place,
+            "ratio_lo": 0.96 + place,
+            "ratio_hi": 1.05 + place,
+        }
+    conditions = [{"threads": threads, "batch_size": 1, "variants": times} for threads in (1, 2)]
+    return {
+        "runtime": "ai-edge-litert 2.3.0",
+        "reference": entries[0].variant,
+        "variants": variants,
+        "conditions": conditions,
+    }
 
 
 def _explanations(entries: Sequence[VariantResults], folder: Path) -> dict[str, Any]:

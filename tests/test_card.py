@@ -93,6 +93,7 @@ def write(folder: Path, run: RunResults) -> None:
         "robustness.json": evidence.robustness,
         "explanations/explanations.json": evidence.explanations,
         "explanations/suspicious_labels.json": evidence.suspects,
+        "litert/litert.json": evidence.litert,
     }
     histories = {"teacher": run.teacher_history}
     for one, about in zip(run.variants, run.model_cards, strict=True):

@@ -99,10 +99,10 @@ def test_what_a_parameter_names_by_its_path_is_a_dependency_and_there_by_default
         for key, inner in field.annotation.model_fields.items()
         if inner.annotation in (Path, Path | None)
     }
-    assert len(named) == 3
+    assert len(named) == 4
     deps = {dep for name in STAGES for dep in stage(name)["deps"]}
     assert {f"${{{key}}}" for key in named} <= deps
-    assert [path for key, path in named.items() if key != "data.path"] == [None, None]
+    assert [path for key, path in named.items() if key != "data.path"] == [None] * 3
     assert (ROOT / paths.NONE).is_file()
 
 
@@ -124,6 +124,7 @@ def test_outputs_are_where_the_paths_say() -> None:
         paths.ROBUSTNESS,
         paths.EXPLANATIONS,
         paths.SENSITIVITY,
+        paths.LITERT,
         paths.BENCHMARK,
         paths.REPORT,
         paths.FIGURES,
@@ -158,7 +159,7 @@ def test_mlflow_is_told_of_a_run_also_when_dvc_has_met_it_before() -> None:
 
 def test_results_that_are_used_again_are_there_when_their_stage_reruns() -> None:
     used_again = [script for script in fingerprint.stage_names(ROOT) if reads_earlier_result(script)]
-    assert used_again == ["benchmark", "explain", "probe", "sensitivity"]
+    assert used_again == ["benchmark", "explain", "litert", "probe", "sensitivity"]
     for name in used_again:
         [out] = stage(name)["outs"]
         assert list(out.values()) == [{"persist": True}]

@@ -44,9 +44,9 @@ class Clock:
     def call(self, name: str, batch_size: int) -> None:
         self.now += batch_size * self.seconds[name] * float(np.exp(self.random.normal(0, self.noise)))
 
-    def open(self, files: list[Path], *arguments: Any) -> list[Callable[[], object]]:
-        batch_size = arguments[3]
-        return [partial(self.call, file.stem, batch_size) for file in files]
+    def open(self, provider: str, batch_size: int, file: Path, *_: Any) -> Callable[[], object]:
+        assert provider == "cpu"
+        return partial(self.call, file.stem, batch_size)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock of its own for ``latency``, on which the large files take twice as long as fp32."""
     clock = Clock({"fp32": 0.01, "large": 0.02, "again": 0.02})
     monkeypatch.setattr(latency, "time", clock)
-    monkeypatch.setattr(latency, "_open", clock.open)
+    monkeypatch.setattr(latency, "open_onnx", clock.open)
     monkeypatch.setattr(latency, "_footprint", lambda *_: {})
     return clock
 
@@ -147,7 +147,7 @@ def test_every_thread_count_is_measured_with_every_batch_size(files: dict[str, P
 
 def test_threads_are_pinned_while_measuring_and_free_afterwards() -> None:
     before = os.sched_getaffinity(0)
-    with latency._pinned([max(before)]):
+    with latency.pinned([max(before)]):
         assert os.sched_getaffinity(0) == {max(before)}
     assert os.sched_getaffinity(0) == before
 

@@ -27,7 +27,16 @@ from tests.document import Element
 
 MEASURED = pytest.mark.parametrize("everything", [True, False], ids=["everything measured", "only scores"])
 ALWAYS = {"tradeoff", "variants", "classes", "training", "data", "latency", "ship"}
-OPTIONAL = {"robustness", "groups", "calibration", "explanations", "sensitivity", "labels", "energy"}
+OPTIONAL = {
+    "robustness",
+    "groups",
+    "calibration",
+    "explanations",
+    "sensitivity",
+    "labels",
+    "energy",
+    "litert",
+}
 
 
 def rendered(run: RunResults) -> Element:

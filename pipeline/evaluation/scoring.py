@@ -66,10 +66,34 @@ def score(
     """
     # No spinning: the processes that render the images need the cores, too.
     classifier = open_classifier(path, threads=threads, spinning=False)
-    names = classifier.labels
+    figures, probabilities = score_logits(path, classifier.labels, run(classifier, images), labels)
+    scores = {
+        **figures,
+        "sha256": provenance.sha256(path),
+        "size_bytes": path.stat().st_size,
+        "runtime": f"onnxruntime {ort.__version__}",
+        "provider": classifier.session.get_providers()[0],
+    }
+    return scores, probabilities
+
+
+def score_logits(
+    path: Path,
+    names: Sequence[str],
+    batches: Iterable[Float32[np.ndarray, "batch classes"]],
+    labels: Int[np.ndarray, " images"] | Float[np.ndarray, "images attributes"],
+) -> tuple[dict[str, Any], Confidence | None]:
+    """Score the logits of any file in any runtime, in the order of the labels.
+
+    Returns:
+        What ``score`` returns, without the facts about the file and the runtime.
+
+    Raises:
+        ValueError: the logits and the labels do not match.
+    """
     parts: list[Float32[np.ndarray, "batch classes"]] = []
     seen = 0
-    for logits in run(classifier, images):
+    for logits in batches:
         parts.append(logits)
         seen += len(logits)
         if seen > len(labels):
@@ -81,15 +105,7 @@ def score(
         figures, probabilities = _score_classes(path, names, logits, labels)
     else:
         figures, probabilities = _score_attributes(path, names, logits, labels), None
-    scores = {
-        "n": len(labels),
-        **figures,
-        "sha256": provenance.sha256(path),
-        "size_bytes": path.stat().st_size,
-        "runtime": f"onnxruntime {ort.__version__}",
-        "provider": classifier.session.get_providers()[0],
-    }
-    return scores, probabilities
+    return {"n": len(labels), **figures}, probabilities
 
 
 def _score_classes(

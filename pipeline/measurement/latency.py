@@ -55,6 +55,12 @@ MOST_SESSIONS = 3
 
 Progress = Callable[[], object]
 
+Call = Callable[[], object]
+"""A call of an open file, which is timed."""
+
+Opener = Callable[[Path, Sequence[int], np.random.Generator], Call]
+"""Opens a file on some cores and returns a call of it with random images."""
+
 
 def measure(
     paths: Mapping[str, Path],
@@ -86,7 +92,7 @@ def measure(
 
     Returns:
         ``machine``, ``load_average`` before and after, ``noise``, ``footprint`` of each variant, and
-        ``conditions``: for each number of threads and batch size what ``_time_condition`` returns.
+        ``conditions``: for each number of threads and batch size what ``time_condition`` returns.
         ``settings`` and ``variants`` are those of the first condition.
 
     Raises:
@@ -105,8 +111,9 @@ def measure(
     )
     providers = ["cpu", *(["cuda"] if "CUDAExecutionProvider" in ort.get_available_providers() else [])]
     conditions = [
-        _time_condition(
+        time_condition(
             paths,
+            partial(open_onnx, provider, batch),
             provider=provider,
             cores=cores[-count:],
             batch_size=batch,
@@ -141,8 +148,9 @@ def measure(
     }
 
 
-def _time_condition(
+def time_condition(
     paths: Mapping[str, Path],
+    opener: Opener,
     *,
     provider: str,
     cores: Sequence[int],
@@ -154,7 +162,7 @@ def _time_condition(
     reference: str,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """Time sessions under one condition, until the ratios are precise or time is up.
+    """Time sessions under one condition, until the ratios are precise or time is up; see ``measure``.
 
     Returns:
         The settings, the numbers of ``sessions`` and ``rounds``, whether the ``precision`` was ``reached``,
@@ -166,10 +174,12 @@ def _time_condition(
     timed: list[Float64[np.ndarray, "_ files"]] = []
     warmup = []
     variants, widest = {}, math.inf
-    with _pinned(cores), _without_garbage_collection():
+    with pinned(cores[:1]), _without_garbage_collection():
         while widest > precision and len(timed) < MOST_SESSIONS * sessions:
             order = random.permutation(len(paths))
-            calls = _open(list(paths.values()), order, provider, cores, batch_size, random)
+            files = list(paths.values())
+            opened = {int(index): opener(files[index], cores, random) for index in order}
+            calls = [opened[index] for index in range(len(files))]
             untimed, length = _warm(calls, random)
             rounds = int(np.clip(SESSION_SECONDS / length, LEAST_ROUNDS, MOST_ROUNDS))
             timed.append(np.array([_round(calls, random) for _ in range(rounds)]))
@@ -201,27 +211,16 @@ def _time_condition(
     }
 
 
-def _open(
-    files: Sequence[Path],
-    order: Sequence[int] | np.ndarray,
-    provider: str,
-    cores: Sequence[int],
-    batch_size: int,
-    random: np.random.Generator,
-) -> list[Callable[[], object]]:
-    """Open the files in the given order; return a function for each that calls it once."""
-    calls: dict[int, Callable[[], object]] = {}
-    for index in order:
-        classifier = open_classifier(files[index], threads=len(cores), cores=cores, provider=provider)
-        size = classifier.contract.size
-        images = random.integers(0, 256, (batch_size, size, size, 3), dtype=np.uint8)
-        session = classifier.session
-        calls[int(index)] = (
-            partial(session.run, [OUTPUT], {INPUT: images})
-            if provider == "cpu"
-            else _bound(session, images, provider)
-        )
-    return [calls[index] for index in range(len(files))]
+def open_onnx(
+    provider: str, batch_size: int, file: Path, cores: Sequence[int], random: np.random.Generator
+) -> Call:
+    """An ``Opener`` for ONNX Runtime."""
+    classifier = open_classifier(file, threads=len(cores), cores=cores, provider=provider)
+    size = classifier.contract.size
+    images = random.integers(0, 256, (batch_size, size, size, 3), dtype=np.uint8)
+    if provider == "cpu":
+        return partial(classifier.session.run, [OUTPUT], {INPUT: images})
+    return _bound(classifier.session, images, provider)
 
 
 def _bound(
@@ -243,7 +242,7 @@ def _bound(
     return call
 
 
-def _warm(calls: list[Callable[[], object]], random: np.random.Generator) -> tuple[int, float]:
+def _warm(calls: list[Call], random: np.random.Generator) -> tuple[int, float]:
     """Call until a window of rounds is no faster than the one before; return rounds and seconds per round."""
     before, rounds = math.inf, 0
     while True:
@@ -254,7 +253,7 @@ def _warm(calls: list[Callable[[], object]], random: np.random.Generator) -> tup
         before = now
 
 
-def _round(calls: list[Callable[[], object]], random: np.random.Generator) -> list[float]:
+def _round(calls: list[Call], random: np.random.Generator) -> list[float]:
     """Call each once, in a random order; return the seconds of each call."""
     seconds = [0.0] * len(calls)
     for index in random.permutation(len(calls)).tolist():
@@ -359,13 +358,13 @@ def _footprint(path: Path, processes: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _pinned(cores: Sequence[int]) -> Iterator[None]:
-    """Pin the calling thread to the first of the cores; ONNX Runtime pins its own threads to the others."""
+def pinned(cores: Sequence[int]) -> Iterator[None]:
+    """Pin the calling thread, and threads that it starts, to the cores. ONNX Runtime pins its own threads."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores[:1])
+    os.sched_setaffinity(0, cores)
     try:
         yield
     finally:

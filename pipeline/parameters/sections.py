@@ -10,6 +10,7 @@ from pipeline.distillation.settings import TeacherSettings
 from pipeline.errors import DistilleryError
 from pipeline.evaluation.settings import EvaluationSettings, GateSettings
 from pipeline.inspection.settings import ExplainSettings, ProbeSettings, SensitivitySettings
+from pipeline.litert.settings import LiteRtSettings
 from pipeline.measurement.settings import BenchmarkSettings, EnergySettings
 from pipeline.models.settings import StudentSettings
 from pipeline.parameters import messages
@@ -51,6 +52,7 @@ class Parameters(Settings):
     explain: ExplainSettings
     sensitivity: SensitivitySettings
     energy: EnergySettings
+    litert: LiteRtSettings = LiteRtSettings()
     gate: GateSettings
     budget: BudgetSettings
     card: CardSettings = CardSettings()

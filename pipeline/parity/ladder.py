@@ -41,7 +41,7 @@ COMPARED_TOGETHER = 32
 """Number of images whose activations are compared at once."""
 
 RungName = Literal[
-    "torch_float", "onnx_float", "fake_quant", "simulator", "sums_16_bit", "onnx_plain", "onnx"
+    "torch_float", "onnx_float", "fake_quant", "simulator", "sums_16_bit", "onnx_plain", "onnx", "litert"
 ]
 Images = UInt8[Tensor, "batch height width 3"]
 Logits = Float[Tensor, "batch classes"]
@@ -65,7 +65,6 @@ class Rung:
     ties. The function itself is None if the two rungs are different networks, whose answers may differ."""
 
 
-@torch.no_grad()
 def climb(
     model: Model,
     path: Path,
@@ -97,7 +96,6 @@ def climb(
     Raises:
         ParityError: answers differ that are not ties.
     """
-    task = TASKS[model.card.task]
     with resources.scratch() as folder:
         if model.quantization is None:
             rungs, more = _float_rungs(model, path, threads), {}
@@ -108,17 +106,30 @@ def climb(
             for rung in rungs
             if rung.name not in skip
         ]
-        answers: dict[str, list[Logits]] = {rung.name: [] for rung in rungs}
-        unlike: dict[str, list[Images]] = {rung.name: [] for rung in rungs}
-        for images in batches:
-            for rung in rungs:
-                other = answers[rung.against][-1] if rung.against else torch.empty(0)
-                answers[rung.name].append(rung.answer(images) if rung.answer else other)
-                if rung.against:
-                    unlike[rung.name].append(images[~_same(answers[rung.name][-1], other, task)])
-        logits = {name: torch.cat(parts) for name, parts in answers.items()}
-        results = [_compare(rung, logits, unlike[rung.name], labels, task, model) for rung in rungs]
+        results = compare_rungs(model, rungs, batches, labels)
     return {"n": len(labels), "rungs": results, **more}
+
+
+@torch.no_grad()
+def compare_rungs(
+    model: Model, rungs: Sequence[Rung], batches: Iterable[Images], labels: np.ndarray
+) -> list[dict[str, Any]]:
+    """The result of each of some rungs, of which one is ``onnx``; see ``climb``.
+
+    Raises:
+        ParityError: answers differ that are not ties.
+    """
+    task = TASKS[model.card.task]
+    answers: dict[str, list[Logits]] = {rung.name: [] for rung in rungs}
+    unlike: dict[str, list[Images]] = {rung.name: [] for rung in rungs}
+    for images in batches:
+        for rung in rungs:
+            other = answers[rung.against][-1] if rung.against else torch.empty(0)
+            answers[rung.name].append(rung.answer(images) if rung.answer else other)
+            if rung.against:
+                unlike[rung.name].append(images[~_same(answers[rung.name][-1], other, task)])
+    logits = {name: torch.cat(parts) for name, parts in answers.items()}
+    return [_compare(rung, logits, unlike[rung.name], labels, task, model) for rung in rungs]
 
 
 def _compare(
@@ -151,7 +162,7 @@ def _compare(
             "against": rung.against,
             "agreement": 1 - len(unlike) / len(own),
             "ties": len(unlike) if rung.diverges else 0,
-            "margin": _margin(own, other, task) / spread,
+            "margin": margin(own, other, task) / spread,
             "logits": float((own - other).abs().max()),
         }
     if rung.answer is None:
@@ -171,10 +182,10 @@ def _float_rungs(model: Model, path: Path, threads: int) -> list[Rung]:
 
     def file(name: RungName, level: ort.GraphOptimizationLevel, against: RungName) -> Rung:
         diverges = partial(_float_divergence, model, network, path, level)
-        return Rung(name, _file(path, level, threads), against, diverges)
+        return Rung(name, file_answers(path, level, threads), against, diverges)
 
     return [
-        Rung("torch_float", _module(model, model.module)),
+        Rung("torch_float", module_answers(model, model.module)),
         file("onnx_plain", PLAIN, "torch_float"),
         file("onnx", FUSED, "onnx_plain"),
     ]
@@ -194,21 +205,21 @@ def _int8_rungs(model: Model, path: Path, twin: Path, threads: int) -> tuple[lis
     # A file with the same weights and activations in float.
     export.export(replace(model, quantization=None), twin, {})
     twins, plain, fused = (
-        _file(*opened, threads) for opened in ((twin, FUSED), (path, PLAIN), (path, FUSED))
+        file_answers(*opened, threads) for opened in ((twin, FUSED), (path, PLAIN), (path, FUSED))
     )
     in_16_bit = not safe and saturation.sums_may_saturate()
     compare = partial(_int8_divergence, model, network)
     rungs = [
-        Rung("torch_float", _module(model, network.module)),
+        Rung("torch_float", module_answers(model, network.module)),
         Rung("onnx_float", twins, "torch_float", partial(_float_divergence, model, network, twin, FUSED)),
-        Rung("fake_quant", _module(model, rounded), "onnx_float"),
+        Rung("fake_quant", module_answers(model, rounded), "onnx_float"),
         Rung(
             "simulator",
-            _module(model, simulated),
+            module_answers(model, simulated),
             "fake_quant",
             partial(_rounding_divergence, model, network, rounded, simulated),
         ),
-        Rung("sums_16_bit", None if safe else _module(model, saturating), "simulator"),
+        Rung("sums_16_bit", None if safe else module_answers(model, saturating), "simulator"),
         Rung("onnx_plain", plain, "simulator", partial(compare, simulated, path, PLAIN)),
         Rung("onnx", fused, "sums_16_bit", partial(compare, saturating, path, FUSED))
         if in_16_bit
@@ -217,11 +228,13 @@ def _int8_rungs(model: Model, path: Path, twin: Path, threads: int) -> tuple[lis
     return rungs, {"pair_sums": list(extremes)}
 
 
-def _module(model: Model, module: nn.Module) -> Callable[[Images], Logits]:
+def module_answers(model: Model, module: nn.Module) -> Callable[[Images], Logits]:
+    """The rung of a module in the shape of the model's."""
     return lambda images: module(model.card.input.normalise(images))
 
 
-def _file(path: Path, level: ort.GraphOptimizationLevel, threads: int) -> Callable[[Images], Logits]:
+def file_answers(path: Path, level: ort.GraphOptimizationLevel, threads: int) -> Callable[[Images], Logits]:
+    """The rung of an ONNX file."""
     session = open_session(path, level=level, threads=threads)
     return lambda images: torch.from_numpy(layerwise.answers(session, images))
 
@@ -239,7 +252,7 @@ def _float_divergence(
     names = layerwise.activations(network)
     expected = layerwise.outputs_of_module(network.module, network, [], normalised)
     actual = layerwise.outputs_of_file(path, names, images, level)
-    if _margin(expected[LOGITS], actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
+    if margin(expected[LOGITS], actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
         return None
     return floating_point.float_divergence(network, actual, spread, normalised)
 
@@ -285,7 +298,7 @@ def _rounding_divergence(
     ).divergence
 
 
-def _margin(own: Logits, other: Logits, task: Task) -> float:
+def margin(own: Logits, other: Logits, task: Task) -> float:
     """The greatest distance of an answer that differs from being equal, in logits; 0 if none differs."""
     if task is not SINGLE_LABEL:
         differ = (own > 0) != (other > 0)

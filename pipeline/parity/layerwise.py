@@ -230,8 +230,13 @@ def compare(
     *,
     whole_sums: bool,
     whole_biases: bool = True,
+    whole_logits: bool = True,
 ) -> Comparison:
-    """Compare all activations and the logits; see ``stages`` for the arguments."""
+    """Compare all activations and the logits; see ``stages`` for the arguments.
+
+    Without ``whole_logits``, the other network computes its logits in floating point from its last integers,
+    whatever its other sums are.
+    """
     share = steps = 0.0
     divergence = None
     sums = {"whole_sums": whole_sums, "whole_biases": whole_biases}
@@ -247,6 +252,7 @@ def compare(
                 f"integers, by up to {apart:g}"
             )
     if divergence is None:
+        sums["whole_sums"] = whole_sums and whole_logits
         divergence = _logit_divergence(integers, simulated, network, quantization, normalised, **sums)
     return Comparison(share, steps, divergence)
 

@@ -31,6 +31,8 @@ class Evidence:
     """Grad-CAM, answers that changed and classes that are confused."""
     suspects: Part | None = None
     """Labels of training images that the teacher contradicts."""
+    litert: Part | None = None
+    """Scores, agreement and latency of the LiteRT files."""
     folder: Path = Path()
     """Folder of the pictures that ``explanations`` and ``suspects`` name."""
 
@@ -52,7 +54,15 @@ class Evidence:
         return part if part and part["sets"] else None
 
 
-def read(*, costs: Path, robustness: Path, sensitivity: Path, explanations: Path, suspects: Path) -> Evidence:
+def read(
+    *,
+    costs: Path,
+    robustness: Path,
+    sensitivity: Path,
+    explanations: Path,
+    suspects: Path,
+    litert: Path | None = None,
+) -> Evidence:
     """Read the parts that exist."""
     return Evidence(
         costs=_read(costs),
@@ -60,6 +70,7 @@ def read(*, costs: Path, robustness: Path, sensitivity: Path, explanations: Path
         sensitivity=_read(sensitivity),
         explanations=_read(explanations),
         suspects=_read(suspects),
+        litert=_read(litert) if litert else None,
         folder=explanations.parent,
     )
 

@@ -10,7 +10,7 @@ from pipeline.errors import DistilleryError
 from pipeline.escaping import code
 from pipeline.onnx.inference import GEOMETRY, Classifier
 from pipeline.provenance import sha256
-from pipeline.shipping import photographs
+from pipeline.shipping import litert, photographs
 from pipeline.shipping.integrity import SUMS
 from pipeline.shipping.photographs import Form
 
@@ -76,7 +76,7 @@ def _write(classifier: Classifier, folder: Path, card: Path | None, form: Form) 
         (folder / name).write_text(text.replace(PHOTOGRAPH, photograph))
     for name in JAVASCRIPT:
         shutil.copyfile(HERE / name, folder / name)
-    for file in SERVER:
+    for file in (*SERVER, *litert.files_beside(classifier.path)):
         shutil.copyfile(file, folder / file.name)
     if card is not None and card.is_file():
         (folder / CARD).write_text(f"{card.read_text()}\n{_two_forms(classifier, form)}")

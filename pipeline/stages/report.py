@@ -48,6 +48,7 @@ def main() -> None:
             sensitivity=paths.SENSITIVITY,
             explanations=paths.EXPLANATIONS / "explanations.json",
             suspects=paths.SUSPECTS.with_suffix(".json"),
+            litert=paths.LITERT_RESULTS if p.litert.results else None,
         ),
     )
     plots.write_metrics(paths.FIGURES, rows)

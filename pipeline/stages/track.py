@@ -41,6 +41,9 @@ from pipeline.tracking.records import (
 SCORES = {"top1": "accuracy", "map": "mAP"}
 """Metric to its name in MLflow, which does not allow every character in a name."""
 
+LITERT = "litert"
+"""Beginning of the names in MLflow of what was measured on LiteRT files, and the folder of these files."""
+
 LATENCY, SIZE = "latency_ms", "size_mb"
 """Names in MLflow of the median latency and of the size of the file."""
 
@@ -59,8 +62,17 @@ def main() -> None:
     comparison = json.loads(paths.COMPARISON.read_text())["variants"]
     benchmark = json.loads(paths.BENCHMARK.read_text())["variants"]
     source = records.source_tags()
+    litert = _litert_metrics(json.loads(paths.LITERT_RESULTS.read_text())) if p.litert.results else {}
     variants = [
-        _exported_file(p, judged, variant, comparison[variant]["reason"], benchmark[variant], source)
+        _exported_file(
+            p,
+            judged,
+            variant,
+            comparison[variant]["reason"],
+            benchmark[variant],
+            source,
+            litert.get(variant, {}),
+        )
         for variant in p.variants
     ]
     metric = teacher["metric"]
@@ -91,6 +103,7 @@ def main() -> None:
             ("measurements", paths.COMPARISON),
             ("dvc", paths.LOCK),
             ("dvc", paths.PARAMETERS),
+            *([(LITERT, paths.LITERT)] if p.litert.results else []),
         ],
         champion=choice["variant"],
         reason=choice["reason"],
@@ -205,6 +218,7 @@ def _exported_file(
     reason: str,
     latency: Mapping[str, Any],
     source: Mapping[str, str],
+    litert: Mapping[str, float],
 ) -> ExportedFile:
     """The variant with its figures, as the report shows them."""
     integrity.check(paths.onnx(name), {})
@@ -220,6 +234,7 @@ def _exported_file(
         LATENCY: row.latency_ms_p50,
         **({} if ratio is None else {"speed_vs_fp32": ratio}),
         SIZE: row.size_bytes / 1e6,
+        **litert,
     }
     made_from = "the given network" if row.op == "load" else row.parent
     return ExportedFile(
@@ -253,6 +268,20 @@ def _exported_file(
         },
         card=ModelCard(card.read_text()).text if card.is_file() else None,
     )
+
+
+def _litert_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Metrics of each variant's LiteRT file."""
+    times = results["conditions"][0]["variants"]
+    return {
+        name: {
+            f"{LITERT}_{_percent(row['metric'])}": 100 * row[row["metric"]],
+            f"{LITERT}_same_answers_percent": 100 * row["agreement"],
+            f"{LITERT}_{LATENCY}": times[name]["latency_ms_p50"],
+            f"{LITERT}_{SIZE}": row["size_bytes"] / 1e6,
+        }
+        for name, row in results["variants"].items()
+    }
 
 
 def _answer(champion: ExportedFile | None, parent: str, dataset: str, reason: str) -> str:

@@ -183,7 +183,7 @@ def _remains(folder: Path) -> Iterator[Leftover]:
             yield Leftover(path, disk_usage(path), "unfinished file of an ended process")
     for path in folder.rglob("*.damaged*"):
         yield Leftover(path, disk_usage(path), "damaged file that was set aside")
-    for path in paths.ONNX.glob("*.unverified"):
+    for path in (*paths.ONNX.glob("*.unverified"), *paths.LITERT.glob("*.unverified")):
         yield Leftover(path, disk_usage(path), "export that did not come to its end")
 
 

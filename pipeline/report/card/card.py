@@ -108,6 +108,7 @@ class Card:
     groups: Sequence[Markdown]
     calibrations: Markdown
     energy: Markdown
+    litert: Markdown
 
 
 def render(results: RunResults, variant: str) -> str:
@@ -193,6 +194,7 @@ def _card(results: RunResults, everything: RunResults) -> Card:
         groups=tables.groups(results),
         calibrations=tables.calibrations(results),
         energy=tables.energy(results),
+        litert=tables.litert(results),
     )
 
 

@@ -217,6 +217,28 @@ def energy(results: RunResults) -> Markdown:
     )
 
 
+def litert(results: RunResults) -> Markdown:
+    """Score, agreement, size and latency of the LiteRT files."""
+    part = results.evidence.litert
+    if not part:
+        return Markdown()
+    times = part["conditions"][0]["variants"]
+    return _table(
+        ["variant", results.task.words, "vs ONNX file", "same answers", "file", "median latency"],
+        (
+            [
+                f"{name}.tflite",
+                _interval(row[row["metric"]], row[f"{row['metric']}_lo"], row[f"{row['metric']}_hi"], "%"),
+                figure(row["delta"], "points"),
+                figure(row["agreement"], "%"),
+                figure(row["size_bytes"], "MB"),
+                figure(times[name]["latency_ms_p50"], "ms"),
+            ]
+            for name, row in ((row.variant, part["variants"][row.variant]) for row in results.table)
+        ),
+    )
+
+
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Markdown:
     lines = [header, [Markdown("---")] * len(header), *rows]
     return Markdown("\n".join(f"| {' | '.join(map(for_markdown, line))} |" for line in lines))

@@ -21,6 +21,7 @@ from pipeline.report.page import (
     explanations,
     groups,
     labels,
+    litert,
     robustness,
     scores,
     sensitivity,
@@ -117,6 +118,7 @@ class Page:
     """Why the machine counts as noisy; empty where it was quiet."""
     machine: Facts
     energy: Sequence[Grid]
+    litert: Grid | None
     snippet: str
     size: int
     """Width and height of the images that the files take, in pixels."""
@@ -218,6 +220,7 @@ def _page(results: RunResults) -> Page:
         noise=noise["reasons"] if noise.get("noisy") else (),
         machine=costs.machine(results.benchmark),
         energy=costs.energy(evidence.costs),
+        litert=litert.files(evidence.litert, shipped),
         snippet=words.snippet(shipped),
         size=results.student["size"],
         class_count=len(about["classes"]),

@@ -1,0 +1,1 @@
+"""Variants as LiteRT (TensorFlow Lite) files: written, described, run and verified."""
