@@ -308,7 +308,7 @@ def evidence(entries: Sequence[VariantResults], folder: Path) -> Evidence:
         sensitivity=_sensitivity(),
         explanations=_explanations(entries, folder),
         suspects=SUSPECTS,
-        litert=_litert(entries),
+        litert=_litert(entries) if "sha256" in entries[0].scores else None,
         folder=folder,
     )
 
