@@ -5,6 +5,7 @@ or on another environment. The commands of the tutorial are executed: those that
 prepared folder of artifacts, and all of them on small photographs in the slow test.
 """
 
+import ast
 import importlib.util
 import json
 import os
@@ -253,6 +254,12 @@ def test_files_that_are_named_exist(page: Path) -> None:
     """Records keep the names of their day, and so do superseded decisions in the words around a path."""
     named = {path for path in PATH.findall(prose(page)) if "..." not in path}
     assert {path for path in named - WRITTEN if not (ROOT / path).exists()} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_code_in_python_is_code(page: Path) -> None:
+    for block in blocks(page, "python"):
+        ast.parse(block.text, filename=str(page))
 
 
 def test_every_make_target_that_is_named_exists() -> None:
