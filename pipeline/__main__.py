@@ -177,6 +177,9 @@ def main() -> None:
     )
     command.add_argument("model", help="name of a variant, or path of an ONNX file")
     command.add_argument("folder", type=Path, help="a folder that does not exist or is empty")
+    command.add_argument(
+        "--mobile", action="store_true", help="also write it for one image, as .onnx and in ORT format"
+    )
 
     command = add(
         "push",

@@ -88,6 +88,25 @@ def agree(answers: dict[str, list[list[str]]], wanted: dict[str, list[list[str]]
             assert float(percent.rstrip("%")) == pytest.approx(float(right.rstrip("%")), abs=0.011)
 
 
+def test_files_for_phones_are_the_same_network_for_one_image(tmp_path: Path) -> None:
+    model = tiny_onnx.write(tmp_path / "tiny.onnx")
+    classifier = inference.open_classifier(model, threads=1)
+    written = folder.ship(classifier, tmp_path / "out", None, for_phones=True)
+    names = {file.name for file in written}
+    stem = "tiny-batch1"
+    assert {f"{stem}.onnx", f"{stem}.ort", f"{stem}.required_operators_and_types.config"} <= names
+    assert all(name in (tmp_path / "out" / "SHA256SUMS").read_text() for name in names if stem in name)
+    image = np.random.default_rng(0).integers(0, 256, (1, tiny_onnx.SIZE, tiny_onnx.SIZE, 3), np.uint8)
+    wanted = np.asarray(onnxruntime.InferenceSession(model).run(None, {"images": image})[0])
+    for name in (f"{stem}.onnx", f"{stem}.ort"):
+        session = onnxruntime.InferenceSession(tmp_path / "out" / name)
+        assert session.get_inputs()[0].shape == list(image.shape)
+        np.testing.assert_allclose(np.asarray(session.run(None, {"images": image})[0]), wanted, rtol=1e-6)
+        assert session.get_modelmeta().custom_metadata_map == dict(classifier.metadata)
+    operators = (tmp_path / "out" / f"{stem}.required_operators_and_types.config").read_text()
+    assert "MatMul" in operators
+
+
 def test_the_folder_holds_what_its_sums_say(tmp_path: Path) -> None:
     card = tmp_path / "model_card.md"
     card.write_text("# A card\n")

@@ -18,14 +18,16 @@ def run(arguments: Namespace) -> None:
     """Write the folder, and print what its users should know."""
     with one_line_errors():
         classifier = models.opened(arguments.model, threads=1, strict=True)
-        written, notes = write(classifier, arguments.folder)
+        written, notes = write(classifier, arguments.folder, for_phones=arguments.mobile)
     for file in written:
         print(f"{file.stat().st_size:12,}  {file}")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
 
-def write(classifier: "Classifier", target: Path) -> tuple[list[Path], list[str]]:
+def write(
+    classifier: "Classifier", target: Path, *, for_phones: bool = False
+) -> tuple[list[Path], list[str]]:
     """Write the folder; returns its files, and what its users should know.
 
     Raises:
@@ -40,7 +42,7 @@ def write(classifier: "Classifier", target: Path) -> tuple[list[Path], list[str]
     card = next((paths.card(row.variant) for row in rows if row.sha256 == digest), None)
     folder.make_empty(target)  # before minutes are spent
     form = photographs.build(classifier, _test_split(classifier))
-    written = folder.ship(classifier, target, card, form)
+    written = folder.ship(classifier, target, card, form, for_phones=for_phones)
     notes = []
     if form.agreement is not None:
         notes.append(f"{photographs.name(classifier)} takes a whole photograph; {form.agreement}")

@@ -36,7 +36,14 @@ class ShippingError(DistilleryError):
     """The folder or the page cannot be written or served; the message says where and what is expected."""
 
 
-def ship(classifier: Classifier, folder: Path, card: Path | None, form: Form | None = None) -> list[Path]:
+def ship(
+    classifier: Classifier,
+    folder: Path,
+    card: Path | None,
+    form: Form | None = None,
+    *,
+    for_phones: bool = False,
+) -> list[Path]:
     """Write everything that is needed to use a variant without this repository.
 
     Args:
@@ -44,6 +51,7 @@ def ship(classifier: Classifier, folder: Path, card: Path | None, form: Form | N
         folder: a new or an empty folder.
         card: the model card of this variant; the folder has none where it is None or its file is missing.
         form: the form of the variant that takes photographs; None makes one that is not measured.
+        for_phones: whether the folder also has the files of ``mobile.convert``.
 
     Returns:
         The files that were written.
@@ -56,6 +64,10 @@ def ship(classifier: Classifier, folder: Path, card: Path | None, form: Form | N
     try:
         with resources.writing(folder):
             fresh.mkdir()
+            if for_phones:
+                from pipeline.shipping import mobile  # its libraries take a second to be imported
+
+                mobile.convert(classifier.path, fresh)
             names = _write(classifier, fresh, card, form or photographs.build(classifier))
             fresh.replace(folder)  # It is empty.
     finally:
