@@ -30,7 +30,7 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., di
 
     monkeypatch.setattr(latency, "time", Clock)
     monkeypatch.setattr(
-        latency, "_open", lambda files, *rest: [partial(call, file.stem, rest[3]) for file in files]
+        latency, "open_onnx", lambda _provider, batch_size, file, *_: partial(call, file.stem, batch_size)
     )
     monkeypatch.setattr(latency, "_footprint", lambda path, _: {"load_ms": len(path.stem)})
 

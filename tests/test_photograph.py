@@ -219,10 +219,10 @@ def test_ship_compares_both_forms_on_the_data_that_the_file_was_made_with(
         report = {"classes": list(tiny_onnx.LABELS), "task": SINGLE_LABEL.name, "data_sha256": digest}
         (paths.DATA / "report.json").write_text(json.dumps(report))
         assert run(monkeypatch, f"ship tiny out/{digest}") == 0
-        out = capsys.readouterr().out
+        notes = capsys.readouterr().err
         file = tmp_path / f"out/{digest}/tiny-photo.onnx"
         metadata = open_session(file).get_modelmeta().custom_metadata_map
-        lines = [line for line in out.splitlines() if line.startswith("tiny-photo.onnx")]
+        lines = [line for line in notes.splitlines() if line.startswith("note: tiny-photo.onnx")]
         if count is None:
             assert "agreement" not in metadata
             assert lines == []
