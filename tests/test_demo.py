@@ -80,7 +80,7 @@ def address(tmp_path: Path, classifiers: list[Classifier]) -> Iterator[str]:
     rows = {sha256(classifiers[0].path): rejected}
     demo.build(tmp_path / "page", classifiers, rows, samples(tmp_path), "wrong is the one to ship.")
     with demo.server(tmp_path / "page", 0) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://{demo.LOOPBACK}:{server.server_port}/"
         server.shutdown()
@@ -254,7 +254,7 @@ def served(tmp_path: Path) -> Iterator[int]:
     for name in ("index.html", "page.mjs", "page.css", "runtime.wasm", "a.onnx", "manifest.json"):
         (folder / name).write_text(name)
     with demo.server(folder, 0) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server.server_port
         server.shutdown()
@@ -410,7 +410,7 @@ def test_the_page_shows_hostile_names_as_text(tmp_path: Path) -> None:
     demo.build(tmp_path / "page", files, {}, samples(tmp_path, NAMES))
     complaints: list[str] = []
     with demo.server(tmp_path / "page", 0) as server, sync_playwright() as playwright:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         view = browser.new_page()
