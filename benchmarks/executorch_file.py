@@ -14,7 +14,9 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import (  # pyrig
 from executorch.exir import to_edge_transform_and_lower  # pyright: ignore[reportMissingImports]
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torchao.quantization.pt2e import quantize_pt2e  # noqa: F401  # pyright: ignore[reportMissingImports]
+from torchao.quantization.pt2e import (  # pyright: ignore[reportMissingImports]
+    quantize_pt2e,  # noqa: F401 - the import registers the operators of quantised graphs
+)
 
 from pipeline.models import storage
 from pipeline.models.folding import fold_batch_norm

@@ -65,7 +65,8 @@ def image_set(given: Any, classes: tuple[str, ...] = CLASSES, sources: list[str]
 
 @pytest.mark.parametrize(("wrong", "least"), [(8, 0.5), (40, 0.9), (100, 1.0), (160, 1.0)])
 def test_planted_errors_are_found_with_the_true_class_and_nothing_else_is(wrong: int, least: float) -> None:
-    """Of few errors, those are missed of which the teacher is less sure than of most correct labels."""
+    """An error is missed if the teacher is less sure of its true class than of that class on average, which
+    matters while there are few errors."""
     truth, given, errors = planted(wrong=wrong)
     found = suspects.find(softmax(answers(truth, 4)), given)
     assert set(found.images.tolist()) <= errors
