@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import students
-from pipeline.data import sources, splits, store
+from pipeline.data import store
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import adaptation
@@ -24,12 +24,8 @@ TRAINING = TrainingSettings(epochs=2.0, batch_size=8, learning_rate=0.01)
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> dict[str, ViewSet]:
-    folder = tmp_path_factory.mktemp("prepared") / "data"
-    listing = sources.folder(photographs)
-    made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
-    store.write(folder, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
-    return {split: ViewSet(store.read(folder, split), SPACE, CONTRACT) for split in ("train", "val")}
+def sets(prepared: Path) -> dict[str, ViewSet]:
+    return {split: ViewSet(store.read(prepared, split), SPACE, CONTRACT) for split in ("train", "val")}
 
 
 def published() -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 
 import students
 from pipeline import process, tasks
-from pipeline.data import batches, sources, splits, store, views
+from pipeline.data import batches, store, views
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import labels, learning, losses, training_data
@@ -41,12 +41,8 @@ TRAINING = StudentTraining(
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
-    folder = tmp_path_factory.mktemp("prepared") / "data"
-    listing = sources.folder(photographs)
-    made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
-    store.write(folder, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
-    return folder
+def data(prepared: Path) -> Path:
+    return prepared
 
 
 @pytest.fixture(scope="module")
