@@ -16,6 +16,15 @@ def test_wilson_refuses_impossible_counts(correct: int, images: int) -> None:
         intervals.wilson(correct, images)
 
 
+def test_wilson_agrees_with_scipy() -> None:
+    for images in (1, 7, 240, 10_000):
+        for correct in (0, 1, images // 3, images - 1, images):
+            expected = stats.binomtest(correct, images).proportion_ci(0.95, method="wilson")
+            assert intervals.wilson(correct, images) == pytest.approx(
+                (expected.low, expected.high), abs=1e-15
+            )
+
+
 def test_paired_interval_agrees_with_the_published_example() -> None:
     # Fagerland, Lydersen and Laake 2014 (doi 10.1186/1471-2288-14-5): 1 and 7 discordant pairs of 21.
     assert intervals.paired_interval(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
@@ -62,6 +71,12 @@ def test_paired_interval_covers_the_truth_in_95_of_100_simulations() -> None:
 
 def test_mcnemar_does_not_underflow() -> None:
     assert 0 < intervals.mcnemar(4500, 5500) < 1e-20
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(1, 0), (3, 9), (9, 3), (5, 5), (40, 61)])
+def test_mcnemar_agrees_with_scipy(gained: int, lost: int) -> None:
+    expected = stats.binomtest(gained, gained + lost).pvalue
+    assert intervals.mcnemar(gained, lost) == pytest.approx(expected, rel=1e-12)
 
 
 def test_mcnemar_of_no_disagreement_is_1() -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int64
-from scipy import stats
+from scipy import special
 from scipy.optimize import linear_sum_assignment
 
 from pipeline.data.store import ImageSet
@@ -268,7 +268,7 @@ def _attribute_doubts(
             f"with the logits in the stated order, and {fitting:.2f} with {_describe(order, names)}"
         )
     deviations = _deviations(present)
-    critical = float(stats.norm.isf((1 - CONFIDENCE) / 2 / len(names)))
+    critical = -float(special.ndtri((1 - CONFIDENCE) / 2 / len(names)))
     own = areas.diagonal()
     wrong_way = np.flatnonzero((own < REVERSED) & (own < 0.5 - critical * deviations))
     if len(wrong_way) and not found:
@@ -285,6 +285,8 @@ def _areas(
 ) -> Float[np.ndarray, "attributes attributes"]:
     """Area under the ROC curve of each attribute (rows) with each logit (columns); 0.5 where all images or
     none have the attribute (Mann and Whitney 1947)."""
+    from scipy import stats  # slow to import, and needed for attributes alone
+
     ranks = stats.rankdata(scores, axis=0)
     positive = present.sum(0)[:, None]
     pairs = positive * (len(present) - positive)

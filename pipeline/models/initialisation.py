@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from pipeline import provenance
 from pipeline.models import storage
 from students import published
 from students.mobilenet_v1 import ACTIVATIONS
-from teachers import hubs, local_files, state_dicts, timm_models
+from teachers import hubs, local_files, state_dicts
 from teachers.errors import WeightsError
 
 TENSORFLOW_EPSILON = 1e-3
@@ -62,6 +61,8 @@ RANDOM = Start("random weights", {}, {}, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.
 def hub(source: str, path: str) -> AbstractContextManager[None]:
     """Where published weights come from, as ``hubs.download``; nothing to ask for what is a path."""
     if source == "timm" and not local_files.is_weights(path):
+        from teachers import timm_models  # slow to import
+
         return timm_models.hub(path, "default", OWN_START)
     if source == "hugging_face" and not Path(path).is_dir():
         hubs.check_id(path)
@@ -123,6 +124,8 @@ def timm_model(path: str) -> Start:
     if local_files.is_weights(path):
         tensors = state_dicts.read(Path(path))
     else:
+        import timm  # slow to import
+
         try:
             with hub("timm", path):
                 tensors = timm.create_model(path, pretrained=True).state_dict()

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import special
 
 from pipeline.statistics.average_precision import mean_average_precision
 
 CONFIDENCE = 0.99
 """One-sided confidence level at which a score is above chance."""
 
-QUANTILE = float(stats.norm.ppf(CONFIDENCE))
+QUANTILE = float(special.ndtri(CONFIDENCE))
 """Standard normal quantile of that level."""
 
 LEAST_SKILL = 0.25
