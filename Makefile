@@ -57,8 +57,9 @@ tiny: install ## A first look: the whole pipeline with few and small images, in 
 	@echo "  $(TINY)/artifacts/onnx/                  the files that would ship"
 	@echo "The real run is \`make repro\`; nothing of it was touched."
 
-test: install ## The fast tests
-	$(BIN)/pytest -q
+# A file's tests stay in one process, since they share what was made for them.
+test: install ## The fast tests, on all cores
+	$(BIN)/pytest -q -n auto --dist loadfile
 
 test-all: install ## Also the slow tests: a pipeline from end to end, browsers
 	$(BIN)/pytest -q -m "slow or not slow"

@@ -18,12 +18,17 @@ install_import_hook(["pipeline", "teachers"], "beartype.beartype")
 USERS = pytest.StashKey[str | None]()
 CACHE = "DISTILLERY_CACHE"
 """Variable that names the folder of this machine's measurements."""
+WORKERS = "PYTEST_XDIST_WORKER_COUNT"
+"""Variable that holds the number of processes that share the tests."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the tests and the processes that they start a folder of measurements of their own."""
     config.stash[USERS] = os.environ.get(CACHE)
     os.environ[CACHE] = tempfile.mkdtemp(prefix="distillery-tests-")
+    if WORKERS in os.environ:
+        cores = len(os.sched_getaffinity(0))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(os.environ[WORKERS]))))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
