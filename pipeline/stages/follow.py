@@ -17,12 +17,6 @@ from safetensors import SafetensorError, safe_open
 from pipeline import parameters, paths, process
 from pipeline.parameters import Parameters
 
-# Read by MLflow when it is imported. A server that does not answer is asked again soon enough.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-
-from pipeline.tracking import live, records
-
 CHECKPOINT = "last.safetensors"
 
 LAST_WORDS_SECONDS = 3.0
@@ -35,6 +29,11 @@ def main(variant: str) -> None:
     p = parameters.load()
     if variant in p.variants and p.declared()[variant][2].get("method") == "ptq":
         return  # Post-training quantisation has no epochs.
+    # Read by MLflow when it is imported. A server that does not answer is asked again soon enough.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    from pipeline.tracking import live, records  # seconds of work, at low priority and only where needed
+
     lines: list[str] = []
     ended = threading.Event()
 
