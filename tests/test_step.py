@@ -287,14 +287,15 @@ def test_a_replayed_step_has_the_numbers_of_the_step_itself(
     gpu: Fabric, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training, sizes = settings(optimizer=optimizer), [32] * REPLAYED + [64] * REPLAYED
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(Replayed, "_decide", lambda _: None)  # the graph stays, whichever is faster
     losses, weights, step = train_on(gpu, student(), training, sizes)
     assert step._replayed is not None
     assert step._replayed.graph is not None
-    monkeypatch.setattr(Replayed, "__call__", lambda replayed, batch, _: replayed.step(batch))
+    monkeypatch.setattr(Replayed, "__call__", lambda _, step, batch, __: step(batch))
     expected_losses, expected_weights, _ = train_on(gpu, student(), training, sizes)
     assert losses == pytest.approx(expected_losses, rel=1e-3)
-    torch.testing.assert_close(weights, expected_weights, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(weights, expected_weights, rtol=1e-3, atol=1e-3)
     assert losses[-1] != losses[-2]
 
 
