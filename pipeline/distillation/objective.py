@@ -9,7 +9,8 @@ from pipeline.distillation import losses
 from pipeline.distillation.labels import LiveTeacher
 from pipeline.distillation.settings import Objective
 from pipeline.tasks import SINGLE_LABEL, Task
-from pipeline.training.loop import LossTerms, TrainingError
+from pipeline.training.loop import TrainingError
+from pipeline.training.step import LossTerms
 from teachers.contract import InputContract
 
 

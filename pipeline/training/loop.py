@@ -5,30 +5,25 @@ import itertools
 import math
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pipeline import progress, provenance
 from pipeline.data import batches
-from pipeline.data.batches import Batch, CentredViews, Request, ViewSet
+from pipeline.data.batches import CentredViews, Request, ViewSet
 from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
-from pipeline.training import checkpoints, norms, optimisation, precision, scoring
+from pipeline.training import checkpoints, norms, optimisation, precision, prefetch, scoring
 from pipeline.training.checkpoints import History, Progress
-from pipeline.training.depthwise import FastDepthwise
 from pipeline.training.settings import Phase, TrainingSettings
-
-LossTerms = Callable[[nn.Module, Batch], dict[str, Tensor]]
-"""Function from a network and a batch to named, unweighted loss terms, each a mean over the batch."""
-
+from pipeline.training.step import LossTerms, Step
 
 CHECKED_TOGETHER = 20
 """Number of steps whose losses are looked at together, since the host waits for a GPU each time."""
@@ -49,11 +44,6 @@ class Run:
     identity: str
     """Hash over everything that determines the result, except the arithmetic, which the loop adds. A
     checkpoint with another identity is not used."""
-
-
-def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Float[Tensor, ""]:
-    """The loss: the weighted sum of named terms."""
-    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
 def train(
@@ -111,8 +101,9 @@ def train(
     averaged = copy.deepcopy(module).to(fabric.device) if settings.ema else None
     groups = optimisation.parameter_groups(module, settings.weight_decay)
     optimizer = optimisation.OPTIMIZERS[settings.optimizer](groups, settings.learning_rate)
+    optimisation.capturable(optimizer, fabric.device)
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    # State and rates are set on the plain optimizer: Fabric's wrapper keeps a copy of its groups.
+    # State is set on the plain optimizer: Fabric's wrapper keeps a copy of its groups.
     fabric_module, fabric_optimizer = fabric.setup(module, optimizer)
     state = {"module": module, "averaged": averaged, "optimizer": optimizer}
     sizes = sorted({phase.size or own_size for phase in phases})
@@ -125,15 +116,18 @@ def train(
     falls = [(phase.share, phase.rate) for phase in phases]
     step_sizes = [_size_at(number / steps, phases) or own_size for number in range(steps)]
     requests = _requests(step_sizes, images, settings.batch_size, seed, views)[done.step :]
-    stream = iter(batches.load(fabric, train_set, requests, workers))
+    stream = prefetch.on_own_stream(batches.load(fabric, train_set, requests, workers), fabric.device)
     val_views = CentredViews(fabric, val_set, workers)
     bar = progress.bar(run.name, steps * settings.batch_size, initial=done.step * settings.batch_size)
+    update = Step(
+        fabric, fabric_module, fabric_optimizer, averaged, loss_terms, weights, settings, in_bf16, run.name
+    )
     step = done.step
     while step < steps:
         end = min(steps, (step // per_epoch + 1) * per_epoch)
         torch.manual_seed(seed + step)
         began = time.perf_counter()
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=fabric.device))
+        update.begin()
         fabric_module.train()
         if hold_frozen:
             norms.hold_frozen(module)
@@ -143,25 +137,7 @@ def train(
             rate = optimisation.learning_rate(
                 step, steps, peak=settings.learning_rate, warmup=settings.warmup, phases=falls
             )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            precision.use(fabric, batch.images.shape[1] in in_bf16)
-            with FastDepthwise():
-                terms = loss_terms(fabric_module, batch)
-            loss = total(terms, weights)
-            fabric.backward(loss)
-            if settings.clip:
-                # A gradient that is not finite shows in the loss; checking it here would wait for the device.
-                fabric.clip_gradients(
-                    fabric_module, fabric_optimizer, max_norm=settings.clip, error_if_nonfinite=False
-                )
-            fabric_optimizer.step()
-            fabric_optimizer.zero_grad()
-            for name, term in [("loss", loss), *terms.items()]:
-                sums[name] += term.detach()
-            losses.append(loss.detach())
-            if averaged is not None:
-                _average(averaged, module, min(settings.ema, (1 + step) / (10 + step)))
+            losses.append(update(batch, step, rate))
             step += 1
             bar.update(settings.batch_size)
             if len(losses) == CHECKED_TOGETHER or step == end:
@@ -172,9 +148,8 @@ def train(
                         f"try a learning_rate below {settings.learning_rate:g}"
                     )
                 losses.clear()
-        precision.use(fabric, False)
+        means = update.finish()
         seconds = time.perf_counter() - began
-        means = {name: (total / (step - first)).item() for name, total in sums.items()}
         size = requests[step - 1 - done.step].size
         val = scoring.score(scoring.logits(fabric, averaged or module, val_views, size), val_set.images)
         history.append(
@@ -204,19 +179,6 @@ def _infinite_loss(losses: Sequence[Tensor], batches: Sequence[Request], images:
         return None
     first = int(infinite[0])
     return f"{values[first].item()} for {images.name(batches[first].indices)}"
-
-
-@torch.no_grad()
-def _average(averaged: nn.Module, module: nn.Module, decay: float) -> None:
-    named = zip(averaged.state_dict().values(), module.state_dict().values(), strict=True)
-    # A tensor that has several names is averaged once.
-    pairs = list({(mean.data_ptr(), mean.shape): (mean, new) for mean, new in named}.values())
-    floating = [pair for pair in pairs if pair[0].is_floating_point()]
-    # One call for all tensors: a loop over some hundred small ones costs milliseconds per step.
-    torch._foreach_lerp_([mean for mean, _ in floating], [new for _, new in floating], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-    for mean, new in pairs:
-        if not mean.is_floating_point():
-            mean.copy_(new)
 
 
 def _requests(
