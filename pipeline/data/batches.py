@@ -155,13 +155,17 @@ class CentredViews:
     _cache: list[Batch] = field(default_factory=list)
 
     def at(self, size: int) -> Iterator[Batch]:
-        """Yield the whole split at ``size`` pixels as batches, in order, on the device."""
+        """Yield the whole split at ``size`` pixels as batches, in order, on the device.
+
+        Rank ``r`` of ``n`` yields the batches ``r``, ``r + n`` and so on.
+        """
         if size == self._size:
             yield from self._cache
             return
         self._size, self._cache = 0, []
         fits = len(self.dataset) * size * size * 3 <= CACHE_BYTES
         requests = sequential(range(len(self.dataset)), None, size, CENTRED_BATCH)
+        requests = requests[self.fabric.global_rank :: self.fabric.world_size]
         batches: list[Batch] = []
         for batch in load(self.fabric, self.dataset, requests, self.workers):
             if fits:
@@ -199,7 +203,7 @@ def load(fabric: Fabric, dataset: ViewSet, requests: Sequence[Request], workers:
         worker_init_fn=_lower_priority,
         pin_memory=fabric.device.type == "cuda",
     )
-    return cast(Iterable[Batch], fabric.setup_dataloaders(loader))
+    return cast(Iterable[Batch], fabric.setup_dataloaders(loader, use_distributed_sampler=False))
 
 
 def _lower_priority(_worker: int) -> None:

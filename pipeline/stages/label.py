@@ -16,7 +16,7 @@ from teachers.runtime import in_runtime
 def main() -> None:
     """Write `artifacts/labels/`."""
     p = parameters.load()
-    fabric = compute.start(p.compute, trials=paths.precision_trials())
+    fabric = compute.start(p.compute, trials=paths.precision_trials(), ranks=True)
     card = teacher_store.read_card(paths.TEACHER)
     images = store.read_training_images(paths.DATA)
     space = views.space(p.views, p.seed)
