@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import platform
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,10 @@ def start(settings: ComputeSettings, *, trials: Path | None = None, ranks: bool 
         accelerator=accelerator,
         devices=devices,
         num_nodes=nodes,
-        # A graph that stays the same lets parameters without a gradient be; batch norm needs no broadcasts.
-        strategy=DDPStrategy(broadcast_buffers=False, static_graph=True) if devices * nodes > 1 else "auto",
+        # A graph that stays the same lets parameters without a gradient be; batch norms agree by themselves.
+        strategy=DDPStrategy(forward_sync_buffers=False, static_graph=True)
+        if devices * nodes > 1
+        else "auto",
         precision=None if precision == "auto" else precision,
         plugins=[environment, *([TriedPrecision(kind, trials)] if precision == "auto" else [])],
     )
@@ -115,6 +118,8 @@ def _layout(settings: ComputeSettings, kind: str) -> tuple[ClusterEnvironment, i
 def _launch(fabric: Fabric, environment: ClusterEnvironment, nodes: int) -> None:
     """Start the other processes unless a launcher has, and let all of them end together."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    # Weights of one input channel have several strides that mean the same; DDP notices the difference.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     launcher: Any = fabric.strategy.launcher
     if not environment.creates_processes_externally:
         siblings.watch_started(launcher.procs, process.print_errors)

@@ -117,12 +117,15 @@ def _statistics(
     of squares would lose digits.
     """
     dims = (0, *range(2, input.dim()))
-    var, mean = torch.var_mean(input.float(), dim=dims, correction=0)
+    var, mean = torch.var_mean(
+        input.to(torch.promote_types(input.dtype, torch.float32)), dim=dims, correction=0
+    )
     own = torch.cat([mean, var, mean.new_tensor([count])])
-    every = own.new_empty(distributed.get_world_size(), len(own))
-    distributed.all_gather_into_tensor(every, own)
+    parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, own)
+    every = torch.stack(parts)
     means, variances, counts = every[:, : len(mean)], every[:, len(mean) : -1], every[:, -1:].double()
-    parts = counts / counts.sum()
-    mean = (parts * means).sum(0)
-    var = (parts * (variances + (means - mean).square())).sum(0)
-    return mean.float(), var.float(), float(counts.sum())
+    weights = counts / counts.sum()
+    whole_mean = (weights * means).sum(0)
+    whole_var = (weights * (variances + (means - whole_mean).square())).sum(0)
+    return whole_mean.to(mean.dtype), whole_var.to(var.dtype), float(counts.sum())

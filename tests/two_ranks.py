@@ -1,0 +1,85 @@
+"""A small training that several processes share; `test_ranks.py` starts it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import students
+from pipeline.data import store
+from pipeline.data.batches import ViewSet
+from pipeline.data.views import ViewSpace
+from pipeline.distillation import objective
+from pipeline.distillation.settings import Objective
+from pipeline.process import stage
+from pipeline.training import compute, loop, norms, scoring
+from pipeline.training.loop import Run
+from pipeline.training.settings import ComputeSettings, Phase, TrainingSettings
+from teachers.contract import InputContract
+
+SPACE = ViewSpace(seed=0, crop_scale=(0.6, 1.0), crop_ratio=(0.8, 1.25))
+CONTRACT = InputContract(32)
+TRAINING = {
+    "epochs": 2.0,
+    "phases": (Phase(share=0.5, size=32), Phase(share=0.5, size=48)),
+    "batch_size": 12,
+    "learning_rate": 0.01,
+    "warmup": 0.1,
+    "ema": 0.9,
+}
+OBJECTIVE = Objective(kl=0.4, dist=0.2, cross_entropy=0.4, temperature=2.0)
+
+
+class InDouble(nn.Module):
+    """A network that computes in 64 bits, in which the order of sums is next to nothing."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x.double())
+
+
+def main(data: str, folder: str, devices: str, options: str) -> None:
+    """Train on a prepared folder; write what came out, and what each rank did."""
+    here, changes = Path(folder), json.loads(options)
+    fabric = compute.start(
+        ComputeSettings(accelerator="cpu", threads=1, devices=int(devices)),
+        trials=here / "trials.json",
+        ranks=True,
+    )
+    (here / f"rank-{fabric.global_rank}").write_text(str(os.getpid()))
+    train, val, test = (store.read(Path(data), split) for split in ("train", "val", "test"))
+    answers = torch.randn(len(train), 3, generator=torch.Generator().manual_seed(1)).half().numpy() * 4
+    torch.manual_seed(0)
+    module = InDouble(students.build("mobilenet_v1", {"classes": 3, "channels": (8,) * 14}))
+    settings = TrainingSettings(**{**TRAINING, **changes})
+    trained, history = loop.train(
+        fabric,
+        module,
+        objective.loss_terms(OBJECTIVE, CONTRACT, train.task),
+        OBJECTIVE.weights(),
+        settings,
+        train_set=ViewSet(train, SPACE, CONTRACT, lambda images, _view: answers[images]),
+        val_set=ViewSet(val, None, CONTRACT),
+        views=None,
+        seed=0,
+        workers=0,
+        run=Run("test", here / "checkpoints", "test"),
+    )
+    norms.settle(fabric, trained, ViewSet(train, SPACE, CONTRACT), 0)
+    logits = scoring.predict(fabric, trained, ViewSet(test, None, CONTRACT), 32, 0)
+    save_file({"logits": logits, **trained.state_dict()}, here / f"state-{fabric.global_rank}.safetensors")
+    print(f"rank {fabric.global_rank} of {fabric.world_size} is done")
+    if fabric.is_global_zero:
+        (here / "history.json").write_text(json.dumps(history))
+
+
+if __name__ == "__main__":
+    with stage():
+        main(*sys.argv[1:])
