@@ -172,7 +172,7 @@ def _listen(names: dict[int, str], own: int, count: int, say: Callable[[str], No
                     continue
                 if word != FAILED and own <= 1:
                     # DVC, the launcher or a person may have ended all of them, and this one in a moment.
-                    time.sleep(1.0)
+                    time.sleep(NOTICE_SECONDS / 3)
                     say(_ended(key.data, count, names[key.data], _status(key.data)))
                 _end_all()
 
