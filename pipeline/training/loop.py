@@ -20,7 +20,7 @@ from pipeline.data import batches
 from pipeline.data.batches import CentredViews, Request, ViewSet
 from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
-from pipeline.training import checkpoints, norms, optimisation, precision, ranks, scoring
+from pipeline.training import checkpoints, norms, optimisation, precision, prefetch, ranks, scoring
 from pipeline.training.checkpoints import History, Progress
 from pipeline.training.ranks import SharedTerms
 from pipeline.training.settings import Phase, TrainingSettings
@@ -104,8 +104,9 @@ def train(
     averaged = copy.deepcopy(module).to(fabric.device) if settings.ema else None
     groups = optimisation.parameter_groups(module, settings.weight_decay)
     optimizer = optimisation.OPTIMIZERS[settings.optimizer](groups, settings.learning_rate)
+    optimisation.capturable(optimizer, fabric.device)
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    # State and rates are set on the plain optimizer: Fabric's wrapper keeps a copy of its groups.
+    # State is set on the plain optimizer: Fabric's wrapper keeps a copy of its groups.
     fabric_module, fabric_optimizer = fabric.setup(module, optimizer)
     state = {"module": module, "averaged": averaged, "optimizer": optimizer}
     sizes = sorted({phase.size or own_size for phase in phases})
@@ -121,11 +122,14 @@ def train(
     falls = [(phase.share, phase.rate) for phase in phases]
     step_sizes = [_size_at(number / steps, phases) or own_size for number in range(steps)]
     requests = _requests(step_sizes, images, settings.batch_size, seed, views)[done.step :]
-    stream = iter(batches.load(fabric, train_set, ranks.shares(fabric, requests), workers))
+    rendered = batches.load(fabric, train_set, ranks.shares(fabric, requests), workers)
+    stream = prefetch.on_own_stream(rendered, fabric.device)
     val_views = CentredViews(fabric, val_set, workers)
     bar = progress.bar(run.name, steps * settings.batch_size, initial=done.step * settings.batch_size)
     terms = ranks.on_whole_batches(fabric, loss_terms, settings.batch_size)
-    update = Step(fabric, fabric_module, fabric_optimizer, averaged, terms, weights, settings, in_bf16)
+    update = Step(
+        fabric, fabric_module, fabric_optimizer, averaged, terms, weights, settings, in_bf16, run.name
+    )
     step = done.step
     while step < steps:
         end = min(steps, (step // per_epoch + 1) * per_epoch)
