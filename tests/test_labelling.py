@@ -15,11 +15,12 @@ import torch
 
 from pipeline import files, provenance
 from pipeline.data import batches, store
-from pipeline.data.batches import ViewSet
+from pipeline.data.batches import Request, ViewSet
+from pipeline.data.requests import Lazily
 from pipeline.distillation import labelling, labels
 from pipeline.distillation.labels import Answers, LabelError
 from pipeline.tasks import SINGLE_LABEL
-from pipeline.training import compute
+from pipeline.training import compute, loop
 from pipeline.training.settings import ComputeSettings
 from tests import labelling_ranks
 from tests.labelling_ranks import CLASSES, CONTRACTS, KEY, SPACE, TOP, VIEWS
@@ -60,7 +61,7 @@ def label_in_processes(data: Path, folder: Path, count: int) -> list[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
@@ -213,3 +214,30 @@ def test_a_file_that_may_still_change_within_the_same_tick_is_read_again(
     file.write_bytes(b"a")
     assert provenance.is_unchanged(file, provenance.sha256(file))
     assert [path.name for path in tmp_path.iterdir()] == ["store"], "nothing is recorded yet"
+
+
+@pytest.mark.parametrize(("images", "batch", "views"), [(10, 4, None), (10, 4, 2), (7, 7, 3), (9, 1, 2)])
+def test_the_order_of_a_training_is_drawn_when_it_is_needed(
+    images: int, batch: int, views: int | None
+) -> None:
+    own = np.arange(images) * 3
+    per_epoch, sizes = images // batch, [number % 5 for number in range(3 * (images // batch) + 1)]
+    found = loop._requests(sizes, own, batch, 11, views)
+    for number, request in enumerate(found):
+        epoch, place = divmod(number, per_epoch)
+        order = own[batches.shuffled(images, epoch, 11)]
+        assert request.indices.tolist() == order[place * batch :][:batch].tolist()
+        assert (request.view, request.size) == (epoch % (views or 10), number % 5)
+    assert number + 1 == len(found) == len(sizes)
+
+
+def test_a_slice_of_lazy_requests_is_lazy() -> None:
+    made: list[int] = []
+    requests = Lazily(100, lambda number: made.append(number) or Request([number], None, 1))
+    later = requests[10:][5:20:2]
+    assert (len(later), made) == (8, [])
+    assert [request.indices for request in later] == [[number] for number in range(15, 30, 2)]
+    assert made == list(range(15, 30, 2))
+    assert (requests[-1].indices, later[-1].indices) == ([99], [29])
+    with pytest.raises(IndexError):
+        requests[100]

@@ -19,6 +19,7 @@ from torch import nn
 from pipeline import files, progress
 from pipeline.data import batches
 from pipeline.data.batches import Batch, Request, ViewSet
+from pipeline.data.requests import Lazily
 from pipeline.distillation import labels
 from pipeline.distillation.labels import Answers, LabelError
 
@@ -65,22 +66,6 @@ class Blocks:
         return range(block * BLOCK, min((block + 1) * BLOCK, self.images))
 
 
-@dataclass(frozen=True)
-class _Requests(Sequence[Request]):
-    """Every view of one batch of images after the other, made when it is needed."""
-
-    rows: Sequence[range]
-    """The images of each batch."""
-    views: int
-    size: int
-
-    def __len__(self) -> int:
-        return len(self.rows) * self.views
-
-    def __getitem__(self, number: int) -> Request:
-        return Request(self.rows[number // self.views], number % self.views, self.size)
-
-
 @torch.no_grad()
 def compute(
     fabric: Fabric,
@@ -115,34 +100,39 @@ def compute(
     partial.mkdir(parents=True, exist_ok=True)
     blocks = Blocks(partial, len(view_set), classes)
     pending = _pending(fabric, blocks)
-    rows = [
-        range(first, min(first + BATCH, part.stop))
-        for part in map(blocks.rows, pending)
-        for first in part[::BATCH]
-    ]
+    rows = [batch for block in pending for batch in _batches(blocks.rows(block))]
     networks = [
         fabric.to_device(network.eval()).to(memory_format=torch.channels_last) for network in networks
     ]
-    stream = iter(batches.load(fabric, view_set, _Requests(rows, views, view_set.contract.size), workers))
+    size = view_set.contract.size
+    requests = Lazily(len(rows) * views, lambda n: Request(rows[n // views], n % views, size))
+    stream = iter(batches.load(fabric, view_set, requests, workers))
     kept = _row_type(classes, top)
     with progress.bar("label", views * sum(map(len, rows)), "views") as bar:
         for block in pending:
             images = blocks.rows(block)
             answers = np.empty((len(images), views), kept)
-            for first in images[::BATCH]:
-                batch = range(first, min(first + BATCH, images.stop))
+            for batch in _batches(images):
+                place = slice(batch.start - images.start, batch.stop - images.start)
                 for view, shown in enumerate(islice(stream, views)):
                     logits = _ask(networks, view_set, shown)
                     _check_finite(logits, view_set, batch)
-                    answer = labels.compact(logits[:, None], top)
-                    part = answers[batch.start - images.start : batch.stop - images.start, view]
-                    part["values"] = answer.values[:, 0]
-                    if answer.top_classes is not None:
-                        part["classes"] = answer.top_classes[:, 0]
+                    _keep(answers[place, view], labels.compact(logits[:, None], top))
                     bar.update(len(batch))
             files.write_array(blocks.file(block), answers, sealed=True)
     fabric.barrier()
     return blocks
+
+
+def _batches(images: range) -> list[range]:
+    return [range(first, min(first + BATCH, images.stop)) for first in images[::BATCH]]
+
+
+def _keep(rows: np.ndarray, answers: Answers) -> None:
+    """Copy the answers to one view into rows of a block."""
+    rows["values"] = answers.values[:, 0]
+    if answers.top_classes is not None:
+        rows["classes"] = answers.top_classes[:, 0]
 
 
 def _pending(fabric: Fabric, blocks: Blocks) -> list[int]:
