@@ -51,7 +51,7 @@ COLD_BATCHES = 100
 """Number of batches that are read from the disk itself: the cache of the system is emptied before."""
 MEGABYTE = 2**20
 Seconds = dict[str, tuple[float, float]]
-"""Seconds that each part took: by the clock, and of the processor. On a busy machine, only the latter says how
+"""Seconds that each part took: by the clock, and of the processor. On a busy machine, only the latter say how
 the work grows."""
 
 
@@ -106,7 +106,8 @@ def main() -> None:
         )
     results = []
     print(
-        "| images | | rows a second / a second of the processor | anonymous memory, MB: before, most | resident, most, MB |"
+        "| images | | rows a second / a second of the processor | anonymous memory, MB: before, most | "
+        "resident, most, MB |"
     )
     print("|---|---|---|---|---|")
     for rows in arguments.rows:
