@@ -5,6 +5,7 @@ processes, and the blocks together are the store.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -107,18 +108,22 @@ def compute(
     size = view_set.contract.size
     requests = Lazily(len(rows) * views, lambda n: Request(rows[n // views], n % views, size))
     stream = iter(batches.load(fabric, view_set, requests, workers))
-    kept = _row_type(classes, top)
-    with progress.bar("label", views * sum(map(len, rows)), "views") as bar:
+    row_type = _row_type(classes, top)
+    # A helper compacts answers while a GPU computes the next ones.
+    with progress.bar("label", views * sum(map(len, rows)), "views") as bar, ThreadPoolExecutor(1) as helper:
         for block in pending:
             images = blocks.rows(block)
-            answers = np.empty((len(images), views), kept)
+            answers = np.empty((len(images), views), row_type)
+            copies = []
             for batch in _batches(images):
                 place = slice(batch.start - images.start, batch.stop - images.start)
                 for view, shown in enumerate(islice(stream, views)):
                     logits = _ask(networks, view_set, shown)
                     _check_finite(logits, view_set, batch)
-                    _keep(answers[place, view], labels.compact(logits[:, None], top))
+                    copies.append(helper.submit(_keep, answers[place, view], logits, top))
                     bar.update(len(batch))
+            for copy in copies:
+                copy.result()
             files.write_array(blocks.file(block), answers, sealed=True)
     fabric.barrier()
     return blocks
@@ -128,8 +133,9 @@ def _batches(images: range) -> list[range]:
     return [range(first, min(first + BATCH, images.stop)) for first in images[::BATCH]]
 
 
-def _keep(rows: np.ndarray, answers: Answers) -> None:
-    """Copy the answers to one view into rows of a block."""
+def _keep(rows: np.ndarray, logits: Float16[np.ndarray, "batch classes"], top: int | None) -> None:
+    """Copy the compacted answers to one view into rows of a block."""
+    answers = labels.compact(logits[:, None], top)
     rows["values"] = answers.values[:, 0]
     if answers.top_classes is not None:
         rows["classes"] = answers.top_classes[:, 0]
