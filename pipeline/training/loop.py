@@ -1,6 +1,7 @@
 """The training loop, which the teacher, distillation, fine-tuning and quantisation-aware training share."""
 
 import copy
+import functools
 import itertools
 import math
 import sys
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from pipeline import progress, provenance
 from pipeline.data import batches
 from pipeline.data.batches import CentredViews, Request, ViewSet
+from pipeline.data.requests import Lazily
 from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
 from pipeline.training import checkpoints, norms, optimisation, precision, prefetch, ranks, scoring
@@ -196,17 +198,20 @@ def _requests(
     batch_size: int,
     seed: int,
     views: int | None,
-) -> list[Request]:
+) -> Lazily:
     """The images of each step, of which ``sizes`` has the image size: shuffled within epochs."""
     per_epoch = len(images) // batch_size
-    requests = []
-    for epoch in range(math.ceil(len(sizes) / per_epoch)):
-        order = images[batches.shuffled(len(images), epoch, seed)]
-        view = epoch if views is None else epoch % views
-        for position, size in enumerate(sizes[epoch * per_epoch : (epoch + 1) * per_epoch]):
-            selection = order[position * batch_size : (position + 1) * batch_size]
-            requests.append(Request(selection, view, size))
-    return requests
+
+    @functools.lru_cache(maxsize=2)  # Batches are loaded ahead, across the end of an epoch.
+    def order(epoch: int) -> Int64[np.ndarray, " images"]:
+        return images[batches.shuffled(len(images), epoch, seed)]
+
+    def request(step: int) -> Request:
+        epoch, position = divmod(step, per_epoch)
+        selection = order(epoch)[position * batch_size : (position + 1) * batch_size]
+        return Request(selection, epoch if views is None else epoch % views, sizes[step])
+
+    return Lazily(len(sizes), request)
 
 
 def _size_at(progress: float, phases: Sequence[Phase]) -> int | None:

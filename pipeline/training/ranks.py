@@ -16,6 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from pipeline.data.batches import Batch, Request
+from pipeline.data.requests import Lazily
 from pipeline.errors import DistilleryError
 from pipeline.training.shared_norms import SharedStatistics
 from pipeline.training.step import LossTerms
@@ -48,16 +49,17 @@ def bounds(images: int, ranks: int) -> list[int]:
     return [images * rank // ranks for rank in range(ranks + 1)]
 
 
-def shares(fabric: Fabric, requests: Sequence[Request]) -> list[Request]:
+def shares(fabric: Fabric, requests: Sequence[Request]) -> Sequence[Request]:
     """The share of this rank of each batch."""
     if fabric.world_size == 1:
-        return list(requests)
-    rank = fabric.global_rank
-    result = []
-    for request in requests:
-        first, end = bounds(len(request.indices), fabric.world_size)[rank : rank + 2]
-        result.append(request._replace(indices=request.indices[first:end]))
-    return result
+        return requests
+
+    def share(number: int) -> Request:
+        request = requests[number]
+        first, end = bounds(len(request.indices), fabric.world_size)[fabric.global_rank :][:2]
+        return request._replace(indices=request.indices[first:end])
+
+    return Lazily(len(requests), share)
 
 
 def check_batch(fabric: Fabric, batch_size: int, name: str) -> None:
