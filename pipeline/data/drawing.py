@@ -36,6 +36,10 @@ class Views:
     colours: Float64[np.ndarray, "views 3"]
     """Factors of brightness, contrast and saturation."""
 
+    def of(self, rows: Int64[np.ndarray, " some"]) -> "Views":
+        """Some of the views."""
+        return Views(self.boxes[rows], self.flips[rows], self.colours[rows])
+
 
 @dataclass(frozen=True)
 class Mixtures:
@@ -47,6 +51,10 @@ class Mixtures:
     """Share of the view that shows the image itself; 1 for a view that shows one image only."""
     patches: Float64[np.ndarray, "views 4"]
     """Rectangle that the partner covers, in fractions of the view; NaN if there is none."""
+
+    def of(self, rows: Int64[np.ndarray, " some"]) -> "Mixtures":
+        """Those of some of the views."""
+        return Mixtures(self.partners[rows], self.weights[rows], self.patches[rows])
 
     def at(self, row: int) -> Mixture | None:
         """The mixture of one view; None if it shows one image only."""
