@@ -346,7 +346,8 @@ def load(fabric: Fabric, dataset: ViewSet, requests: Sequence[Request], workers:
         worker_init_fn=_lower_priority,
         pin_memory=fabric.device.type == "cuda",
     )
-    return cast(Iterable[Batch], fabric.setup_dataloaders(loader))
+    # The requests are those of this process: Fabric must not divide them.
+    return cast(Iterable[Batch], fabric.setup_dataloaders(loader, use_distributed_sampler=False))
 
 
 def renderer(fabric: Fabric, dataset: ViewSet, requests: Sequence[Request], workers: int) -> Renderer:
