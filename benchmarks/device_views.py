@@ -3,9 +3,9 @@
     python -m benchmarks.device_views [FOLDER] [--json]
 
 Made-up grey images of 28 pixels (PNG) and coloured ones of 400 x 533 (JPEG), and those in FOLDER (class
-folders), become batches of 96 and 192 pixels, with crops and flips, then with colours and mixtures, too. Rates
-count from the moment at which nothing is rendered ahead. On a CPU the rate of the device only shows that it
-works. `--answers` also asks EfficientNet-Lite0 about both renderings, at 128 pixels.
+folders), become batches of 96 and 192 pixels, with crops and flips, then with colours and mixtures, too.
+Rates count from the moment at which nothing is rendered ahead. On a CPU the rate of the device only shows
+that it works. `--answers` also asks EfficientNet-Lite0 about both renderings, at 128 pixels.
 """
 
 import argparse

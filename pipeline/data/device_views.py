@@ -14,10 +14,11 @@ A weight is split into two halves of 12 bits, whose products with bytes and thei
 Nothing here waits for the device: shapes follow from numbers that the host knows.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from torch import Tensor
 from pipeline.data.drawing import Mixtures, Views
 from teachers.contract import InputContract
 
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
 RADIUS = {"bilinear": 1, "bicubic": 2}
 """Distance in output pixels from which the filter is 0."""
 BICUBIC = -0.5
@@ -35,6 +39,8 @@ UNIT, HALF = 2**22, 2**12
 """Whole number of a weight of 1, and that of a unit of its upper half."""
 CHUNK = 2**23
 """Most source pixels that are resized at once; each takes some 40 bytes meanwhile."""
+MULTIPLE = 8
+"""What heights and widths are multiples of: matrices of few different sizes use the same memory again."""
 GREY = (19595, 38470, 7471)
 """Weights of red, green and blue in grey, of 2 ** 16."""
 
@@ -76,7 +82,7 @@ class _Chunk(NamedTuple):
     """Whether they are resized vertically first."""
     height: int
     width: int
-    """Number of source pixels that are read per view."""
+    """Number of source pixels that are read per view at least."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,18 @@ def plan(
     )
 
 
-@torch.no_grad()
+def _exactly(function: Callable[P, Result]) -> Callable[P, Result]:
+    """The function without gradients, and without the half precision of whoever reads batches."""
+
+    @functools.wraps(function)
+    def computed(*args: P.args, **kwargs: P.kwargs) -> Result:
+        with torch.no_grad(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return function(*args, **kwargs)
+
+    return computed
+
+
+@_exactly
 def render(pictures: Pictures, plan: Plan) -> UInt8[Tensor, "views size size 3"]:
     """Render the views of a plan on the device of the pictures."""
     table = upload(plan.table, pictures.pixels.device)
@@ -168,7 +185,7 @@ def render(pictures: Pictures, plan: Plan) -> UInt8[Tensor, "views size size 3"]
     return views.index_select(0, upload(plan.place, views.device))
 
 
-@torch.no_grad()
+@_exactly
 def mix(
     views: UInt8[Tensor, "views size size 3"],
     partners: UInt8[Tensor, "views size size 3"],
@@ -238,11 +255,15 @@ def _chunks(
         for place, (h, w) in enumerate(zip(heights[rows].tolist(), widths[rows].tolist(), strict=True)):
             higher, wider = max(height, h), max(width, w)
             if place > first and (place + 1 - first) * higher * wider > CHUNK:
-                chunks.append(_Chunk(rows[first:place], vertical_first, height, width))
+                chunks.append(_Chunk(rows[first:place], vertical_first, _above(height), _above(width)))
                 first, higher, wider = place, h, w
             height, width = higher, wider
-        chunks.append(_Chunk(rows[first:], vertical_first, height, width))
+        chunks.append(_Chunk(rows[first:], vertical_first, _above(height), _above(width)))
     return chunks
+
+
+def _above(length: int) -> int:
+    return -(-length // MULTIPLE) * MULTIPLE
 
 
 def _columns(table: Float64[Tensor, "views 18"]) -> _Columns:
@@ -334,7 +355,7 @@ def _spread(
     halves = torch.cat([upper, weights - upper * HALF], dim=1).float()
     places = firsts[:, :, None] + torch.arange(taps, device=weights.device)
     # Filters reach beyond what is read, with weights of 0.
-    matrix = halves.new_zeros(views, 2 * size, length + taps)
+    matrix = halves.new_zeros(views, 2 * size, _above(length + taps))
     return matrix.scatter_(2, places.repeat(1, 2, 1), halves)[..., :length]
 
 
