@@ -226,9 +226,8 @@ def print_errors(*problems: str) -> None:
     """Print one line per problem on standard error."""
     with suppress(OSError):
         _end_progress_bars()
-        sys.stderr.write(
-            "".join(f"error: {for_terminal(without_passwords(problem))}\n" for problem in problems)
-        )
+        stream = sys.stderr if siblings.is_first() else sys.__stderr__ or sys.stderr
+        stream.write("".join(f"error: {for_terminal(without_passwords(problem))}\n" for problem in problems))
 
 
 def end_interrupted() -> NoReturn:

@@ -88,8 +88,8 @@ def watch_started(children: MutableSequence["subprocess.Popen[Any]"], say: Calla
 
     def watch() -> None:
         while not _joined.wait(POLL_SECONDS):
-            started.extend(children)
-            children.clear()
+            while children:
+                started.append(children.pop(0))
             for number, child in enumerate(started, 1):
                 if child.poll():
                     if child.returncode < 0:

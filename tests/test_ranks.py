@@ -46,9 +46,10 @@ def start(*command: object, folder: Path, **variables: str) -> "subprocess.Popen
     )
 
 
-def train(data: Path, folder: Path, devices: int, **changes: Any) -> "subprocess.Popen[str]":
-    folder.mkdir(exist_ok=True)
-    return start("-m", "tests.two_ranks", data, folder, devices, json.dumps(changes), folder=folder)
+def train(data: Path, folder: Path, **changes: Any) -> "subprocess.Popen[str]":
+    """Two processes."""
+    arguments = data, folder, json.dumps({"devices": 2}), json.dumps(changes)
+    return start("-m", "tests.two_ranks", *arguments, folder=folder)
 
 
 def finished(running: "subprocess.Popen[str]") -> str:
@@ -59,7 +60,7 @@ def finished(running: "subprocess.Popen[str]") -> str:
 
 def in_this_process(data: Path, folder: Path, **changes: Any) -> None:
     folder.mkdir(exist_ok=True)
-    two_ranks.main(str(data), str(folder), "1", json.dumps(changes))
+    two_ranks.main(str(data), str(folder), "{}", json.dumps(changes))
 
 
 def lines(errors: str) -> list[str]:
@@ -92,7 +93,7 @@ def one(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
 
 @pytest.mark.timeout(900)
 def test_two_processes_train_as_one_does(one: Path, prepared: Path, tmp_path: Path) -> None:
-    out = finished(train(prepared, tmp_path, 2))
+    out = finished(train(prepared, tmp_path))
     assert out == "rank 0 of 2\n"
     assert_equal(one, tmp_path)
     states = [load_file(tmp_path / f"state-{rank}.safetensors") for rank in (0, 1)]
@@ -119,7 +120,7 @@ def test_another_number_of_processes_goes_on_where_a_killed_one_stopped(
             in_this_process(prepared, tmp_path)
     file = tmp_path / "checkpoints" / checkpoints.FILE
     first = file.read_bytes()
-    with train(prepared, tmp_path, 2) as running:
+    with train(prepared, tmp_path) as running:
         wait_for(lambda: file.read_bytes() != first, running)
         number = int((tmp_path / "process-1").read_text())
         os.kill(number, signal.SIGKILL)
@@ -146,7 +147,7 @@ def wait_for(happens: Any, running: "subprocess.Popen[str]", seconds: float = 24
 
 @pytest.mark.timeout(900)
 def test_an_error_that_all_processes_have_is_one_line(prepared: Path, tmp_path: Path) -> None:
-    running = train(prepared, tmp_path, 2, learning_rate=1e30, clip=0.0, warmup=0.0)
+    running = train(prepared, tmp_path, learning_rate=1e30, clip=0.0, warmup=0.0)
     _, errors = running.communicate(timeout=300)
     assert running.returncode == 1
     (said,) = lines(errors)

@@ -46,21 +46,21 @@ class InDouble(nn.Module):
         self.module = module.double()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits in 64 bits."""
-        return self.module(x.double())
+        """Logits that differ enough between images for distances between images to have digits."""
+        return 20 * self.module(x.double())
 
 
-def main(data: str, folder: str, devices: str, changes: str) -> None:
+def main(data: str, folder: str, settings: str, changes: str) -> None:
     """Train on a prepared folder, and write the state at the end and the history into another one.
 
     Args:
         data: the prepared folder.
         folder: folder of the results.
-        devices: number of processes.
+        settings: settings of the processes, in JSON.
         changes: changes of ``TRAINING``, in JSON.
     """
     here = Path(folder)
-    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, devices=int(devices)), ranks=True)
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, **json.loads(settings)), ranks=True)
     batches.CENTRED_BATCH = SCORED
     (here / f"process-{fabric.global_rank}").write_text(str(os.getpid()))
     train, val, test = (store.read(Path(data), split) for split in ("train", "val", "test"))
@@ -74,7 +74,7 @@ def main(data: str, folder: str, devices: str, changes: str) -> None:
         module,
         objective.loss_terms(OBJECTIVE, CONTRACT, train.task),
         OBJECTIVE.weights(),
-        TrainingSettings(**{**TRAINING, **json.loads(changes)}),
+        TrainingSettings(**TRAINING).model_copy(update=json.loads(changes)),
         train_set=ViewSet(train, SPACE, CONTRACT, lambda images, _: answers[images]),
         val_set=ViewSet(val, None, CONTRACT),
         views=None,
