@@ -43,6 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     one = arguments.folder / "one"
     prepare(one, 1, arguments.changes)
+    python(one, "-m", "pipeline", "fetch")
     run(one, "prepare")
     for command in (TEACH, LABEL, *BUILDS):
         run(one, *command)

@@ -288,3 +288,46 @@ def test_a_launch_that_cannot_work_is_said_before_it_begins(
     with pytest.raises(ComputeError) as caught:
         compute.start(ComputeSettings(accelerator="cpu", threads=1, **settings), ranks=True)
     assert all(name in str(caught.value) for name in names)
+
+
+def launch(launcher: str, rank: int) -> tuple[list[str], dict[str, str]]:
+    """How a launcher starts one of two processes: what comes before the program, and variables."""
+    if launcher == "torchrun":
+        return ["-m", "torch.distributed.run", "--nproc-per-node", "2"], {}
+    port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29765"}
+    if launcher == "slurm":
+        step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+        return [], {**step, **port, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+    return [], {**port, "NODE_RANK": str(rank)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm", "machines"])
+def test_a_launcher_takes_precedence(one: Path, prepared: Path, tmp_path: Path, launcher: str) -> None:
+    settings = json.dumps({"nodes": 2} if launcher == "machines" else {"devices": 1})
+    running = []
+    for rank in range(1 if launcher == "torchrun" else 2):
+        before, variables = launch(launcher, rank)
+        program = "-m", "tests.two_ranks", prepared, tmp_path, settings, "{}"
+        running.append(start(*before, *program, folder=tmp_path, **variables))
+    assert [finished(process) for process in running][:1] == ["rank 0 of 2\n"]
+    assert_equal(one, tmp_path)
+
+
+SMALL = ("data.val=12", "data.test=24", "student.size=32", "teacher.size=32", "compute.workers=1")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_all_stages_end_with_networks_that_score_alike_and_equal_label_stores(
+    photographs: Path, tmp_path: Path
+) -> None:
+    data = "data=folder", f"data.path={photographs}"
+    command = "-m", "benchmarks.ranks", "--json", "--folder", tmp_path, "tiny", *data, *SMALL
+    with start(*command, folder=ROOT) as running:
+        out, errors = running.communicate(timeout=2900)
+    assert running.returncode == 0, out[-3000:] + errors[-3000:]
+    stages = json.loads(out[out.index("{\n") :])["stages"]
+    assert [row["stage"].split()[0] for row in stages] == ["teach", "label", "distill", "prune", "quantize"]
+    assert all(row["alike"] for row in stages)
