@@ -1,22 +1,25 @@
-"""Batches of views, rendered in worker processes; their pixels do not depend on which process renders
+"""Batches of views, rendered on the device or in worker processes; their pixels do not depend on what renders
 them."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby, islice
 from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int64, UInt8
+from jaxtyping import Bool, Float, Float16, Int64, UInt8
 from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.data import views
+from pipeline.data import device_views, drawing, pictures, prefetching, views
+from pipeline.data.device_views import Pictures, Plan, upload
+from pipeline.data.drawing import Mixtures, Views
+from pipeline.data.pictures import Renderer
 from pipeline.data.store import ImageSet
 from pipeline.data.views import View, ViewSpace
 from pipeline.tasks import SINGLE_LABEL
@@ -26,6 +29,10 @@ CENTRED_BATCH = 128
 """Number of images that are scored at once."""
 CACHE_BYTES = 2**28
 """Most memory, in bytes, for rendered images that are scored again and again."""
+TOGETHER = 32
+"""Number of batches whose views are drawn together for a device."""
+AHEAD = 4
+"""Number of batches that are prepared ahead for a device."""
 
 
 class Batch(NamedTuple):
@@ -68,24 +75,87 @@ class ViewSet(Dataset[Batch]):
         return len(self.images)
 
     def __getitem__(self, request: Request) -> Batch:
-        contracts = replace(self.contract, size=request.size), *self.teachers
+        contracts = self.contracts(request.size)
         indices = np.asarray(request.indices)
+        numbers = None if request.view is None else np.full(len(indices), request.view)
+        mixtures = self.mixtures(indices, numbers)
         pixels = [np.empty((len(indices), c.size, c.size, 3), np.uint8) for c in contracts]
         for row, index in enumerate(indices.tolist()):
-            for array, image in zip(pixels, self._pictures(index, request.view, contracts), strict=True):
+            mixture = mixtures and mixtures.at(row)
+            for array, image in zip(
+                pixels, self._pictures(index, request.view, contracts, mixture), strict=True
+            ):
                 array[row] = np.asarray(image)
-        answers = None
-        if self.answers is not None and request.view is not None:
-            answers = torch.from_numpy(self.answers(indices, request.view))
         images, *for_teachers = map(torch.from_numpy, pixels)
-        return Batch(images, self._labels(indices, request.view), answers, tuple(for_teachers))
+        labels = self.shown_labels(torch.from_numpy(self.images.labels), indices, mixtures)
+        answers = self.stored_answers(indices, request.view)
+        answers = None if answers is None else torch.from_numpy(answers)
+        return Batch(images, labels, answers, tuple(for_teachers))
+
+    def contracts(self, size: int) -> list[InputContract]:
+        """What views are rendered for: the contract at ``size`` pixels, and those of the teachers."""
+        return [replace(self.contract, size=size), *self.teachers]
+
+    def stored_answers(
+        self, indices: Int64[np.ndarray, " batch"], number: int | None
+    ) -> Float16[np.ndarray, "batch classes"] | None:
+        """The stored logits of a view of some images; None if there are none."""
+        return None if self.answers is None or number is None else self.answers(indices, number)
+
+    def mixtures(
+        self, indices: Int64[np.ndarray, " views"], numbers: Int64[np.ndarray, " views"] | None
+    ) -> Mixtures | None:
+        """What each of some views is mixed with; None if none is mixed.
+
+        Args:
+            indices: index of the image of each view.
+            numbers: number of each view; None for centred squares.
+        """
+        if numbers is None or self.space is None or not self.space.mixes:
+            return None
+        # What a verified image is mixed with is verified, too: of a mixture, both labels are learned.
+        verified = self._verified[indices]
+        images = np.where(verified, len(self.images.verified), len(self))
+        mixtures = drawing.draw_mixtures(self.space, self.images.keys[indices], numbers, images)
+        chosen = verified & (mixtures.partners >= 0)
+        mixtures.partners[chosen] = self.images.verified[mixtures.partners[chosen]]
+        return mixtures
+
+    @cached_property
+    def _verified(self) -> Bool[np.ndarray, " images"]:
+        verified = np.zeros(len(self), bool)
+        verified[self.images.verified] = True
+        return verified
+
+    def drawn_views(
+        self,
+        images: Pictures,
+        indices: Int64[np.ndarray, " views"],
+        numbers: Int64[np.ndarray, " views"] | None,
+    ) -> Views:
+        """Views of some images of the split, before they are mixed.
+
+        Args:
+            images: the images of the split.
+            indices: index of the image of each view.
+            numbers: number of each view; None for centred squares.
+        """
+        widths, heights = images.widths[indices], images.heights[indices]
+        if numbers is not None and self.space is not None:
+            return drawing.draw(self.space, self.images.keys[indices], numbers, widths, heights)
+        sizes = zip(widths.tolist(), heights.tolist(), strict=True)
+        boxes = np.array([self.contract.centre_box(*size) for size in sizes])
+        return Views(boxes, np.zeros(len(boxes), bool), np.ones((len(boxes), 3)))
 
     def _pictures(
-        self, index: int, number: int | None, contracts: Sequence[InputContract]
+        self,
+        index: int,
+        number: int | None,
+        contracts: Sequence[InputContract],
+        mixture: views.Mixture | None,
     ) -> list[Image.Image]:
         """One view at the size of each contract."""
         pictures = self._renderings(index, number, contracts)
-        mixture = self._mixture(index, number)
         if mixture is None:
             return pictures
         partners = self._renderings(mixture.partner, number, contracts)
@@ -103,45 +173,38 @@ class ViewSet(Dataset[Batch]):
             view = views.draw(self.space, int(self.images.keys[index]), number, *image.size)
         return [views.render(image, view, contract) for contract in contracts]
 
-    def _mixture(self, index: int, number: int | None) -> views.Mixture | None:
-        if number is None or self.space is None:
-            return None
-        # What a verified image is mixed with is verified, too: of a mixture, both labels are learned.
-        verified = index in self._verified
-        images = len(self.images.verified) if verified else len(self)
-        mixture = views.draw_mixture(self.space, int(self.images.keys[index]), number, images)
-        if mixture is None or not verified:
-            return mixture
-        return replace(mixture, partner=int(self.images.verified[mixture.partner]))
-
-    @cached_property
-    def _verified(self) -> frozenset[int]:
-        return frozenset(self.images.verified.tolist())
-
-    def _labels(
-        self, indices: Int64[np.ndarray, " batch"], number: int | None
+    def shown_labels(
+        self,
+        labels: Int64[Tensor, " images"] | Float[Tensor, "images attributes"],
+        indices: Int64[np.ndarray, " batch"],
+        mixtures: Mixtures | None,
     ) -> Int64[Tensor, " batch"] | Float[Tensor, "batch classes"]:
-        labels = torch.from_numpy(self.images.labels[indices])
-        mixed = number is not None and self.space is not None and self.space.mixes
-        if not mixed and self.images.fully_labelled:
-            return labels
-        shares = self._shares(labels)
-        if not mixed:
+        """What ``Batch.labels`` says of some views, computed where the labels of the split lie.
+
+        Args:
+            labels: those of all images of the split, on any device.
+            indices: index of the image of each view.
+            mixtures: what each view is mixed with, if views are mixed.
+        """
+        own = labels.index_select(0, upload(indices, labels.device))
+        if mixtures is None and self.images.fully_labelled:
+            return own
+        shares = self._shares(own)
+        if mixtures is None:
             return shares
-        mixtures = [self._mixture(index, number) for index in indices.tolist()]
-        pairs = [
-            (i, 1.0) if m is None else (m.partner, m.weight) for i, m in zip(indices, mixtures, strict=True)
-        ]
-        partners = self._shares(torch.from_numpy(self.images.labels[[partner for partner, _ in pairs]]))
-        return torch.lerp(partners, shares, torch.tensor([weight for _, weight in pairs])[:, None])
+        partners = np.where(mixtures.partners < 0, indices, mixtures.partners)
+        others = self._shares(labels.index_select(0, upload(partners, labels.device)))
+        weights = upload(mixtures.weights.astype(np.float32), labels.device)
+        return torch.lerp(others, shares, weights[:, None])
 
     def _shares(
         self, labels: Int64[Tensor, " batch"] | Float[Tensor, "batch attributes"]
     ) -> Float[Tensor, "batch classes"]:
         if self.images.task is not SINGLE_LABEL:
             return labels
-        # Images without a label have the class -1: it gets a column of its own, which is left out again.
-        return functional.one_hot(labels + 1, len(self.images.classes) + 1)[:, 1:].float()
+        # Images without a label have the class -1, which equals none.
+        classes = torch.arange(len(self.images.classes), device=labels.device)
+        return (labels[:, None] == classes).float()
 
 
 @dataclass
@@ -155,13 +218,17 @@ class CentredViews:
     _cache: list[Batch] = field(default_factory=list)
 
     def at(self, size: int) -> Iterator[Batch]:
-        """Yield the whole split at ``size`` pixels as batches, in order, on the device."""
+        """Yield the whole split at ``size`` pixels as batches, in order, on the device.
+
+        Rank ``r`` of ``n`` yields the batches ``r``, ``r + n`` and so on.
+        """
         if size == self._size:
             yield from self._cache
             return
         self._size, self._cache = 0, []
         fits = len(self.dataset) * size * size * 3 <= CACHE_BYTES
         requests = sequential(range(len(self.dataset)), None, size, CENTRED_BATCH)
+        requests = requests[self.fabric.global_rank :: self.fabric.world_size]
         batches: list[Batch] = []
         for batch in load(self.fabric, self.dataset, requests, self.workers):
             if fits:
@@ -184,9 +251,93 @@ class Requests:
         return len(self.items)
 
 
+class _Job(NamedTuple):
+    """What the host prepares of a batch that the device renders."""
+
+    indices: Int64[np.ndarray, " batch"]
+    plans: list[Plan]
+    """How the views, and after them the partners of those that are mixed, are rendered for each contract."""
+    mixtures: Mixtures | None
+    partners: Int64[np.ndarray, " batch"]
+    """Place of the partner of each view among all that is rendered; its own place if it has none."""
+    answers: Float16[np.ndarray, "batch classes"] | None
+
+
+@dataclass(frozen=True)
+class DeviceBatches:
+    """Batches that the device renders from images that lie there."""
+
+    device: torch.device
+    dataset: ViewSet
+    requests: Sequence[Request]
+    images: Pictures
+
+    def __iter__(self) -> Iterator[Batch]:
+        labels = torch.from_numpy(self.dataset.images.labels).to(self.device)
+        made = (self._batch(job, labels) for job in prefetching.in_thread(self._jobs(), AHEAD))
+        return prefetching.on_stream(self.device, made) if self.device.type == "cuda" else made
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def _jobs(self) -> Iterator[_Job]:
+        """Prepare batches; the views of several are drawn together, since one by one they take longer."""
+        for _, group in groupby(self.requests, lambda request: request.view is None):
+            while some := list(islice(group, TOGETHER)):
+                yield from self._prepare(some)
+
+    def _prepare(self, requests: Sequence[Request]) -> Iterator[_Job]:
+        """Prepare some batches that all have view numbers, or none."""
+        dataset, lengths = self.dataset, [len(request.indices) for request in requests]
+        indices = np.concatenate([np.asarray(request.indices) for request in requests])
+        numbers = None
+        if requests[0].view is not None:
+            numbers = np.repeat([request.view or 0 for request in requests], lengths)
+        mixtures = dataset.mixtures(indices, numbers)
+        mixed = np.empty(0, np.int64) if mixtures is None else np.flatnonzero(mixtures.partners >= 0)
+        rendered = indices
+        if mixtures is not None and numbers is not None:
+            rendered = np.concatenate([indices, mixtures.partners[mixed]])
+            numbers = np.concatenate([numbers, numbers[mixed]])
+        views = dataset.drawn_views(self.images, rendered, numbers)
+        end = 0
+        for request, length in zip(requests, lengths, strict=True):
+            start, end = end, end + length
+            first, last = np.searchsorted(mixed, [start, end])
+            rows = np.concatenate([np.arange(start, end), len(indices) + np.arange(first, last)])
+            partners = np.arange(length)
+            partners[mixed[first:last] - start] = length + np.arange(last - first)
+            plans = [
+                device_views.plan(self.images, rendered[rows], views.of(rows), contract)
+                for contract in dataset.contracts(request.size)
+            ]
+            own = indices[start:end]
+            answers = dataset.stored_answers(own, request.view)
+            mixture = mixtures and mixtures.of(np.arange(start, end))
+            yield _Job(own, plans, mixture, partners, answers)
+
+    def _batch(self, job: _Job, labels: Tensor) -> Batch:
+        rendered = [device_views.render(self.images, plan) for plan in job.plans]
+        if job.mixtures is not None:
+            partners, count = upload(job.partners, self.device), len(job.indices)
+            rendered = [
+                device_views.mix(views[:count], views.index_select(0, partners), job.mixtures)
+                for views in rendered
+            ]
+        images, *for_teachers = rendered
+        shown = self.dataset.shown_labels(labels, job.indices, job.mixtures)
+        answers = None if job.answers is None else upload(job.answers, self.device)
+        return Batch(images, shown, answers, tuple(for_teachers))
+
+
 def load(fabric: Fabric, dataset: ViewSet, requests: Sequence[Request], workers: int) -> Iterable[Batch]:
-    """Yield the requests' batches in order, rendered in ``workers`` processes, on the device of
-    ``fabric``."""
+    """Yield the requests' batches in order, on the device of ``fabric``.
+
+    They are rendered there if the images lie there (see ``pictures.choose``), else in ``workers`` processes.
+    """
+    images = pictures.choose(fabric.device, dataset.images, _views(requests), workers)
+    if images is not None:
+        return DeviceBatches(fabric.device, dataset, requests, images)
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -199,7 +350,18 @@ def load(fabric: Fabric, dataset: ViewSet, requests: Sequence[Request], workers:
         worker_init_fn=_lower_priority,
         pin_memory=fabric.device.type == "cuda",
     )
-    return cast(Iterable[Batch], fabric.setup_dataloaders(loader))
+    # The requests are those of this process: Fabric must not divide them.
+    return cast(Iterable[Batch], fabric.setup_dataloaders(loader, use_distributed_sampler=False))
+
+
+def renderer(fabric: Fabric, dataset: ViewSet, requests: Sequence[Request], workers: int) -> Renderer:
+    """What ``load`` renders the requests' batches with."""
+    images = pictures.choose(fabric.device, dataset.images, _views(requests), workers)
+    return "workers" if images is None else "device"
+
+
+def _views(requests: Sequence[Request]) -> int:
+    return sum(len(request.indices) for request in requests)
 
 
 def _lower_priority(_worker: int) -> None:

@@ -1,6 +1,7 @@
 """The training loop, which the teacher, distillation, fine-tuning and quantisation-aware training share."""
 
 import copy
+import functools
 import itertools
 import math
 import sys
@@ -18,12 +19,14 @@ from torch import Tensor, nn
 from pipeline import progress, provenance
 from pipeline.data import batches
 from pipeline.data.batches import CentredViews, Request, ViewSet
+from pipeline.data.requests import Lazily
 from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
-from pipeline.training import checkpoints, norms, optimisation, precision, prefetch, scoring
+from pipeline.training import checkpoints, norms, optimisation, precision, prefetch, ranks, scoring
 from pipeline.training.checkpoints import History, Progress
+from pipeline.training.ranks import SharedTerms
 from pipeline.training.settings import Phase, TrainingSettings
-from pipeline.training.step import LossTerms, Step
+from pipeline.training.step import Step
 
 CHECKED_TOGETHER = 20
 """Number of steps whose losses are looked at together, since the host waits for a GPU each time."""
@@ -49,7 +52,7 @@ class Run:
 def train(
     fabric: Fabric,
     module: nn.Module,
-    loss_terms: LossTerms,
+    loss_terms: SharedTerms,
     weights: Mapping[str, float],
     settings: TrainingSettings,
     *,
@@ -65,12 +68,13 @@ def train(
     history.
 
     A checkpoint is written after every epoch. A training that was interrupted continues from there and ends
-    with the same weights.
+    with the same weights. Several ranks divide every batch and end with equal weights, and with those of one
+    process but for rounding and for what is drawn, such as dropout; another number of ranks can continue.
 
     Args:
         fabric: where to train.
         module: the network, trained in place.
-        loss_terms: see ``LossTerms``.
+        loss_terms: see ``SharedTerms``.
         weights: the weight of each loss term.
         settings: how to train.
         train_set: training images, whose contract also gives the image size of phases without one.
@@ -94,6 +98,7 @@ def train(
             file=sys.stderr,
         )
         settings = settings.model_copy(update={"batch_size": len(images)})
+    ranks.check_batch(fabric, settings.batch_size, run.name)
     per_epoch = len(images) // settings.batch_size
     phases = settings.phases or (Phase(share=1.0),)
     own_size = train_set.contract.size
@@ -107,25 +112,30 @@ def train(
     fabric_module, fabric_optimizer = fabric.setup(module, optimizer)
     state = {"module": module, "averaged": averaged, "optimizer": optimizer}
     sizes = sorted({phase.size or own_size for phase in phases})
-    in_bf16 = precision.choose(fabric, module, settings.batch_size, sizes)
+    share = math.ceil(settings.batch_size / fabric.world_size)
+    in_bf16 = ranks.on_first(fabric, lambda: precision.choose(fabric, module, share, sizes))
     identity = provenance.identity(run=run.identity, precision=precision.name(fabric), bf16=sorted(in_bf16))
-    done = checkpoints.restore(run.folder, identity, **state) or Progress(0, [])
+    with fabric.rank_zero_first():  # which sets a damaged checkpoint aside
+        done = checkpoints.restore(run.folder, identity, **state) or Progress(0, [])
+    ranks.check_equal(fabric, done.step, "a checkpoint of the step")
     if done.step:
         print(f"{run.name}: continues after step {done.step} of {steps}", file=sys.stderr)
     history = list(done.history)
     falls = [(phase.share, phase.rate) for phase in phases]
     step_sizes = [_size_at(number / steps, phases) or own_size for number in range(steps)]
     requests = _requests(step_sizes, images, settings.batch_size, seed, views)[done.step :]
-    stream = prefetch.on_own_stream(batches.load(fabric, train_set, requests, workers), fabric.device)
+    rendered = batches.load(fabric, train_set, ranks.shares(fabric, requests), workers)
+    stream = prefetch.on_own_stream(rendered, fabric.device)
     val_views = CentredViews(fabric, val_set, workers)
     bar = progress.bar(run.name, steps * settings.batch_size, initial=done.step * settings.batch_size)
+    terms = ranks.on_whole_batches(fabric, loss_terms, settings.batch_size)
     update = Step(
-        fabric, fabric_module, fabric_optimizer, averaged, loss_terms, weights, settings, in_bf16, run.name
+        fabric, fabric_module, fabric_optimizer, averaged, terms, weights, settings, in_bf16, run.name
     )
     step = done.step
     while step < steps:
         end = min(steps, (step // per_epoch + 1) * per_epoch)
-        torch.manual_seed(seed + step)
+        ranks.seed(fabric, seed + step)
         began = time.perf_counter()
         update.begin()
         fabric_module.train()
@@ -166,7 +176,8 @@ def train(
             }
         )
         bar.set_postfix_str(f"{size} px, loss {means['loss']:.3f}, val {val.value:.2%}")
-        checkpoints.save(run.folder, identity, Progress(step, history), **state)
+        if fabric.is_global_zero:
+            checkpoints.save(run.folder, identity, Progress(step, history), **state)
     bar.close()
     return (averaged or module).eval(), history
 
@@ -187,17 +198,20 @@ def _requests(
     batch_size: int,
     seed: int,
     views: int | None,
-) -> list[Request]:
+) -> Lazily:
     """The images of each step, of which ``sizes`` has the image size: shuffled within epochs."""
     per_epoch = len(images) // batch_size
-    requests = []
-    for epoch in range(math.ceil(len(sizes) / per_epoch)):
-        order = images[batches.shuffled(len(images), epoch, seed)]
-        view = epoch if views is None else epoch % views
-        for position, size in enumerate(sizes[epoch * per_epoch : (epoch + 1) * per_epoch]):
-            selection = order[position * batch_size : (position + 1) * batch_size]
-            requests.append(Request(selection, view, size))
-    return requests
+
+    @functools.lru_cache(maxsize=2)  # Batches are loaded ahead, across the end of an epoch.
+    def order(epoch: int) -> Int64[np.ndarray, " images"]:
+        return images[batches.shuffled(len(images), epoch, seed)]
+
+    def request(step: int) -> Request:
+        epoch, position = divmod(step, per_epoch)
+        selection = order(epoch)[position * batch_size : (position + 1) * batch_size]
+        return Request(selection, epoch if views is None else epoch % views, sizes[step])
+
+    return Lazily(len(sizes), request)
 
 
 def _size_at(progress: float, phases: Sequence[Phase]) -> int | None:

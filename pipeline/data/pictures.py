@@ -1,0 +1,154 @@
+"""Decoded images on a device, for as long as their split is in use, if they take a share of its memory at
+most."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import psutil
+import torch
+from datasets import Dataset as Table
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline import pixels
+from pipeline.data.device_views import Pictures
+from pipeline.data.store import ImageSet
+
+SHARE = 0.4
+"""Greatest share of the free memory of a device that the images of a split may take; the rest is for the
+network, its activations and other splits."""
+MEASURED = 1024
+"""Number of images that a worker measures at a time."""
+BLOCK = 2**22
+"""Number of bytes from which a worker hands decoded images over."""
+
+Renderer = Literal["device", "workers"]
+"""What renders views: the device where they are needed, or processes on the CPU."""
+Preference = Literal["auto", "device", "workers"]
+
+_preferred: Preference = "auto"
+_on_devices: WeakKeyDictionary[Table, dict[torch.device, Pictures | None]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class _Sizes(Dataset[list[int]]):
+    """The number of pixels of each image, by a range of them."""
+
+    images: ImageSet
+
+    def __getitem__(self, rows: range) -> list[int]:
+        encoded = self.images.table[rows.start : rows.stop]["image"]
+        return [width * height for width, height in (pixels.measure(image["bytes"]) for image in encoded)]
+
+
+@dataclass(frozen=True)
+class _Decoded(Dataset[tuple[Tensor, Tensor]]):
+    """The pixels of a range of images, one behind the other, and the width and height of each."""
+
+    images: ImageSet
+
+    def __getitem__(self, rows: range) -> tuple[UInt8[Tensor, "pixels 3"], Int64[Tensor, "images 2"]]:
+        arrays = [np.asarray(self.images.image(row)) for row in rows]
+        sizes = [(array.shape[1], array.shape[0]) for array in arrays]
+        flat = np.concatenate([array.reshape(-1, 3) for array in arrays])
+        return torch.from_numpy(flat), torch.tensor(sizes)
+
+
+def prefer(renderer: Preference) -> None:
+    """Set what renders views in this process from now on.
+
+    Args:
+        renderer: ``auto`` renders on a GPU if the images fit there and many of them are asked for, ``device``
+            on any device where they fit, ``workers`` never on the device.
+    """
+    global _preferred
+    _preferred = renderer
+
+
+def choose(device: torch.device, images: ImageSet, views: int, workers: int) -> Pictures | None:
+    """The images of a split on a device, if views are to be rendered there; None if not.
+
+    They are decoded to it once, unless they would take too much of its memory, and stay there for as long as
+    the split is in use.
+
+    Args:
+        device: where views are needed.
+        images: the split.
+        views: number of views that are needed.
+        workers: number of processes that decode.
+    """
+    if not views or _preferred == "workers" or (_preferred == "auto" and device.type != "cuda"):
+        return None
+    known = _on_devices.setdefault(images.table, {})
+    # To decode a whole split for a few of its images takes longer than to render these.
+    if device not in known and (_preferred == "device" or views >= len(images) / 2):
+        known[device] = _decode(device, images, workers)
+    return known.get(device)
+
+
+def _decode(device: torch.device, images: ImageSet, workers: int) -> Pictures | None:
+    sizes = _measure(images, workers, most=int(_free(device) * SHARE) // 3)
+    if sizes is None:
+        return None
+    starts = np.array([0, *accumulate(sizes)])
+    try:
+        flat = torch.empty((int(starts[-1]), 3), dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError:  # what is free is in pieces
+        return None
+    shapes = []
+    blocks = _blocks(sizes)
+    for rows, (decoded, shape) in zip(blocks, _loaded(_Decoded(images), blocks, workers), strict=True):
+        flat[starts[rows.start] : starts[rows.stop]].copy_(decoded)
+        shapes.append(shape.numpy())
+    widths, heights = np.concatenate(shapes).T
+    return Pictures(flat, starts[:-1], np.ascontiguousarray(widths), np.ascontiguousarray(heights))
+
+
+def _measure(images: ImageSet, workers: int, most: int) -> list[int] | None:
+    """The number of pixels of each image; None if there are more than ``most`` together."""
+    ranges = [range(first, min(first + MEASURED, len(images))) for first in range(0, len(images), MEASURED)]
+    sizes: list[int] = []
+    total = 0
+    for some in _loaded(_Sizes(images), ranges, workers):
+        sizes += some
+        total += sum(some)
+        if total > most:
+            return None
+    return sizes
+
+
+def _blocks(sizes: Sequence[int]) -> list[range]:
+    """Ranges of images of some megabytes each, or of one image."""
+    blocks, first, count = [], 0, 0
+    for row, size in enumerate(sizes):
+        count += 3 * size
+        if count >= BLOCK:
+            blocks.append(range(first, row + 1))
+            first, count = row + 1, 0
+    return [*blocks, range(first, len(sizes))] if first < len(sizes) else blocks
+
+
+def _loaded(dataset: Dataset, ranges: Sequence[range], workers: int) -> Iterator:
+    """The items of a data set for some ranges, in order."""
+    return iter(
+        DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=ranges,  # pyright: ignore[reportArgumentType]
+            num_workers=min(workers, len(ranges)),
+            generator=torch.Generator(),  # the loader draws a seed
+        )
+    )
+
+
+def _free(device: torch.device) -> int:
+    """Number of free bytes."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
