@@ -24,9 +24,9 @@ import torch
 from lightning_fabric import Fabric
 from PIL import Image
 
-from pipeline.data import batches, pictures, sources, splits, store
+from pipeline.data import batches, pictures, renderers, sources, splits, store
 from pipeline.data.batches import Batch, Request, ViewSet
-from pipeline.data.pictures import Renderer
+from pipeline.data.renderers import Renderer
 from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
 from pipeline.measurement import machine
@@ -118,7 +118,7 @@ def _made_up(count: int, shape: tuple[int, int], *, grey: bool) -> ImageSet:
 def _measure(
     fabric: Fabric, name: str, images: ImageSet, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    pictures.prefer("device")
+    renderers.prefer("device")
     began = time.perf_counter()
     held = pictures.choose(fabric.device, images, len(images), arguments.workers)
     decoded = time.perf_counter() - began
@@ -136,7 +136,7 @@ def _batches(
     fabric: Fabric, renderer: Renderer, dataset: ViewSet, batch: int, workers: int
 ) -> Iterator[Batch]:
     """Batches without an end for practical purposes, each epoch of another view."""
-    pictures.prefer(renderer)
+    renderers.prefer(renderer)
     requests: list[Request] = []
     for view in range(1000):
         order = batches.shuffled(len(dataset), view, 0)

@@ -4,7 +4,6 @@ most."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import pixels
+from pipeline.data import renderers
 from pipeline.data.device_views import Pictures
 from pipeline.data.store import ImageSet
 
@@ -27,11 +27,6 @@ MEASURED = 1024
 BLOCK = 2**22
 """Number of bytes from which a worker hands decoded images over."""
 
-Renderer = Literal["device", "workers"]
-"""What renders views: the device where they are needed, or processes on the CPU."""
-Preference = Literal["auto", "device", "workers"]
-
-_preferred: Preference = "auto"
 _on_devices: WeakKeyDictionary[Table, dict[torch.device, Pictures | None]] = WeakKeyDictionary()
 
 
@@ -59,15 +54,9 @@ class _Decoded(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(flat), torch.tensor(sizes)
 
 
-def prefer(renderer: Preference) -> None:
-    """Set what renders views in this process from now on.
-
-    Args:
-        renderer: ``auto`` renders on a GPU if the images fit there and many of them are asked for, ``device``
-            on any device where they fit, ``workers`` never on the device.
-    """
-    global _preferred
-    _preferred = renderer
+def held(device: torch.device, images: ImageSet) -> Pictures | None:
+    """The images of a split, if they lie on the device already."""
+    return _on_devices.get(images.table, {}).get(device)
 
 
 def choose(device: torch.device, images: ImageSet, views: int, workers: int) -> Pictures | None:
@@ -82,13 +71,14 @@ def choose(device: torch.device, images: ImageSet, views: int, workers: int) -> 
         views: number of views that are needed.
         workers: number of processes that decode.
     """
-    if not views or _preferred == "workers" or (_preferred == "auto" and device.type != "cuda"):
+    preferred = renderers.preferred()
+    if not views or preferred == "workers" or (preferred == "auto" and device.type != "cuda"):
         return None
     known = _on_devices.setdefault(images.table, {})
     # To decode a whole split for a few of its images takes longer than to render these.
-    if device not in known and (_preferred == "device" or views >= len(images) / 2):
+    if device not in known and (preferred == "device" or views >= len(images) / 2):
         known[device] = _decode(device, images, workers)
-    return known.get(device)
+    return held(device, images)
 
 
 def _decode(device: torch.device, images: ImageSet, workers: int) -> Pictures | None:

@@ -10,7 +10,7 @@ import psutil
 import torch
 from lightning_fabric import Fabric
 
-from pipeline.data import pictures
+from pipeline.data import renderers
 from pipeline.errors import DistilleryError
 from pipeline.training.precision import TriedPrecision
 from pipeline.training.settings import ComputeSettings
@@ -49,7 +49,7 @@ def start(settings: ComputeSettings, *, trials: Path | None = None) -> Fabric:
         _keep_freed_memory()
     torch.set_num_threads(threads or usable_cores())
     torch.set_flush_denormal(True)
-    pictures.prefer(settings.views)
+    renderers.prefer(settings.views)
     if precision == "auto":
         kind = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
         return Fabric(accelerator=accelerator, devices=1, plugins=[TriedPrecision(kind, trials)])
