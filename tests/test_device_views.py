@@ -241,7 +241,7 @@ def test_batches_can_be_read_again_and_left(garments: ImageSet) -> None:
 
 
 def test_images_that_do_not_fit_are_rendered_by_workers(
-    garments: ImageSet, monkeypatch: pytest.MonkeyPatch
+    garments: ImageSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = replace(garments, table=garments.table.select(range(10)))
     needed = 10 * 28 * 28 * 3
@@ -252,6 +252,7 @@ def test_images_that_do_not_fit_are_rendered_by_workers(
     fabric = Fabric(accelerator="cpu")
     assert not isinstance(batches.load(fabric, dataset, requests, 0), batches.DeviceBatches)
     assert batches.renderer(fabric, dataset) == "workers"
+    assert "compute.views" in capsys.readouterr().err
     images = replace(garments, table=garments.table.select(range(10)))
     monkeypatch.setattr(pictures, "_free", lambda _: 2 * needed)
     dataset = ViewSet(images, PLAIN, CONTRACT)

@@ -1,6 +1,7 @@
 """Decoded images on a device, for as long as their split is in use, if they take a share of its memory at
 most."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -14,7 +15,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline import pixels
+from pipeline import pixels, progress
 from pipeline.data import renderers
 from pipeline.data.device_views import Pictures
 from pipeline.data.store import ImageSet
@@ -63,7 +64,7 @@ def choose(device: torch.device, images: ImageSet, views: int, workers: int) -> 
     """The images of a split on a device, if views are to be rendered there; None if not.
 
     They are decoded to it once, unless they would take too much of its memory, and stay there for as long as
-    the split is in use.
+    the split is in use; a warning says if they would and ``device`` is preferred.
 
     Args:
         device: where views are needed.
@@ -82,8 +83,15 @@ def choose(device: torch.device, images: ImageSet, views: int, workers: int) -> 
 
 
 def _decode(device: torch.device, images: ImageSet, workers: int) -> Pictures | None:
-    sizes = _measure(images, workers, most=int(_free(device) * SHARE) // 3)
+    free = _free(device)
+    sizes = _measure(images, workers, most=int(free * SHARE) // 3)
     if sizes is None:
+        if renderers.preferred() == "device":
+            print(
+                f"warning: compute.views = device: {len(images)} decoded images take above {SHARE:.0%} of "
+                f"the {free / 1e9:.1f} GB that are free; processes render the views",
+                file=sys.stderr,
+            )
         return None
     starts = np.array([0, *accumulate(sizes)])
     try:
@@ -92,9 +100,11 @@ def _decode(device: torch.device, images: ImageSet, workers: int) -> Pictures | 
         return None
     shapes = []
     blocks = _blocks(sizes)
-    for rows, (decoded, shape) in zip(blocks, _loaded(_Decoded(images), blocks, workers), strict=True):
-        flat[starts[rows.start] : starts[rows.stop]].copy_(decoded)
-        shapes.append(shape.numpy())
+    with progress.bar("decode", len(images)) as bar:
+        for rows, (decoded, shape) in zip(blocks, _loaded(_Decoded(images), blocks, workers), strict=True):
+            flat[starts[rows.start] : starts[rows.stop]].copy_(decoded)
+            shapes.append(shape.numpy())
+            bar.update(len(rows))
     widths, heights = np.concatenate(shapes).T
     return Pictures(flat, starts[:-1], np.ascontiguousarray(widths), np.ascontiguousarray(heights))
 
