@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import students
-from pipeline.data import batches, device_views, drawing, pictures, prefetching, store, views
+from pipeline.data import batches, device_views, drawing, pictures, prefetching, renderers, store, views
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.device_views import Pictures
 from pipeline.data.store import ImageSet
@@ -32,9 +32,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _preference() -> Iterator[None]:
+def _one_thread_and_no_preference() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
-    pictures.prefer("auto")
+    torch.set_num_threads(threads)
+    renderers.prefer("auto")
 
 
 def noise(random: np.random.Generator, width: int, height: int) -> Image.Image:
@@ -101,10 +104,10 @@ def same(one: Iterable[Batch], other: Iterable[Batch]) -> int:
 def both(dataset: ViewSet, requests: list[Request], workers: int = 0) -> tuple[Iterable, Iterable]:
     """The same batches, from the device and from the CPU's renderer."""
     fabric = Fabric(accelerator="cpu")
-    pictures.prefer("device")
+    renderers.prefer("device")
     rendered = batches.load(fabric, dataset, requests, workers)
     assert isinstance(rendered, batches.DeviceBatches)
-    pictures.prefer("workers")
+    renderers.prefer("workers")
     return rendered, batches.load(fabric, dataset, requests, workers)
 
 
@@ -214,10 +217,10 @@ def test_batches_of_the_device_are_those_of_workers(prepared: Path, space: ViewS
 
 
 def test_batches_of_small_grey_images_without_labels_are_those_of_workers(garments: ImageSet) -> None:
-    for space in (COLOURED, MIXED):
+    for space, workers in ((COLOURED, 0), (MIXED, 1)):
         dataset = ViewSet(garments, space, CONTRACT)
         requests = [*batches.sequential(range(40), 1, 96, 16), *batches.sequential(range(40), None, 28, 40)]
-        assert same(*both(dataset, requests, workers=2)) == 4
+        assert same(*both(dataset, requests, workers)) == 4
 
 
 def test_batches_of_attributes_are_those_of_workers() -> None:
@@ -238,20 +241,23 @@ def test_batches_can_be_read_again_and_left(garments: ImageSet) -> None:
 
 
 def test_images_that_do_not_fit_are_rendered_by_workers(
-    garments: ImageSet, monkeypatch: pytest.MonkeyPatch
+    garments: ImageSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = replace(garments, table=garments.table.select(range(10)))
     needed = 10 * 28 * 28 * 3
-    pictures.prefer("device")
+    renderers.prefer("device")
     monkeypatch.setattr(pictures, "SHARE", 0.5)
     monkeypatch.setattr(pictures, "_free", lambda _: 2 * needed - 2)
     dataset, requests = ViewSet(images, PLAIN, CONTRACT), batches.sequential(range(10), 0, 32, 5)
     fabric = Fabric(accelerator="cpu")
-    assert batches.renderer(fabric, dataset, requests, 0) == "workers"
     assert not isinstance(batches.load(fabric, dataset, requests, 0), batches.DeviceBatches)
+    assert batches.renderer(fabric, dataset) == "workers"
+    assert "compute.views" in capsys.readouterr().err
     images = replace(garments, table=garments.table.select(range(10)))
     monkeypatch.setattr(pictures, "_free", lambda _: 2 * needed)
-    assert batches.renderer(fabric, ViewSet(images, PLAIN, CONTRACT), requests, 0) == "device"
+    dataset = ViewSet(images, PLAIN, CONTRACT)
+    assert isinstance(batches.load(fabric, dataset, requests, 0), batches.DeviceBatches)
+    assert batches.renderer(fabric, dataset) == "device"
 
 
 def test_only_a_gpu_renders_by_itself_and_only_if_many_views_are_asked_for(
@@ -265,15 +271,15 @@ def test_only_a_gpu_renders_by_itself_and_only_if_many_views_are_asked_for(
     assert pictures.choose(gpu, images, 9, 0) is None
     assert pictures.choose(gpu, images, 10, 0) is held
     assert pictures.choose(gpu, images, 1, 0) is held, "they lie there already"
-    pictures.prefer("workers")
+    renderers.prefer("workers")
     assert pictures.choose(gpu, images, 1000, 0) is None
-    pictures.prefer("device")
+    renderers.prefer("device")
     assert pictures.choose(CPU, images, 1, 0) is held
 
 
 def test_images_leave_the_device_with_their_split(garments: ImageSet) -> None:
     images = replace(garments, table=garments.table.select(range(8)))
-    pictures.prefer("device")
+    renderers.prefer("device")
     held = pictures.choose(CPU, images, 8, 0)
     assert held is not None
     assert pictures.choose(CPU, replace(images, classes=("x",)), 8, 0) is held
@@ -288,7 +294,7 @@ def test_images_are_decoded_in_blocks_by_any_number_of_workers(
 ) -> None:
     monkeypatch.setattr(pictures, "BLOCK", 9000)
     monkeypatch.setattr(pictures, "MEASURED", 10)
-    pictures.prefer("device")
+    renderers.prefer("device")
     for workers in (0, 2):
         images = store.read(prepared, "train")
         held = pictures.choose(CPU, images, len(images), workers)
@@ -309,9 +315,9 @@ def test_the_setting_reaches_the_batches_and_answers_are_the_same_bit_for_bit(pr
     given: dict[str, torch.Tensor] = {}
     for renderer in ("device", "workers"):
         fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, views=renderer))
-        assert batches.renderer(fabric, dataset, requests, 0) == renderer
         with torch.no_grad():
             shown = [batch.images for batch in batches.load(fabric, dataset, requests, 0)]
+            assert batches.renderer(fabric, dataset) == renderer
             given[renderer] = torch.cat([teacher(dataset.contract.normalise(images)) for images in shown])
     torch.testing.assert_close(given["device"], given["workers"], rtol=0, atol=0)
     assert given["device"].std() > 0.1
