@@ -34,6 +34,7 @@ from tests import tiny_onnx
 from tests.tiny_students import (
     FLOAT_LAYERS,
     SIZE,
+    in_half,
     int8_student,
     photographs,
     quantized,
@@ -84,6 +85,16 @@ def test_an_int8_file_gives_the_logits_of_the_onnx_file(
     tmp_path: Path, contract: InputContract, padding: str
 ) -> None:
     check_against_onnx(quantized(student(contract, "relu6", padding=padding)), tmp_path)
+
+
+def test_a_file_in_half_precision_has_half_the_size_and_gives_the_logits_of_the_onnx_file(
+    tmp_path: Path,
+) -> None:
+    whole = student(IMAGENET, "relu6", padding="same")
+    half = in_half(whole)
+    check_against_onnx(half, tmp_path)
+    sizes = [write(model, tmp_path).stat().st_size for model in (half, whole)]
+    assert sizes[0] < 0.6 * sizes[1]
 
 
 def check_against_onnx(model: Model, folder: Path) -> None:

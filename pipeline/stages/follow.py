@@ -33,8 +33,8 @@ def main(variant: str) -> None:
     """Follow a variant or `teacher` until standard input ends; it ends with the line `done` on success."""
     os.nice(10)
     p = parameters.load()
-    if variant in p.variants and p.declared()[variant][2].get("method") == "ptq":
-        return  # Post-training quantisation has no epochs.
+    if variant in p.variants and p.declared()[variant][2].get("method") in ("ptq", "fp16"):
+        return  # These have no epochs.
     lines: list[str] = []
     ended = threading.Event()
 
