@@ -8,8 +8,8 @@ cancel, within what single precision loses of them. Everywhere else, in every la
 the runtime's integers when it reads the runtime's integers, and the runtime's logits in the end. Fake
 quantisation does not round its biases to whole steps of the sums; where that moves a value across the middle,
 it is a tie, too. In half precision a tie is two logits that its roundings move past each other: how much is
-rounded differs between devices, so one rung rounds everything, as GPUs do. How many answers such ties change depends on how near the answers are to each other, so
-their number is reported and limits nothing.
+rounded differs between devices, so one rung rounds everything, as GPUs do. How many answers such ties change
+depends on how near the answers are to each other, so their number is reported and limits nothing.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

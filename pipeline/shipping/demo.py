@@ -25,8 +25,8 @@ RUNTIME = (
     *("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"),
     *("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
 )
-"""The files of ONNX Runtime Web: those for the CPU, and those for the CPU and WebGPU. A browser loads the ones
-or the others."""
+"""The files of ONNX Runtime Web: those for the CPU, and those for the CPU and WebGPU. A browser loads one of
+the two sets."""
 RUNTIME_FOLDER = HERE / "node_modules" / "onnxruntime-web" / "dist"
 MANIFEST = "manifest.json"
 SAMPLE = re.compile(r"sample-\d+\.(png|jpg)")
