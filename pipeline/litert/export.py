@@ -33,7 +33,9 @@ def export(model: Model, path: Path, details: Mapping[str, str]) -> str:
     card = model.card
     network = fold_batch_norm(model)
     try:
-        written, images, logits = graph.write(network, model.quantization, card.input, len(card.labels))
+        written, images, logits = graph.write(
+            network, model.quantization, card.input, len(card.labels), half=model.half
+        )
     except LiteRtError as error:
         raise LiteRtError(f"{card.variant}: {error}") from error
     assert images.grid is not None

@@ -30,12 +30,14 @@ VERSIONS: dict[tuple[str, str], tuple[int, str]] = {
     ("CONV_2D", "int8"): (3, "1.14.0"),
     ("DEPTHWISE_CONV_2D", "float32"): (1, "1.5.0"),
     ("DEPTHWISE_CONV_2D", "int8"): (3, "1.14.0"),
+    ("DEQUANTIZE", "float16"): (3, "1.15.0"),
     ("DEQUANTIZE", "uint8"): (1, "1.13.1"),
     ("DEQUANTIZE", "int8"): (2, "1.14.0"),
     ("DEQUANTIZE", "int8 by channel"): (5, "2.7.0"),
     ("FULLY_CONNECTED", "float32"): (1, "1.5.0"),
     ("MEAN", "float32"): (1, "1.6.0"),
     ("MEAN", "int8"): (2, "1.14.0"),
+    ("MUL", "float32"): (1, "1.5.0"),
     ("PAD", "float32"): (1, "1.5.0"),
     ("PAD", "int8"): (2, "1.14.0"),
     ("QUANTIZE", "float32"): (1, "1.14.0"),
@@ -49,10 +51,12 @@ OPTIONS: dict[str, str] = {
     "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
     "FULLY_CONNECTED": "FullyConnectedOptions",
     "MEAN": "ReducerOptions",
+    "MUL": "MulOptions",
     "SUB": "SubOptions",
 }
 """Operator to the table of its settings; the others have none."""
 KINDS = {
+    np.dtype(np.float16): schema.TensorType.FLOAT16,
     np.dtype(np.float32): schema.TensorType.FLOAT32,
     np.dtype(np.uint8): schema.TensorType.UINT8,
     np.dtype(np.int8): schema.TensorType.INT8,

@@ -41,6 +41,16 @@ class _Writer:
     quantization: Quantization | None
     contract: InputContract
     graph: Graph
+    half: bool = False
+    """Whether weights and biases are stored in float16."""
+
+    def number(self, name: str, values: Tensor) -> Value:
+        """A constant, which is float for its readers."""
+        array = values.contiguous().numpy()
+        if not self.half:
+            return self.graph.constant(name, array)
+        stored = self.graph.constant(f"{name}.half", array.astype(np.float16))
+        return self.graph.add("DEQUANTIZE", [stored], self.graph.value(name, stored.shape))
 
     def scale_of(self, activation: str) -> float | None:
         return self.quantization.activation_scales.get(activation) if self.quantization else None
@@ -67,9 +77,17 @@ class _Writer:
 
 
 def write(
-    network: Network, quantization: Quantization | None, contract: InputContract, classes: int
+    network: Network,
+    quantization: Quantization | None,
+    contract: InputContract,
+    classes: int,
+    *,
+    half: bool = False,
 ) -> tuple[Graph, Value, Value]:
     """The graph of a network without batch norms, its input and its output.
+
+    With ``half``, weights and biases are stored in float16. Whether the runtime computes with them as they
+    are, or widens them once, is its own choice.
 
     Raises:
         LiteRtError: an int8 stem reads images whose contract has no zero point, the scales do not fit the
@@ -80,7 +98,7 @@ def write(
             check(network, quantization)
         except ValueError as error:
             raise LiteRtError(str(error)) from error
-    writer = _Writer(network, quantization, contract, Graph())
+    writer = _Writer(network, quantization, contract, Graph(), half)
     images, value = _write_front(writer)
     layers = {layer.weights: layer for layer in network.layers.values()}
     zeros = (0, 0, 0, 0)
@@ -123,13 +141,14 @@ def _write_front(writer: _Writer) -> tuple[Value, Value]:
     means = np.array(contract.mean, np.float32) * 255
     images = graph.value(IMAGES, shape, np.uint8, Grid(1.0))
     pixels = graph.add("DEQUANTIZE", [images], graph.value(f"{IMAGES}.float", shape))
-    if not means.any():
-        return images, pixels
-    centred = graph.value(f"{IMAGES}.centred", shape)
-    graph.add(
-        "SUB", [pixels, graph.constant(f"{IMAGES}.mean", means)], centred, fusedActivationFunction="NONE"
-    )
-    return images, centred
+    steps = [("SUB", "centred", "mean", means)] if means.any() else []
+    if writer.half:  # Divided by 255, some weights of the first layer would lose bits in float16.
+        steps.append(("MUL", "normalised", "scale", 1 / (255 * np.array(contract.std, np.float32))))
+    for operator, name, constant, values in steps:
+        inputs = [pixels, graph.constant(f"{IMAGES}.{constant}", values)]
+        written = graph.value(f"{IMAGES}.{name}", shape)
+        pixels = graph.add(operator, inputs, written, fusedActivationFunction="NONE")
+    return images, pixels
 
 
 def _write_layer(writer: _Writer, layer: Layer, source: Value, zeros: tuple[int, int, int, int]) -> Value:
@@ -250,12 +269,12 @@ def _parameters(writer: _Writer, layer: Layer, part: nn.Conv2d, *, depthwise: bo
     weight = part.weight.detach()
     bias = torch.zeros(len(weight)) if part.bias is None else part.bias.detach()
     if not writer.is_int8(name):
-        if layer.reads == IMAGES:
+        if layer.reads == IMAGES and not writer.half:
             # Scaling the weights saves one pass over the pixels.
             weight = weight / (255 * torch.tensor(writer.contract.std)).view(1, 3, 1, 1)
         return (
-            graph.constant(f"{name}.weight", weight.permute(order).contiguous().numpy()),
-            graph.constant(f"{name}.bias", bias.numpy()),
+            writer.number(f"{name}.weight", weight.permute(order)),
+            writer.number(f"{name}.bias", bias),
         )
     weights, step, biases = _integers(writer, layer, weight, bias)
     read = writer.scale_of(layer.reads)
@@ -296,8 +315,8 @@ def _write_linear(writer: _Writer, layer: Layer, part: nn.Linear, source: Value)
         weights = graph.add("DEQUANTIZE", [stored], graph.value(f"{name}.weight", stored.shape))
         bias = biases.double() * product_scale(scale, step).double()
     else:
-        weights = graph.constant(f"{name}.weight", weight.numpy())
-    biases = graph.constant(f"{name}.bias", bias.float().numpy())
+        weights = writer.number(f"{name}.weight", weight)
+    biases = writer.number(f"{name}.bias", bias.float())
     logits = graph.value(LOGITS, (1, len(weight)))
     return graph.add(
         "FULLY_CONNECTED", [read, weights, biases], logits, fusedActivationFunction="NONE", weightsFormat=0

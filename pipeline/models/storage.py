@@ -78,11 +78,16 @@ class Model:
     module: nn.Module
     card: Card
     quantization: Quantization | None = None
+    half: bool = False
+    """Whether the numbers of its files, and the computation, are float16. The module is in single precision;
+    its weights are numbers of float16."""
 
 
 def save(folder: Path, model: Model) -> None:
     """Write ``weights.safetensors`` and ``card.json``."""
     tensors = {name: value.contiguous() for name, value in model.module.state_dict().items()}
+    if model.half:
+        tensors = {name: value.half() for name, value in tensors.items()}
     card = asdict(model.card)
     if model.quantization is not None:
         for layer, scale in model.quantization.weight_scales.items():
@@ -113,6 +118,9 @@ def load(folder: Path) -> Model:
             activation_scales=stored["activation_scales"],
             float_layers=tuple(stored["float_layers"]),
         )
+    half = any(value.dtype == torch.float16 for value in tensors.values())
+    if half:
+        tensors = {name: value.float() for name, value in tensors.items()}
     values["input"] = InputContract.from_dict(values["input"])
     values["labels"] = tuple(values["labels"])
     card = Card(**values)
@@ -122,7 +130,7 @@ def load(folder: Path) -> Model:
         module.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit {folder / CARD}: {error}") from error
-    return Model(module.eval(), card, quantization)
+    return Model(module.eval(), card, quantization, half)
 
 
 def fingerprint(module: nn.Module) -> str:

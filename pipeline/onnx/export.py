@@ -18,7 +18,7 @@ def export(model: Model, path: Path, metadata: Mapping[str, str]) -> None:
     """Write the file that ships: uint8 ``images`` [batch, height, width, 3] to float ``logits``.
 
     Normalisation, layout and batch norms are inside the graph; int8 layers are stored as integers between
-    quantise and dequantise nodes.
+    quantise and dequantise nodes, and the layers of a model in half precision compute in float16.
 
     Raises:
         ExportError: an int8 stem reads images whose contract has no zero point, the scales do not fit the
@@ -27,7 +27,14 @@ def export(model: Model, path: Path, metadata: Mapping[str, str]) -> None:
     """
     card = model.card
     try:
-        file = write(fold_batch_norm(model), model.quantization, card.input, len(card.labels), card.variant)
+        file = write(
+            fold_batch_norm(model),
+            model.quantization,
+            card.input,
+            len(card.labels),
+            card.variant,
+            half=model.half,
+        )
     except ExportError as error:
         raise ExportError(f"{card.variant}: {error}") from error
     helper.set_model_props(file, dict(metadata))

@@ -65,6 +65,8 @@ class _Graph:
     network: Network
     quantization: Quantization | None
     contract: InputContract
+    half: bool = False
+    """Whether the layers compute in float16."""
     paired: int = 0
     """Number of channels of each of the two columns that an int8 stem computes at once; 0 if it computes
     one."""
@@ -77,6 +79,11 @@ class _Graph:
         array = values.numpy() if isinstance(values, Tensor) else values
         self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
+
+    def number(self, name: str, values: Tensor | np.ndarray) -> str:
+        """A constant in the floating-point format of the layers."""
+        array = values.numpy() if isinstance(values, Tensor) else values
+        return self.constant(name, array.astype(np.float16) if self.half else array)
 
     def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
@@ -125,10 +132,10 @@ class _Graph:
         bias = torch.zeros(len(part.weight)) if part.bias is None else part.bias.detach()
         weight, read = part.weight.detach(), self.real(source, layer)
         if self.quantization is None or layer not in self.quantization.weight_scales:
-            if self.network.layers[layer].reads == IMAGES:
+            if self.network.layers[layer].reads == IMAGES and not self.half:
                 # Scaling the weights saves one pass over the pixels.
                 weight = weight / (255 * torch.tensor(self.contract.std)).view(1, 3, 1, 1)
-            return [read, self.constant(f"{layer}.weight", weight), self.constant(f"{layer}.bias", bias)]
+            return [read, self.number(f"{layer}.weight", weight), self.number(f"{layer}.bias", bias)]
         assert source.scale is not None
         step = self.quantization.weight_scales[layer]
         whole_weight = integer_weight(weight, step, self.quantization.weight_limit).to(torch.int8)
@@ -196,8 +203,8 @@ def _write_activation(graph: _Graph, path: str, part: nn.Module, source: _Value)
     if isinstance(part, nn.ReLU):
         return _Value(graph.add("Relu", [source.name], layer))
     bounds = [
-        graph.constant(f"{layer}.least", np.array(0, np.float32)),
-        graph.constant(f"{layer}.greatest", np.array(CLIPPING[type(part)], np.float32)),
+        graph.number(f"{layer}.least", np.array(0, np.float32)),
+        graph.number(f"{layer}.greatest", np.array(CLIPPING[type(part)], np.float32)),
     ]
     return _Value(graph.add("Clip", [source.name, *bounds], layer))
 
@@ -252,10 +259,19 @@ def _write_front(graph: _Graph) -> _Value:
         assert graph.contract.zero_point is not None
         return _Value(planes, PIXEL_SCALE, graph.contract.zero_point)
     pixels = graph.add("Cast", [planes], f"{IMAGES}.float", to=TensorProto.FLOAT)
-    if not any(graph.contract.mean):
-        return _Value(pixels)
-    mean = np.array(graph.contract.mean, np.float32).reshape(1, 3, 1, 1) * 255
-    return _Value(graph.add("Sub", [pixels, graph.constant(f"{IMAGES}.mean", mean)], f"{IMAGES}.centred"))
+    if any(graph.contract.mean):
+        mean = graph.constant(f"{IMAGES}.mean", _by_channel(graph.contract.mean) * 255)
+        pixels = graph.add("Sub", [pixels, mean], f"{IMAGES}.centred")
+    if graph.half:
+        # Divided by 255, some weights of the first layer would be below 6e-5, where float16 loses bits.
+        scale = graph.constant(f"{IMAGES}.scale", 1 / (255 * _by_channel(graph.contract.std)))
+        pixels = graph.add("Mul", [pixels, scale], f"{IMAGES}.normalised")
+        pixels = graph.add("Cast", [pixels], f"{IMAGES}.half", to=TensorProto.FLOAT16)
+    return _Value(pixels)
+
+
+def _by_channel(values: Sequence[float]) -> np.ndarray:
+    return np.array(values, np.float32).reshape(1, 3, 1, 1)
 
 
 def check_float_layers(network: Network, contract: InputContract, float_layers: Collection[str]) -> None:
@@ -283,9 +299,17 @@ def check_float_layers(network: Network, contract: InputContract, float_layers: 
 
 
 def write(
-    network: Network, quantization: Quantization | None, contract: InputContract, classes: int, name: str
+    network: Network,
+    quantization: Quantization | None,
+    contract: InputContract,
+    classes: int,
+    name: str,
+    *,
+    half: bool = False,
 ) -> onnx.ModelProto:
     """The graph of a network without batch norms, as ``export`` ships it, without metadata.
+
+    With ``half``, a float network computes in float16, from the normalised pixels to the logits.
 
     Raises:
         ExportError: see ``export``.
@@ -300,13 +324,15 @@ def write(
         network, quantization = layout.fill(network, quantization)
         network, quantization, paired = layout.pair_columns(network, quantization, contract.size)
     names = {path: layer.name for layer in network.layers.values() for path in layer.steps}
-    graph = _Graph(network, quantization, contract, paired, names)
+    graph = _Graph(network, quantization, contract, half, paired, names)
     value = _write_front(graph)
     for path in network.steps:
         part = network.module.get_submodule(path)
         if type(part) not in WRITERS:
             raise ExportError(f"{path} is a {type(part).__name__}; {list(WRITERS)} can be written")
         value = WRITERS[type(part)](graph, path, part, value)
+    if half:
+        graph.add("Cast", [value.name], LOGITS, to=TensorProto.FLOAT)
     graph.nodes[-1].output[0] = graph.nodes[-1].name = LOGITS
     batch, size = "batch", contract.size
     proto = helper.make_graph(

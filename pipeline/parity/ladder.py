@@ -7,8 +7,9 @@ between two steps, where the order of floating-point sums decides which way it i
 cancel, within what single precision loses of them. Everywhere else, in every layer, the simulator must give
 the runtime's integers when it reads the runtime's integers, and the runtime's logits in the end. Fake
 quantisation does not round its biases to whole steps of the sums; where that moves a value across the middle,
-it is a tie, too. How many answers such ties change depends on how near the answers are to each other, so
-their number is reported and limits nothing.
+it is a tie, too. In half precision a tie is two logits that its roundings move past each other: how much is
+rounded differs between devices, so one rung rounds everything, as GPUs do. How many answers such ties change
+depends on how near the answers are to each other, so their number is reported and limits nothing.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from pipeline.onnx import export, layout
 from pipeline.onnx.graph import LOGITS
 from pipeline.onnx.sessions import FUSED, PLAIN, open_session
 from pipeline.parity import floating_point, layerwise, saturation
+from pipeline.quantization.half_precision import round_outputs
 from pipeline.quantization.simulator import fake_quantize, simulate
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
@@ -41,7 +43,15 @@ COMPARED_TOGETHER = 32
 """Number of images whose activations are compared at once."""
 
 RungName = Literal[
-    "torch_float", "onnx_float", "fake_quant", "simulator", "sums_16_bit", "onnx_plain", "onnx", "litert"
+    "torch_float",
+    "torch_half",
+    "onnx_float",
+    "fake_quant",
+    "simulator",
+    "sums_16_bit",
+    "onnx_plain",
+    "onnx",
+    "litert",
 ]
 Images = UInt8[Tensor, "batch height width 3"]
 Logits = Float[Tensor, "batch classes"]
@@ -179,13 +189,15 @@ def _same(own: Logits, other: Logits, task: Task) -> Bool[Tensor, " batch"]:
 
 def _float_rungs(model: Model, path: Path, threads: int) -> list[Rung]:
     network = fold_batch_norm(model)
+    rounded = round_outputs(network) if model.half else None
 
     def file(name: RungName, level: ort.GraphOptimizationLevel, against: RungName) -> Rung:
-        diverges = partial(_float_divergence, model, network, path, level)
+        diverges = partial(_float_divergence, model, network, path, level, rounded=rounded)
         return Rung(name, file_answers(path, level, threads), against, diverges)
 
     return [
         Rung("torch_float", module_answers(model, model.module)),
+        *([Rung("torch_half", module_answers(model, rounded), "torch_float")] if rounded else []),
         file("onnx_plain", PLAIN, "torch_float"),
         file("onnx", FUSED, "onnx_plain"),
     ]
@@ -246,6 +258,7 @@ def _float_divergence(
     level: ort.GraphOptimizationLevel,
     images: Images,
     spread: float,
+    rounded: nn.Module | None = None,
 ) -> str | None:
     """The first layer whose output drifts from the module's, unless the logits tie; None if none does."""
     normalised = model.card.input.normalise(images)
@@ -254,7 +267,7 @@ def _float_divergence(
     actual = layerwise.outputs_of_file(path, names, images, level)
     if margin(expected[LOGITS], actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
         return None
-    return floating_point.float_divergence(network, actual, spread, normalised)
+    return floating_point.float_divergence(network, actual, spread, normalised, rounded)
 
 
 def _int8_divergence(

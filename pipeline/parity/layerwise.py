@@ -120,8 +120,12 @@ def outputs_of_file(
     images: UInt8[Tensor, "batch height width 3"],
     level: ort.GraphOptimizationLevel,
 ) -> dict[str, Tensor]:
-    """Outputs of the named layers of a float file after their activation, in ONNX Runtime, and ``logits``."""
-    return _run(path, images, level, {name: name for name in names}, TensorProto.FLOAT)
+    """Outputs of the named layers of a float file after their activation, in ONNX Runtime, and ``logits``, in
+    single precision."""
+    stored = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
+    kind = TensorProto.FLOAT16 if TensorProto.FLOAT16 in stored else TensorProto.FLOAT
+    outputs = _run(path, images, level, {name: name for name in names}, kind)
+    return {name: output.float() for name, output in outputs.items()}
 
 
 @torch.no_grad()

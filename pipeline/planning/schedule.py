@@ -230,6 +230,8 @@ def estimate(p: Parameters, survey: Survey, rates: Rates) -> dict[str, float]:
             settings = p.settings(name, Quantize)
             ranges = settings.calibration * answer * parent
             work = 14 * min(val, 1000) * answer * parent + 20 * ranges
+            if settings.method == "fp16":
+                work = val * answer * parent + ranges
             if settings.method == "qat":
                 work += fine_tune(settings, ROUNDING * parent, parent)
                 work += 2 * min(val, 1000) * answer * parent

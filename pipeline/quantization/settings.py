@@ -1,4 +1,4 @@
-"""Settings of quantisation to eight-bit integers."""
+"""Settings of quantisation: to eight-bit integers, or to float16."""
 
 from typing import Any, Literal
 
@@ -19,17 +19,19 @@ nearest rounding."""
 
 
 class QuantizationSettings(Settings):
-    """How a student becomes integers: after training (ptq) or with training (qat)."""
+    """How a student becomes integers, after training (ptq) or with training (qat), or float16 (fp16)."""
 
-    method: Literal["ptq", "qat"]
+    method: Literal["ptq", "qat", "fp16"]
     """Post-training quantisation, or quantisation-aware training with NNI. The latter begins with the result
     of the former, and is kept where it lowers the loss on validation images. Its `learning_rate` is in
-    quantisation steps."""
+    quantisation steps. `fp16` rounds to float16 instead, for GPUs and phones: no other key applies but
+    `calibration`."""
     ptq: Literal["auto"] | tuple[Step, ...] = "auto"
     """Steps of post-training quantisation beyond least-squares ranges and rounding to nearest. `auto` selects
     them on validation images by the KL divergence from the outputs of the parent."""
     calibration: Count = 512
-    """Number of training images, stratified by class, from which the activation ranges are taken."""
+    """Number of training images, stratified by class, from which the activation ranges are taken. With
+    `fp16`, no output on these images may be beyond 65504."""
     float_layers: Literal["auto"] | tuple[str, ...] = ()
     """Layers that stay in float because they are faster so; they are recorded in the metadata of the file.
     `auto` takes the fewest first layers whose file is within 8 % of the fastest, according to the measured

@@ -14,14 +14,19 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 from pipeline.onnx.inference import Classifier
+from pipeline.onnx.weight import number_format
 from pipeline.provenance import sha256
 from pipeline.selection.table import Row
 from pipeline.shipping.folder import HERE, ShippingError, description, make_empty
 from pipeline.shipping.samples import Sample
 
 PAGE = ("index.html", "page.css", "page.mjs", "worker.mjs")
-RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-"""The files of ONNX Runtime Web that run models on the CPU."""
+RUNTIME = (
+    *("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"),
+    *("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
+)
+"""The files of ONNX Runtime Web: those for the CPU, and those for the CPU and WebGPU. A browser loads one of
+the two sets."""
 RUNTIME_FOLDER = HERE / "node_modules" / "onnxruntime-web" / "dist"
 MANIFEST = "manifest.json"
 SAMPLE = re.compile(r"sample-\d+\.(png|jpg)")
@@ -154,6 +159,7 @@ def _entry(classifier: Classifier, row: Row | None) -> dict[str, Any]:
         "variant": classifier.path.stem,
         "labels": classifier.labels,
         "size_bytes": classifier.path.stat().st_size,
+        "numbers": number_format(classifier.path),
         **description(classifier),
     }
     if row is not None:

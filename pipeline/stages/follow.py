@@ -27,8 +27,8 @@ def main(variant: str) -> None:
     """Follow a variant or `teacher` until standard input ends; it ends with the line `done` on success."""
     os.nice(10)
     p = parameters.load()
-    if variant in p.variants and p.declared()[variant][2].get("method") == "ptq":
-        return  # Post-training quantisation has no epochs.
+    if variant in p.variants and p.declared()[variant][2].get("method") in ("ptq", "fp16"):
+        return  # These have no epochs.
     # Read by MLflow when it is imported. A server that does not answer is asked again soon enough.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

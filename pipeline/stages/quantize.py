@@ -1,4 +1,4 @@
-"""Quantise the parent to eight-bit integers: after training (ptq), or with training (qat).
+"""Quantise the parent: to eight-bit integers after training (ptq) or with it (qat), or to float16 (fp16).
 
 Several processes share the training; the first one does everything before and after it.
 """
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline import cache, parameters, paths, provenance, siblings
-from pipeline.data import batches, sampling, views
+from pipeline.data import batches, sampling, store, views
 from pipeline.data.batches import Request, ViewSet
 from pipeline.distillation import learning, training_data
 from pipeline.measurement import kernels, layer_costs
@@ -24,7 +24,8 @@ from pipeline.onnx import graph
 from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Parameters, Quantize
 from pipeline.process import run_alongside, stage
-from pipeline.quantization import aware_training, post_training, simulator, stem
+from pipeline.quantization import aware_training, half_precision, post_training, simulator, stem
+from pipeline.quantization.half_precision import HalfPrecisionError
 from pipeline.quantization.post_training import Judgement
 from pipeline.training import compute, ranks, results, scoring
 from pipeline.training.settings import ComputeSettings
@@ -46,6 +47,9 @@ def main(variant: str) -> None:
     fabric = compute.start(p.compute.model_copy(update={"precision": "32-true"}), ranks=trains)
     original = storage.load(paths.model(p.variants[variant].parent))
     results.check_parent(original.card)
+    if settings.method == "fp16":
+        _to_half(variant, original, settings.calibration, p)
+        return
     choose_layers = functools.partial(_choose_layers, variant, settings, original)
     settings, parent, applied = ranks.on_first(fabric, choose_layers)
     contract = parent.card.input
@@ -169,6 +173,54 @@ def _choose_layers(variant: str, settings: Quantize, parent: Model) -> Start:
         )
     graph.check_float_layers(network, contract, settings.float_layers)
     return Start(settings, parent, applied)
+
+
+def _to_half(variant: str, parent: Model, images: int, p: Parameters) -> None:
+    """Write the variant in float16, scored on val with the roundings of a device that has float16.
+
+    Raises:
+        HalfPrecisionError: a weight, or an output on the calibration images, is beyond the range of float16.
+    """
+    contract = parent.card.input
+    train_set, val_set = (
+        ViewSet(store.read(paths.DATA, split), None, contract) for split in ("train", "val")
+    )
+    calibration = sampling.choose(train_set.images, images, p.seed)
+    requests = batches.sequential(calibration, None, contract.size, CALIBRATION_BATCH)
+    normalised = (contract.normalise(train_set[request].images) for request in requests)
+    try:
+        network = half_precision.round_weights(folding.fold_batch_norm(parent))
+        layer, greatest = half_precision.greatest_output(network, normalised)
+    except HalfPrecisionError as error:
+        raise HalfPrecisionError(f"{variant}: {error}") from error
+    host = compute.start(ComputeSettings(accelerator="cpu", threads=p.compute.threads))
+    rounded = half_precision.round_outputs(network)
+    val = scoring.evaluate(host, rounded, val_set, contract.size, p.compute.workers)
+    card = replace(
+        parent.card,
+        variant=variant,
+        parent=parent.card.variant,
+        op="quantize",
+        arguments={**parent.card.arguments, "norm": False},
+        settings={
+            "method": "fp16",
+            "calibration": images,
+            "greatest_output": {"layer": layer, "magnitude": greatest},
+        },
+        val=results.describe(val),
+        calibration_sha256=None,
+    )
+    results.save(
+        Model(network.module, card, half=True),
+        [],
+        folder=paths.model(variant),
+        timings=paths.timings,
+        run=paths.checkpoints(variant),
+    )
+    print(
+        f"{variant}: val {val} in float16; the greatest output is {greatest:.3g} ({layer}), of "
+        f"{half_precision.GREATEST:g}"
+    )
 
 
 def _judge(parent: Model, contract: InputContract, val_set: ViewSet, p: Parameters) -> post_training.Judge:

@@ -20,6 +20,7 @@ MATRIX = 20
 
 STEPS = {
     "torch_float": "PyTorch, float activations",
+    "torch_half": "every layer's output rounded to float16, as GPUs do",
     "onnx_float": "the same network in ONNX Runtime",
     "fake_quant": "activations rounded, float arithmetic",
     "simulator": "integer arithmetic, simulated, 32-bit sums",

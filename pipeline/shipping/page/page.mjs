@@ -3,6 +3,7 @@
 const SHOWN = 3;
 const NAMED = 12; // classes that the page names
 const METRICS = { top1: "top-1", map: "mAP" };
+const DEVICES = { webgpu: "WebGPU", wasm: "CPU" };
 
 const at = (id) => document.getElementById(id);
 const worker = new Worker(new URL("worker.mjs", import.meta.url), { type: "module" });
@@ -18,8 +19,10 @@ worker.onmessage = ({ data }) => {
     rows.get(data.failed)?.element.classList.remove("loading");
     complain(`${data.failed ?? "This photo"} cannot be run in this browser: ${data.message}`);
   } else if (data.loaded) {
-    rows.get(data.loaded).ready = true;
-    rows.get(data.loaded).element.classList.remove("loading");
+    const { element } = Object.assign(rows.get(data.loaded), { ready: true });
+    element.classList.remove("loading");
+    element.dataset.device = data.device;
+    element.querySelector(".device").textContent = DEVICES[data.device];
     summarise();
   } else if (data.id !== current) {
     return;

@@ -1,15 +1,12 @@
 // Runs the variants in the background. One task at a time, the most urgent first: read a new photo, run the variants
 // that are loaded, load the next variant (the smallest first), then measure times.
 
-import * as ort from "./ort.wasm.min.mjs";
 import { probabilities, render } from "./contract.mjs";
 
 const ROUNDS = 10;
 
-ort.env.wasm.numThreads = 1; // like the benchmark; and more threads would need special headers from the server
-
 const waiting = []; // variants of the manifest that are not loaded yet
-const loaded = []; // {variant, input, task, session}
+const loaded = []; // {variant, input, task, session, device}
 let photo = null; // {id, file, source, width, height, rendered, asked, times}
 let wake = () => {};
 
@@ -18,6 +15,11 @@ self.onmessage = ({ data }) => {
   else photo = { ...data, rendered: new Map(), asked: new Set(), times: [] };
   wake();
 };
+
+// After the handler of messages: those that arrive before it are lost.
+const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+const ort = await import(adapter ? "./ort.webgpu.min.mjs" : "./ort.wasm.min.mjs");
+ort.env.wasm.numThreads = 1; // like the benchmark; and more threads would need special headers from the server
 
 for (;;) {
   const work = next();
@@ -37,14 +39,25 @@ function next() {
 
 async function load(entry) {
   try {
-    const session = await ort.InferenceSession.create(new URL(entry.file, import.meta.url).href);
-    const opened = { ...entry, session };
-    await answer(opened, new Uint8Array(entry.input.size ** 2 * 3)); // the first run allocates memory
+    const opened = runsOnGpu(entry) ? await open(entry, "webgpu").catch(() => open(entry, "wasm")) : await open(entry, "wasm");
     loaded.push(opened);
-    self.postMessage({ loaded: entry.variant });
+    self.postMessage({ loaded: entry.variant, device: opened.device });
   } catch (error) {
     self.postMessage({ failed: entry.variant, message: error.message });
   }
+}
+
+/** Whether WebGPU has the numbers of a variant; its int8 operators are computed on the CPU, with copies in between. */
+function runsOnGpu({ numbers }) {
+  return Boolean(adapter) && (numbers === "float32" || (numbers === "float16" && adapter.features.has("shader-f16")));
+}
+
+async function open(entry, device) {
+  const url = new URL(entry.file, import.meta.url).href;
+  const session = await ort.InferenceSession.create(url, { executionProviders: [device] });
+  const opened = { ...entry, session, device };
+  await answer(opened, new Uint8Array(entry.input.size ** 2 * 3)); // the first run allocates memory and compiles shaders
+  return opened;
 }
 
 /** Read upright pixels as they are in the file, without colour conversion for the screen, on white. */

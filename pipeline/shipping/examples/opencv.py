@@ -1,0 +1,9 @@
+"""Classify a square that is resized already, with OpenCV's dnn module."""
+
+import cv2
+import numpy as np
+
+network = cv2.dnn.readNetFromONNX("int8-ptq.onnx")
+pixels = cv2.cvtColor(cv2.imread("square.png"), cv2.COLOR_BGR2RGB)
+network.setInput(pixels[None].astype(np.float32) - 128)  # a first layer in float: without - 128
+logits = network.forward()[0]
