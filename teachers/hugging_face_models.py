@@ -185,7 +185,7 @@ def measured(name: str, processor: Callable[..., Any], declared: InputContract) 
         mean, std = mean[::-1], std[::-1]
     if np.allclose(mean, declared.mean, atol=EXACT) and np.allclose(std, declared.std, atol=EXACT):
         return declared, blue_first
-    return replace(declared, mean=_divide(mean.round(6), 1), std=_divide(std.round(6), 1)), blue_first
+    return replace(declared, mean=_divide(mean.round(6), 1.0), std=_divide(std.round(6), 1.0)), blue_first
 
 
 def _processed(processor: Callable[..., Any], colour: str) -> Float[np.ndarray, "3 height width"]:

@@ -12,7 +12,7 @@ from pipeline.parameters import ParameterError, Parameters, Quantize, compositio
 from pipeline.process import stage
 from pipeline.tracking import addresses, database
 from pipeline.tracking.records import URI_VARIABLE, TrackingServer
-from teachers import local_files
+from teachers.local_files import SUFFIXES
 
 EXPERIMENT = "DVC_EXP_NAME"
 """Environment variable in which DVC names the experiment that runs."""
@@ -53,7 +53,7 @@ def main() -> None:
     contents |= {
         paths.CODE / name: f"{digest}\n" for name, digest in fingerprint.fingerprints(Path()).items()
     }
-    for name, places in _local_files(current).items():
+    for name, places in local_files(current).items():
         # DVC does not know these files, and a stage that has read them must run again when they change.
         contents[paths.CODE / name] += f"{earlier.digest(*places)}\n" if places else ""
     for other in {*paths.CODE.glob("*")} - {*contents}:
@@ -102,7 +102,7 @@ def _check_hubs(p: Parameters) -> None:
             pass
 
 
-def _local_files(p: Parameters) -> dict[str, list[Path]]:
+def local_files(p: Parameters) -> dict[str, list[Path]]:
     """Files of weights and names on this machine that a stage reads and that `dvc.yaml` lacks, by stage."""
     named = [
         text
@@ -120,7 +120,7 @@ def _files(names: Sequence[str]) -> list[Path]:
     found = []
     for place in map(Path, names):
         if place.is_dir():
-            found += [file for file in place.iterdir() if file.suffix in (".json", *local_files.SUFFIXES)]
+            found += [file for file in place.iterdir() if file.suffix in (".json", *SUFFIXES)]
         else:
             found += [place] if place.is_file() else place.parent.glob(f"{place.name}.*")
     return sorted(found)
