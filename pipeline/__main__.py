@@ -256,13 +256,12 @@ def main() -> None:
         parser.error("an argument is empty; is a variable of the shell not set?")
     try:
         arguments, rest = parser.parse_known_args()
-        # argparse takes the changes of `run` and `compress` before its options or after them, but not both.
-        if rest and (
-            arguments.run not in (run.run, compress.run) or any(word.startswith("-") for word in rest)
-        ):
+        # argparse takes the last arguments of a command before its options or after them, but not both.
+        several = next((key for key in ("changes", "images") if hasattr(arguments, key)), None)
+        if rest and (several is None or any(word.startswith("-") for word in rest)):
             arguments.parser.refuse(rest)
         if rest:
-            arguments.changes += rest
+            setattr(arguments, several or "", [*getattr(arguments, several or ""), *rest])
         try:
             arguments.run(arguments)
         finally:

@@ -23,7 +23,7 @@ from typing import NoReturn
 import psutil
 import yaml
 
-from pipeline import lock_file, paths, resources, siblings
+from pipeline import inputs, lock_file, paths, resources, siblings
 from pipeline.errors import DistilleryError
 from pipeline.escaping import for_terminal, without_passwords
 from pipeline.resources import ResourceError
@@ -71,7 +71,10 @@ def stage() -> Iterator[None]:
     check_arguments()
     with one_line_errors():
         lock_file.keep_copy()
-        with alone(paths.LOCKS / f"{_work()}.lock"):
+        with (
+            alone(paths.LOCKS / f"{_work()}.lock"),
+            inputs.unchanged(os.environ.get(STARTED_BY_DVC), _end_at_once),
+        ):
             yield
         siblings.leave(failed=False)
 
@@ -86,6 +89,15 @@ def _quietly() -> Iterator[None]:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # noqa: PTH123
             yield
         siblings.leave(failed=False)
+
+
+def _end_at_once(error: DistilleryError) -> None:
+    """Print an error and end this process, from any thread. What a kill would leave is left."""
+    with suppress(OSError):
+        _end_progress_bars()
+        sys.stderr.write(f"error: {for_terminal(error)}\n")
+        sys.stderr.flush()
+    os._exit(1)
 
 
 def _work() -> str:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import __main__, parameters, paths, process
+from pipeline import __main__, earlier, parameters, paths, process
 from pipeline.parameters import ParameterError, UnknownVariantError, composition
 from pipeline.parameters.variants import LONGEST_NAME
 from pipeline.settings import merge
-from pipeline.stages import distill, evaluate, export, prune
+from pipeline.stages import check, distill, evaluate, export, prune
 from pipeline.tracking import addresses, database
 from pipeline.tracking.records import TrackingError, TrackingServer
 
@@ -614,3 +614,41 @@ def test_check_says_where_parameters_differ_by_hand_and_not_in_an_experiment(
     assert "seed" in run("pipeline.stages.check").stdout
     monkeypatch.setenv("DVC_EXP_NAME", "bold-fox")
     assert "seed" not in run("pipeline.stages.check").stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "stage", "file"),
+    [
+        ({"teacher": {"source": "timm", "name": "resnet18", "weights": "w.pth"}}, "teach", "w.pth"),
+        (
+            {"teacher": {"source": "onnx", "name": "mine.onnx", "head": None, "full": None}},
+            "teach",
+            "mine.onnx",
+        ),
+        ({"teacher": {"head": None, "full": None, "labels": "names.txt"}}, "teach", "names.txt"),
+        ({"student": {"init": {"source": "run", "path": "old"}}}, "distill", "old/card.json"),
+        (
+            {"student": {"init": {"source": "slim", "path": "net/model.ckpt"}}},
+            "distill",
+            "net/model.ckpt.index",
+        ),
+    ],
+)
+def test_check_makes_a_stage_run_again_whose_local_files_have_changed(
+    change: dict[str, Any], stage: str, file: str
+) -> None:
+    Path(file).parent.mkdir(exist_ok=True)
+    Path(file).write_text("first")
+    p = parameters.check(merge(yaml.safe_load(paths.PARAMETERS.read_text()), change), "params.yaml")
+    found = check.local_files(p)
+    assert {name: [str(place) for place in places] for name, places in found.items() if places} == {
+        stage: [file]
+    }
+    before = earlier.digest(*found[stage])
+    Path(file).write_text("second")
+    assert earlier.digest(*found[stage]) != before
+
+
+def test_the_default_run_depends_on_no_local_file_of_weights() -> None:
+    Path("data").mkdir()
+    assert check.local_files(parameters.load()) == {"teach": [], "distill": []}

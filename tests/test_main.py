@@ -49,7 +49,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_predict_takes_a_variant_or_a_file_and_files_folders_or_patterns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for model in ("tiny", "artifacts/onnx/tiny.onnx"):
+    for model in ("tiny", "artifacts/onnx/tiny.onnx", "tiny --json --top 3"):
         for places in ("photos", "'photos/*.png'", "photos/blue.png photos/green.png photos/red.png"):
             assert run(monkeypatch, f"predict {model} {places} --json") == 0
             rows = json.loads(capsys.readouterr().out)

@@ -89,6 +89,7 @@ def test_classes_without_a_given_name_keep_that_of_their_folder(root: Path) -> N
         ({"n01": "ant", "n02": "ant"}, ["n01", "n02", "ant"]),
         ({"n01": "sea lion", "n02": "Sea_Lion"}, ["n01", "n02", "sea lion"]),
         ({"n01": "n02"}, ["n01", "n02"]),
+        ({"n01": "n02", "n02": "n01"}, ["n01", "n02"]),
         ({"n01": " ant"}, [" ant"]),
         ({"n01": "a\nnt"}, ["a\\nnt"]),
     ],

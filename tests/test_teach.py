@@ -1,7 +1,6 @@
 """The stage `teach` with teachers that are taken as they are: good ones are stored, bad ones end it."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,9 +120,8 @@ def test_answers_that_are_not_finite_end_the_stage_with_the_names_of_the_images(
 @pytest.mark.timeout(7200)
 def test_every_architecture_is_adapted_or_refused_in_one_line() -> None:
     done = subprocess.run(
-        [sys.executable, "benchmarks/architectures.py"],
+        [sys.executable, "-m", "benchmarks.architectures"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": "."},
         capture_output=True,
         text=True,
         check=False,

@@ -1,5 +1,6 @@
 """Teachers from everywhere give here what they give at home."""
 
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,9 +11,13 @@ import timm
 import torch
 import torchvision
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    ConvNextImageProcessor,
+    EfficientNetImageProcessor,
+    MobileViTImageProcessor,
     ResNetConfig,
     ResNetForImageClassification,
     ViTConfig,
@@ -30,7 +35,7 @@ from pipeline.training import compute
 from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract
 from teachers.errors import TeacherError, WeightsError
-from teachers.hugging_face_models import contract
+from teachers.hugging_face_models import contract, measured
 from teachers.sources import SOURCES
 from teachers.teacher import Teacher, columns
 from tests import odd_onnx
@@ -100,6 +105,79 @@ def test_a_hugging_face_classifier_gives_its_own_logits(hub_folder: Path, images
 )
 def test_image_processors_become_contracts(rule: dict[str, Any], expected: InputContract) -> None:
     assert contract("x", rule) == expected
+
+
+def test_a_hugging_face_classifier_in_half_precision_is_widened(hub_folder: Path, tmp_path: Path) -> None:
+    for number, dtype in enumerate((torch.float16, torch.bfloat16)):
+        shutil.copytree(hub_folder, folder := tmp_path / str(number))
+        network = cast(Any, ResNetForImageClassification).from_pretrained(hub_folder)
+        network.to(dtype).save_pretrained(folder)
+        for weights in ("default", None):
+            module = SOURCES["hugging_face"](str(folder), weights).module
+            assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+
+
+PROCESSORS = {
+    "usual": (ViTImageProcessor, {"size": 32, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.5]}),
+    "blue first": (MobileViTImageProcessor, {"size": 36, "crop_size": {"height": 32, "width": 32}}),
+    "divided twice": (EfficientNetImageProcessor, {"size": 32, "image_std": [0.2, 0.3, 0.5]}),
+    "cropped": (ConvNextImageProcessor, {"size": {"shortest_edge": 32}, "crop_pct": 0.5, "resample": 2}),
+    "not cropped": (ConvNextImageProcessor, {"size": {"shortest_edge": 384}, "crop_pct": 0.5}),
+}
+"""Classes of image processors with settings, whose keys alone do not say what most of them do."""
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_the_network_gets_the_pixels_that_its_image_processor_makes(kind: str) -> None:
+    processor = PROCESSORS[kind][0](**PROCESSORS[kind][1])
+    rule = (
+        processor.to_dict()
+        if kind != "blue first"
+        else {"size": 36, **PROCESSORS[kind][1], "do_center_crop": True}
+    )
+    given, blue_first = measured(kind, processor, contract(kind, rule))
+    colours = np.linspace(0, 255, 500 * 500 * 3).reshape(500, 500, 3).round().astype(np.uint8)
+    image = Image.fromarray(colours)
+    theirs = processor(images=[image], return_tensors="pt")["pixel_values"][0]
+    box = given.centre_box(*image.size)
+    ours = given.normalise(torch.from_numpy(np.array(given.render(image, box)))[None])[0]
+    ours = ours.flip(0) if blue_first else ours
+    assert blue_first == (kind == "blue first")
+    assert (ours - theirs).abs().max() < 0.03 * float(theirs.max() - theirs.min())
+
+
+def test_an_image_processor_that_cannot_be_used_is_one_line() -> None:
+    class Odd:
+        def __init__(self, answer: Any) -> None:
+            self.answer = answer
+
+        def __call__(self, images: Any, **_: Any) -> Any:
+            if isinstance(self.answer, Exception):
+                raise self.answer
+            return {
+                "pixel_values": [
+                    self.answer(np.asarray(images[0], np.float32).transpose(2, 0, 1)[:, :32, :32])
+                ]
+            }
+
+    for answer in (
+        OSError("a\nb"),
+        lambda pixels: pixels[0],
+        lambda pixels: pixels[:, :16, :16],
+        lambda pixels: pixels.mean(0, keepdims=True).repeat(3, 0),
+        lambda pixels: -pixels,
+    ):
+        with pytest.raises(TeacherError) as error:
+            measured("odd", Odd(answer), InputContract(32))
+        assert len(str(error.value).splitlines()) == 1
+        assert "'odd'" in str(error.value)
+    for rule in (
+        {"size": {"height": 32, "width": 64}},
+        {"size": 32, "image_mean": 0.5},
+        {"size": 32, "image_std": [1]},
+    ):
+        with pytest.raises(TeacherError):
+            contract("odd", rule)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -44,6 +44,12 @@ def rename(contents: Listing, names: Mapping[str, str]) -> Listing:
             f"data.names: the class folders {trees.quote(folders)} would both be called "
             f"{trees.quote(group)}; give each class a name of its own"
         )
+    for folder, name in names.items():
+        if name != folder and name in contents.classes:
+            raise SourceError(
+                f"data.names: the class folder `{printable(folder)}` would have the name of another one, "
+                f"`{printable(name)}`, which in a table or of a logit could mean either; rename the folders"
+            )
     notes = [note for note in contents.notes if note not in alike.notes(contents.classes)]
     return replace(contents, classes=classes, folders=contents.classes, notes=(*notes, *alike.notes(classes)))
 

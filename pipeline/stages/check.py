@@ -2,18 +2,22 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import files, fingerprint, lock_file, parameters, paths
+from pipeline import earlier, files, fingerprint, lock_file, parameters, paths
 from pipeline.data import sources
 from pipeline.parameters import ParameterError, Parameters, Quantize, composition, configuration
 from pipeline.process import stage
 from pipeline.tracking import addresses, database
 from pipeline.tracking.records import URI_VARIABLE, TrackingServer
+from teachers.local_files import SUFFIXES
 
 EXPERIMENT = "DVC_EXP_NAME"
 """Environment variable in which DVC names the experiment that runs."""
+NAMED_BY_PLACE = ("hugging_face", "onnx", "student")
+"""Sources of teachers whose names can be files or folders."""
 
 
 def main() -> None:
@@ -49,6 +53,9 @@ def main() -> None:
     contents |= {
         paths.CODE / name: f"{digest}\n" for name, digest in fingerprint.fingerprints(Path()).items()
     }
+    for name, places in local_files(current).items():
+        # DVC does not know these files, and a stage that has read them must run again when they change.
+        contents[paths.CODE / name] += f"{earlier.digest(*places)}\n" if places else ""
     for other in {*paths.CODE.glob("*")} - {*contents}:
         other.unlink()
     for file, content in contents.items():
@@ -93,6 +100,30 @@ def _check_hubs(p: Parameters) -> None:
 
         with initialisation.hub(init.source, init.path):
             pass
+
+
+def local_files(p: Parameters) -> dict[str, list[Path]]:
+    """Files of weights and names on this machine that a stage reads and that `dvc.yaml` lacks, by stage."""
+    named = [
+        text
+        for member in p.teacher.members
+        if member.sha256 is None
+        for text in (member.weights, member.labels, member.name if member.source in NAMED_BY_PLACE else None)
+        if isinstance(text, str) and text not in ("data", "default", "natural")
+    ]
+    init = p.student.init
+    return {"teach": _files(named), "distill": _files([init.path] if init else [])}
+
+
+def _files(names: Sequence[str]) -> list[Path]:
+    """The files among some names, the weights and settings in the folders, and those with such beginnings."""
+    found = []
+    for place in map(Path, names):
+        if place.is_dir():
+            found += [file for file in place.iterdir() if file.suffix in (".json", *SUFFIXES)]
+        else:
+            found += [place] if place.is_file() else place.parent.glob(f"{place.name}.*")
+    return sorted(found)
 
 
 def _read(folder: Path) -> dict[str, Any]:

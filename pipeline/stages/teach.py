@@ -11,7 +11,7 @@ from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet
 from pipeline.distillation import adaptation, as_it_is, doubts, sources, teacher_store, trial
 from pipeline.distillation.settings import TeacherMember
-from pipeline.models import histories
+from pipeline.models import histories, storage
 from pipeline.parameters import Parameters
 from pipeline.process import run_alongside, stage
 from pipeline.tasks import TASKS
@@ -95,7 +95,8 @@ def _adapt(
         "settings": settings.model_dump(mode="json"),
         "data_sha256": store.read_report(paths.DATA)["data_sha256"],
     }
-    identity = provenance.identity(**facts, views=space.model_dump(mode="json"), seed=p.seed)
+    weights = storage.fingerprint(teacher.module) if parts else None
+    identity = provenance.identity(**facts, views=space.model_dump(mode="json"), seed=p.seed, weights=weights)
     runs = {
         part: Run(f"teach {part}", paths.checkpoints(f"teacher-{name.strip('.')}{part}"), identity)
         for part in parts
