@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import students
 from pipeline.data import batches, store
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
@@ -38,16 +38,31 @@ SCORED = 4
 """Number of images that are scored at once, so that the test split has several batches."""
 
 
-class InDouble(nn.Module):
-    """A network that computes in 64 bits, in which the order of sums is next to nothing."""
+class InDouble(nn.Sequential):
+    """A network that computes in 64 bits, in which the order of sums is next to nothing.
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module.double()
+    It is shallow, since a deep one multiplies any difference: of 27 layers on a few images, one of 1e-14
+    becomes one of 5 % in three epochs.
+    """
+
+    def __init__(self) -> None:
+        widths = (3, 8, 16, 16)
+        super().__init__(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU6()
+                )
+                for before, after in pairwise(widths)
+            ),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(16, 3),
+        )
+        self.double()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits that differ enough between images for distances between images to have digits."""
-        return 20 * self.module(x.double())
+        return 5 * super().forward(x.double())
 
 
 def main(data: str, folder: str, settings: str, changes: str) -> None:
@@ -66,7 +81,7 @@ def main(data: str, folder: str, settings: str, changes: str) -> None:
     train, val, test = (store.read(Path(data), split) for split in ("train", "val", "test"))
     answers = torch.randn(len(train), 3, generator=torch.Generator().manual_seed(1)).half().numpy() * 4
     torch.manual_seed(0)
-    module = InDouble(students.build("mobilenet_v1", {"classes": 3, "channels": (8,) * 14}))
+    module = InDouble()
     test_set = ViewSet(test, None, CONTRACT)
     before = scoring.predict(fabric, module, test_set, CONTRACT.size, 0)
     trained, history = loop.train(
