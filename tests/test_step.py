@@ -71,7 +71,7 @@ def made_up(number: int, device: torch.device, size: int = SIZE, images: int = 6
     pixels = torch.randint(256, (images, size, size, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(3, (images,), generator=generator)
     answers = torch.randn(images, 3, generator=generator).half()
-    return Batch(*(part.to(device) for part in (pixels, labels, answers)))
+    return Batch(pixels.to(device), labels.to(device), answers.to(device))
 
 
 def settings(**given: Any) -> TrainingSettings:
@@ -214,6 +214,7 @@ class Noisy(nn.Module):
     def __init__(self, change: Callable[["Noisy"], object]) -> None:
         super().__init__()
         self.change, self.steps = change, 0
+        self.kept: Tensor
         self.register_buffer("kept", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
