@@ -352,7 +352,7 @@ def _batch(images: int, size: int, device: torch.device, seed: int) -> Batch:
     pixels = torch.randint(256, (images, size, size, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(CLASSES, (images,), generator=generator)
     answers = torch.randn(images, CLASSES, generator=generator).half()
-    return Batch(*(part.to(device) for part in (pixels, labels, answers)))
+    return Batch(pixels.to(device), labels.to(device), answers.to(device))
 
 
 def _fabric(case: Case) -> Fabric:

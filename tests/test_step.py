@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 import students
+from benchmarks import loop_speed
 from pipeline.data.batches import Batch
 from pipeline.distillation.objective import loss_terms
 from pipeline.distillation.settings import Objective
@@ -71,7 +72,7 @@ def made_up(number: int, device: torch.device, size: int = SIZE, images: int = 6
     pixels = torch.randint(256, (images, size, size, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(3, (images,), generator=generator)
     answers = torch.randn(images, 3, generator=generator).half()
-    return Batch(*(part.to(device) for part in (pixels, labels, answers)))
+    return Batch(pixels.to(device), labels.to(device), answers.to(device))
 
 
 def settings(**given: Any) -> TrainingSettings:
@@ -214,6 +215,7 @@ class Noisy(nn.Module):
     def __init__(self, change: Callable[["Noisy"], object]) -> None:
         super().__init__()
         self.change, self.steps = change, 0
+        self.kept: Tensor
         self.register_buffer("kept", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -259,6 +261,30 @@ def test_a_step_itself_changes_nothing_that_a_graph_would_miss(
     before = graphs.host_state(module), graphs.random_state()
     step(made_up(1, cpu.device), 1, 0.01)
     assert (graphs.host_state(module), graphs.random_state()) == before
+
+
+def tiny(training: str, *, profiled: bool) -> loop_speed.Case:
+    return loop_speed.Case(training, 32, 2, 2, "32-true", 1, 8, profiled)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_speed, "UNTIMED", 1)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_loop_is_measured_beside_the_bare_step() -> None:
+    row = loop_speed._beside_the_bare_step(tiny("distill", profiled=False), rounds=2)
+    rates, ratio = row["images_per_second"], row["loop_to_eager"]
+    assert min(rates["loop"], rates["eager"]) > 0
+    assert ratio["low"] <= ratio["ratio"] <= ratio["high"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_python_and_operators_of_a_step_are_told_apart() -> None:
+    found = loop_speed._loop(tiny("qat", profiled=True))
+    assert min(found["microseconds_in_python"], found["microseconds_in_operators"]) > 0
+    assert found["operators"] > 28  # each layer is at least one
 
 
 def train_on(

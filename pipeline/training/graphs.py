@@ -88,7 +88,7 @@ class Replayed:
             batch: see ``Batch``.
             variant: what else the kernels depend on.
         """
-        form = variant, tuple(part if part is None else (part.shape, part.dtype) for part in batch[:3])
+        form = variant, tuple((tensor.shape, tensor.dtype) for tensor in _tensors(batch))
         if form != self._form:
             self._begin(batch)
             self._form = form
@@ -97,9 +97,8 @@ class Replayed:
         if self._number == UNTIMED + TIMED:
             self._capture(step)
         began = self._mark()
-        for own, given in zip(self._batch[:3], batch[:3], strict=True):
-            if own is not None:
-                own.copy_(given, non_blocking=True)
+        for own, given in zip(_tensors(self._batch), _tensors(batch), strict=True):
+            own.copy_(given, non_blocking=True)
         if self.graph is None:
             loss = self._run(step)
         else:
@@ -116,7 +115,8 @@ class Replayed:
         torch.cuda.synchronize(self.device)  # the graph that is dropped may still run
         self.graph, self._number, self._times = None, 0, []
         self._plain = bool(batch.for_teachers)
-        self._batch = Batch(*(part if part is None else torch.empty_like(part) for part in batch[:3]))
+        answers = None if batch.answers is None else torch.empty_like(batch.answers)
+        self._batch = Batch(torch.empty_like(batch.images), torch.empty_like(batch.labels), answers)
 
     def _run(self, step: TrainingStep) -> Tensor:
         """The step as it is, on the stream on which it will be captured."""
@@ -176,6 +176,10 @@ class Replayed:
         return event
 
 
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [part for part in (batch.images, batch.labels, batch.answers) if part is not None]
+
+
 def host_state(module: nn.Module) -> list[Any]:
     """What a step can change on the host: where the tensors of a network are, and its numbers in Python."""
     tensors = [*module.parameters(), *module.buffers()]
@@ -190,5 +194,6 @@ def host_state(module: nn.Module) -> list[Any]:
 
 def random_state() -> list[Any]:
     """The states of the generators of random numbers on the host."""
-    name, keys, *rest = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    name, keys, *rest = legacy
     return [random.getstate(), name, keys.tobytes(), rest, torch.get_rng_state().tolist()]
