@@ -21,14 +21,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
+import yaml
 
-from pipeline import lock_file
+from pipeline import lock_file, paths
+from pipeline.process import BUILDERS
 
 STAGES: dict[str, tuple[str, ...]] = {
+    "check": ("artifacts/checked.txt", "artifacts/code"),
     "prepare": ("artifacts/data",),
     "teach": ("artifacts/teacher", "artifacts/models/teacher"),
     "label": ("artifacts/labels",),
     "distill fp32": ("artifacts/models/fp32",),
+    "load fp32": ("artifacts/models/fp32",),
     "prune pruned-50": ("artifacts/models/pruned-50",),
     "quantize int8-ptq": ("artifacts/models/int8-ptq",),
     "quantize int8-qat": ("artifacts/models/int8-qat",),
@@ -40,12 +44,13 @@ STAGES: dict[str, tuple[str, ...]] = {
     "probe": ("artifacts/robustness.json",),
     "explain": ("artifacts/explanations",),
     "sensitivity": ("artifacts/sensitivity.json",),
+    "litert": ("artifacts/litert",),
     "report": ("artifacts/report", "artifacts/plots", "artifacts/variants"),
     "track": ("artifacts/tracked.json", "mlflow.db", "mlartifacts"),
 }
 """Stage with its variant to what it writes."""
 
-TIMED = ("benchmark", "cost", "report", "track")
+TIMED = ("benchmark", "cost", "litert", "report", "track")
 """Stages whose results hold times, and therefore differ between any two runs."""
 
 ROOM = 256 << 20
@@ -60,12 +65,14 @@ def main() -> None:
     parser.add_argument("finished", type=Path, help="folder of a finished pipeline")
     parser.add_argument("mount", type=Path, help="folder to mount small file systems in; it is created")
     parser.add_argument("--free", type=int, default=16384, help="bytes that are left (default: %(default)s)")
-    parser.add_argument("--stages", nargs="*", default=list(STAGES), help="only these")
+    parser.add_argument(
+        "--stages", nargs="*", help="only these (default: all that the finished pipeline has run)"
+    )
     parser.add_argument("--temporary", action="store_true", help="fill the temporary folder instead")
     arguments = parser.parse_args()
     failed = 0
     print("| stage | status | line | seconds | after room was made |\n|---|---|---|---|---|")
-    for stage in arguments.stages:
+    for stage in arguments.stages or _stages(arguments.finished):
         try:
             row, passed = _row(arguments, stage)
         finally:
@@ -73,6 +80,18 @@ def main() -> None:
         print(f"| {stage} | {row} |", flush=True)
         failed += not passed
     raise SystemExit(failed > 0)
+
+
+def _stages(finished: Path) -> list[str]:
+    """Stages that a finished pipeline has run."""
+    variants = yaml.safe_load((finished / paths.PARAMETERS).read_text())["variants"]
+    built = {f"{variant['op']} {name}" for name, variant in variants.items()}
+    return [
+        stage
+        for stage, outputs in STAGES.items()
+        if all((finished / output).exists() for output in outputs)
+        and (stage in built or stage.partition(" ")[0] not in BUILDERS)
+    ]
 
 
 def _row(arguments: argparse.Namespace, stage: str) -> tuple[str, bool]:

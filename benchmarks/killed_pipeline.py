@@ -77,10 +77,11 @@ COMPARED = (
 )
 """What must come out equal; what is left out contains seconds."""
 STATE = ("artifacts", ".dvc/cache", ".dvc/tmp", "site", "dvc.lock", "mlflow.db", "mlruns", "mlartifacts")
-ORPHAN_SECONDS = 40.0
-"""Seconds after which no process of a killed run may be left."""
-STAGE_SECONDS = 600.0
-"""Seconds after which a run is given up."""
+ORPHAN_SECONDS, ORPHAN_SHARE = 40.0, 0.4
+"""Seconds after which no process of a killed run may be left, and the same as a share of the time of the
+undisturbed run, which is longer on a busy machine."""
+RUN_SECONDS, RUN_SHARE = 600.0, 5.0
+"""Seconds after which a run is given up, and the same as a share."""
 
 
 @dataclass
@@ -121,6 +122,8 @@ class Pipeline:
         }
         self.leftovers: list[tuple[float, list[psutil.Process]]] = []
         """Processes that outlived a kill, with the time at which they must be gone."""
+        self.patience = ORPHAN_SECONDS
+        """Seconds that such processes are given."""
         for process in self._processes():  # of a benchmark that was itself killed
             process.kill()
 
@@ -205,12 +208,14 @@ class Pipeline:
     ) -> "tuple[Kill | None, int | None, Log]":
         """Run `dvc repro` until the next kill strikes or it ends by itself. Kills that come too late go."""
         process, log = self._start()
+        whole = sum(seconds.values())
+        self.patience = max(ORPHAN_SECONDS, ORPHAN_SHARE * whole)
         order, current, since, strikes = list(seconds), "", 0.0, float("inf")
         written: tuple[int, int] | None = None
         began = time.monotonic()
         while process.poll() is None:
             now = time.monotonic()
-            if now - began > STAGE_SECONDS:
+            if now - began > max(RUN_SECONDS, RUN_SHARE * whole):
                 self._kill(process, "all")
                 return None, 124, log
             for stage in log.stages():
@@ -263,7 +268,7 @@ class Pipeline:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        self.leftovers.append((time.monotonic() + ORPHAN_SECONDS, own))
+        self.leftovers.append((time.monotonic() + self.patience, own))
 
     def _orphans(self, wait: bool) -> list[str]:
         """Lines about processes that outlived a kill for too long."""

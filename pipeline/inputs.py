@@ -26,7 +26,7 @@ editor may be writing."""
 SHOWN = 3
 """Number of changes that a message names."""
 
-IGNORED = re.compile(r"\..*|__pycache__|node_modules|Thumbs\.db|desktop\.ini|.*\.damaged|.*~")
+IGNORED = re.compile(r"\..*|__pycache__|node_modules|Thumbs\.db|desktop\.ini|.*~")
 """Names of files and folders that DVC ignores (`.dvcignore`)."""
 
 MISSING = "missing"

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,9 @@ from teachers.hubs import HubError
 from teachers.teacher import Teacher
 
 logging.disable_progress_bar()
+
+Colour = tuple[float, float, float]
+"""One number each for red, green and blue."""
 
 PLACEHOLDER = re.compile(r"LABEL_\d+")
 """Class names that Hugging Face makes up for a configuration without any."""
@@ -137,18 +140,28 @@ def contract(name: str, rule: dict[str, Any]) -> InputContract:
             f"Hugging Face model {name!r}: its image processor must have a size of square images; found "
             f"{rule.get('size')}"
         )
+    mean, std = scaling(rule)
+    share = rule.get("crop_pct") if size < WARPED else None
+    return InputContract(
+        size=size,
+        mean=mean,
+        std=std,
+        interpolation="bicubic" if rule.get("resample") == BICUBIC else "bilinear",
+        crop=share or min(1.0, size / (resize_side or size)),
+    )
+
+
+def scaling(rule: Mapping[str, Any]) -> tuple[Colour, Colour]:
+    """Mean and standard deviation of RGB values in [0, 1], by the configuration of an image processor.
+
+    Raises:
+        TeacherError: they are not three numbers each.
+    """
     scale = 255 * rule.get("rescale_factor", 1 / 255) if rule.get("do_rescale", True) else 255.0
     normalises = rule.get("do_normalize", True)
     mean = rule.get("image_mean", (0.5,) * 3) if normalises else (0.0,) * 3
     std = rule.get("image_std", (0.5,) * 3) if normalises else (1.0,) * 3
-    share = rule.get("crop_pct") if size < WARPED else None
-    return InputContract(
-        size=size,
-        mean=_divide(mean, scale),
-        std=_divide(std, scale),
-        interpolation="bicubic" if rule.get("resample") == BICUBIC else "bilinear",
-        crop=share or min(1.0, size / (resize_side or size)),
-    )
+    return _divide(mean, scale), _divide(std, scale)
 
 
 def measured(name: str, processor: Callable[..., Any], declared: InputContract) -> tuple[InputContract, bool]:
@@ -196,7 +209,7 @@ def _processed(processor: Callable[..., Any], colour: str) -> Float[np.ndarray, 
     return pixels
 
 
-def _divide(values: Any, scale: float) -> tuple[float, float, float]:
+def _divide(values: Any, scale: float) -> Colour:
     try:
         red, green, blue = (float(value) / scale for value in values)
     except (TypeError, ValueError, ZeroDivisionError) as error:

@@ -97,9 +97,9 @@ def read(path: Path) -> dict[str, Tensor]:
     for name, value in tensors.items():
         if kind := _unusual(value):
             raise WeightsError(f"{path}: {name} is {kind}; allowed: dense tensors of real numbers")
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    # One wrapper can be in another one: `torch.compile` of `DataParallel`.
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 

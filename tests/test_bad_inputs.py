@@ -252,6 +252,16 @@ def test_a_good_address_is_taken(uri: str) -> None:
     assert addresses.problem(uri) is None
 
 
+@pytest.mark.parametrize("name", ["artifacts/models/pruned-25", "elsewhere/artifacts/models/fp32"])
+def test_a_student_of_another_run_or_of_another_name_may_be_a_start(name: str) -> None:
+    Path(name).mkdir(parents=True)
+    values = yaml.safe_load(paths.PARAMETERS.read_text())
+    change = {"student": {"init": {"source": "run", "path": name}}}
+    init = parameters.check(merge(values, change), "params.yaml").student.init
+    assert init is not None
+    assert init.path == name
+
+
 def test_databricks_needs_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABRICKS_HOST", "https://example.org")
     assert addresses.problem("databricks") is None
@@ -284,6 +294,27 @@ def test_databricks_needs_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"teacher": {"weights": "~/best.safetensors"}}, "teacher.weights = '~/best.safetensors': `~`"),
         ({"teacher": {"weights": "/"}}, "teacher.weights = '/': this is a folder"),
         ({"student": {"init": {"source": "run", "path": "~/old"}}}, "student.init.path = '~/old': `~`"),
+        (
+            {"student": {"init": {"source": "run", "path": "artifacts/models/fp32"}}},
+            "student.init.path = 'artifacts/models/fp32': this run writes there",
+        ),
+        (
+            {
+                "teacher": {
+                    "source": "student",
+                    "name": "configs/../artifacts/models/fp32/weights.safetensors",
+                }
+            },
+            "teacher.name = 'configs/../artifacts/models/fp32/weights.safetensors': this run writes there",
+        ),
+        (
+            {"teacher": {"source": "onnx", "name": "artifacts/onnx/int8-qat.onnx"}},
+            "teacher.name = 'artifacts/onnx/int8-qat.onnx': this run writes there",
+        ),
+        (
+            {"teacher": {"weights": "artifacts/teacher/weights.safetensors"}},
+            "teacher.weights = 'artifacts/teacher/weights.safetensors': this run writes there",
+        ),
     ],
 )
 def test_a_path_that_cannot_be_used_is_said_with_its_key(change: dict[str, Any], named: str) -> None:

@@ -207,6 +207,15 @@ BESIDE = (
 """What Python, editors and other tools write beside code."""
 
 
+def test_dvc_sees_all_photographs_whatever_their_names() -> None:
+    names = ("hood.damaged/1.jpg", "new/1.jpg", "a~/1.jpg", "#1/2.jpg", "x.new/1.damaged", "pipeline/1.jpg")
+    with Repo(str(ROOT)) as repo:
+        for name in names:
+            file = ROOT / "photos" / name
+            assert not repo.dvcignore.is_ignored_file(str(file)), name
+            assert not repo.dvcignore.is_ignored_dir(str(file.parent)), name
+
+
 def test_dvc_sees_all_code_and_nothing_that_is_written_beside_it() -> None:
     with Repo(str(ROOT)) as repo:
         ignored = repo.dvcignore.is_ignored_file
@@ -221,7 +230,9 @@ def test_dvc_sees_all_code_and_nothing_that_is_written_beside_it() -> None:
                 assert hidden, file
         code = [file for package in fingerprint.PROJECT for file in (ROOT / package).rglob("*.py")]
         code += [
-            file for suffix in ("html", "md") for file in (ROOT / "pipeline/report").rglob(f"*.{suffix}")
+            file
+            for suffix in fingerprint.TEMPLATES
+            for file in (ROOT / "pipeline/report").rglob(f"*{suffix}")
         ]
         code += (ROOT / "configs").rglob("*.yaml")
         assert len(code) > 100

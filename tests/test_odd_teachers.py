@@ -368,10 +368,11 @@ STATE = NETWORK.state_dict()
         {"net": {"ema": {"module": STATE}}},
         {f"_orig_mod.{name}": value for name, value in STATE.items()},
         {f"module._orig_mod.{name}": value for name, value in STATE.items()},
+        {f"_orig_mod.module.{name}": value for name, value in STATE.items()},
         {name: value for name, value in STATE.items() if "num_batches" not in name},
         {name: value.half() if value.is_floating_point() else value for name, value in STATE.items()},
     ],
-    ids=["parallel", "script", "average", "nested", "compiled", "both", "no counters", "half"],
+    ids=["parallel", "script", "average", "nested", "compiled", "both", "both again", "no counters", "half"],
 )
 def test_state_dicts_of_usual_scripts_are_read(tmp_path: Path, content: dict[str, Any]) -> None:
     for suffix, zipped in ((".pth", True), (".pt", False), (".PTH", True), (".ckpt", True)):

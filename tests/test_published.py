@@ -236,6 +236,30 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("rule", "mean", "std"),
+    [
+        ({}, 0.5, 0.5),
+        ({"do_normalize": False, "image_mean": [0.4] * 3}, 0.0, 1.0),
+        ({"image_mean": [0.25] * 3, "image_std": [0.125] * 3}, 0.25, 0.125),
+        ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [255.0] * 3}, 0.5, 1.0),
+    ],
+)
+def test_a_checkpoint_is_fed_as_its_image_processor_feeds_it(
+    checkpoint: Path, rule: dict[str, Any], mean: float, std: float
+) -> None:
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps({"size": 64, **rule}))
+    start = initialisation.SOURCES["hugging_face"](str(checkpoint))
+    assert (start.mean, start.std) == ((mean,) * 3, (std,) * 3)
+
+
+@pytest.mark.parametrize("names", [{"1": "a", "2": "b"}, {"a": 0}, ["a", "b"]])
+def test_names_of_classes_without_their_numbers_are_one_line(checkpoint: Path, names: Any) -> None:
+    file = checkpoint / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "id2label": names}))
+    assert "id2label" in fails_in_one_line(checkpoint)
+
+
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     from safetensors.torch import load_file
 

@@ -158,6 +158,8 @@ NEEDED = [
     "artifacts/checkpoints/kernels.json",
     "artifacts/checkpoints/locks/teach.lock",
     "artifacts/raw/fashion-mnist/train.gz",
+    "artifacts/raw/cars/hood.damaged/1.jpg",
+    "artifacts/raw/cars/hood/1.damaged.jpg",
     "artifacts/tmp.json",
     ".dvc/tmp/rwlock",
     "{temporary}/tmpab_1x2yz/part",

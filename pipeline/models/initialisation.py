@@ -101,10 +101,18 @@ def hugging_face(path: str) -> Start:
     image = (
         _json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").exists() else {}
     )
+    from teachers.hugging_face_models import scaling  # imports transformers, which takes seconds
+
+    mean, std = scaling(image)
     whole = _side(image.get("size"))
     size = _side(image.get("crop_size")) if image.get("do_center_crop") else whole
-    names = config.get("id2label")
-    labels = tuple(names[str(index)] for index in range(len(names))) if names else None
+    names = config.get("id2label") or {}
+    try:
+        labels = tuple(names[str(index)] for index in range(len(names))) or None
+    except (KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{path}: config.json must give id2label one name per class, from 0 on; found {str(names)[:80]}"
+        ) from error
     if labels and all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
         labels = None  # the names that the library makes up if there are none
     return _published(
@@ -114,8 +122,8 @@ def hugging_face(path: str) -> Start:
         labels=labels,
         size=size,
         crop=round(min(1.0, size / whole), 4) if size and whole else None,
-        mean=tuple(image.get("image_mean", (0.5, 0.5, 0.5))),
-        std=tuple(image.get("image_std", (0.5, 0.5, 0.5))),
+        mean=mean,
+        std=std,
     )
 
 

@@ -138,6 +138,27 @@ def _path_problems(parameters: Parameters) -> Iterator[str]:
         path = f"{init.path}.index" if init.source == "slim" else init.path
         if init.source == "run" or _is_path(path):
             yield from _missing("student.init.path", path)
+    yield from _own_outputs(parameters)
+
+
+def _own_outputs(parameters: Parameters) -> Iterator[str]:
+    """Weights at places that this run writes: DVC removes them before their stage runs."""
+    names = ("teacher", *parameters.variants)
+    written = {
+        place.absolute()
+        for place in (paths.TEACHER, *map(paths.model, names), *map(paths.onnx, parameters.variants))
+    }
+    init = parameters.student.init
+    given = [("student.init.path", init.path)] if init else []
+    for key, member in _members(parameters):
+        given += [(f"{key}.name", member.name), (f"{key}.weights", member.weights or "")]
+    for key, text in given:
+        place = Path(os.path.normpath(Path(text).absolute()))
+        if text and not written.isdisjoint({place, *place.parents}):
+            yield (
+                f"{key} = {text!r}: this run writes there itself; copy it to a place outside of "
+                f"{paths.ARTIFACTS}/ first, and name the copy"
+            )
 
 
 def _member_problems(key: str, member: TeacherMember) -> Iterator[str]:

@@ -181,7 +181,8 @@ def _remains(folder: Path) -> Iterator[Leftover]:
         name = resources.TEMPORARY.fullmatch(path.name)
         if name and not psutil.pid_exists(int(name[2])):
             yield Leftover(path, disk_usage(path), "unfinished file of an ended process")
-    for path in folder.rglob("*.damaged*"):
+    # Elsewhere such a name is that of a photograph or of a class.
+    for path in paths.CHECKPOINTS.rglob("*.damaged*"):
         yield Leftover(path, disk_usage(path), "damaged file that was set aside")
     for path in (*paths.ONNX.glob("*.unverified"), *paths.LITERT.glob("*.unverified")):
         yield Leftover(path, disk_usage(path), "export that did not come to its end")
