@@ -10,12 +10,14 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from pipeline.models.storage import Model, load, save
-from pipeline.onnx import inference
+from pipeline.onnx import inference, weight
+from pipeline.onnx.sessions import open_session
 from pipeline.parity import ladder
 from pipeline.parity.ladder import ParityError
 from pipeline.parity.verification import VerificationError, verify
 from pipeline.quantization import half_precision
 from pipeline.quantization.half_precision import HalfPrecisionError
+from pipeline.shipping import folder
 from teachers.contract import InputContract
 from tests.tiny_students import SIZE, folded, in_half, photographs, ship, student
 
@@ -64,8 +66,7 @@ def test_a_saved_and_loaded_model_gives_the_same_file(tmp_path: Path, model: Mod
     assert ship(loaded, tmp_path).read_bytes() == before
 
 
-@pytest.mark.parametrize("activation", ["relu", "relu6"])
-@pytest.mark.parametrize("contract", [InputContract(SIZE), IMAGENET])
+@pytest.mark.parametrize(("contract", "activation"), [(InputContract(SIZE), "relu"), (IMAGENET, "relu6")])
 def test_the_file_is_what_the_rounded_network_computes(
     tmp_path: Path, contract: InputContract, activation: str
 ) -> None:
@@ -138,3 +139,22 @@ def test_rounding_leaves_the_network_as_it_was() -> None:
     assert not torch.equal(after, before)
     assert torch.equal(after, after.half().float())
     assert after == pytest.approx(before, abs=0.02 * float(before.max() - before.min()))
+
+
+def test_every_form_in_the_folder_keeps_float16(tmp_path: Path, model: Model) -> None:
+    classifier = inference.open_classifier(ship(model, tmp_path), threads=1)
+    folder.ship(classifier, tmp_path / "out", None, for_phones=True)
+    files = sorted((tmp_path / "out").glob("*fp16*"))
+    assert [file.name for file in files] == [
+        "tiny-fp16-batch1.onnx",
+        "tiny-fp16-photo.onnx",
+        "tiny-fp16.onnx",
+    ]
+    assert {weight.number_format(file) for file in files} == {"float16"}
+    [square], answers = photographs(1), []
+    for file in files:
+        session = open_session(file)
+        given = {session.get_inputs()[0].name: square[None].numpy()}
+        answers.append(np.asarray(session.run(["logits"], given)[0]))
+    assert answers[0] == pytest.approx(answers[2], abs=1e-5)
+    assert answers[1] == pytest.approx(answers[2], abs=1e-5)

@@ -143,10 +143,11 @@ def _write_front(writer: _Writer) -> tuple[Value, Value]:
     pixels = graph.add("DEQUANTIZE", [images], graph.value(f"{IMAGES}.float", shape))
     steps = [("SUB", "centred", "mean", means)] if means.any() else []
     if writer.half:  # Divided by 255, some weights of the first layer would lose bits in float16.
-        steps.append(("MUL", "normalised", "scale", 1 / (255 * np.array(contract.std, np.float32))))
+        scale = np.array([1 / (255 * std) for std in contract.std], np.float32)
+        steps.append(("MUL", "normalised", "scale", scale))
     for operator, name, constant, values in steps:
-        inputs = [pixels, graph.constant(f"{IMAGES}.{constant}", values)]
         written = graph.value(f"{IMAGES}.{name}", shape)
+        inputs = [pixels, graph.constant(f"{IMAGES}.{constant}", values)]
         pixels = graph.add(operator, inputs, written, fusedActivationFunction="NONE")
     return images, pixels
 

@@ -14,6 +14,7 @@ from onnxruntime.tools import convert_onnx_models_to_ort, onnx_model_utils
 from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle
 
 from pipeline import resources
+from pipeline.onnx.weight import number_format
 
 BATCH = "batch"
 """Name of the dimension that is fixed."""
@@ -26,7 +27,8 @@ def convert(file: Path, folder: Path) -> list[Path]:
 
     ``NAME-batch1.onnx`` is the same graph with fixed shapes, which NNAPI and CoreML need to take it as a
     whole. ``NAME-batch1.ort`` is optimised for the CPU of a phone; the ``.config`` beside it tells a reduced
-    build of the runtime which operators and types it must contain.
+    build of the runtime which operators and types it must contain. A variant in float16 has the former alone:
+    on a CPU without float16, the runtime would store float32 in the latter.
 
     Args:
         file: the ONNX file of a variant.
@@ -40,6 +42,8 @@ def convert(file: Path, folder: Path) -> list[Path]:
     onnx_model_utils.fix_output_shapes(model)
     fixed = folder / f"{file.stem}-batch1.onnx"
     onnx.save(model, fixed)
+    if number_format(fixed) == "float16":
+        return [fixed]
     with resources.scratch() as scratch:
         logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints each step
