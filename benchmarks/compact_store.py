@@ -13,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
+from torch import nn
 from torch.nn import functional
 
 import students
 from pipeline.data import sources, splits, store
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
-from pipeline.distillation import labels, learning
+from pipeline.distillation import labelling, labels, learning
+from pipeline.distillation.labels import Answers
 from pipeline.distillation.settings import Objective, StudentTraining
 from pipeline.distillation.training_data import TrainingData
 from pipeline.tasks import softmax_kl
@@ -59,14 +62,14 @@ def main() -> None:
         train, val = (store.read(folder / "data", split) for split in ("train", "val"))
         seen = ViewSet(train, SPACE, contract)
         network = in_runtime(teacher.module, contract.size).module
-        whole = labels.compute(fabric, network, seen, VIEWS, partial=folder / "views", workers=1)
+        whole = ask(fabric, network, seen, VIEWS, folder / "views", workers=1)
         wanted = scoring.predict(
             fabric, teacher.module, ViewSet(val, None, contract), contract.size, workers=1
         )
         print("| kept | bytes a view | mass kept, % | KL on val | same top-1, % |")
         print("|---|---|---|---|---|")
         for top in (None, 50, 10, 1):
-            answers = labels.compact(whole, top)
+            answers = labels.compact(whole.values, top)
             kept = np.exp(answers.values[..., :-1].astype(np.float32)).sum(-1).mean() if top else 1.0
             size = sum(part.nbytes for part in (answers.values, answers.top_classes) if part is not None)
             found = []
@@ -101,6 +104,16 @@ def main() -> None:
             divergences = ", ".join(f"{divergence:.3f}" for divergence, _ in found)
             shares = ", ".join(f"{share:.1f}" for _, share in found)
             print(f"| {top or 'all'} | {size} | {100 * kept:.2f} | {divergences} | {shares} |", flush=True)
+
+
+def ask(
+    fabric: Fabric, network: nn.Module, seen: ViewSet, views: int, folder: Path, *, workers: int
+) -> Answers:
+    """All logits of a teacher of ImageNet's classes for some views of all images, in memory."""
+    blocks = labelling.compute(
+        fabric, [network], seen, views=views, classes=1000, top=None, partial=folder, workers=workers
+    )
+    return Answers(np.concatenate([block.values for block in blocks]), None, blocks.classes)
 
 
 if __name__ == "__main__":

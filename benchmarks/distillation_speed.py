@@ -45,8 +45,8 @@ from pipeline import paths
 from pipeline.data import sources, splits, store
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
-from pipeline.distillation import labels, learning, training_data
-from pipeline.distillation.labels import Answers, Key, Store
+from pipeline.distillation import labelling, labels, learning, training_data
+from pipeline.distillation.labels import Answers, Key
 from pipeline.distillation.settings import StudentTraining
 from pipeline.distillation.training_data import TrainingData
 from pipeline.training import compute
@@ -165,7 +165,14 @@ def _write_training_data(folder: Path, images: Path, count: int) -> None:
     key = Key(report["data_sha256"], "random", SPACE, VIEWS, None)
     classes = len(listing.classes)
     answers = np.random.default_rng(0).normal(size=(count, VIEWS, classes)).astype(np.float16)
-    labels.save(folder / "labels", Store(key, "random answers", "PyTorch", Answers(answers, None, classes)))
+    labels.save(
+        folder / "labels",
+        key,
+        teacher="random answers",
+        engine="PyTorch",
+        blocks=[Answers(answers, None, classes)],
+        images=count,
+    )
     (folder / "card.json").write_text(json.dumps({"identity": "random"}))
 
 
@@ -242,7 +249,16 @@ def _labelling(fabric: Fabric, teacher: nn.Module, seen: ViewSet, folder: Path) 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         began = time.perf_counter()
         network = in_runtime(teacher, TEACHER.size).module
-        labels.compute(fabric, network, view_set, 1, partial=Path(scratch), workers=WORKERS)
+        labelling.compute(
+            fabric,
+            [network],
+            view_set,
+            views=1,
+            classes=len(seen.images.classes),
+            top=None,
+            partial=Path(scratch),
+            workers=WORKERS,
+        )
         return len(view_set) / (time.perf_counter() - began)
 
 

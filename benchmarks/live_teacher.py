@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 import students
-from benchmarks.compact_store import CONTRACT, SPACE, TRAINING
+from benchmarks.compact_store import CONTRACT, SPACE, TRAINING, ask
 from pipeline.data import sources, splits, store
 from pipeline.data.batches import Batch, ViewSet
-from pipeline.distillation import labels
 from pipeline.distillation.labels import LiveTeacher
 from pipeline.distillation.objective import loss_terms
 from pipeline.tasks import SINGLE_LABEL
@@ -52,11 +51,11 @@ def main() -> None:
     contract = InputContract(96, teacher.input.mean, teacher.input.std, teacher.input.interpolation)
 
     @torch.no_grad()
-    def ask(images: Sequence[Tensor]) -> Tensor:
+    def ask_now(images: Sequence[Tensor]) -> Tensor:
         return teacher.module(contract.normalise(images[0]))
 
     from_store = loss_terms(TRAINING.objective, CONTRACT, SINGLE_LABEL)
-    from_teacher = loss_terms(TRAINING.objective, CONTRACT, SINGLE_LABEL, LiveTeacher((contract,), ask))
+    from_teacher = loss_terms(TRAINING.objective, CONTRACT, SINGLE_LABEL, LiveTeacher((contract,), ask_now))
     losses: list[float] = []
     apart: list[tuple[float, float]] = []
 
@@ -76,7 +75,7 @@ def main() -> None:
         train, val = (store.read(folder / "data", split) for split in ("train", "val"))
         seen = ViewSet(train, SPACE, contract)
         network = in_runtime(teacher.module, contract.size).module
-        answers = labels.compute(fabric, network, seen, VIEWS, partial=folder / "views", workers=workers)
+        answers = ask(fabric, network, seen, VIEWS, folder / "views", workers=workers)
         torch.manual_seed(0)
         loop.train(
             fabric,
@@ -84,7 +83,7 @@ def main() -> None:
             compared,
             TRAINING.objective.weights(),
             TRAINING.model_copy(update={"epochs": arguments.epochs}),
-            train_set=ViewSet(train, SPACE, CONTRACT, labels.compact(answers, None).at, (contract,)),
+            train_set=ViewSet(train, SPACE, CONTRACT, answers.at, (contract,)),
             val_set=ViewSet(val, None, CONTRACT),
             views=VIEWS,
             seed=0,

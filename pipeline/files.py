@@ -2,15 +2,19 @@
 
 import fcntl
 import hashlib
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from pipeline import resources
+
+BUFFER = 2**20
+"""Bytes of a file that are in memory at once."""
 
 
 @contextmanager
@@ -72,18 +76,22 @@ def intact(path: Path, consequence: str) -> bool:
         path: the file.
         consequence: what happens without it.
     """
+    digest = hashlib.sha256()
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            left = os.fstat(file.fileno()).st_size - digest.digest_size
+            while left > 0 and (part := file.read(min(left, BUFFER))):
+                digest.update(part)
+                left -= len(part)
+            sealed = left == 0 and file.read() == digest.digest()
     except FileNotFoundError:
         return False
     except OSError as error:
         set_aside(path, str(error), consequence)
         return False
-    size = hashlib.sha256().digest_size
-    if hashlib.sha256(memoryview(content)[:-size]).digest() != content[-size:]:
+    if not sealed:
         set_aside(path, "its content does not match its checksum", consequence)
-        return False
-    return True
+    return sealed
 
 
 def set_aside(path: Path, reason: str, consequence: str) -> None:
@@ -114,3 +122,32 @@ def write_array(path: Path, array: np.ndarray, *, sealed: bool = False) -> None:
             np.save(file, array)
         if sealed:
             seal(fresh)
+
+
+@contextmanager
+def growing_array(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yield a function that appends rows to an array file, of which nothing stays in memory.
+
+    The file equals that of ``write_array`` byte for byte, and is written whole or not at all.
+
+    Args:
+        path: the file to write or to replace.
+        shape: the shape of the whole array.
+        dtype: the type of its elements.
+
+    Raises:
+        ValueError: the rows were more or fewer than ``shape`` says.
+    """
+    with replacing(path) as fresh, fresh.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        expected = file.tell() + math.prod(shape) * dtype.itemsize
+
+        def append(rows: np.ndarray) -> None:
+            file.write(np.ascontiguousarray(rows, dtype).data)
+
+        yield append
+        if file.tell() != expected:
+            raise ValueError(f"{path}: {file.tell()} bytes were written, and {shape} has {expected}")

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -22,7 +23,7 @@ from typing import NoReturn
 import psutil
 import yaml
 
-from pipeline import lock_file, paths, resources
+from pipeline import lock_file, paths, resources, siblings
 from pipeline.errors import DistilleryError
 from pipeline.escaping import for_terminal, without_passwords
 from pipeline.resources import ResourceError
@@ -46,6 +47,9 @@ TAKEOVER_SECONDS = 10.0
 BUILDERS = ("distill", "load", "prune", "quantize")
 """Scripts of the stage ``build``, which write the same folder."""
 
+SHARED = ("distill", "label", "prune", "quantize", "teach")
+"""Scripts whose work several processes can share; of any other one, the first process does all."""
+
 
 class BusyError(DistilleryError):
     """Another process does the same work at the moment; the message names it."""
@@ -54,12 +58,34 @@ class BusyError(DistilleryError):
 @contextmanager
 def stage() -> Iterator[None]:
     """Run a stage: check its arguments, keep others from the same work, and print user errors as single
-    lines."""
+    lines.
+
+    Where several processes share the work, the first one holds the lock and prints; the others print errors
+    that they alone have.
+    """
+    if not siblings.is_first():
+        with _quietly():
+            check_arguments()
+            yield
+        return
     check_arguments()
     with one_line_errors():
         lock_file.keep_copy()
         with alone(paths.LOCKS / f"{_work()}.lock"):
             yield
+        siblings.leave(failed=False)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Run the block in a process other than the first one; where there is nothing to share, end at once."""
+    if stage_name() not in (None, *SHARED):
+        raise SystemExit(0)
+    siblings.end_with_first()
+    with one_line_errors():
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # noqa: PTH123
+            yield
+        siblings.leave(failed=False)
 
 
 def _work() -> str:
@@ -170,21 +196,24 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         end_interrupted()
     except (DistilleryError, TeacherError) as error:
+        siblings.give_way()
         problems = [str(problem) for problem in error.args]
         if not isinstance(error, ResourceError) and resources.is_exhausted(error.__cause__):
             problems[-1] += f"; {resources.explain(error, stage=stage_name())}"
     except Exception as error:
+        siblings.give_way(perhaps_theirs=True)
         explanation = resources.explain(error, stage=stage_name())
+        if explanation is None and siblings.are_joined():
+            traceback.print_exception(error)  # before it says its last word, which ends all
+            siblings.leave(failed=True)
+            raise SystemExit(1) from None
         if explanation is None:
             raise
         problems = [explanation]
     else:
         return
-    with suppress(OSError):
-        _end_progress_bars()
-        sys.stderr.write(
-            "".join(f"error: {for_terminal(without_passwords(problem))}\n" for problem in problems)
-        )
+    print_errors(*problems)
+    siblings.leave(failed=True)
     try:
         sys.stdout.flush()
     except OSError:
@@ -193,13 +222,23 @@ def one_line_errors() -> Iterator[None]:
     raise SystemExit(1)
 
 
+def print_errors(*problems: str) -> None:
+    """Print one line per problem on standard error."""
+    with suppress(OSError):
+        _end_progress_bars()
+        stream = sys.stderr if siblings.is_first() else sys.__stderr__ or sys.stderr
+        stream.write("".join(f"error: {for_terminal(without_passwords(problem))}\n" for problem in problems))
+
+
 def end_interrupted() -> NoReturn:
     """End this process after Ctrl-C with one line, which says what is left of its work.
 
-    Only the process that a person has started says so, not those that render images for it.
+    Only the process that a person has started says so, not those that render images for it or share its work.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the end in many lines
     if multiprocessing.parent_process() is None:
+        siblings.give_way()
+    if multiprocessing.parent_process() is None and siblings.is_first():
         left = (
             "finished stages and the finished epochs of a training are kept; the same command goes on from "
             "there"
@@ -209,6 +248,7 @@ def end_interrupted() -> NoReturn:
         with suppress(OSError):
             _end_progress_bars()
             sys.stderr.write(f"interrupted: {left}\n")
+        siblings.leave(failed=True)
     with suppress(OSError):
         sys.stdout.flush()
     raise SystemExit(INTERRUPTED)
@@ -259,8 +299,11 @@ def run_alongside(module: str, *arguments: str) -> Iterator[None]:
     """Run another module while the block runs. The block does not depend on its success.
 
     The standard input of the other process ends when the block or this process ends. It then holds the line
-    `done` if the block succeeded.
+    `done` if the block succeeded. Of several processes that share a stage, only the first one runs it.
     """
+    if not siblings.is_first():
+        yield
+        return
     with subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         stdin=subprocess.PIPE,

@@ -3,10 +3,16 @@
 import ast
 import hashlib
 import json
+import os
 import subprocess
+import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from pipeline import files
+from pipeline.resources import ResourceError
 
 PACKAGES = (
     "torch",
@@ -21,11 +27,55 @@ PACKAGES = (
 )
 """Packages whose versions are recorded with a result."""
 
+ALWAYS_READ = 2**30
+"""Size of the greatest file, in bytes, that is read in full whenever it is checked: it takes a second."""
+SETTLED_SECONDS = 2.0
+"""Age of a change from which on another change has another time: file systems count in up to two seconds."""
+
 
 def sha256(path: Path) -> str:
     """SHA-256 of the content of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_unchanged(path: Path, expected: str) -> bool:
+    """Whether the content of a file has an SHA-256.
+
+    A file above ``ALWAYS_READ`` bytes is read once. Then ``.NAME.checked`` beside its folder records its
+    place on the disk, its size, and the times of the last change of content and of anything else, which no
+    program can set back. It is read again when one of them is another one.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    state = _state(path)
+    if state["size"] <= ALWAYS_READ:
+        return sha256(path) == expected
+    record = path.parent.with_name(f".{path.parent.name}-{path.name}.checked")
+    known = json.dumps({"sha256": expected, **state}).encode()
+    with suppress(OSError):
+        if record.read_bytes() == known:
+            return True
+    if sha256(path) != expected:
+        return False
+    settled = time.time_ns() - max(state["changed"], state["modified"]) > SETTLED_SECONDS * 1e9
+    if settled and _state(path) == state:
+        with suppress(OSError, ResourceError):  # It is read again next time.
+            files.write(record, known)
+    return True
+
+
+def _state(path: Path) -> dict[str, int]:
+    """What a change of a file changes."""
+    status: os.stat_result = path.stat()
+    return {
+        "device": status.st_dev,
+        "inode": status.st_ino,
+        "size": status.st_size,
+        "modified": status.st_mtime_ns,
+        "changed": status.st_ctime_ns,
+    }
 
 
 def identity(**facts: Any) -> str:

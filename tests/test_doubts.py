@@ -147,7 +147,9 @@ def test_answers_of_the_wrong_sign_end_the_run(classes: int, images: int) -> Non
         doubts.check(wrong, val(labels, "abc"[:classes]), "teacher: x", accept=False)
     assert len(str(error.value).splitlines()) == 1
     with pytest.raises(TeacherError, match="below chance"):
-        doubts.check_views(wrong, val(labels, "abc"[:classes]), "x", {"n": 9, "top1": 1.0}, accept=False)
+        doubts.check_views(
+            wrong.argmax(1).numpy(), val(labels, "abc"[:classes]), "x", {"n": 9, "top1": 1.0}, accept=False
+        )
 
 
 def test_a_score_at_chance_on_the_first_views_ends_the_run_unless_it_is_accepted(
@@ -156,7 +158,7 @@ def test_a_score_at_chance_on_the_first_views_ends_the_run_unless_it_is_accepted
     labels = balanced(3, 300)
     labels[::4] = -1  # without a label
     images, before = val(labels, "abc"), {"n": 20, "top1": 0.95}
-    bad, good = classifier(labels, 3, 0.0), classifier(labels, 3, 1.0)
+    bad, good = (classifier(labels, 3, skill).argmax(1).numpy() for skill in (0.0, 1.0))
     with pytest.raises(TeacherError, match=r"^x: .* 225 .* 95\.0% on the 20 .*teacher\.doubtful"):
         doubts.check_views(bad, images, "x", before, accept=False)
     doubts.check_views(good, images, "x", before, accept=False)

@@ -22,8 +22,9 @@ from pipeline.distillation import adaptation, as_it_is, doubts, teacher_store, t
 from pipeline.distillation.settings import TeacherInput, TeacherMember
 from pipeline.parameters import ParameterError
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
-from pipeline.training import checkpoints, compute, loop, scoring
+from pipeline.training import checkpoints, compute, scoring
 from pipeline.training.checkpoints import Progress
+from pipeline.training.optimisation import Averages
 from pipeline.training.settings import ComputeSettings, Phase, TrainingSettings
 from teachers import labels, outputs, state_dicts
 from teachers.contract import InputContract
@@ -653,7 +654,7 @@ def test_a_tensor_with_two_names_is_averaged_once() -> None:
     with torch.no_grad():
         network.one.weight += 1
     expected = averaged.one.weight + 0.1
-    loop._average(averaged, network, 0.9)
+    Averages(averaged, network).update(0.9)
     torch.testing.assert_close(averaged.one.weight, expected)
 
 

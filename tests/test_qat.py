@@ -13,7 +13,7 @@ from pipeline.models.layers import Network
 from pipeline.models.storage import Model, Quantization
 from pipeline.quantization import aware_training, post_training, simulator, wrappers
 from pipeline.quantization.post_training import Judgement, Workbench
-from pipeline.training import loop
+from pipeline.training.optimisation import Averages
 from teachers.contract import InputContract
 from tests import tiny_students
 
@@ -329,7 +329,7 @@ def test_averaged_weights_are_what_ships(parents):
     prepared = prepare(parents["relu"], 63, FLOAT, learn=True)
     averaged = copy.deepcopy(prepared.module)
     train(prepared.module, 3, 1e-2)
-    loop._average(averaged, prepared.module, 0.5)
+    Averages(averaged, prepared.module).update(0.5)
     images, _ = pictures(16, 77)
     with torch.no_grad():
         wanted = averaged.eval()(images)

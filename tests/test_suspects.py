@@ -180,7 +180,7 @@ def test_probabilities_are_the_mean_over_the_views() -> None:
 def test_answers_of_which_only_the_most_probable_classes_are_stored_name_the_same_errors() -> None:
     truth, given, errors = planted(images=2000, wrong=1000, classes=20)
     logits = answers(truth, 20).astype(np.float16)
-    stored = labels.compact([logits, logits], top=3)
+    stored = labels.compact(np.stack([logits, logits], axis=1), top=3)
     assert stored.top_classes is not None
     names = tuple(f"class {number}" for number in range(20))
     found = suspects.search(image_set(given, names), stored.at, PLAIN, 2)

@@ -24,7 +24,7 @@ from pipeline import tasks
 from pipeline.data import sources, splits, store
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
-from pipeline.distillation import adaptation, labels, teacher_store
+from pipeline.distillation import adaptation, labelling, teacher_store
 from pipeline.distillation.settings import TeacherInput
 from pipeline.training import compute
 from pipeline.training.settings import ComputeSettings
@@ -220,9 +220,20 @@ def test_an_onnx_file_labels_like_the_network_it_came_from(tmp_path: Path, photo
     fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
     box = SOURCES["onnx"](str(tmp_path / "box.onnx"), "default").module
     found = [
-        np.stack(
-            labels.compute(fabric, module, view_set, 2, partial=tmp_path / str(number), workers=0), axis=1
-        )
+        next(
+            iter(
+                labelling.compute(
+                    fabric,
+                    [module],
+                    view_set,
+                    views=2,
+                    classes=4,
+                    top=None,
+                    partial=tmp_path / str(number),
+                    workers=0,
+                )
+            )
+        ).values
         for number, module in enumerate((network, box))
     ]
     assert found[0].shape == (len(view_set), 2, 4)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 import students
@@ -15,8 +16,8 @@ from pipeline import process, tasks
 from pipeline.data import batches, store, views
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.views import ViewSpace
-from pipeline.distillation import labels, learning, losses, training_data
-from pipeline.distillation.labels import Answers, Key, LabelError, LiveTeacher, Store
+from pipeline.distillation import labelling, labels, learning, losses, training_data
+from pipeline.distillation.labels import Answers, Key, LabelError, LiveTeacher
 from pipeline.distillation.objective import loss_terms
 from pipeline.distillation.settings import Objective, StudentTraining
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
@@ -45,15 +46,17 @@ def data(prepared: Path) -> Path:
     return prepared
 
 
+def save(folder: Path, key: Key, answers: Answers) -> None:
+    labels.save(folder, key, teacher="x", engine="PyTorch", blocks=[answers], images=len(answers))
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     folder = tmp_path_factory.mktemp("labels")
     read = store.read(data, "train")
     truth = np.eye(3, dtype=np.float16)[read.labels] * 6
     key = Key(store.read_report(data)["data_sha256"], "oracle", SPACE, 2, None)
-    labels.save(
-        folder, Store(key, "an oracle", "PyTorch", Answers(np.stack([truth, truth], axis=1), None, 3))
-    )
+    save(folder, key, Answers(np.stack([truth, truth], axis=1), None, 3))
     return folder
 
 
@@ -280,9 +283,9 @@ def test_labels_made_for_other_data_views_or_teachers_are_refused(
 def test_a_compact_store_keeps_the_top_and_spreads_the_rest(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     logits = (random.normal(size=(6, 2, 300)) * 3).astype(np.float16)
-    small = labels.compact(logits.swapaxes(0, 1), 20)
+    small = labels.compact(logits, 20)
     key = Key("data", "teacher", SPACE, 2, 20)
-    labels.save(tmp_path, Store(key, "many classes", "PyTorch", small))
+    save(tmp_path, key, small)
     found = labels.load(tmp_path, data_sha256="data", teacher_sha256="teacher", space=SPACE).answers
     assert (
         small.values.nbytes + (small.top_classes.nbytes if small.top_classes is not None else 0)
@@ -299,7 +302,7 @@ def test_a_compact_store_keeps_the_top_and_spreads_the_rest(tmp_path: Path) -> N
     torch.testing.assert_close(
         given.gather(1, order[:, 20:]), rest.mean(1, keepdim=True).expand_as(rest), rtol=1e-2, atol=0
     )
-    whole = labels.compact(logits.swapaxes(0, 1), 150)
+    whole = labels.compact(logits, 150)
     assert whole.top_classes is None
     np.testing.assert_array_equal(whole.at(images, 1), logits[images, 1])
     assert labels.stored_classes(SINGLE_LABEL, 20) == 20
@@ -310,8 +313,8 @@ def test_terms_that_look_beyond_the_most_probable_classes_want_a_whole_store(
     data: Path, oracle: Path, tmp_path: Path
 ) -> None:
     key = Key(store.read_report(data)["data_sha256"], "oracle", SPACE, 2, 1)
-    logits = np.random.default_rng(0).normal(size=(2, len(store.read(data, "train")), 3)).astype(np.float16)
-    labels.save(tmp_path / "labels", Store(key, "many classes", "PyTorch", labels.compact(logits, 1)))
+    logits = np.random.default_rng(0).normal(size=(len(store.read(data, "train")), 2, 3)).astype(np.float16)
+    save(tmp_path / "labels", key, labels.compact(logits, 1))
 
     def learn_by(**objective: float) -> None:
         settings = changed(epochs=0.25, objective=Objective(**{"kl": 0.0, **objective}))
@@ -325,6 +328,16 @@ def test_terms_that_look_beyond_the_most_probable_classes_want_a_whole_store(
     learn_by(cross_entropy=1.0, temperature=2.0)
 
 
+def compute_labels(
+    fabric: Fabric, teacher: nn.Module, view_set: ViewSet, partial: Path, *, views: int
+) -> Answers:
+    """All logits of a teacher for the three classes."""
+    blocks = labelling.compute(
+        fabric, [teacher], view_set, views=views, classes=3, top=None, partial=partial, workers=0
+    )
+    return Answers(np.concatenate([block.values for block in blocks]), None, 3)
+
+
 def test_answers_that_are_not_finite_are_refused(data: Path, tmp_path: Path) -> None:
     fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
     head = nn.Linear(3, 3)
@@ -332,8 +345,8 @@ def test_answers_that_are_not_finite_are_refused(data: Path, tmp_path: Path) -> 
     teacher = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     view_set = ViewSet(store.read(data, "train"), SPACE, CONTRACT)
     with pytest.raises(LabelError, match=r"\d+ of \d+ images are not finite"):
-        labels.compute(fabric, teacher, view_set, 1, partial=tmp_path, workers=0)
-    assert not list(tmp_path.glob("*.npy"))
+        compute_labels(fabric, teacher, view_set, tmp_path, views=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_live_teacher_gives_the_losses_of_the_stored_one(data: Path, oracle: Path, tmp_path: Path) -> None:
@@ -345,12 +358,10 @@ def test_a_live_teacher_gives_the_losses_of_the_stored_one(data: Path, oracle: P
     contract = replace(CONTRACT, size=64)
     view_set = ViewSet(store.read(data, "train"), space, contract)
     norms.settle(fabric, teacher, view_set, workers=0)
-    given = labels.compact(
-        labels.compute(fabric, teacher, view_set, 2, partial=tmp_path / "partial", workers=0), None
-    )
+    given = compute_labels(fabric, teacher, view_set, tmp_path / "partial", views=2)
     assert given.values.std() > 0.1
     key = Key(store.read_report(data)["data_sha256"], "oracle", space, 2, None)
-    labels.save(tmp_path / "labels", Store(key, "a network", "PyTorch", given))
+    save(tmp_path / "labels", key, given)
 
     @torch.no_grad()
     def ask(images: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -413,7 +424,9 @@ def test_stored_answers_are_the_teachers_and_a_killed_labelling_goes_on(
     nn.init.normal_(teacher.get_parameter("classifier.weight"))
     view_set = ViewSet(store.read(data, "train"), SPACE, replace(CONTRACT, size=64))
     norms.settle(fabric, teacher, view_set, workers=0)
-    stored = np.stack(labels.compute(fabric, teacher, view_set, 3, partial=tmp_path, workers=0), axis=1)
+    monkeypatch.setattr(labelling, "BATCH", 8)
+    monkeypatch.setattr(labelling, "BLOCK", 16)
+    stored = compute_labels(fabric, teacher, view_set, tmp_path, views=3).values
     assert stored.shape == (len(view_set), 3, 3)
     assert stored.std(axis=(0, 1)).min() > 0.1
     assert (stored[:, 0] != stored[:, 2]).any(1).mean() > 0.9, "each view has an answer of its own"
@@ -421,13 +434,15 @@ def test_stored_answers_are_the_teachers_and_a_killed_labelling_goes_on(
     with torch.no_grad():
         live = teacher(view_set.contract.normalise(batch.images))
     np.testing.assert_allclose(stored[[4, 9], 2], live.numpy(), rtol=2e-3, atol=1e-4)
-    (tmp_path / "1.npy").unlink()
+    assert len(list(tmp_path.iterdir())) == 3
+    (tmp_path / "000001.npy").unlink()
     shown: list[Request] = []
     render = ViewSet.__getitem__
     monkeypatch.setattr(ViewSet, "__getitem__", lambda s, r: shown.append(r) or render(s, r))
-    again = labels.compute(fabric, teacher, view_set, 3, partial=tmp_path, workers=0)
-    np.testing.assert_array_equal(np.stack(again, axis=1), stored)
-    assert [request.view for request in shown] == [1]
+    again = compute_labels(fabric, teacher, view_set, tmp_path, views=3).values
+    np.testing.assert_array_equal(again, stored)
+    assert [request.view for request in shown] == [0, 1, 2] * 2
+    assert {index for request in shown for index in request.indices} == set(range(16, 32))
 
 
 def test_views_that_are_scored_each_epoch_are_rendered_once_a_size_unless_they_are_too_many(

@@ -218,13 +218,17 @@ class CentredViews:
     _cache: list[Batch] = field(default_factory=list)
 
     def at(self, size: int) -> Iterator[Batch]:
-        """Yield the whole split at ``size`` pixels as batches, in order, on the device."""
+        """Yield the whole split at ``size`` pixels as batches, in order, on the device.
+
+        Rank ``r`` of ``n`` yields the batches ``r``, ``r + n`` and so on.
+        """
         if size == self._size:
             yield from self._cache
             return
         self._size, self._cache = 0, []
         fits = len(self.dataset) * size * size * 3 <= CACHE_BYTES
         requests = sequential(range(len(self.dataset)), None, size, CENTRED_BATCH)
+        requests = requests[self.fabric.global_rank :: self.fabric.world_size]
         batches: list[Batch] = []
         for batch in load(self.fabric, self.dataset, requests, self.workers):
             if fits:

@@ -67,7 +67,7 @@ def check(
     Raises:
         TeacherError: there is a doubt; one line per doubt.
     """
-    chance = _chance(logits, images)
+    chance = _chance(images.task.predictions(logits), images)
     found = _find(logits, images, chance)
     if accept:
         sys.stderr.write("".join(f"warning: {origin}: {doubt}\n" for doubt in found))
@@ -81,7 +81,7 @@ def check(
 
 
 def check_views(
-    logits: Float[torch.Tensor, "images classes"],
+    predictions: np.ndarray,
     images: ImageSet,
     origin: str,
     val: Mapping[str, Any],
@@ -91,7 +91,7 @@ def check_views(
     """Check the answers to views of the images that students learn from, or print the doubt if accepted.
 
     Args:
-        logits: finite answers to one view of each image.
+        predictions: ``task.predictions`` of the answers to one view of each image.
         images: the images, of which some may have no label.
         origin: the teacher in words.
         val: number of validation images and the score on them, from the teacher's card.
@@ -100,7 +100,7 @@ def check_views(
     Raises:
         TeacherError: the score is at chance or below.
     """
-    chance = _chance(logits, images)
+    chance = _chance(predictions, images)
     if chance is None or not chance.is_reached:
         return
     doubt = (
@@ -124,7 +124,7 @@ def find(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> lis
     Returns:
         One sentence per doubt; none if the teacher is good, or if there are too few images to tell.
     """
-    return _find(logits, images, _chance(logits, images))
+    return _find(logits, images, _chance(images.task.predictions(logits), images))
 
 
 def _find(
@@ -148,12 +148,12 @@ def _find(
     return found
 
 
-def _chance(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> Chance | None:
+def _chance(predictions: np.ndarray, images: ImageSet) -> Chance | None:
     """The score beside that of answers to other images; None without labelled images."""
     labelled = images.has_label
     if not labelled.any():
         return None
-    return images.task.chance(images.task.predictions(logits[labelled]), images.labels[labelled])
+    return images.task.chance(predictions[labelled], images.labels[labelled])
 
 
 def _score(chance: Chance, images: ImageSet) -> str:

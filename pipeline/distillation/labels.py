@@ -1,20 +1,22 @@
-"""Outputs of the teacher on fixed views of every training image, computed once and then only read."""
+"""The store of the teacher's outputs on fixed views of every training image: written once, then only read.
+
+Its arrays are written block by block and read through a memory map, so that memory does not grow with the
+number of images. `labelling` computes the blocks.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int64, UInt8, UInt16
-from lightning_fabric import Fabric
-from torch import Tensor, nn
+from jaxtyping import Float, Float16, Int64, UInt, UInt8
+from torch import Tensor
 
-from pipeline import files, progress, provenance
-from pipeline.data import batches
-from pipeline.data.batches import ViewSet
+from pipeline import files, provenance
 from pipeline.data.views import ViewSpace
 from pipeline.errors import DistilleryError
 from pipeline.tasks import SINGLE_LABEL, Task
@@ -57,10 +59,13 @@ class Answers:
     values: Float16[np.ndarray, "images views stored"]
     """All logits; or the logarithms of the probabilities of the most probable classes and of all others
     together."""
-    top_classes: UInt16[np.ndarray, "images views top"] | None
+    top_classes: UInt[np.ndarray, "images views top"] | None
     """The most probable classes in descending order; None if ``values`` contains all logits."""
     classes: int
     """Number of all classes."""
+
+    def __len__(self) -> int:
+        return len(self.values)
 
     def at(self, images: Int64[np.ndarray, " batch"], view: int) -> Float16[np.ndarray, "batch classes"]:
         """Logits of one view of some images.
@@ -101,42 +106,38 @@ def stored_classes(task: Task, top: int | None) -> int | None:
     return top if task is SINGLE_LABEL else None
 
 
-def compact(views: Iterable[Float16[np.ndarray, "images classes"]], top: int | None) -> Answers:
+def is_compact(classes: int, top: int | None) -> bool:
+    """Whether only the ``top`` most probable classes are stored: if they are less than half of them all."""
+    return top is not None and top < classes / 2
+
+
+def compact(logits: Float16[np.ndarray, "images views classes"], top: int | None) -> Answers:
     """Keep the ``top`` most probable classes and the sum of all others (Shen and Xing 2022, FKD).
 
     Probabilities are stored as logarithms, since float16 cannot represent a probability of 1e-12 itself. If
     ``top`` is at least half of the classes, all logits are stored unchanged.
 
     Args:
-        views: the logits of all images per view; only one view at a time needs to be in memory.
+        logits: some logits. Each row is treated by itself, so that blocks give what the whole gives.
         top: number of classes to keep; None keeps all.
     """
-    values, top_classes, classes = [], [], 0
-    for logits in views:
-        classes = logits.shape[1]
-        if top is None or top >= classes / 2:
-            values.append(logits)
-        else:
-            logarithms, numbers = _most_probable(logits, top)
-            values.append(logarithms)
-            top_classes.append(numbers)
-    return Answers(np.stack(values, axis=1), np.stack(top_classes, axis=1) if top_classes else None, classes)
-
-
-def _most_probable(
-    logits: Float16[np.ndarray, "images classes"], top: int
-) -> tuple[Float16[np.ndarray, "images stored"], UInt16[np.ndarray, "images top"]]:
-    """The logarithms of the ``top`` greatest probabilities and of the sum of all others, and the top
-    classes."""
+    classes = logits.shape[-1]
+    if top is None or not is_compact(classes, top):
+        return Answers(logits, None, classes)
     logarithms = torch.from_numpy(logits).float().log_softmax(-1)
     greatest, top_classes = logarithms.topk(top, dim=-1)
     rest = logarithms.scatter_(-1, top_classes, -torch.inf).logsumexp(-1, keepdim=True)
     values = torch.cat([greatest, rest], dim=-1).to(torch.float16)
-    return values.numpy(), top_classes.numpy().astype(np.uint16)
+    return Answers(values.numpy(), top_classes.numpy().astype(class_type(classes)), classes)
+
+
+def class_type(classes: int) -> np.dtype[Any]:
+    """The type of the numbers of classes: 16 bits while they suffice."""
+    return np.dtype(np.uint16 if classes <= 2**16 else np.uint32)
 
 
 def _expand(
-    values: Float16[np.ndarray, "batch stored"], top_classes: UInt16[np.ndarray, "batch top"], classes: int
+    values: Float16[np.ndarray, "batch stored"], top_classes: UInt[np.ndarray, "batch top"], classes: int
 ) -> Float16[np.ndarray, "batch classes"]:
     each = values[:, -1:] - np.float16(np.log(classes - top_classes.shape[1]))
     logits = np.repeat(each, classes, axis=1)
@@ -144,63 +145,40 @@ def _expand(
     return logits
 
 
-@torch.no_grad()
-def compute(
-    fabric: Fabric, teacher: nn.Module, view_set: ViewSet, views: int, *, partial: Path, workers: int
-) -> list[Float16[np.ndarray, "images classes"]]:
-    """Compute the logits of a teacher for each of ``views`` views of every image, at the size of its
-    contract.
+def save(
+    folder: Path, key: Key, *, teacher: str, engine: str, blocks: Iterable[Answers], images: int
+) -> None:
+    """Write the arrays, then ``card.json`` with their hashes, so that an incomplete store has no card.
 
-    Every finished view is stored in ``partial``, so that an interrupted run continues with the next one. The
-    result is memory-mapped from there.
-
-    Raises:
-        LabelError: a logit is not finite in float16.
+    Args:
+        folder: the folder of the store.
+        key: everything that the answers depend on.
+        teacher: description of the teacher.
+        engine: what computed the answers; see ``Store``.
+        blocks: the answers to some images each, in the order of the images. One at a time is in memory.
+        images: number of images in all blocks.
     """
-    partial.mkdir(parents=True, exist_ok=True)
-    contract = view_set.contract
-    teacher = fabric.to_device(teacher.eval()).to(memory_format=torch.channels_last)
-    bar = progress.bar("label", views * len(view_set), "views")
-    for view in range(views):
-        file = partial / f"{view}.npy"
-        if not files.intact(file, "these views are labelled again"):
-            requests = batches.sequential(range(len(view_set)), view, contract.size, 128)
-            parts = []
-            for batch in batches.load(fabric, view_set, requests, workers):
-                logits = teacher(contract.normalise(batch.images))
-                parts.append(logits.to(torch.float16).cpu().numpy())
-                bar.update(len(logits))
-            logits = np.concatenate(parts)
-            infinite = np.flatnonzero(~np.isfinite(logits).all(1))
-            if len(infinite):
-                raise LabelError(
-                    f"the teacher's outputs for {len(infinite)} of {len(logits)} images are not finite in "
-                    f"fp16 ({view_set.images.name(infinite)}); "
-                    "allowed: logits within 65504"
-                )
-            files.write_array(file, logits, sealed=True)
-        else:
-            bar.update(len(view_set))
-    bar.close()
-    return [np.load(partial / f"{view}.npy", mmap_mode="r") for view in range(views)]
-
-
-def save(folder: Path, store: Store) -> None:
-    """Write the arrays, then ``card.json`` with their hashes, so that an incomplete store has no card."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CARD).unlink(missing_ok=True)
-    (folder / TOP_CLASSES).unlink(missing_ok=True)
-    files.write_array(folder / VALUES, store.answers.values)
-    if store.answers.top_classes is not None:
-        files.write_array(folder / TOP_CLASSES, store.answers.top_classes)
+    for name in (CARD, TOP_CLASSES):
+        (folder / name).unlink(missing_ok=True)
+    appends: dict[str, Callable[[np.ndarray], None]] = {}
+    classes = 0
+    with ExitStack() as open_files:
+        for block in blocks:
+            classes = block.classes
+            for name, rows in ((VALUES, block.values), (TOP_CLASSES, block.top_classes)):
+                if rows is None:
+                    continue
+                if name not in appends:
+                    array = files.growing_array(folder / name, (images, *rows.shape[1:]), rows.dtype)
+                    appends[name] = open_files.enter_context(array)
+                appends[name](rows)
     card = {
-        "teacher": store.teacher,
-        "engine": store.engine,
-        "key": store.key.to_dict(),
-        "classes": store.answers.classes,
-        "files": {
-            name: provenance.sha256(folder / name) for name in _files(store.answers.top_classes is not None)
-        },
+        "teacher": teacher,
+        "engine": engine,
+        "key": key.to_dict(),
+        "classes": classes,
+        "files": {name: provenance.sha256(folder / name) for name in appends},
     }
     files.write(folder / CARD, json.dumps(card, indent=2) + "\n")
 
@@ -215,7 +193,9 @@ def load(folder: Path, *, data_sha256: str, teacher_sha256: str, space: ViewSpac
     try:
         card = json.loads((folder / CARD).read_text())
         damaged = [
-            name for name, sha256 in card["files"].items() if provenance.sha256(folder / name) != sha256
+            name
+            for name, sha256 in card["files"].items()
+            if not provenance.is_unchanged(folder / name, sha256)
         ]
         arrays = [np.load(folder / name, mmap_mode="r") for name in card["files"] if name not in damaged]
         stored, teacher, engine = card["key"], card["teacher"], card["engine"]
@@ -233,7 +213,3 @@ def load(folder: Path, *, data_sha256: str, teacher_sha256: str, space: ViewSpac
     values, *top_classes = arrays
     answers = Answers(values, top_classes[0] if top_classes else None, card["classes"])
     return Store(key, teacher, engine, answers)
-
-
-def _files(compacted: bool) -> list[str]:
-    return [VALUES, TOP_CLASSES] if compacted else [VALUES]

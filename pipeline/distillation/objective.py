@@ -9,13 +9,14 @@ from pipeline.distillation import losses
 from pipeline.distillation.labels import LiveTeacher
 from pipeline.distillation.settings import Objective
 from pipeline.tasks import SINGLE_LABEL, Task
-from pipeline.training.loop import LossTerms, TrainingError
+from pipeline.training.loop import TrainingError
+from pipeline.training.ranks import SharedTerms, Whole, alone
 from teachers.contract import InputContract
 
 
 def loss_terms(
     objective: Objective, contract: InputContract, task: Task, live: LiveTeacher | None = None
-) -> LossTerms:
+) -> SharedTerms:
     """The function that computes all terms of an objective whose weight is not 0.
 
     Args:
@@ -46,19 +47,19 @@ def loss_terms(
             f"allowed: {', '.join(distances)}, cross_entropy"
         )
 
-    def terms(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        logits = module(contract.normalise(batch.images)).float()
-        answers = batch.answers.float() if batch.answers is not None else None
+    def terms(module: nn.Module, batch: Batch, whole: Whole = alone) -> dict[str, Tensor]:
+        logits, labels = whole(module(contract.normalise(batch.images)).float()), whole(batch.labels)
+        answers = whole(batch.answers).float() if batch.answers is not None else None
         if live is not None and objective.uses_teacher:
-            answers = live.ask(batch.for_teachers)
+            answers = whole(live.ask(batch.for_teachers))
         result: dict[str, Tensor] = {}
         for name in names:
             if name == "cross_entropy":
-                result[name] = task.cross_entropy(logits, batch.labels)
+                result[name] = task.cross_entropy(logits, labels)
             elif answers is None:
                 raise ValueError(f"the term {name} needs the outputs of a teacher; this batch has none")
             else:
-                result[name] = distances[name](logits, answers, batch.labels)
+                result[name] = distances[name](logits, answers, labels)
         return result
 
     return terms

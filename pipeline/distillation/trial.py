@@ -11,7 +11,7 @@ from pipeline.data.batches import Batch
 from pipeline.distillation.adaptation import OBJECTIVE
 from pipeline.distillation.objective import loss_terms
 from pipeline.tasks import SINGLE_LABEL, Task
-from pipeline.training import loop
+from pipeline.training import step
 from pipeline.training.depthwise import FastDepthwise
 from pipeline.training.settings import TrainingSettings
 from teachers.contract import InputContract
@@ -164,7 +164,7 @@ def _learn(
     try:
         terms = loss_terms(OBJECTIVE, contract, task)
         with FastDepthwise():
-            loss = loop.total(
+            loss = step.total(
                 terms(teacher.module, Batch(_noise(size, images), labels, None)), OBJECTIVE.weights()
             )
         loss.backward()

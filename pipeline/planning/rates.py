@@ -19,7 +19,7 @@ from pipeline.data.views import ViewSpace
 from pipeline.distillation.adaptation import OBJECTIVE
 from pipeline.distillation.objective import loss_terms
 from pipeline.tasks import SINGLE_LABEL
-from pipeline.training import compute, loop, optimisation
+from pipeline.training import compute, optimisation, step
 from pipeline.training.depthwise import FastDepthwise
 from teachers.contract import InputContract
 from teachers.runtime import in_runtime
@@ -144,15 +144,15 @@ def _learning(fabric: Fabric, module: nn.Module, size: int) -> float:
     labels = torch.zeros(BATCH, dtype=torch.int64)
     batch = Batch(fabric.to_device(images), fabric.to_device(labels), None)
 
-    def step(_: None) -> None:
+    def learn(_: None) -> None:
         with FastDepthwise():
-            loss = loop.total(terms(module, batch), OBJECTIVE.weights())
+            loss = step.total(terms(module, batch), OBJECTIVE.weights())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         loss.item()  # waits for a GPU
 
-    return mean(_seconds(step, [None] * (UNTIMED + TIMED))[UNTIMED:]) / BATCH
+    return mean(_seconds(learn, [None] * (UNTIMED + TIMED))[UNTIMED:]) / BATCH
 
 
 def _render(sample: Sequence[bytes], space: ViewSpace, train_side: int | None, size: int) -> float:

@@ -35,7 +35,7 @@ from pipeline.pruning.masks import Criterion, Loss
 from pipeline.pruning.surgery import PruningError
 from pipeline.pruning.widths import BudgetError
 from pipeline.tasks import Task
-from pipeline.training import loop, norms
+from pipeline.training import norms, step
 
 ShapeName = Literal["uniform", "sensitivity"]
 """How much each layer loses: the same share, or more where it does little damage for what it saves."""
@@ -154,7 +154,7 @@ def gather_trial_data(
     terms, weights = loss_terms(objective, contract, task, data.live), objective.weights()
 
     def loss(module: nn.Module, batch: Batch) -> Tensor:
-        return loop.total(terms(module, batch), weights)
+        return step.total(terms(module, batch), weights)
 
     taylor_indices = batches.shuffled(len(data.train_set), epoch=0, seed=seed)[: TAYLOR_IMAGES * taylor]
     taylor_batches = batches.load(

@@ -23,7 +23,7 @@ def main(variant: str) -> None:
     p = parameters.load()
     settings = p.settings(variant, Distill)
     seed = p.seed if settings.seed is None else settings.seed
-    fabric = compute.start(p.compute, trials=paths.precision_trials())
+    fabric = compute.start(p.compute, trials=paths.precision_trials(), ranks=True)
     parent = p.variants[variant].parent
     start = _student(p) if parent == "teacher" else _variant(parent)
     space = views.space(p.views, p.seed)
@@ -47,6 +47,8 @@ def main(variant: str) -> None:
     norms.settle(fabric, module, data.train_set, p.compute.workers)
     size = start.contract.size
     val = scoring.evaluate(fabric, module, data.val_set, size, p.compute.workers)
+    if not fabric.is_global_zero:
+        return
     card = Card(
         variant=variant,
         parent=parent,

@@ -1,9 +1,16 @@
-"""Remove channels of the parent, then fine-tune on the outputs of the teacher, or fit to the parent alone."""
+"""Remove channels of the parent, then fine-tune on the outputs of the teacher, or fit to the parent alone.
 
+Several processes share the fine-tuning; the first one chooses and removes the channels.
+"""
+
+import functools
 import sys
 from dataclasses import replace
+from typing import Any
 
-from pipeline import cache, parameters, paths, provenance
+from torch import nn
+
+from pipeline import cache, parameters, paths, provenance, siblings
 from pipeline.data import views
 from pipeline.distillation import learning, training_data
 from pipeline.measurement import layer_costs
@@ -12,16 +19,18 @@ from pipeline.models.storage import Model
 from pipeline.parameters import Prune
 from pipeline.process import run_alongside, stage
 from pipeline.pruning import plans, reconstruction, surgery, widths
-from pipeline.pruning.plans import PlanChoice
+from pipeline.pruning.plans import PlanChoice, TrialData
 from pipeline.pruning.settings import PruningSettings
-from pipeline.training import compute, norms, results, scoring
+from pipeline.training import compute, norms, ranks, results, scoring
 
 
 def main(variant: str) -> None:
     """Write `artifacts/models/<variant>/`."""
     p = parameters.load()
     settings = p.settings(variant, Prune)
-    fabric = compute.start(p.compute, trials=paths.precision_trials())
+    if not settings.epochs and not siblings.is_first():
+        return
+    fabric = compute.start(p.compute, trials=paths.precision_trials(), ranks=settings.epochs > 0)
     parent = storage.load(paths.model(p.variants[variant].parent))
     results.check_parent(parent.card)
     contract = parent.card.input
@@ -31,14 +40,18 @@ def main(variant: str) -> None:
     identity = {"parent": storage.fingerprint(parent.module), "settings": settings.model_dump(mode="json")}
 
     module, arguments = fabric.to_device(parent.module), parent.card.arguments
-    trial_data = plans.gather_trial_data(
-        fabric,
-        data,
-        settings.objective,
-        taylor="taylor" in settings.criteria(),
-        seed=p.seed,
-        workers=p.compute.workers,
-    )
+
+    @functools.cache
+    def trial_data() -> TrialData:
+        return plans.gather_trial_data(
+            fabric,
+            data,
+            settings.objective,
+            taylor="taylor" in settings.criteria(),
+            seed=p.seed,
+            workers=p.compute.workers,
+        )
+
     costs = layer_costs.open_costs(paths.kernels())
     question = provenance.identity(
         rules=plans.RULES,
@@ -55,7 +68,7 @@ def main(variant: str) -> None:
         return plans.choose(
             module,
             arguments,
-            trial_data,
+            trial_data(),
             architecture=parent.card.architecture,
             size=contract.size,
             criteria=settings.criteria(),
@@ -68,7 +81,8 @@ def main(variant: str) -> None:
         )
 
     # A run that is repeated takes the recorded choice: measured again, near ties would end another way.
-    choice = cache.recall(paths.choice("pruning", question), plans.PLAN_CHOICE, choose)
+    file = paths.choice("pruning", question)
+    choice = ranks.on_first(fabric, lambda: cache.recall(file, plans.PLAN_CHOICE, choose))
     best = choice.best
     print(plans.format_table(choice.plans))
     print(f"criterion {best.criterion}, shape {best.shape}: {choice.reason}")
@@ -77,24 +91,32 @@ def main(variant: str) -> None:
     channel_steps = widths.interpolate(
         widths.output_channels(module), best.channels, steps=settings.steps, multiple=settings.multiple
     )
-    for number, channels in enumerate(channel_steps, 1):
-        last, wider = number == len(channel_steps), module
-        module, arguments = surgery.remove_channels(
+
+    def cut(channels: dict[str, int]) -> tuple[nn.Module, dict[str, Any]]:
+        narrower, changed = surgery.remove_channels(
             module,
             arguments,
             channels,
             size=contract.size,
             criterion=best.criterion,
-            losses=trial_data.losses,
+            losses=trial_data().losses,
             architecture=parent.card.architecture,
         )
-        if not settings.epochs:
+        if settings.epochs:
+            norms.reestimate(narrower, trial_data().settling)
+        else:
             fitting = norms.plain_images(
                 fabric, data.train_set, reconstruction.IMAGES, plans.BATCH, p.compute.workers
             )
-            reconstruction.fit(wider, module, list(fitting))
+            reconstruction.fit(module, narrower, list(fitting))
+        return narrower.cpu(), changed
+
+    for number, channels in enumerate(channel_steps, 1):
+        last = number == len(channel_steps)
+        module, arguments = ranks.on_first(fabric, functools.partial(cut, channels))
+        module = fabric.to_device(module)
+        if not settings.epochs:
             continue
-        norms.reestimate(module, trial_data.settling)
         part = 1.0 if settings.steps == 1 else 0.5 if last else 0.5 / (settings.steps - 1)
         module, lines = learning.learn(
             fabric,
@@ -111,6 +133,8 @@ def main(variant: str) -> None:
     if settings.epochs:
         norms.settle(fabric, module, data.train_set, p.compute.workers)
     val = scoring.evaluate(fabric, module, data.val_set, contract.size, p.compute.workers)
+    if not fabric.is_global_zero:
+        return
     card = replace(
         parent.card,
         variant=variant,

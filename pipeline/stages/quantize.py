@@ -1,27 +1,32 @@
-"""Quantise the parent to eight-bit integers: after training (ptq), or with training (qat)."""
+"""Quantise the parent to eight-bit integers: after training (ptq), or with training (qat).
+
+Several processes share the training; the first one does everything before and after it.
+"""
 
 import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline import cache, parameters, paths, provenance
+from pipeline import cache, parameters, paths, provenance, siblings
 from pipeline.data import batches, sampling, views
 from pipeline.data.batches import Request, ViewSet
 from pipeline.distillation import learning, training_data
 from pipeline.measurement import kernels, layer_costs
 from pipeline.models import folding, layers, storage
-from pipeline.models.storage import Model
+from pipeline.models.layers import Network
+from pipeline.models.storage import Model, Quantization
 from pipeline.onnx import graph
 from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Parameters, Quantize
 from pipeline.process import run_alongside, stage
 from pipeline.quantization import aware_training, post_training, simulator, stem
 from pipeline.quantization.post_training import Judgement
-from pipeline.training import compute, results, scoring
+from pipeline.training import compute, ranks, results, scoring
 from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract
 
@@ -34,47 +39,16 @@ def main(variant: str) -> None:
     """Write `artifacts/models/<variant>/`."""
     p = parameters.load()
     settings = p.settings(variant, Quantize)
+    trains = settings.method == "qat"
+    if not trains and not siblings.is_first():
+        return
     # In 32 bits: in fewer bits, an integer times its step is no longer on the grid of the shipped file.
-    fabric = compute.start(p.compute.model_copy(update={"precision": "32-true"}))
-    parent = storage.load(paths.model(p.variants[variant].parent))
-    results.check_parent(parent.card)
+    fabric = compute.start(p.compute.model_copy(update={"precision": "32-true"}), ranks=trains)
+    original = storage.load(paths.model(p.variants[variant].parent))
+    results.check_parent(original.card)
+    choose_layers = functools.partial(_choose_layers, variant, settings, original)
+    settings, parent, applied = ranks.on_first(fabric, choose_layers)
     contract = parent.card.input
-    network = layers.trace(parent.module)
-    reason = "given by the parameters"
-    if settings.float_layers == "auto":
-        question = provenance.identity(
-            rules=layer_costs.RULES,
-            layers=list(network.parts),
-            parts=[str(part) for part in kernels.parts_of(network, contract.size, None)],
-            contract=contract.to_dict(),
-            machine=layer_costs.runtime(),
-        )
-        choice = cache.recall(
-            paths.choice("float-layers", question),
-            layer_costs.FLOAT_LAYERS,
-            lambda: layer_costs.fastest_float_layers(
-                layer_costs.open_costs(paths.kernels()), folding.fold_batch_norm(parent), contract
-            ),
-        )
-        settings, reason = settings.model_copy(update={"float_layers": choice.layers}), choice.reason
-        print(layer_costs.table(choice))
-    elif network.stem.name not in settings.float_layers and (
-        cause := stem.reason_for_float(network, contract)
-    ):
-        settings = settings.model_copy(update={"float_layers": (network.stem.name, *settings.float_layers)})
-        reason = f"given by the parameters, and the first layer: {cause}"
-        print(f"warning: {variant}: {network.stem.name} stays in float; {cause}", file=sys.stderr)
-    applied = {**settings.model_dump(mode="json"), "float_layers_reason": reason}
-    original = parent
-    if network.stem.name not in settings.float_layers and contract.zero_point is None:
-        applied["border"] = stem.border(network, contract)
-        parent = stem.read_bytes(parent)
-        contract = parent.card.input
-        print(
-            f"{network.stem.name} reads bytes less {contract.zero_point}; padding lies up to "
-            f"{applied['border']:.2g} standard deviations from the zeros of {original.card.variant}"
-        )
-    graph.check_float_layers(network, contract, settings.float_layers)
     space = views.space(p.views, p.seed)
     data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
 
@@ -84,21 +58,23 @@ def main(variant: str) -> None:
         for request in batches.sequential(calibration, None, contract.size, CALIBRATION_BATCH):
             yield contract.normalise(data.train_set[request].images)
 
-    bench = post_training.Workbench(
-        parent, calibration_images, weight_limit=settings.weight_limit, float_layers=settings.float_layers
-    )
     judge = functools.cache(lambda: _judge(original, contract, data.val_set, p))
-    history = []
-    if settings.ptq == "auto":
+
+    def after_training() -> tuple[Network, Quantization]:
+        bench = post_training.Workbench(
+            parent, calibration_images, weight_limit=settings.weight_limit, float_layers=settings.float_layers
+        )
+        if settings.ptq != "auto":
+            return bench.make(settings.ptq)
         network, quantization, trials = post_training.choose(bench, judge())
         print(post_training.table(trials))
-        applied |= {
-            "ptq": post_training.applied(trials),
-            "candidates": [trial.to_dict() for trial in trials],
-        }
-    else:
-        network, quantization = bench.make(settings.ptq)
-    if settings.method == "qat":
+        applied["ptq"] = post_training.applied(trials)
+        applied["candidates"] = [trial.to_dict() for trial in trials]
+        return network, quantization
+
+    network, quantization = ranks.on_first(fabric, after_training)
+    history = []
+    if trains:
         prepared = aware_training.prepare(network, quantization, learn_steps=settings.learn_steps)
         trained, history = learning.learn(
             fabric,
@@ -113,6 +89,8 @@ def main(variant: str) -> None:
             workers=p.compute.workers,
             folder=paths.checkpoints(variant),
         )
+        if not fabric.is_global_zero:
+            return
         prepared.module.load_state_dict(trained.state_dict())  # the averaged weights, with `ema`
         after = aware_training.finish(prepared)
         before, now = judge()(network, quantization), judge()(*after)
@@ -142,6 +120,55 @@ def main(variant: str) -> None:
         run=paths.checkpoints(variant),
     )
     print(f"{variant}: val {val} as the runtime computes")
+
+
+class Start(NamedTuple):
+    """Where quantisation begins: which layers become integers, and what the first one reads."""
+
+    settings: Quantize
+    parent: Model
+    applied: dict[str, Any]
+    """The settings for the card."""
+
+
+def _choose_layers(variant: str, settings: Quantize, parent: Model) -> Start:
+    contract = parent.card.input
+    network = layers.trace(parent.module)
+    reason = "given by the parameters"
+    if settings.float_layers == "auto":
+        question = provenance.identity(
+            rules=layer_costs.RULES,
+            layers=list(network.parts),
+            parts=[str(part) for part in kernels.parts_of(network, contract.size, None)],
+            contract=contract.to_dict(),
+            machine=layer_costs.runtime(),
+        )
+        choice = cache.recall(
+            paths.choice("float-layers", question),
+            layer_costs.FLOAT_LAYERS,
+            lambda: layer_costs.fastest_float_layers(
+                layer_costs.open_costs(paths.kernels()), folding.fold_batch_norm(parent), contract
+            ),
+        )
+        settings, reason = settings.model_copy(update={"float_layers": choice.layers}), choice.reason
+        print(layer_costs.table(choice))
+    elif network.stem.name not in settings.float_layers and (
+        cause := stem.reason_for_float(network, contract)
+    ):
+        settings = settings.model_copy(update={"float_layers": (network.stem.name, *settings.float_layers)})
+        reason = f"given by the parameters, and the first layer: {cause}"
+        print(f"warning: {variant}: {network.stem.name} stays in float; {cause}", file=sys.stderr)
+    applied = {**settings.model_dump(mode="json"), "float_layers_reason": reason}
+    if network.stem.name not in settings.float_layers and contract.zero_point is None:
+        applied["border"] = stem.border(network, contract)
+        parent = stem.read_bytes(parent)
+        contract = parent.card.input
+        print(
+            f"{network.stem.name} reads bytes less {contract.zero_point}; padding lies up to "
+            f"{applied['border']:.2g} standard deviations from the zeros of {parent.card.variant}"
+        )
+    graph.check_float_layers(network, contract, settings.float_layers)
+    return Start(settings, parent, applied)
 
 
 def _judge(parent: Model, contract: InputContract, val_set: ViewSet, p: Parameters) -> post_training.Judge:

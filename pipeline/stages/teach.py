@@ -15,7 +15,7 @@ from pipeline.models import histories
 from pipeline.parameters import Parameters
 from pipeline.process import run_alongside, stage
 from pipeline.tasks import TASKS
-from pipeline.training import checkpoints, compute, scoring
+from pipeline.training import checkpoints, compute, ranks, scoring
 from pipeline.training.checkpoints import History
 from pipeline.training.loop import Run
 from teachers.runtime import in_runtime
@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 def main() -> None:
     """Write `artifacts/teacher/`, and `artifacts/models/teacher/`, the root of the tree of variants."""
     p = parameters.load()
-    fabric = compute.start(p.compute, trials=paths.precision_trials())
+    fabric = compute.start(p.compute, trials=paths.precision_trials(), ranks=True)
     task = TASKS[store.read_report(paths.DATA)["task"]]
     images = {split: store.read(paths.DATA, split) for split in SPLITS}
     settings = p.teacher.members
@@ -35,6 +35,8 @@ def main() -> None:
     members = [_adapt(p, fabric, images, *member) for member in zip(settings, names, keys, strict=True)]
     logits = {split: task.mean([member.logits[split] for member in members]) for split in ("val", "test")}
     val, test = (scoring.score(values, images[split]) for split, values in logits.items())
+    if not fabric.is_global_zero:
+        return
     card = {
         **members[0].card,
         "origin": " and ".join(member.card["origin"] for member in members),
@@ -70,12 +72,14 @@ def _adapt(
     """Load a teacher, try it, adapt it, write it below `artifacts/teacher/`, and compute its logits of val
     and test."""
     fabric.seed_everything(p.seed, verbose=False)
-    teacher = sources.load(settings, p.student.overrides())
+    with fabric.rank_zero_first(local=True):  # which may download it
+        teacher = sources.load(settings, p.student.overrides())
     contract = adaptation.contract(
         teacher, size=settings.size, crop=p.views.eval_crop, corrections=settings.input
     )
     classes, task, parts = images["train"].classes, images["train"].task, settings.parts()
-    trial.try_out(teacher, contract, parts, task=task, classes=len(classes), key=key)
+    if fabric.is_global_zero:
+        trial.try_out(teacher, contract, parts, task=task, classes=len(classes), key=key)
     space = views.space(p.views, p.seed).plain()
     sets = {split: ViewSet(part, space, contract) for split, part in images.items()}
     if not any(parts.values()):
@@ -107,8 +111,9 @@ def _adapt(
         "input": contract.to_dict(),
         "labels": classes,
     }
-    card = teacher_store.save(paths.TEACHER / name, teacher, classes, card)
-    module, _ = teacher_store.load(paths.TEACHER / name)
+    folder = paths.TEACHER / name
+    card = ranks.on_first(fabric, lambda: teacher_store.save(folder, teacher, classes, card))
+    module, _ = teacher_store.load(folder)
     inference = in_runtime(fabric.to_device(module), contract.size)
     print(f"teacher: computed by {inference}")
     logits = {

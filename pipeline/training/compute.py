@@ -1,15 +1,27 @@
-"""The device, the threads and the memory of training."""
+"""The devices, the processes, the threads and the memory of training."""
 
 import ctypes
+import logging
 import os
 import platform
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning_fabric.strategies import DDPStrategy
+from torch import distributed
 
+from pipeline import process, siblings
 from pipeline.data import renderers
 from pipeline.errors import DistilleryError
 from pipeline.training.precision import TriedPrecision
@@ -28,32 +40,99 @@ class ComputeError(DistilleryError):
     """The requested device is not available."""
 
 
-def start(settings: ComputeSettings, *, trials: Path | None = None) -> Fabric:
-    """Lightning Fabric on one device.
+def start(settings: ComputeSettings, *, trials: Path | None = None, ranks: bool = False) -> Fabric:
+    """Lightning Fabric on one device, or on several, each with a process of its own.
 
     Args:
-        settings: device, threads and precision.
+        settings: devices, threads and precision.
         trials: file in which the trials of the precision ``auto`` are stored; see
             `pipeline.training.precision`.
+        ranks: whether the other processes of the settings, or of torchrun or SLURM, share the work. Lightning
+            Fabric starts them, if no launcher has, by running the command of this process again. From here
+            on, all of them end when one fails.
 
     Raises:
-        ComputeError: the machine has no such accelerator.
+        ComputeError: the machine has no such accelerator, or not as many devices.
     """
-    accelerator, threads, precision = settings.accelerator, settings.threads, settings.precision
+    accelerator, precision = settings.accelerator, settings.precision
     if accelerator != "auto" and not ACCELERATORS[accelerator]():
         available = ", ".join(name for name, is_available in ACCELERATORS.items() if is_available())
         raise ComputeError(
             f"compute.accelerator = {accelerator!r}: not available here; allowed: auto, {available}"
         )
+    kind = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    environment, devices, nodes = _layout(settings, kind) if ranks else (LightningEnvironment(), 1, 1)
     if not torch.cuda.is_available():
         _keep_freed_memory()
-    torch.set_num_threads(threads or usable_cores())
     torch.set_flush_denormal(True)
     renderers.prefer(settings.views)
-    if precision == "auto":
-        kind = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-        return Fabric(accelerator=accelerator, devices=1, plugins=[TriedPrecision(kind, trials)])
-    return Fabric(accelerator=accelerator, devices=1, precision=precision)
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        # A graph that stays the same lets parameters without a gradient be; batch norms agree by themselves.
+        strategy=DDPStrategy(forward_sync_buffers=False, static_graph=True)
+        if devices * nodes > 1
+        else "auto",
+        precision=None if precision == "auto" else precision,
+        plugins=[environment, *([TriedPrecision(kind, trials)] if precision == "auto" else [])],
+    )
+    if devices * nodes > 1:
+        _launch(fabric, environment, nodes)
+    # SLURM gives each process cores of its own; otherwise they are shared.
+    sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ and siblings.in_slurm_step() else devices
+    torch.set_num_threads(max(1, (settings.threads or usable_cores()) // sharing))
+    return fabric
+
+
+def _layout(settings: ComputeSettings, kind: str) -> tuple[ClusterEnvironment, int, int]:
+    """The launcher of the processes, and the numbers of devices per machine and of machines.
+
+    Raises:
+        ComputeError: they do not fit this machine, or one another.
+    """
+    if distributed.is_torchelastic_launched():
+        environment, key = TorchElasticEnvironment(), "torchrun's --nproc-per-node"
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    elif siblings.in_slurm_step():
+        tasks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES") or 1)
+        devices, key = tasks // nodes, "SLURM's --ntasks-per-node"
+        if devices * nodes != tasks:
+            raise ComputeError(f"SLURM runs {tasks} tasks on {nodes} machines: each must run as many")
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # Fabric wants it
+        environment = SLURMEnvironment()
+    else:
+        environment, key, nodes = LightningEnvironment(), "compute.devices", settings.nodes
+        automatic = torch.cuda.device_count() if kind == "cuda" else 1
+        devices = automatic if settings.devices == "auto" else settings.devices
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+        if nodes > 1 and missing:
+            raise ComputeError(
+                f"compute.nodes = {nodes}: each machine needs the variables MASTER_ADDR, MASTER_PORT and "
+                f"NODE_RANK; missing: {', '.join(missing)}"
+            )
+    if kind == "cuda" and devices > torch.cuda.device_count():
+        raise ComputeError(f"{key} = {devices}: this machine has {torch.cuda.device_count()} GPUs")
+    return environment, devices, nodes
+
+
+def _launch(fabric: Fabric, environment: ClusterEnvironment, nodes: int) -> None:
+    """Start the other processes unless a launcher has, and let all of them end together."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    # Weights of one input channel have several strides that mean the same; DDP notices the difference.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    launcher: Any = fabric.strategy.launcher
+    if not environment.creates_processes_externally:
+        siblings.watch_started(launcher.procs, process.print_errors)
+    fabric.launch()
+    siblings.join(
+        fabric.global_rank,
+        fabric.world_size,
+        environment.main_address if nodes > 1 else None,
+        fabric.broadcast,
+        process.print_errors,
+    )
 
 
 def usable_cores() -> int:

@@ -1,6 +1,6 @@
 """Convolutions on a CPU whose gradient PyTorch computes slowly, or wrongly."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 Pair = tuple[int, int]
 
@@ -16,7 +15,11 @@ SAFE_CHANNELS = 16
 """Number of input channels from which the gradient of a convolution of one pixel is safe."""
 
 
-class FastDepthwise(TorchFunctionMode):
+CONVOLUTION = torch.conv2d
+"""PyTorch's own convolution."""
+
+
+class FastDepthwise:
     """While active, depthwise convolutions whose gradient is slow in PyTorch on a CPU use a fast one.
 
     PyTorch 2.14 uses a slow fallback for two gradients: that of the weights if the input is smaller than the
@@ -29,41 +32,47 @@ class FastDepthwise(TorchFunctionMode):
     stems of RepVGG, MobileOne and FastViT do; the process ends, or its numbers are wrong. There, the pixels
     that the convolution reads are taken first, and its stride is 1.
 
-    All other operations are unchanged. Once all of this is mended in PyTorch itself, this module can be
-    deleted; results then differ by rounding.
+    All other operations are unchanged, and cost nothing: ``conv2d`` of PyTorch is replaced by name, where a
+    ``TorchFunctionMode`` would look at every operation. Once all of this is mended in PyTorch itself, this
+    module can be deleted; results then differ by rounding.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Call ``func``, or the same convolution with the fast gradient."""
-        if func is torch.conv2d and not kwargs and len(args) == 7:
-            image, weight, bias, stride, padding, dilation, groups = args
-            if _is_strided_pixel(image, weight, stride):
-                return torch.conv2d(_read(image, stride, padding), weight, bias, groups=groups)
-            plain = not isinstance(padding, str) and _pair(dilation) == (1, 1)
-            if plain and _is_trained_depthwise(image, weight, groups):
-                dtype, stride = _compute_type(image), _pair(stride)
-                if _is_small(image, weight) or _is_strided_bf16(dtype, stride):
-                    operands = (part if part is None else part.to(dtype) for part in (image, weight, bias))
-                    return _Depthwise.apply(*operands, stride, _pair(padding))
-        return func(*args, **(kwargs or {}))
+    def __enter__(self) -> None:
+        self._replace(_convolve)
+
+    def __exit__(self, *_: object) -> None:
+        self._replace(CONVOLUTION)
+
+    def _replace(self, convolution: Callable[..., Tensor]) -> None:
+        torch.conv2d = functional.conv2d = convolution
+
+
+def _convolve(*args: Any, **kwargs: Any) -> Tensor:
+    """``conv2d``, or the same convolution with the fast gradient."""
+    if not kwargs and len(args) == 7 and args[0].device.type == "cpu" and args[1].requires_grad:
+        image, weight, bias, stride, padding, dilation, groups = args
+        if _is_strided_pixel(weight, stride):
+            return CONVOLUTION(_read(image, stride, padding), weight, bias, groups=groups)
+        if _is_depthwise(image, weight, padding, dilation, groups):
+            dtype, stride = _compute_type(image), _pair(stride)
+            if _is_small(image, weight) or _is_strided_bf16(dtype, stride):
+                operands = (part if part is None else part.to(dtype) for part in (image, weight, bias))
+                return _Depthwise.apply(*operands, stride, _pair(padding))
+    return CONVOLUTION(*args, **kwargs)
 
 
 def _pair(value: Any) -> tuple[int, ...]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def _is_trained_depthwise(image: Tensor, weight: Tensor, groups: int) -> bool:
+def _is_depthwise(
+    image: Tensor, weight: Tensor, padding: str | int | Sequence[int], dilation: Any, groups: int
+) -> bool:
     return (
-        image.device.type == "cpu"
-        and weight.requires_grad
-        and weight.shape[1] == 1
+        weight.shape[1] == 1
         and groups == image.shape[1] == weight.shape[0]
+        and not isinstance(padding, str)
+        and _pair(dilation) == (1, 1)
     )
 
 
@@ -75,15 +84,9 @@ def _compute_type(image: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu")
 
 
-def _is_strided_pixel(image: Tensor, weight: Tensor, stride: int | Sequence[int]) -> bool:
+def _is_strided_pixel(weight: Tensor, stride: int | Sequence[int]) -> bool:
     """Whether the gradient of the weights is not safe: see the class."""
-    return (
-        image.device.type == "cpu"
-        and weight.requires_grad
-        and weight.shape[1] < SAFE_CHANNELS
-        and tuple(weight.shape[2:]) == (1, 1)
-        and max(_pair(stride)) > 1
-    )
+    return weight.shape[1] < SAFE_CHANNELS and weight.shape[2:] == (1, 1) and max(_pair(stride)) > 1
 
 
 def _read(image: Tensor, stride: int | Sequence[int], padding: str | int | Sequence[int]) -> Tensor:
@@ -113,7 +116,7 @@ class _Depthwise(Function):
     ) -> Tensor:
         ctx.save_for_backward(image, weight)
         ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
-        return torch.conv2d(image, weight, bias, stride, padding, 1, len(weight))
+        return CONVOLUTION(image, weight, bias, stride, padding, 1, len(weight))
 
     @staticmethod
     @once_differentiable

@@ -1,34 +1,32 @@
 """The training loop, which the teacher, distillation, fine-tuning and quantisation-aware training share."""
 
 import copy
+import functools
 import itertools
 import math
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pipeline import progress, provenance
 from pipeline.data import batches
-from pipeline.data.batches import Batch, CentredViews, Request, ViewSet
+from pipeline.data.batches import CentredViews, Request, ViewSet
+from pipeline.data.requests import Lazily
 from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
-from pipeline.training import checkpoints, norms, optimisation, precision, scoring
+from pipeline.training import checkpoints, norms, optimisation, precision, prefetch, ranks, scoring
 from pipeline.training.checkpoints import History, Progress
-from pipeline.training.depthwise import FastDepthwise
+from pipeline.training.ranks import SharedTerms
 from pipeline.training.settings import Phase, TrainingSettings
-
-LossTerms = Callable[[nn.Module, Batch], dict[str, Tensor]]
-"""Function from a network and a batch to named, unweighted loss terms, each a mean over the batch."""
-
+from pipeline.training.step import Step
 
 CHECKED_TOGETHER = 20
 """Number of steps whose losses are looked at together, since the host waits for a GPU each time."""
@@ -51,15 +49,10 @@ class Run:
     checkpoint with another identity is not used."""
 
 
-def total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Float[Tensor, ""]:
-    """The loss: the weighted sum of named terms."""
-    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-
-
 def train(
     fabric: Fabric,
     module: nn.Module,
-    loss_terms: LossTerms,
+    loss_terms: SharedTerms,
     weights: Mapping[str, float],
     settings: TrainingSettings,
     *,
@@ -75,12 +68,13 @@ def train(
     history.
 
     A checkpoint is written after every epoch. A training that was interrupted continues from there and ends
-    with the same weights.
+    with the same weights. Several ranks divide every batch and end with equal weights, and with those of one
+    process but for rounding and for what is drawn, such as dropout; another number of ranks can continue.
 
     Args:
         fabric: where to train.
         module: the network, trained in place.
-        loss_terms: see ``LossTerms``.
+        loss_terms: see ``SharedTerms``.
         weights: the weight of each loss term.
         settings: how to train.
         train_set: training images, whose contract also gives the image size of phases without one.
@@ -104,6 +98,7 @@ def train(
             file=sys.stderr,
         )
         settings = settings.model_copy(update={"batch_size": len(images)})
+    ranks.check_batch(fabric, settings.batch_size, run.name)
     per_epoch = len(images) // settings.batch_size
     phases = settings.phases or (Phase(share=1.0),)
     own_size = train_set.contract.size
@@ -111,29 +106,38 @@ def train(
     averaged = copy.deepcopy(module).to(fabric.device) if settings.ema else None
     groups = optimisation.parameter_groups(module, settings.weight_decay)
     optimizer = optimisation.OPTIMIZERS[settings.optimizer](groups, settings.learning_rate)
+    optimisation.capturable(optimizer, fabric.device)
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    # State and rates are set on the plain optimizer: Fabric's wrapper keeps a copy of its groups.
+    # State is set on the plain optimizer: Fabric's wrapper keeps a copy of its groups.
     fabric_module, fabric_optimizer = fabric.setup(module, optimizer)
     state = {"module": module, "averaged": averaged, "optimizer": optimizer}
     sizes = sorted({phase.size or own_size for phase in phases})
-    in_bf16 = precision.choose(fabric, module, settings.batch_size, sizes)
+    share = math.ceil(settings.batch_size / fabric.world_size)
+    in_bf16 = ranks.on_first(fabric, lambda: precision.choose(fabric, module, share, sizes))
     identity = provenance.identity(run=run.identity, precision=precision.name(fabric), bf16=sorted(in_bf16))
-    done = checkpoints.restore(run.folder, identity, **state) or Progress(0, [])
+    with fabric.rank_zero_first():  # which sets a damaged checkpoint aside
+        done = checkpoints.restore(run.folder, identity, **state) or Progress(0, [])
+    ranks.check_equal(fabric, done.step, "a checkpoint of the step")
     if done.step:
         print(f"{run.name}: continues after step {done.step} of {steps}", file=sys.stderr)
     history = list(done.history)
     falls = [(phase.share, phase.rate) for phase in phases]
     step_sizes = [_size_at(number / steps, phases) or own_size for number in range(steps)]
     requests = _requests(step_sizes, images, settings.batch_size, seed, views)[done.step :]
-    stream = iter(batches.load(fabric, train_set, requests, workers))
+    rendered = batches.load(fabric, train_set, ranks.shares(fabric, requests), workers)
+    stream = prefetch.on_own_stream(rendered, fabric.device)
     val_views = CentredViews(fabric, val_set, workers)
     bar = progress.bar(run.name, steps * settings.batch_size, initial=done.step * settings.batch_size)
+    terms = ranks.on_whole_batches(fabric, loss_terms, settings.batch_size)
+    update = Step(
+        fabric, fabric_module, fabric_optimizer, averaged, terms, weights, settings, in_bf16, run.name
+    )
     step = done.step
     while step < steps:
         end = min(steps, (step // per_epoch + 1) * per_epoch)
-        torch.manual_seed(seed + step)
+        ranks.seed(fabric, seed + step)
         began = time.perf_counter()
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=fabric.device))
+        update.begin()
         fabric_module.train()
         if hold_frozen:
             norms.hold_frozen(module)
@@ -143,25 +147,7 @@ def train(
             rate = optimisation.learning_rate(
                 step, steps, peak=settings.learning_rate, warmup=settings.warmup, phases=falls
             )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            precision.use(fabric, batch.images.shape[1] in in_bf16)
-            with FastDepthwise():
-                terms = loss_terms(fabric_module, batch)
-            loss = total(terms, weights)
-            fabric.backward(loss)
-            if settings.clip:
-                # A gradient that is not finite shows in the loss; checking it here would wait for the device.
-                fabric.clip_gradients(
-                    fabric_module, fabric_optimizer, max_norm=settings.clip, error_if_nonfinite=False
-                )
-            fabric_optimizer.step()
-            fabric_optimizer.zero_grad()
-            for name, term in [("loss", loss), *terms.items()]:
-                sums[name] += term.detach()
-            losses.append(loss.detach())
-            if averaged is not None:
-                _average(averaged, module, min(settings.ema, (1 + step) / (10 + step)))
+            losses.append(update(batch, step, rate))
             step += 1
             bar.update(settings.batch_size)
             if len(losses) == CHECKED_TOGETHER or step == end:
@@ -172,9 +158,8 @@ def train(
                         f"try a learning_rate below {settings.learning_rate:g}"
                     )
                 losses.clear()
-        precision.use(fabric, False)
+        means = update.finish()
         seconds = time.perf_counter() - began
-        means = {name: (total / (step - first)).item() for name, total in sums.items()}
         size = requests[step - 1 - done.step].size
         val = scoring.score(scoring.logits(fabric, averaged or module, val_views, size), val_set.images)
         history.append(
@@ -191,7 +176,8 @@ def train(
             }
         )
         bar.set_postfix_str(f"{size} px, loss {means['loss']:.3f}, val {val.value:.2%}")
-        checkpoints.save(run.folder, identity, Progress(step, history), **state)
+        if fabric.is_global_zero:
+            checkpoints.save(run.folder, identity, Progress(step, history), **state)
     bar.close()
     return (averaged or module).eval(), history
 
@@ -206,36 +192,26 @@ def _infinite_loss(losses: Sequence[Tensor], batches: Sequence[Request], images:
     return f"{values[first].item()} for {images.name(batches[first].indices)}"
 
 
-@torch.no_grad()
-def _average(averaged: nn.Module, module: nn.Module, decay: float) -> None:
-    named = zip(averaged.state_dict().values(), module.state_dict().values(), strict=True)
-    # A tensor that has several names is averaged once.
-    pairs = list({(mean.data_ptr(), mean.shape): (mean, new) for mean, new in named}.values())
-    floating = [pair for pair in pairs if pair[0].is_floating_point()]
-    # One call for all tensors: a loop over some hundred small ones costs milliseconds per step.
-    torch._foreach_lerp_([mean for mean, _ in floating], [new for _, new in floating], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-    for mean, new in pairs:
-        if not mean.is_floating_point():
-            mean.copy_(new)
-
-
 def _requests(
     sizes: Sequence[int],
     images: Int64[np.ndarray, " images"],
     batch_size: int,
     seed: int,
     views: int | None,
-) -> list[Request]:
+) -> Lazily:
     """The images of each step, of which ``sizes`` has the image size: shuffled within epochs."""
     per_epoch = len(images) // batch_size
-    requests = []
-    for epoch in range(math.ceil(len(sizes) / per_epoch)):
-        order = images[batches.shuffled(len(images), epoch, seed)]
-        view = epoch if views is None else epoch % views
-        for position, size in enumerate(sizes[epoch * per_epoch : (epoch + 1) * per_epoch]):
-            selection = order[position * batch_size : (position + 1) * batch_size]
-            requests.append(Request(selection, view, size))
-    return requests
+
+    @functools.lru_cache(maxsize=2)  # Batches are loaded ahead, across the end of an epoch.
+    def order(epoch: int) -> Int64[np.ndarray, " images"]:
+        return images[batches.shuffled(len(images), epoch, seed)]
+
+    def request(step: int) -> Request:
+        epoch, position = divmod(step, per_epoch)
+        selection = order(epoch)[position * batch_size : (position + 1) * batch_size]
+        return Request(selection, epoch if views is None else epoch % views, sizes[step])
+
+    return Lazily(len(sizes), request)
 
 
 def _size_at(progress: float, phases: Sequence[Phase]) -> int | None:

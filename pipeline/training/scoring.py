@@ -13,6 +13,7 @@ from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
 from pipeline.statistics.chance import Chance
 from pipeline.tasks import Task
+from pipeline.training import ranks
 
 
 class ScoreError(DistilleryError):
@@ -66,11 +67,16 @@ def predict(
 def logits(
     fabric: Fabric, module: nn.Module, views: CentredViews, size: int
 ) -> Float[torch.Tensor, "images classes"]:
-    """Like ``predict``, for views that may already be rendered."""
+    """Like ``predict``, for views that may already be rendered.
+
+    Several ranks take whole batches in turn, so that the logits are those of one process bit for bit, and
+    each rank returns all of them.
+    """
     module.eval()
     contract = views.dataset.contract
     with fabric.autocast():
-        return torch.cat([module(contract.normalise(batch.images)).float().cpu() for batch in views.at(size)])
+        own = [module(contract.normalise(batch.images)).float().cpu() for batch in views.at(size)]
+    return torch.cat(ranks.gather(fabric, own))
 
 
 def score(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> Score:

@@ -8,21 +8,29 @@ from pipeline.settings import BatchSize, Fraction, ImageSize, Settings
 
 
 class ComputeSettings(Settings):
-    """The device on which networks are trained. Another device or thread count reruns no stage."""
+    """The devices on which networks are trained. Other devices, processes or threads rerun no stage."""
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Kind of device, as Lightning Fabric names it."""
+    devices: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
+    """Number of GPUs per machine, or on a CPU of processes, that train one network together, each on its
+    share of every batch. `auto` takes all GPUs, and one process on a CPU. A launcher (torchrun, SLURM) that
+    has started several processes takes precedence; see docs/howto/ranks.md."""
+    nodes: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Number of machines. On each of them, the same command is started with the variables `MASTER_ADDR`,
+    `MASTER_PORT` and `NODE_RANK`, unless a launcher does that."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Number of CPU threads used for training; 0 takes one per physical core."""
+    """Number of CPU threads used for training per machine, divided among its processes; 0 takes one per
+    physical core."""
     workers: Annotated[int, Field(ge=0, le=256)] = 2
-    """Number of processes that render images, at low priority."""
+    """Number of processes that render images, at low priority, for each process that trains."""
+    views: Literal["auto", "device", "workers"] = "auto"
+    """What renders views, with the same pixels. `auto`: a GPU that holds the decoded images in 40 % of its
+    free memory, else processes. `device`: also a CPU with that much memory, in the process that trains."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "32-true"
     """Arithmetic, as Lightning Fabric names it. `auto` trains in bf16 at those image sizes where a short
     trial on the machine that trains is faster. Quantisation-aware training always uses 32 bits. This is the
     only key of `compute` that changes results."""
-    views: Literal["auto", "device", "workers"] = "auto"
-    """What renders views, with the same pixels. `auto`: a GPU that holds the decoded images in 40 % of its
-    free memory, else processes. `device`: also a CPU with that much memory, in the process that trains."""
 
 
 class Phase(Settings):
