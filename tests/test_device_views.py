@@ -1,5 +1,6 @@
 import gc
 import io
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.device_views import Pictures
 from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
+from pipeline.distillation import labels
+from pipeline.distillation.labels import Answers, Key
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL, Task
 from pipeline.training import compute, norms
 from pipeline.training.settings import ComputeSettings
@@ -321,6 +324,21 @@ def test_the_setting_reaches_the_batches_and_answers_are_the_same_bit_for_bit(pr
             given[renderer] = torch.cat([teacher(dataset.contract.normalise(images)) for images in shown])
     torch.testing.assert_close(given["device"], given["workers"], rtol=0, atol=0)
     assert given["device"].std() > 0.1
+
+
+def test_the_label_store_knows_what_rendered_its_views_and_serves_either(tmp_path: Path) -> None:
+    key = Key("data", "teacher", MIXED, 1, None)
+    answers = Answers(np.ones((4, 1, 3), np.float16), None, 3)
+    labels.save(
+        tmp_path, key, teacher="x", engine="x", renderer="device", blocks=[answers], images=len(answers)
+    )
+    expected = {"data_sha256": "data", "teacher_sha256": "teacher", "space": MIXED}
+    stored = labels.load(tmp_path, **expected)
+    assert (stored.renderer, stored.key) == ("device", key)
+    card = json.loads((tmp_path / labels.CARD).read_text())
+    assert card.pop("renderer") == "device"
+    (tmp_path / labels.CARD).write_text(json.dumps(card))  # as stores were before
+    assert labels.load(tmp_path, **expected).renderer == "workers"
 
 
 def test_items_are_made_ahead_in_order_and_errors_arrive() -> None:
