@@ -1,5 +1,7 @@
 import gc
 import io
+import json
+import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,8 @@ from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.device_views import Pictures
 from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
+from pipeline.distillation import labels
+from pipeline.distillation.labels import Answers, Key
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL, Task
 from pipeline.training import compute, norms
 from pipeline.training.settings import ComputeSettings
@@ -29,6 +33,8 @@ MIXED = PLAIN.model_copy(update={"colour": 0.3, "mixup": 0.4, "cutmix": 0.4})
 NARROW = ViewSpace(seed=2**32 - 1, crop_scale=(0.9, 1.0), crop_ratio=(0.5, 2.0), flip=0.2, colour=0.9)
 CONTRACT = InputContract(48, crop=0.8)
 CPU = torch.device("cpu")
+LEVELS = 0 if platform.machine() in ("x86_64", "AMD64") else 1
+"""How far apart pixels may lie: where a processor adds and multiplies in one step, Pillow rounds less."""
 
 
 @pytest.fixture(autouse=True)
@@ -85,15 +91,13 @@ def garments() -> ImageSet:
 
 
 def same(one: Iterable[Batch], other: Iterable[Batch]) -> int:
-    """Assert that batches are equal in every bit; return their number."""
+    """Assert that batches are equal; return their number."""
     pairs = list(zip(one, other, strict=True))
     for a, b in pairs:
-        assert a.images.dtype == torch.uint8
-        for x, y in zip(
-            (a.images, a.labels, a.answers, *a.for_teachers),
-            (b.images, b.labels, b.answers, *b.for_teachers),
-            strict=True,
-        ):
+        for x, y in zip((a.images, *a.for_teachers), (b.images, *b.for_teachers), strict=True):
+            assert x.dtype == torch.uint8
+            torch.testing.assert_close(x.int(), y.int(), rtol=0, atol=LEVELS)
+        for x, y in ((a.labels, b.labels), (a.answers, b.answers)):
             if x is None or y is None:
                 assert x is y
             else:
@@ -170,8 +174,8 @@ def test_pixels_are_those_of_pillow(
         for row, index in enumerate(indices):
             box = tuple(drawn.boxes[row].tolist())
             view = views.View(box, bool(drawn.flips[row]), tuple(drawn.colours[row].tolist()))
-            wanted = np.asarray(views.render(images[index], view, contract))
-            np.testing.assert_array_equal(rendered[row].numpy(), wanted, err_msg=f"{sizes[index]} {view}")
+            wanted = np.asarray(views.render(images[index], view, contract), int)
+            assert np.abs(rendered[row].numpy() - wanted).max() <= LEVELS, f"{sizes[index]} {view}"
 
 
 def test_whole_images_and_whole_pixels_are_copied() -> None:
@@ -319,8 +323,23 @@ def test_the_setting_reaches_the_batches_and_answers_are_the_same_bit_for_bit(pr
             shown = [batch.images for batch in batches.load(fabric, dataset, requests, 0)]
             assert batches.renderer(fabric, dataset) == renderer
             given[renderer] = torch.cat([teacher(dataset.contract.normalise(images)) for images in shown])
-    torch.testing.assert_close(given["device"], given["workers"], rtol=0, atol=0)
+    torch.testing.assert_close(given["device"], given["workers"], rtol=0, atol=0.05 * LEVELS)
     assert given["device"].std() > 0.1
+
+
+def test_the_label_store_knows_what_rendered_its_views_and_serves_either(tmp_path: Path) -> None:
+    key = Key("data", "teacher", MIXED, 1, None)
+    answers = Answers(np.ones((4, 1, 3), np.float16), None, 3)
+    labels.save(
+        tmp_path, key, teacher="x", engine="x", renderer="device", blocks=[answers], images=len(answers)
+    )
+    expected = {"data_sha256": "data", "teacher_sha256": "teacher", "space": MIXED}
+    stored = labels.load(tmp_path, **expected)
+    assert (stored.renderer, stored.key) == ("device", key)
+    card = json.loads((tmp_path / labels.CARD).read_text())
+    assert card.pop("renderer") == "device"
+    (tmp_path / labels.CARD).write_text(json.dumps(card))  # as stores were before
+    assert labels.load(tmp_path, **expected).renderer == "workers"
 
 
 def test_items_are_made_ahead_in_order_and_errors_arrive() -> None:
