@@ -1,7 +1,8 @@
 """What was measured on this machine, and what was chosen by it: one folder per user, outside of checkouts.
 
 Times belong to a machine. Two clones that read the same times make the same choices, and so does a run that
-is repeated: it takes the recorded choice. Nothing here is needed to use a result.
+is repeated: it takes the recorded choice. So do variants that would make the same search. Nothing here is
+needed to use a result.
 """
 
 from collections.abc import Callable, Iterator

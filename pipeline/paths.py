@@ -85,7 +85,7 @@ def precision_trials() -> Path:
 
 
 def choices() -> Path:
-    """Folder of the recorded choices by measured times."""
+    """Folder of the recorded choices."""
     return cache() / "choices"
 
 

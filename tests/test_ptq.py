@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import parameters
+from pipeline import cache, parameters
 from pipeline.models import storage
 from pipeline.models.layers import trace
 from pipeline.models.storage import Model, Quantization
@@ -170,16 +170,24 @@ def runtime(model: Model, count: int = 64) -> Judge:
 def test_the_steps_are_chosen_by_the_parents_answers() -> None:
     bench = Workbench(badly_scaled(), batches, weight_limit=63, float_layers=FLOAT_LAYERS)
     judge = runtime(badly_scaled())
-    network, quantization, trials = post_training.choose(bench, judge)
+    trials = post_training.choose(bench, judge)
     assert trials[0].steps == ()
     assert len(trials) == 1 + sum(map(len, post_training.ROUNDS))
     assert "equalisation" in post_training.applied(trials)
     kept = [trial.divergence for trial in trials if trial.kept]
     assert kept == sorted(kept, reverse=True)
     assert kept[-1] < 0.3 * kept[0]
-    again = judge(network, quantization)
+    again = judge(*bench.make(post_training.applied(trials)))
     assert float(again.divergences.mean()) == pytest.approx(kept[-1])
     assert "equalisation" in post_training.table(trials)
+
+
+def test_a_recorded_choice_is_read_as_it_was(tmp_path: Path) -> None:
+    bench = Workbench(badly_scaled(), batches, weight_limit=63, float_layers=FLOAT_LAYERS)
+    trials = post_training.choose(bench, runtime(badly_scaled()))
+    file = tmp_path / "ptq.json"
+    assert cache.recall(file, post_training.TRIALS, lambda: trials) == trials
+    assert cache.recall(file, post_training.TRIALS, lambda: pytest.fail("a second search")) == trials
 
 
 def scripted(answers: Callable[[int], Judgement]) -> Judge:
@@ -191,7 +199,7 @@ def test_ties_go_to_what_is_simpler() -> None:
     bench = Workbench(student(), batches, weight_limit=63, float_layers=())
     noise = np.random.default_rng(0).normal(1, 0.5, (20, 100))
     judge = scripted(lambda call: Judgement(noise[call] - 0.01 * (call > 0), np.zeros(100), 0.9))
-    *_, trials = post_training.choose(bench, judge)
+    trials = post_training.choose(bench, judge)
     assert post_training.applied(trials) == ()
 
 
@@ -200,7 +208,7 @@ def test_nearer_answers_are_refused_where_the_score_falls() -> None:
     nearer = scripted(
         lambda call: Judgement(np.full(100, 1.0 - 0.1 * call), np.zeros(100), 0.9 if call == 0 else 0.89)
     )
-    *_, trials = post_training.choose(bench, nearer)
+    trials = post_training.choose(bench, nearer)
     assert post_training.applied(trials) == ()
 
 

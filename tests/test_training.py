@@ -475,7 +475,7 @@ def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_r
 
     def gain(_fabric: object, _module: object, _batch: int, size: int) -> float:
         tried.append(size)
-        return {32: 1.05, 64: 2.0}[size]
+        return {32: 0.95, 64: 2.0}[size]
 
     monkeypatch.setattr(precision, "_try", gain)
     fabric = compute.start(
@@ -508,6 +508,23 @@ def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_r
     precision.choose(fabric, network, 12, [32])
     assert tried[2:] == [32]
     assert kinds == {32: {torch.float32}, 64: {torch.bfloat16}}
+
+
+@pytest.mark.parametrize(
+    ("gains", "sizes"),
+    [
+        ({32: 1.05, 64: 1.4}, {32, 64}),  # clearly faster where the time goes
+        ({32: 0.9, 64: 1.4}, {64}),
+        ({32: 1.4, 64: 1.1}, set()),
+        ({32: 1.0, 64: 0.1}, set()),
+    ],
+)
+def test_bf16_is_decided_at_the_largest_size(
+    gains: dict[int, float], sizes: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_try", lambda _fabric, _module, _batch, size: gains[size])
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, precision="auto"))
+    assert precision.choose(fabric, student(), 4, [*gains]) == sizes
 
 
 def test_a_trial_takes_time_and_leaves_the_network_as_it_was() -> None:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import TypeAdapter
 
 from pipeline.models.folding import fold_batch_norm
 from pipeline.models.layers import Network
@@ -37,6 +38,8 @@ ROUNDING_IMAGES = 128
 """Number of images for adaptive rounding; they are held in memory, with one activation each."""
 TIE = 2.0
 """Number of standard errors of the images' differences within which two trials are equal."""
+RULES = 1
+"""Version of the rules, raised when a change of them makes recorded choices out of date."""
 GUARD = 0.005
 """Loss of the score on val, a fraction of 1, that a step may cost if it brings the answers nearer."""
 
@@ -74,6 +77,10 @@ class QuantizationTrial:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a card."""
         return {**asdict(self), "steps": list(self.steps)}
+
+
+TRIALS: TypeAdapter[list[QuantizationTrial]] = TypeAdapter(list[QuantizationTrial])
+"""All trials of a choice, as they are recorded."""
 
 
 class Workbench:
@@ -130,7 +137,7 @@ class Workbench:
         return ranges.clipped_scales(network, histograms, self._float_layers, clip)
 
 
-def choose(bench: Workbench, judge: Judge) -> tuple[Network, Quantization, list[QuantizationTrial]]:
+def choose(bench: Workbench, judge: Judge) -> list[QuantizationTrial]:
     """Choose the steps that bring a student's answers on val nearest to its parent's.
 
     Each round's best alternative is kept where the mean divergence over the same images falls by more than
@@ -140,18 +147,16 @@ def choose(bench: Workbench, judge: Judge) -> tuple[Network, Quantization, list[
     divergence uses every image.
 
     Returns:
-        The network and the quantisation of the last trial that was kept, and all trials.
+        All trials; the last one that was kept has the chosen steps.
     """
     steps: tuple[Step, ...] = ()
-    best = bench.make(steps)
-    plain = judgement = judge(*best)
+    plain = judgement = judge(*bench.make(steps))
     trials = [_trial(steps, judgement, kept=True)]
     for alternatives in ROUNDS:
         options: list[tuple[Step, ...]] = [
             tuple(step for step in STEPS if step in {*steps, new}) for new in alternatives
         ]
-        networks = [bench.make(option) for option in options]
-        judgements = [judge(*each) for each in networks]
+        judgements = [judge(*bench.make(option)) for option in options]
         first = min(range(len(options)), key=lambda i: judgements[i].divergences.mean())
         better = _beyond_a_tie(judgement.divergences - judgements[first].divergences)
         kept = better and judgements[first].score >= plain.score - GUARD
@@ -160,8 +165,8 @@ def choose(bench: Workbench, judge: Judge) -> tuple[Network, Quantization, list[
             for i, (option, each) in enumerate(zip(options, judgements, strict=True))
         ]
         if kept:
-            steps, best, judgement = options[first], networks[first], judgements[first]
-    return *best, trials
+            steps, judgement = options[first], judgements[first]
+    return trials
 
 
 def is_better(trained: Judgement, before: Judgement) -> bool:

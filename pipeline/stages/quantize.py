@@ -70,11 +70,26 @@ def main(variant: str) -> None:
         )
         if settings.ptq != "auto":
             return bench.make(settings.ptq)
-        network, quantization, trials = post_training.choose(bench, judge())
+        question = provenance.identity(
+            rules=post_training.RULES,
+            network=storage.fingerprint(parent.module),
+            contract=contract.to_dict(),
+            weight_limit=settings.weight_limit,
+            float_layers=settings.float_layers,
+            calibration=sampling.fingerprint(data.train_set.images, calibration),
+            judged=[store.read_report(paths.DATA)["data_sha256"], p.seed, JUDGED_IMAGES],
+            machine=layer_costs.runtime(),
+        )
+        # Variants with the same parent search once, and training changes nothing of the search.
+        trials = cache.recall(
+            paths.choice("ptq", question),
+            post_training.TRIALS,
+            lambda: post_training.choose(bench, judge()),
+        )
         print(post_training.table(trials))
         applied["ptq"] = post_training.applied(trials)
         applied["candidates"] = [trial.to_dict() for trial in trials]
-        return network, quantization
+        return bench.make(applied["ptq"])
 
     network, quantization = ranks.on_first(fabric, after_training)
     history = []

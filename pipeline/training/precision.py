@@ -19,7 +19,8 @@ from pipeline.training import graphs
 from pipeline.training.depthwise import FastDepthwise
 
 GAIN = 1.15
-"""Minimum speed of bf16 relative to fp32: smaller gains are noise, and fewer bits cost accuracy."""
+"""Minimum speed of bf16 relative to fp32 at the largest size, where the time goes: processors with
+instructions for bf16 are above it (1.4 and more), others far below (0.1 to 1), so that noise decides nothing."""
 UNTIMED, TIMED = 2, 7
 """Numbers of steps of a trial of each arithmetic: warm-up, and timed."""
 TRIAL = 3
@@ -54,13 +55,15 @@ def name(fabric: Fabric) -> str:
 def choose(fabric: Fabric, module: nn.Module, batch_size: int, sizes: Sequence[int]) -> frozenset[int]:
     """The image sizes that are trained in bf16; none unless the precision is ``auto``.
 
-    Each size is tried once per machine, with random images and a copy of the network.
+    Each size is tried once per machine, with random images and a copy of the network. If bf16 is clearly faster
+    at the largest size, it is taken at all sizes where it is not slower.
     """
     precision = fabric.strategy.precision
     if not isinstance(precision, TriedPrecision):
         return frozenset()
     gains = {size: _gain(fabric, module, batch_size, size, precision.trials) for size in sizes}
-    return frozenset(size for size, gain in gains.items() if gain >= GAIN)
+    is_faster = gains[max(sizes)] >= GAIN
+    return frozenset(size for size, gain in gains.items() if is_faster and gain >= 1)
 
 
 def use(fabric: Fabric, fast: bool) -> None:
