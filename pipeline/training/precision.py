@@ -19,8 +19,8 @@ from pipeline.training import graphs
 from pipeline.training.depthwise import FastDepthwise
 
 GAIN = 1.15
-"""Minimum speed of bf16 relative to fp32 at the largest size, where the time goes: processors with
-instructions for bf16 are above it (1.4 and more), others far below (0.1 to 1), so that noise decides nothing."""
+"""Minimum speed of bf16 relative to fp32 at the largest size, where the time goes. Processors with
+instructions for bf16 are above it (1.4 and more), others far below (0.1 to 1): noise decides nothing."""
 UNTIMED, TIMED = 2, 7
 """Numbers of steps of a trial of each arithmetic: warm-up, and timed."""
 TRIAL = 3
@@ -55,8 +55,8 @@ def name(fabric: Fabric) -> str:
 def choose(fabric: Fabric, module: nn.Module, batch_size: int, sizes: Sequence[int]) -> frozenset[int]:
     """The image sizes that are trained in bf16; none unless the precision is ``auto``.
 
-    Each size is tried once per machine, with random images and a copy of the network. If bf16 is clearly faster
-    at the largest size, it is taken at all sizes where it is not slower.
+    Each size is tried once per machine, with random images and a copy of the network. If bf16 is clearly
+    faster at the largest size, it is taken at all sizes where it is not slower.
     """
     precision = fabric.strategy.precision
     if not isinstance(precision, TriedPrecision):

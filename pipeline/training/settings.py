@@ -25,9 +25,10 @@ class ComputeSettings(Settings):
     workers: Annotated[int, Field(ge=0, le=256)] = 2
     """Number of processes that render images, at low priority, for each process that trains."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    """Arithmetic, as Lightning Fabric names it. `auto` trains in bf16 where a short trial on the machine that
-    trains shows it clearly faster, and in fp32 elsewhere; `32-true` trains in fp32 on every machine.
-    Quantisation-aware training always uses 32 bits. This is the only key of `compute` that changes results."""
+    """Arithmetic, as Lightning Fabric names it. `auto` trains in bf16 where a short trial on the machine
+    that trains shows it clearly faster, and in fp32 elsewhere; `32-true` trains in fp32 on every machine.
+    Quantisation-aware training always uses 32 bits. This is the only key of `compute` that changes
+    results."""
     views: Literal["auto", "device", "workers"] = "auto"
     """What renders views, with the same pixels. `auto`: a GPU that holds the decoded images in 40 % of its
     free memory, else processes. `device`: also a CPU with that much memory, in the process that trains."""
