@@ -280,7 +280,7 @@ def test_one_process_has_all_of_every_batch_and_its_own_loss_terms() -> None:
     ],
 )
 def test_a_launch_that_cannot_work_is_said_before_it_begins(
-    settings: dict[str, int],
+    settings: dict[str, Any],
     variables: dict[str, str],
     names: tuple[str, str],
     monkeypatch: pytest.MonkeyPatch,
@@ -335,6 +335,10 @@ def test_all_stages_end_with_networks_that_score_alike_and_equal_label_stores(
     assert all(row["alike"] for row in stages)
 
 
+def parent(number: int) -> int:
+    return psutil.Process(number).ppid()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_dvc_goes_on_from_the_checkpoint_after_one_process_of_a_stage_was_killed(
@@ -352,12 +356,14 @@ def test_dvc_goes_on_from_the_checkpoint_after_one_process_of_a_stage_was_killed
     checkpoint = tmp_path / "artifacts" / "checkpoints" / "fp32" / checkpoints.FILE
     with start("-m", "dvc", "repro", "build@fp32", folder=tmp_path, **own) as running:
         wait_for(checkpoint.exists, running)
-        (second,) = [
-            child
+        ranks_of = {
+            child.pid: child.environ().get("LOCAL_RANK")
             for child in psutil.Process(running.pid).children(recursive=True)
-            if child.environ().get("LOCAL_RANK") == "1" and child.parent().environ().get("LOCAL_RANK") != "1"
+        }
+        (second,) = [  # the others are processes that render for it
+            pid for pid, rank in ranks_of.items() if rank == "1" and ranks_of.get(parent(pid)) != "1"
         ]
-        second.kill()
+        os.kill(second, signal.SIGKILL)
         _, errors = running.communicate(timeout=SECONDS)
     assert running.returncode != 0
     assert len([line for line in lines(errors) if line.startswith("error: ")]) == 1, errors
