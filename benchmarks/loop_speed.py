@@ -18,6 +18,7 @@ hardly anything but Python is left: microseconds of a step within PyTorch's oper
 import argparse
 import json
 import math
+import operator
 import os
 import platform
 import statistics
@@ -27,6 +28,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ import torch
 import yaml
 from lightning_fabric import Fabric
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 import pipeline
 import students
@@ -55,12 +57,14 @@ from pipeline.training.loop import Run
 from pipeline.training.settings import ComputeSettings, TrainingSettings
 from teachers.contract import InputContract
 
-UNTIMED = 25
-"""Number of steps before the timed ones: more than the trial of a CUDA graph takes."""
+UNTIMED = 25 if torch.cuda.is_available() else 3
+"""Number of steps before the timed ones; on a GPU more than the trial of a CUDA graph takes."""
 CLASSES = 10
 TRAININGS = ("distill", "qat")
 RECIPE = ("optimizer", "weight_decay", "clip", "ema", "learning_rate")
 """Keys of ``distill`` that the loop takes."""
+STEP = "step#"
+"""Mark of a step in a profile."""
 CHILD = "LOOP_SPEED_CASE"
 """Environment variable that holds the case of a process that measures one checkout."""
 
@@ -204,7 +208,8 @@ class Feed:
                 self._begin()
             elif number == UNTIMED + self.case.steps:
                 self._end()
-            yield self.ready[number % 2]
+            with record_function(STEP) if self._profiler else nullcontext():
+                yield self.ready[number % 2]
 
     def _begin(self) -> None:
         _wait(self.device)
@@ -214,26 +219,30 @@ class Feed:
 
     def _end(self) -> None:
         _wait(self.device)
-        seconds, steps = time.perf_counter() - self._began, self.case.steps
+        seconds = time.perf_counter() - self._began
         if self._profiler is None:
-            self.found["images_per_second"] = steps * self.case.batch / seconds
+            self.found = {"images_per_second": self.case.steps * self.case.batch / seconds}
             return
         self._profiler.__exit__(None, None, None)
-        operators = list(_operators(self._profiler.events() or ()))
-        within = sum(operator.time_range.elapsed_us() for operator in operators) / steps
+        steps = [event for event in self._profiler.events() or () if event.name == STEP]
+        within = [list(_operators(step)) for step in steps]
+        inside = [sum(part.time_range.elapsed_us() for part in found) for found in within]
+        whole = [step.time_range.elapsed_us() for step in steps]
+        # The fastest step: what else the machine does only adds.
         self.found = {
-            "microseconds_in_python": 1e6 * seconds / steps - within,
-            "microseconds_in_operators": within,
-            "operators": len(operators) / steps,
+            "microseconds_in_python": min(map(operator.sub, whole, inside)),
+            "microseconds_in_operators": min(inside),
+            "operators": statistics.median(map(len, within)),
         }
 
 
-def _operators(events: Any) -> Iterator[Any]:
-    """The outermost operators; those of optimisers are within a mark of their step, which is none."""
-    for event in events:
-        outermost = event.cpu_parent is None or "#" in event.cpu_parent.name
-        if outermost and "#" not in event.name:
-            yield event
+def _operators(event: Any) -> Iterator[Any]:
+    """The outermost operators within a mark; marks, such as those of optimisers, have a # in their names."""
+    for child in event.cpu_children:
+        if "#" in child.name:
+            yield from _operators(child)
+        else:
+            yield child
 
 
 def _loop(case: Case) -> dict[str, float]:
@@ -343,7 +352,7 @@ def _batch(images: int, size: int, device: torch.device, seed: int) -> Batch:
     pixels = torch.randint(256, (images, size, size, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(CLASSES, (images,), generator=generator)
     answers = torch.randn(images, CLASSES, generator=generator).half()
-    return Batch(*(part.to(device) for part in (pixels, labels, answers)))
+    return Batch(pixels.to(device), labels.to(device), answers.to(device))
 
 
 def _fabric(case: Case) -> Fabric:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 import students
+from benchmarks import loop_speed
 from pipeline.data.batches import Batch
 from pipeline.distillation.objective import loss_terms
 from pipeline.distillation.settings import Objective
@@ -71,7 +72,7 @@ def made_up(number: int, device: torch.device, size: int = SIZE, images: int = 6
     pixels = torch.randint(256, (images, size, size, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(3, (images,), generator=generator)
     answers = torch.randn(images, 3, generator=generator).half()
-    return Batch(*(part.to(device) for part in (pixels, labels, answers)))
+    return Batch(pixels.to(device), labels.to(device), answers.to(device))
 
 
 def settings(**given: Any) -> TrainingSettings:
@@ -214,6 +215,7 @@ class Noisy(nn.Module):
     def __init__(self, change: Callable[["Noisy"], object]) -> None:
         super().__init__()
         self.change, self.steps = change, 0
+        self.kept: Tensor
         self.register_buffer("kept", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -261,6 +263,30 @@ def test_a_step_itself_changes_nothing_that_a_graph_would_miss(
     assert (graphs.host_state(module), graphs.random_state()) == before
 
 
+def tiny(training: str, *, profiled: bool) -> loop_speed.Case:
+    return loop_speed.Case(training, 32, 2, 2, "32-true", 1, 8, profiled)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_speed, "UNTIMED", 1)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_loop_is_measured_beside_the_bare_step() -> None:
+    row = loop_speed._beside_the_bare_step(tiny("distill", profiled=False), rounds=2)
+    rates, ratio = row["images_per_second"], row["loop_to_eager"]
+    assert min(rates["loop"], rates["eager"]) > 0
+    assert ratio["low"] <= ratio["ratio"] <= ratio["high"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_python_and_operators_of_a_step_are_told_apart() -> None:
+    found = loop_speed._loop(tiny("qat", profiled=True))
+    assert min(found["microseconds_in_python"], found["microseconds_in_operators"]) > 0
+    assert found["operators"] > 28  # each layer is at least one
+
+
 def train_on(
     gpu: Fabric, module: nn.Module, training: TrainingSettings, sizes: list[int], terms: Any = None
 ) -> tuple[list[float], list[Tensor], Step]:
@@ -287,14 +313,15 @@ def test_a_replayed_step_has_the_numbers_of_the_step_itself(
     gpu: Fabric, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training, sizes = settings(optimizer=optimizer), [32] * REPLAYED + [64] * REPLAYED
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(Replayed, "_decide", lambda _: None)  # the graph stays, whichever is faster
     losses, weights, step = train_on(gpu, student(), training, sizes)
     assert step._replayed is not None
     assert step._replayed.graph is not None
-    monkeypatch.setattr(Replayed, "__call__", lambda replayed, batch, _: replayed.step(batch))
+    monkeypatch.setattr(Replayed, "__call__", lambda _, step, batch, __: step(batch))
     expected_losses, expected_weights, _ = train_on(gpu, student(), training, sizes)
     assert losses == pytest.approx(expected_losses, rel=1e-3)
-    torch.testing.assert_close(weights, expected_weights, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(weights, expected_weights, rtol=1e-3, atol=1e-3)
     assert losses[-1] != losses[-2]
 
 

@@ -15,6 +15,8 @@ from pipeline.data.batches import Batch
 
 UNTIMED, TIMED = 3, 5
 """Numbers of steps of a trial: before it, and timed of each kind."""
+TrainingStep = Callable[[Batch], Tensor]
+"""Function that trains on a batch, and returns its loss, a scalar without gradient."""
 SYNCHRONISES = "synchronizing CUDA operation"
 """Part of PyTorch's warning of an operation that waits for the device."""
 
@@ -65,19 +67,9 @@ class Replayed:
     therefore never captured, and neither is one with a live teacher, which may run elsewhere.
     """
 
-    def __init__(
-        self, step: Callable[[Batch], Tensor], module: nn.Module, device: torch.device, name: str
-    ) -> None:
-        """Prepare for a training.
-
-        Args:
-            step: function that trains on a batch and returns its loss, a scalar without a graph. It keeps
-                its tensors: each call changes those that the one before it changed.
-            module: the network that is trained.
-            device: a CUDA device.
-            name: name of the training, for messages.
-        """
-        self.step, self.module, self.device, self.name = step, module, device, name
+    def __init__(self, module: nn.Module, device: torch.device, name: str) -> None:
+        """Prepare for the training ``name`` of a network on a CUDA device."""
+        self.module, self.device, self.name = module, device, name
         self.graph: torch.cuda.CUDAGraph | None = None
         """The graph that is replayed at present; None if the step runs as it is."""
         self._stream = torch.cuda.Stream(device)
@@ -87,27 +79,28 @@ class Replayed:
         self._batch: Batch
         self._loss: Tensor
 
-    def __call__(self, batch: Batch, variant: Hashable) -> Tensor:
+    def __call__(self, step: TrainingStep, batch: Batch, variant: Hashable) -> Tensor:
         """Train on a batch on the device; returns its loss.
 
         Args:
+            step: the same step in every call, which keeps its tensors: each call changes those that the one
+                before it changed. It is not stored here, since its owner stores this object.
             batch: see ``Batch``.
             variant: what else the kernels depend on.
         """
-        form = variant, tuple(part if part is None else (part.shape, part.dtype) for part in batch[:3])
+        form = variant, tuple((tensor.shape, tensor.dtype) for tensor in _tensors(batch))
         if form != self._form:
             self._begin(batch)
             self._form = form
         if self._plain:
-            return self.step(batch)
+            return step(batch)
         if self._number == UNTIMED + TIMED:
-            self._capture()
+            self._capture(step)
         began = self._mark()
-        for own, given in zip(self._batch[:3], batch[:3], strict=True):
-            if own is not None:
-                own.copy_(given, non_blocking=True)
+        for own, given in zip(_tensors(self._batch), _tensors(batch), strict=True):
+            own.copy_(given, non_blocking=True)
         if self.graph is None:
-            loss = self._run()
+            loss = self._run(step)
         else:
             self.graph.replay()
             loss = self._loss.clone()  # the next replay writes to the same place
@@ -122,19 +115,20 @@ class Replayed:
         torch.cuda.synchronize(self.device)  # the graph that is dropped may still run
         self.graph, self._number, self._times = None, 0, []
         self._plain = bool(batch.for_teachers)
-        self._batch = Batch(*(part if part is None else torch.empty_like(part) for part in batch[:3]))
+        answers = None if batch.answers is None else torch.empty_like(batch.answers)
+        self._batch = Batch(torch.empty_like(batch.images), torch.empty_like(batch.labels), answers)
 
-    def _run(self) -> Tensor:
+    def _run(self, step: TrainingStep) -> Tensor:
         """The step as it is, on the stream on which it will be captured."""
         here = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(here)
         with torch.cuda.stream(self._stream):
-            loss = self._examine() if self._number == UNTIMED - 1 else self.step(self._batch)
+            loss = self._examine(step) if self._number == UNTIMED - 1 else step(self._batch)
         here.wait_stream(self._stream)
         loss.record_stream(here)
         return loss
 
-    def _examine(self) -> Tensor:
+    def _examine(self, step: TrainingStep) -> Tensor:
         """Run the step, and give the graph up if it would miss something."""
         state, draws = host_state(self.module), random_state()
         mode = torch.cuda.get_sync_debug_mode()
@@ -142,7 +136,7 @@ class Replayed:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                loss = self.step(self._batch)
+                loss = step(self._batch)
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
         if any(SYNCHRONISES in str(warning.message) for warning in caught):
@@ -153,9 +147,9 @@ class Replayed:
             self._give_up("the network exchanges its tensors, or counts in Python")
         return loss
 
-    def _capture(self) -> None:
+    def _capture(self, step: TrainingStep) -> None:
         try:
-            self.graph, loss = capture(lambda: self.step(self._batch), self._stream)
+            self.graph, loss = capture(lambda: step(self._batch), self._stream)
         except RuntimeError as error:
             self.module.zero_grad()  # gradients of a capture have no values
             self._give_up(str(error).partition("\n")[0])
@@ -182,6 +176,10 @@ class Replayed:
         return event
 
 
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [part for part in (batch.images, batch.labels, batch.answers) if part is not None]
+
+
 def host_state(module: nn.Module) -> list[Any]:
     """What a step can change on the host: where the tensors of a network are, and its numbers in Python."""
     tensors = [*module.parameters(), *module.buffers()]
@@ -196,5 +194,6 @@ def host_state(module: nn.Module) -> list[Any]:
 
 def random_state() -> list[Any]:
     """The states of the generators of random numbers on the host."""
-    name, keys, *rest = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    name, keys, *rest = legacy
     return [random.getstate(), name, keys.tobytes(), rest, torch.get_rng_state().tolist()]

@@ -35,6 +35,9 @@ class TriedPrecision(MixedPrecision):
         self.trials = trials
         """JSON file with the results of earlier trials, so that a machine always decides the same way."""
         self.fast = False
+        if device == "cuda":
+            # TF32 for products of matrices, as PyTorch has it for convolutions: never slower than fp32.
+            torch.set_float32_matmul_precision("high")
 
     def forward_context(self) -> AbstractContextManager[Any]:
         return super().forward_context() if self.fast else nullcontext()
@@ -56,9 +59,6 @@ def choose(fabric: Fabric, module: nn.Module, batch_size: int, sizes: Sequence[i
     precision = fabric.strategy.precision
     if not isinstance(precision, TriedPrecision):
         return frozenset()
-    if fabric.device.type == "cuda":
-        # TF32 for products of matrices, as PyTorch has it for convolutions: never slower than fp32.
-        torch.set_float32_matmul_precision("high")
     gains = {size: _gain(fabric, module, batch_size, size, precision.trials) for size in sizes}
     return frozenset(size for size, gain in gains.items() if gain >= GAIN)
 

@@ -62,7 +62,7 @@ class Step:
         self._convolutions = FastDepthwise() if device.type == "cpu" else nullcontext()
         # Other processes wait for each other's gradients in every step, which one graph cannot hold.
         alone = device.type == "cuda" and fabric.world_size == 1
-        self._replayed = Replayed(self._learn, module.module, device, name) if alone else None
+        self._replayed = Replayed(module.module, device, name) if alone else None
         if device.type == "cuda" and averaged is not None:
             # Operations on lists of tensors are one kernel only for tensors of the same layout.
             averaged.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -90,7 +90,7 @@ class Step:
         fast = batch.images.shape[1] in self.in_bf16
         precision.use(self.fabric, fast)
         self._rate.set(rate)
-        loss = self._replayed(batch, fast) if self._replayed else self._learn(batch)
+        loss = self._replayed(self._learn, batch, fast) if self._replayed else self._learn(batch)
         self._steps += 1
         if self._averages is not None:
             self._averages.update(min(self.settings.ema, (1 + number) / (10 + number)))
