@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from PIL import Image
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import students
 from pipeline.data import batches, device_views, drawing, pictures, prefetching, renderers, store, views
@@ -32,6 +33,7 @@ COLOURED = PLAIN.model_copy(update={"colour": 0.6})
 MIXED = PLAIN.model_copy(update={"colour": 0.3, "mixup": 0.4, "cutmix": 0.4})
 NARROW = ViewSpace(seed=2**32 - 1, crop_scale=(0.9, 1.0), crop_ratio=(0.5, 2.0), flip=0.2, colour=0.9)
 CONTRACT = InputContract(48, crop=0.8)
+HALF = (0.5, 0.5, 0.5)
 CPU = torch.device("cpu")
 LEVELS = 0 if platform.machine() in ("x86_64", "AMD64") else 1
 """How far apart pixels may lie: where a processor adds and multiplies in one step, Pillow rounds less."""
@@ -233,6 +235,32 @@ def test_batches_of_attributes_are_those_of_workers() -> None:
     images = image_set([noise(random, 40, 30 + number) for number in range(20)], shares, MULTI_LABEL)
     requests = batches.sequential(range(20), 0, 32, 7)
     assert same(*both(ViewSet(images, MIXED, CONTRACT), requests)) == 3
+
+
+def test_a_gpu_is_never_waited_for_and_all_tensors_are_its_own(
+    garments: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tensors that have a device and a shape, but no values, that the host could wait for."""
+    for module in (batches, device_views):
+        monkeypatch.setattr(module, "upload", lambda array, device: torch.from_numpy(array).to(device))
+    gpu = torch.device("cuda", 0)
+    held = flat([garments.image(index) for index in range(40)])
+    answers = np.zeros((40, 2, 3), np.float16)
+    dataset = ViewSet(
+        garments, MIXED, CONTRACT, lambda rows, view: answers[rows, view], (InputContract(40, HALF, HALF),)
+    )
+    requests = [*batches.sequential(range(40), 1, 32, 16), *batches.sequential(range(40), None, 24, 40)]
+    with FakeTensorMode():
+        fake = held._replace(pixels=torch.empty(held.pixels.shape, dtype=torch.uint8, device=gpu))
+        made = list(batches.DeviceBatches(gpu, dataset, requests, fake))
+        with pytest.raises(DataDependentOutputException):
+            made[0].images.sum().item()
+    assert [batch.images.shape for batch in made] == [(16, 32, 32, 3)] * 2 + [(8, 32, 32, 3), (40, 24, 24, 3)]
+    assert made[0].for_teachers[0].shape == (16, 40, 40, 3)
+    tensors = [(batch.images, batch.labels, *batch.for_teachers) for batch in made]
+    assert {tensor.device for several in tensors for tensor in several} == {gpu}
+    assert made[0].answers is not None
+    assert made[0].answers.device == gpu
 
 
 def test_batches_can_be_read_again_and_left(garments: ImageSet) -> None:
