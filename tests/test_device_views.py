@@ -180,6 +180,33 @@ def test_pixels_are_those_of_pillow(
             assert np.abs(rendered[row].numpy() - wanted).max() <= LEVELS, f"{sizes[index]} {view}"
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_sums_of_pixels_are_exact_in_tf32(
+    interpolation: Interpolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Factors have at most 11 significant bits, and sums of all magnitudes at most 24."""
+    factors: list[torch.Tensor] = []
+    multiply = torch.bmm
+
+    def recorded(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        factors.extend([one, other])
+        assert multiply(one.abs().double(), other.abs().double()).max() < 2**24
+        return multiply(one, other)
+
+    random = np.random.default_rng(0)
+    images = [noise(random, *random.integers(1, 170, 2).tolist()) for _ in range(60)]
+    sizes = np.array([image.size for image in images])
+    drawn = drawing.draw(PLAIN, random.integers(0, 2**64, 60, dtype=np.uint64), np.arange(60), *sizes.T)
+    held = flat(images)
+    plan = device_views.plan(held, np.arange(60), drawn, InputContract(32, interpolation=interpolation))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "bmm", recorded)
+        device_views.render(held, plan)
+    assert len(factors) >= 4
+    for factor in factors:
+        assert not (factor.contiguous().view(torch.int32) & 0x1FFF).any()
+
+
 def test_whole_images_and_whole_pixels_are_copied() -> None:
     images = [noise(np.random.default_rng(1), 32, 32), noise(np.random.default_rng(1), 64, 48)]
     boxes = np.array([(0, 0, 32, 32), (16, 8, 48, 40)], float)
