@@ -2,7 +2,7 @@
 
     python -m benchmarks.device_views [FOLDER] [--json]
 
-Made-up grey images of 28 pixels (PNG) and coloured ones of 400 x 533 (JPEG), and those in FOLDER (class
+Made-up grey images of 28 pixels (PNG) and coloured ones of 533 x 400 (JPEG), and those in FOLDER (class
 folders), become batches of 96 and 192 pixels, with crops and flips, then with colours and mixtures, too.
 Rates count from the moment at which nothing is rendered ahead. On a CPU the rate of the device only shows
 that it works. `--answers` also asks EfficientNet-Lite0 about both renderings, at 128 pixels.
@@ -24,9 +24,9 @@ import torch
 from lightning_fabric import Fabric
 from PIL import Image
 
-from pipeline.data import batches, pictures, sources, splits, store
+from pipeline.data import batches, pictures, renderers, sources, splits, store
 from pipeline.data.batches import Batch, Request, ViewSet
-from pipeline.data.pictures import Renderer
+from pipeline.data.renderers import Renderer
 from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
 from pipeline.measurement import machine
@@ -82,8 +82,8 @@ def main() -> None:
 
 
 def _image_sets(arguments: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, ImageSet]]:
-    yield "28 grey", _made_up(arguments.images, (28, 28), grey=True)
-    yield "400 x 533", _made_up(min(arguments.images, 400), (400, 533), grey=False)
+    yield "28 x 28 grey", _made_up(arguments.images, 28, 28, grey=True)
+    yield "533 x 400", _made_up(min(arguments.images, 400), 533, 400, grey=False)
     if arguments.folder is not None:
         listing = sources.read("folder", arguments.folder)
         made = splits.assign(listing.labelled, train=arguments.images, val=100, test=100, seed=0, anew=True)
@@ -91,13 +91,13 @@ def _image_sets(arguments: argparse.Namespace, scratch: Path) -> Iterator[tuple[
         yield arguments.folder.name, store.read(scratch / "data", "train")
 
 
-def _made_up(count: int, shape: tuple[int, int], *, grey: bool) -> ImageSet:
+def _made_up(count: int, width: int, height: int, *, grey: bool) -> ImageSet:
     random = np.random.default_rng(0)
     rows = []
     for number in range(count):
         coarse = random.integers(0, 256, (7, 7, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC)
-        noisy = np.asarray(image, float) + random.normal(0, 8, (*shape, 3))
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        noisy = np.asarray(image, float) + random.normal(0, 8, (height, width, 3))
         image = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
         encoded = io.BytesIO()
         if grey:
@@ -118,7 +118,7 @@ def _made_up(count: int, shape: tuple[int, int], *, grey: bool) -> ImageSet:
 def _measure(
     fabric: Fabric, name: str, images: ImageSet, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    pictures.prefer("device")
+    renderers.prefer("device")
     began = time.perf_counter()
     held = pictures.choose(fabric.device, images, len(images), arguments.workers)
     decoded = time.perf_counter() - began
@@ -136,7 +136,7 @@ def _batches(
     fabric: Fabric, renderer: Renderer, dataset: ViewSet, batch: int, workers: int
 ) -> Iterator[Batch]:
     """Batches without an end for practical purposes, each epoch of another view."""
-    pictures.prefer(renderer)
+    renderers.prefer(renderer)
     requests: list[Request] = []
     for view in range(1000):
         order = batches.shuffled(len(dataset), view, 0)

@@ -1,5 +1,7 @@
 import gc
 import io
+import json
+import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +13,16 @@ import torch
 from lightning_fabric import Fabric
 from PIL import Image
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import students
-from pipeline.data import batches, device_views, drawing, pictures, prefetching, store, views
+from pipeline.data import batches, device_views, drawing, pictures, prefetching, renderers, store, views
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.device_views import Pictures
 from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
+from pipeline.distillation import labels
+from pipeline.distillation.labels import Answers, Key
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL, Task
 from pipeline.training import compute, norms
 from pipeline.training.settings import ComputeSettings
@@ -28,13 +33,19 @@ COLOURED = PLAIN.model_copy(update={"colour": 0.6})
 MIXED = PLAIN.model_copy(update={"colour": 0.3, "mixup": 0.4, "cutmix": 0.4})
 NARROW = ViewSpace(seed=2**32 - 1, crop_scale=(0.9, 1.0), crop_ratio=(0.5, 2.0), flip=0.2, colour=0.9)
 CONTRACT = InputContract(48, crop=0.8)
+HALF = (0.5, 0.5, 0.5)
 CPU = torch.device("cpu")
+LEVELS = 0 if platform.machine() in ("x86_64", "AMD64") else 1
+"""How far apart pixels may lie: where a processor adds and multiplies in one step, Pillow rounds less."""
 
 
 @pytest.fixture(autouse=True)
-def _preference() -> Iterator[None]:
+def _one_thread_and_no_preference() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
-    pictures.prefer("auto")
+    torch.set_num_threads(threads)
+    renderers.prefer("auto")
 
 
 def noise(random: np.random.Generator, width: int, height: int) -> Image.Image:
@@ -82,15 +93,13 @@ def garments() -> ImageSet:
 
 
 def same(one: Iterable[Batch], other: Iterable[Batch]) -> int:
-    """Assert that batches are equal in every bit; return their number."""
+    """Assert that batches are equal; return their number."""
     pairs = list(zip(one, other, strict=True))
     for a, b in pairs:
-        assert a.images.dtype == torch.uint8
-        for x, y in zip(
-            (a.images, a.labels, a.answers, *a.for_teachers),
-            (b.images, b.labels, b.answers, *b.for_teachers),
-            strict=True,
-        ):
+        for x, y in zip((a.images, *a.for_teachers), (b.images, *b.for_teachers), strict=True):
+            assert x.dtype == torch.uint8
+            torch.testing.assert_close(x.int(), y.int(), rtol=0, atol=LEVELS)
+        for x, y in ((a.labels, b.labels), (a.answers, b.answers)):
             if x is None or y is None:
                 assert x is y
             else:
@@ -101,10 +110,10 @@ def same(one: Iterable[Batch], other: Iterable[Batch]) -> int:
 def both(dataset: ViewSet, requests: list[Request], workers: int = 0) -> tuple[Iterable, Iterable]:
     """The same batches, from the device and from the CPU's renderer."""
     fabric = Fabric(accelerator="cpu")
-    pictures.prefer("device")
+    renderers.prefer("device")
     rendered = batches.load(fabric, dataset, requests, workers)
     assert isinstance(rendered, batches.DeviceBatches)
-    pictures.prefer("workers")
+    renderers.prefer("workers")
     return rendered, batches.load(fabric, dataset, requests, workers)
 
 
@@ -167,8 +176,35 @@ def test_pixels_are_those_of_pillow(
         for row, index in enumerate(indices):
             box = tuple(drawn.boxes[row].tolist())
             view = views.View(box, bool(drawn.flips[row]), tuple(drawn.colours[row].tolist()))
-            wanted = np.asarray(views.render(images[index], view, contract))
-            np.testing.assert_array_equal(rendered[row].numpy(), wanted, err_msg=f"{sizes[index]} {view}")
+            wanted = np.asarray(views.render(images[index], view, contract), int)
+            assert np.abs(rendered[row].numpy() - wanted).max() <= LEVELS, f"{sizes[index]} {view}"
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_sums_of_pixels_are_exact_in_tf32(
+    interpolation: Interpolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Factors have at most 11 significant bits, and sums of all magnitudes at most 24."""
+    factors: list[torch.Tensor] = []
+    multiply = torch.bmm
+
+    def recorded(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        factors.extend([one, other])
+        assert multiply(one.abs().double(), other.abs().double()).max() < 2**24
+        return multiply(one, other)
+
+    random = np.random.default_rng(0)
+    images = [noise(random, *random.integers(1, 170, 2).tolist()) for _ in range(60)]
+    sizes = np.array([image.size for image in images])
+    drawn = drawing.draw(PLAIN, random.integers(0, 2**64, 60, dtype=np.uint64), np.arange(60), *sizes.T)
+    held = flat(images)
+    plan = device_views.plan(held, np.arange(60), drawn, InputContract(32, interpolation=interpolation))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "bmm", recorded)
+        device_views.render(held, plan)
+    assert len(factors) >= 4
+    for factor in factors:
+        assert not (factor.contiguous().view(torch.int32) & 0x1FFF).any()
 
 
 def test_whole_images_and_whole_pixels_are_copied() -> None:
@@ -214,10 +250,10 @@ def test_batches_of_the_device_are_those_of_workers(prepared: Path, space: ViewS
 
 
 def test_batches_of_small_grey_images_without_labels_are_those_of_workers(garments: ImageSet) -> None:
-    for space in (COLOURED, MIXED):
+    for space, workers in ((COLOURED, 0), (MIXED, 1)):
         dataset = ViewSet(garments, space, CONTRACT)
         requests = [*batches.sequential(range(40), 1, 96, 16), *batches.sequential(range(40), None, 28, 40)]
-        assert same(*both(dataset, requests, workers=2)) == 4
+        assert same(*both(dataset, requests, workers)) == 4
 
 
 def test_batches_of_attributes_are_those_of_workers() -> None:
@@ -226,6 +262,32 @@ def test_batches_of_attributes_are_those_of_workers() -> None:
     images = image_set([noise(random, 40, 30 + number) for number in range(20)], shares, MULTI_LABEL)
     requests = batches.sequential(range(20), 0, 32, 7)
     assert same(*both(ViewSet(images, MIXED, CONTRACT), requests)) == 3
+
+
+def test_a_gpu_is_never_waited_for_and_all_tensors_are_its_own(
+    garments: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tensors that have a device and a shape, but no values, that the host could wait for."""
+    for module in (batches, device_views):
+        monkeypatch.setattr(module, "upload", lambda array, device: torch.from_numpy(array).to(device))
+    gpu = torch.device("cuda", 0)
+    held = flat([garments.image(index) for index in range(40)])
+    answers = np.zeros((40, 2, 3), np.float16)
+    dataset = ViewSet(
+        garments, MIXED, CONTRACT, lambda rows, view: answers[rows, view], (InputContract(40, HALF, HALF),)
+    )
+    requests = [*batches.sequential(range(40), 1, 32, 16), *batches.sequential(range(40), None, 24, 40)]
+    with FakeTensorMode():
+        fake = held._replace(pixels=torch.empty(held.pixels.shape, dtype=torch.uint8, device=gpu))
+        made = list(batches.DeviceBatches(gpu, dataset, requests, fake))
+        with pytest.raises(DataDependentOutputException):
+            made[0].images.sum().item()
+    assert [batch.images.shape for batch in made] == [(16, 32, 32, 3)] * 2 + [(8, 32, 32, 3), (40, 24, 24, 3)]
+    assert made[0].for_teachers[0].shape == (16, 40, 40, 3)
+    tensors = [(batch.images, batch.labels, *batch.for_teachers) for batch in made]
+    assert {tensor.device for several in tensors for tensor in several} == {gpu}
+    assert made[0].answers is not None
+    assert made[0].answers.device == gpu
 
 
 def test_batches_can_be_read_again_and_left(garments: ImageSet) -> None:
@@ -238,20 +300,23 @@ def test_batches_can_be_read_again_and_left(garments: ImageSet) -> None:
 
 
 def test_images_that_do_not_fit_are_rendered_by_workers(
-    garments: ImageSet, monkeypatch: pytest.MonkeyPatch
+    garments: ImageSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = replace(garments, table=garments.table.select(range(10)))
     needed = 10 * 28 * 28 * 3
-    pictures.prefer("device")
+    renderers.prefer("device")
     monkeypatch.setattr(pictures, "SHARE", 0.5)
     monkeypatch.setattr(pictures, "_free", lambda _: 2 * needed - 2)
     dataset, requests = ViewSet(images, PLAIN, CONTRACT), batches.sequential(range(10), 0, 32, 5)
     fabric = Fabric(accelerator="cpu")
-    assert batches.renderer(fabric, dataset, requests, 0) == "workers"
     assert not isinstance(batches.load(fabric, dataset, requests, 0), batches.DeviceBatches)
+    assert batches.renderer(fabric, dataset) == "workers"
+    assert "compute.views" in capsys.readouterr().err
     images = replace(garments, table=garments.table.select(range(10)))
     monkeypatch.setattr(pictures, "_free", lambda _: 2 * needed)
-    assert batches.renderer(fabric, ViewSet(images, PLAIN, CONTRACT), requests, 0) == "device"
+    dataset = ViewSet(images, PLAIN, CONTRACT)
+    assert isinstance(batches.load(fabric, dataset, requests, 0), batches.DeviceBatches)
+    assert batches.renderer(fabric, dataset) == "device"
 
 
 def test_only_a_gpu_renders_by_itself_and_only_if_many_views_are_asked_for(
@@ -265,15 +330,15 @@ def test_only_a_gpu_renders_by_itself_and_only_if_many_views_are_asked_for(
     assert pictures.choose(gpu, images, 9, 0) is None
     assert pictures.choose(gpu, images, 10, 0) is held
     assert pictures.choose(gpu, images, 1, 0) is held, "they lie there already"
-    pictures.prefer("workers")
+    renderers.prefer("workers")
     assert pictures.choose(gpu, images, 1000, 0) is None
-    pictures.prefer("device")
+    renderers.prefer("device")
     assert pictures.choose(CPU, images, 1, 0) is held
 
 
 def test_images_leave_the_device_with_their_split(garments: ImageSet) -> None:
     images = replace(garments, table=garments.table.select(range(8)))
-    pictures.prefer("device")
+    renderers.prefer("device")
     held = pictures.choose(CPU, images, 8, 0)
     assert held is not None
     assert pictures.choose(CPU, replace(images, classes=("x",)), 8, 0) is held
@@ -288,7 +353,7 @@ def test_images_are_decoded_in_blocks_by_any_number_of_workers(
 ) -> None:
     monkeypatch.setattr(pictures, "BLOCK", 9000)
     monkeypatch.setattr(pictures, "MEASURED", 10)
-    pictures.prefer("device")
+    renderers.prefer("device")
     for workers in (0, 2):
         images = store.read(prepared, "train")
         held = pictures.choose(CPU, images, len(images), workers)
@@ -309,12 +374,27 @@ def test_the_setting_reaches_the_batches_and_answers_are_the_same_bit_for_bit(pr
     given: dict[str, torch.Tensor] = {}
     for renderer in ("device", "workers"):
         fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, views=renderer))
-        assert batches.renderer(fabric, dataset, requests, 0) == renderer
         with torch.no_grad():
             shown = [batch.images for batch in batches.load(fabric, dataset, requests, 0)]
+            assert batches.renderer(fabric, dataset) == renderer
             given[renderer] = torch.cat([teacher(dataset.contract.normalise(images)) for images in shown])
-    torch.testing.assert_close(given["device"], given["workers"], rtol=0, atol=0)
+    torch.testing.assert_close(given["device"], given["workers"], rtol=0, atol=0.05 * LEVELS)
     assert given["device"].std() > 0.1
+
+
+def test_the_label_store_knows_what_rendered_its_views_and_serves_either(tmp_path: Path) -> None:
+    key = Key("data", "teacher", MIXED, 1, None)
+    answers = Answers(np.ones((4, 1, 3), np.float16), None, 3)
+    labels.save(
+        tmp_path, key, teacher="x", engine="x", renderer="device", blocks=[answers], images=len(answers)
+    )
+    expected = {"data_sha256": "data", "teacher_sha256": "teacher", "space": MIXED}
+    stored = labels.load(tmp_path, **expected)
+    assert (stored.renderer, stored.key) == ("device", key)
+    card = json.loads((tmp_path / labels.CARD).read_text())
+    assert card.pop("renderer") == "device"
+    (tmp_path / labels.CARD).write_text(json.dumps(card))  # as stores were before
+    assert labels.load(tmp_path, **expected).renderer == "workers"
 
 
 def test_items_are_made_ahead_in_order_and_errors_arrive() -> None:

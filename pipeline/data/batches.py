@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.data import device_views, drawing, pictures, prefetching, views
+from pipeline.data import device_views, drawing, pictures, prefetching, renderers, views
 from pipeline.data.device_views import Pictures, Plan, upload
 from pipeline.data.drawing import Mixtures, Views
-from pipeline.data.pictures import Renderer
+from pipeline.data.renderers import Renderer
 from pipeline.data.store import ImageSet
 from pipeline.data.views import View, ViewSpace
 from pipeline.tasks import SINGLE_LABEL
@@ -274,8 +274,8 @@ class DeviceBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         labels = torch.from_numpy(self.dataset.images.labels).to(self.device)
-        made = (self._batch(job, labels) for job in prefetching.in_thread(self._jobs(), AHEAD))
-        return prefetching.on_stream(self.device, made) if self.device.type == "cuda" else made
+        for job in prefetching.in_thread(self._jobs(), AHEAD):
+            yield self._batch(job, labels)
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -354,14 +354,15 @@ def load(fabric: Fabric, dataset: ViewSet, requests: Sequence[Request], workers:
     return cast(Iterable[Batch], fabric.setup_dataloaders(loader, use_distributed_sampler=False))
 
 
-def renderer(fabric: Fabric, dataset: ViewSet, requests: Sequence[Request], workers: int) -> Renderer:
-    """What ``load`` renders the requests' batches with."""
-    images = pictures.choose(fabric.device, dataset.images, _views(requests), workers)
-    return "workers" if images is None else "device"
+def renderer(fabric: Fabric, dataset: ViewSet) -> Renderer:
+    """What rendered the batches of a data set that were loaded last."""
+    on_device = renderers.preferred() != "workers" and pictures.held(fabric.device, dataset.images)
+    return "device" if on_device else "workers"
 
 
 def _views(requests: Sequence[Request]) -> int:
-    return sum(len(request.indices) for request in requests)
+    """About how many views are asked for; requests may be made only when they are needed."""
+    return len(requests) * len(requests[0].indices) if requests else 0
 
 
 def _lower_priority(_worker: int) -> None:

@@ -1,10 +1,10 @@
 """Decoded images on a device, for as long as their split is in use, if they take a share of its memory at
 most."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,7 +15,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline import pixels
+from pipeline import pixels, progress
+from pipeline.data import renderers
 from pipeline.data.device_views import Pictures
 from pipeline.data.store import ImageSet
 
@@ -27,11 +28,6 @@ MEASURED = 1024
 BLOCK = 2**22
 """Number of bytes from which a worker hands decoded images over."""
 
-Renderer = Literal["device", "workers"]
-"""What renders views: the device where they are needed, or processes on the CPU."""
-Preference = Literal["auto", "device", "workers"]
-
-_preferred: Preference = "auto"
 _on_devices: WeakKeyDictionary[Table, dict[torch.device, Pictures | None]] = WeakKeyDictionary()
 
 
@@ -59,22 +55,16 @@ class _Decoded(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(flat), torch.tensor(sizes)
 
 
-def prefer(renderer: Preference) -> None:
-    """Set what renders views in this process from now on.
-
-    Args:
-        renderer: ``auto`` renders on a GPU if the images fit there and many of them are asked for, ``device``
-            on any device where they fit, ``workers`` never on the device.
-    """
-    global _preferred
-    _preferred = renderer
+def held(device: torch.device, images: ImageSet) -> Pictures | None:
+    """The images of a split, if they lie on the device already."""
+    return _on_devices.get(images.table, {}).get(device)
 
 
 def choose(device: torch.device, images: ImageSet, views: int, workers: int) -> Pictures | None:
     """The images of a split on a device, if views are to be rendered there; None if not.
 
     They are decoded to it once, unless they would take too much of its memory, and stay there for as long as
-    the split is in use.
+    the split is in use; a warning says if they would and ``device`` is preferred.
 
     Args:
         device: where views are needed.
@@ -82,18 +72,26 @@ def choose(device: torch.device, images: ImageSet, views: int, workers: int) -> 
         views: number of views that are needed.
         workers: number of processes that decode.
     """
-    if not views or _preferred == "workers" or (_preferred == "auto" and device.type != "cuda"):
+    preferred = renderers.preferred()
+    if not views or preferred == "workers" or (preferred == "auto" and device.type != "cuda"):
         return None
     known = _on_devices.setdefault(images.table, {})
     # To decode a whole split for a few of its images takes longer than to render these.
-    if device not in known and (_preferred == "device" or views >= len(images) / 2):
+    if device not in known and (preferred == "device" or views >= len(images) / 2):
         known[device] = _decode(device, images, workers)
-    return known.get(device)
+    return held(device, images)
 
 
 def _decode(device: torch.device, images: ImageSet, workers: int) -> Pictures | None:
-    sizes = _measure(images, workers, most=int(_free(device) * SHARE) // 3)
+    free = _free(device)
+    sizes = _measure(images, workers, most=int(free * SHARE) // 3)
     if sizes is None:
+        if renderers.preferred() == "device":
+            print(
+                f"warning: compute.views = device: {len(images)} decoded images take above {SHARE:.0%} of "
+                f"the {free / 1e9:.1f} GB that are free; processes render the views",
+                file=sys.stderr,
+            )
         return None
     starts = np.array([0, *accumulate(sizes)])
     try:
@@ -102,9 +100,11 @@ def _decode(device: torch.device, images: ImageSet, workers: int) -> Pictures | 
         return None
     shapes = []
     blocks = _blocks(sizes)
-    for rows, (decoded, shape) in zip(blocks, _loaded(_Decoded(images), blocks, workers), strict=True):
-        flat[starts[rows.start] : starts[rows.stop]].copy_(decoded)
-        shapes.append(shape.numpy())
+    with progress.bar("decode", len(images)) as bar:
+        for rows, (decoded, shape) in zip(blocks, _loaded(_Decoded(images), blocks, workers), strict=True):
+            flat[starts[rows.start] : starts[rows.stop]].copy_(decoded)
+            shapes.append(shape.numpy())
+            bar.update(len(rows))
     widths, heights = np.concatenate(shapes).T
     return Pictures(flat, starts[:-1], np.ascontiguousarray(widths), np.ascontiguousarray(heights))
 

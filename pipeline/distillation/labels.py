@@ -17,6 +17,7 @@ from jaxtyping import Float, Float16, Int64, UInt, UInt8
 from torch import Tensor
 
 from pipeline import files, provenance
+from pipeline.data.renderers import Renderer
 from pipeline.data.views import ViewSpace
 from pipeline.errors import DistilleryError
 from pipeline.tasks import SINGLE_LABEL, Task
@@ -88,6 +89,8 @@ class Store:
     """Description of the teacher."""
     engine: str
     """What computed the answers: ONNX Runtime or PyTorch, which round differently in the last bits."""
+    renderer: Renderer
+    """What rendered the views. The others' pixels are the same, so that the answers are valid for both."""
     answers: Answers
 
 
@@ -146,7 +149,14 @@ def _expand(
 
 
 def save(
-    folder: Path, key: Key, *, teacher: str, engine: str, blocks: Iterable[Answers], images: int
+    folder: Path,
+    key: Key,
+    *,
+    teacher: str,
+    engine: str,
+    renderer: Renderer = "workers",
+    blocks: Iterable[Answers],
+    images: int,
 ) -> None:
     """Write the arrays, then ``card.json`` with their hashes, so that an incomplete store has no card.
 
@@ -155,6 +165,7 @@ def save(
         key: everything that the answers depend on.
         teacher: description of the teacher.
         engine: what computed the answers; see ``Store``.
+        renderer: what rendered the views.
         blocks: the answers to some images each, in the order of the images. One at a time is in memory.
         images: number of images in all blocks.
     """
@@ -176,6 +187,7 @@ def save(
     card = {
         "teacher": teacher,
         "engine": engine,
+        "renderer": renderer,
         "key": key.to_dict(),
         "classes": classes,
         "files": {name: provenance.sha256(folder / name) for name in appends},
@@ -199,6 +211,7 @@ def load(folder: Path, *, data_sha256: str, teacher_sha256: str, space: ViewSpac
         ]
         arrays = [np.load(folder / name, mmap_mode="r") for name in card["files"] if name not in damaged]
         stored, teacher, engine = card["key"], card["teacher"], card["engine"]
+        renderer = card.get("renderer", "workers")  # which rendered all views before there was another
     except (OSError, ValueError, KeyError) as error:
         raise LabelError(f"{folder} is not a complete label store ({error}); {again}") from error
     if damaged:
@@ -212,4 +225,4 @@ def load(folder: Path, *, data_sha256: str, teacher_sha256: str, space: ViewSpac
             )
     values, *top_classes = arrays
     answers = Answers(values, top_classes[0] if top_classes else None, card["classes"])
-    return Store(key, teacher, engine, answers)
+    return Store(key, teacher, engine, renderer, answers)

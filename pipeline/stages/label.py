@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pipeline import parameters, paths, provenance
-from pipeline.data import store, views
+from pipeline.data import batches, store, views
 from pipeline.data.batches import ViewSet
 from pipeline.distillation import doubts, labelling, labels, teacher_store
 from pipeline.distillation.labels import Answers, Key
@@ -28,10 +28,11 @@ def main() -> None:
     engine = " and ".join(dict.fromkeys(map(str, inferences)))
     contract, *others = [contract for _, contract in members]
     partial = paths.checkpoints(f"labels-{provenance.identity(key=key.to_dict(), engine=engine)[:16]}")
+    view_set = ViewSet(images, key.space, contract, teachers=tuple(others))
     blocks = labelling.compute(
         fabric,
         [inference.module for inference in inferences],
-        ViewSet(images, key.space, contract, teachers=tuple(others)),
+        view_set,
         views=key.views,
         classes=len(images.classes),
         top=top,
@@ -45,7 +46,15 @@ def main() -> None:
         predictions = np.concatenate([_predict_first_view(block, task) for block in blocks])
         accept = any(teacher_store.read_card(f)["settings"]["doubtful"] == "accept" for f in folders)
         doubts.check_views(predictions, images, card["origin"], card["val"], accept=accept)
-    labels.save(paths.LABELS, key, teacher=card["origin"], engine=engine, blocks=blocks, images=len(images))
+    labels.save(
+        paths.LABELS,
+        key,
+        teacher=card["origin"],
+        engine=engine,
+        renderer=batches.renderer(fabric, view_set),
+        blocks=blocks,
+        images=len(images),
+    )
     checkpoints.clear(partial)
     print(f"{len(images)} images, {key.views} views each; computed by {engine}")
     if predictions is not None and images.fully_labelled:

@@ -20,7 +20,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import distributed
 
 from pipeline import process, siblings
-from pipeline.data import pictures
+from pipeline.data import renderers
 from pipeline.errors import DistilleryError
 from pipeline.training.precision import TriedPrecision
 from pipeline.training.settings import ComputeSettings
@@ -63,7 +63,7 @@ def start(settings: ComputeSettings, *, trials: Path | None = None, ranks: bool 
     if not torch.cuda.is_available():
         _keep_freed_memory()
     torch.set_flush_denormal(True)
-    pictures.prefer(settings.views)
+    renderers.prefer(settings.views)
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
