@@ -57,8 +57,8 @@ from pipeline.training.loop import Run
 from pipeline.training.settings import ComputeSettings, TrainingSettings
 from teachers.contract import InputContract
 
-UNTIMED = 25
-"""Number of steps before the timed ones: more than the trial of a CUDA graph takes."""
+UNTIMED = 25 if torch.cuda.is_available() else 3
+"""Number of steps before the timed ones; on a GPU more than the trial of a CUDA graph takes."""
 CLASSES = 10
 TRAININGS = ("distill", "qat")
 RECIPE = ("optimizer", "weight_decay", "clip", "ema", "learning_rate")

@@ -48,14 +48,13 @@ def label(fabric: Fabric, data: Path, folder: Path) -> None:
         )
 
 
-def main(fabric: Fabric, data: str, folder: str) -> None:
+def main(fabric: Fabric) -> None:
     """Label in one of the processes."""
-    label(fabric, Path(data), Path(folder))
+    label(fabric, *map(Path, sys.argv[1:3]))
     print(f"rank {fabric.global_rank} of {fabric.world_size}", flush=True)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     # Forked, so that imports, which take most of the time, are made once.
-    started = Fabric(accelerator="cpu", devices=int(sys.argv[3]), strategy="ddp_fork")
-    started.launch(main, *sys.argv[1:3])
+    Fabric(accelerator="cpu", devices=int(sys.argv[3]), strategy="ddp_fork").launch(main)

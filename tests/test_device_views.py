@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from PIL import Image
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import students
 from pipeline.data import batches, device_views, drawing, pictures, prefetching, renderers, store, views
@@ -32,6 +33,7 @@ COLOURED = PLAIN.model_copy(update={"colour": 0.6})
 MIXED = PLAIN.model_copy(update={"colour": 0.3, "mixup": 0.4, "cutmix": 0.4})
 NARROW = ViewSpace(seed=2**32 - 1, crop_scale=(0.9, 1.0), crop_ratio=(0.5, 2.0), flip=0.2, colour=0.9)
 CONTRACT = InputContract(48, crop=0.8)
+HALF = (0.5, 0.5, 0.5)
 CPU = torch.device("cpu")
 LEVELS = 0 if platform.machine() in ("x86_64", "AMD64") else 1
 """How far apart pixels may lie: where a processor adds and multiplies in one step, Pillow rounds less."""
@@ -178,6 +180,33 @@ def test_pixels_are_those_of_pillow(
             assert np.abs(rendered[row].numpy() - wanted).max() <= LEVELS, f"{sizes[index]} {view}"
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_sums_of_pixels_are_exact_in_tf32(
+    interpolation: Interpolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Factors have at most 11 significant bits, and sums of all magnitudes at most 24."""
+    factors: list[torch.Tensor] = []
+    multiply = torch.bmm
+
+    def recorded(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        factors.extend([one, other])
+        assert multiply(one.abs().double(), other.abs().double()).max() < 2**24
+        return multiply(one, other)
+
+    random = np.random.default_rng(0)
+    images = [noise(random, *random.integers(1, 170, 2).tolist()) for _ in range(60)]
+    sizes = np.array([image.size for image in images])
+    drawn = drawing.draw(PLAIN, random.integers(0, 2**64, 60, dtype=np.uint64), np.arange(60), *sizes.T)
+    held = flat(images)
+    plan = device_views.plan(held, np.arange(60), drawn, InputContract(32, interpolation=interpolation))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "bmm", recorded)
+        device_views.render(held, plan)
+    assert len(factors) >= 4
+    for factor in factors:
+        assert not (factor.contiguous().view(torch.int32) & 0x1FFF).any()
+
+
 def test_whole_images_and_whole_pixels_are_copied() -> None:
     images = [noise(np.random.default_rng(1), 32, 32), noise(np.random.default_rng(1), 64, 48)]
     boxes = np.array([(0, 0, 32, 32), (16, 8, 48, 40)], float)
@@ -233,6 +262,32 @@ def test_batches_of_attributes_are_those_of_workers() -> None:
     images = image_set([noise(random, 40, 30 + number) for number in range(20)], shares, MULTI_LABEL)
     requests = batches.sequential(range(20), 0, 32, 7)
     assert same(*both(ViewSet(images, MIXED, CONTRACT), requests)) == 3
+
+
+def test_a_gpu_is_never_waited_for_and_all_tensors_are_its_own(
+    garments: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tensors that have a device and a shape, but no values, that the host could wait for."""
+    for module in (batches, device_views):
+        monkeypatch.setattr(module, "upload", lambda array, device: torch.from_numpy(array).to(device))
+    gpu = torch.device("cuda", 0)
+    held = flat([garments.image(index) for index in range(40)])
+    answers = np.zeros((40, 2, 3), np.float16)
+    dataset = ViewSet(
+        garments, MIXED, CONTRACT, lambda rows, view: answers[rows, view], (InputContract(40, HALF, HALF),)
+    )
+    requests = [*batches.sequential(range(40), 1, 32, 16), *batches.sequential(range(40), None, 24, 40)]
+    with FakeTensorMode():
+        fake = held._replace(pixels=torch.empty(held.pixels.shape, dtype=torch.uint8, device=gpu))
+        made = list(batches.DeviceBatches(gpu, dataset, requests, fake))
+        with pytest.raises(DataDependentOutputException):
+            made[0].images.sum().item()
+    assert [batch.images.shape for batch in made] == [(16, 32, 32, 3)] * 2 + [(8, 32, 32, 3), (40, 24, 24, 3)]
+    assert made[0].for_teachers[0].shape == (16, 40, 40, 3)
+    tensors = [(batch.images, batch.labels, *batch.for_teachers) for batch in made]
+    assert {tensor.device for several in tensors for tensor in several} == {gpu}
+    assert made[0].answers is not None
+    assert made[0].answers.device == gpu
 
 
 def test_batches_can_be_read_again_and_left(garments: ImageSet) -> None:

@@ -76,12 +76,12 @@ def assert_equal(folder: Path, other: Path) -> None:
     for one, two in zip(*histories, strict=True):
         timing = {"seconds", "images_per_second"}
         assert {k: v for k, v in one.items() if k not in timing} == pytest.approx(
-            {k: v for k, v in two.items() if k not in timing}, rel=1e-5
+            {k: v for k, v in two.items() if k not in timing}, rel=1e-6
         )
     one, two = (load_file(of / "state-0.safetensors") for of in (folder, other))
     assert len(one) > 15
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-7, msg=lambda text, n=name: n + text)
+        torch.testing.assert_close(two[name], value, rtol=1e-6, atol=1e-8, msg=lambda text, n=name: n + text)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +146,7 @@ def wait_for(happens: Any, running: "subprocess.Popen[str]", seconds: float = 24
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_an_error_that_all_processes_have_is_one_line(prepared: Path, tmp_path: Path) -> None:
     running = train(prepared, tmp_path, learning_rate=1e30, clip=0.0, warmup=0.0)
@@ -279,7 +280,7 @@ def test_one_process_has_all_of_every_batch_and_its_own_loss_terms() -> None:
     ],
 )
 def test_a_launch_that_cannot_work_is_said_before_it_begins(
-    settings: dict[str, int],
+    settings: dict[str, Any],
     variables: dict[str, str],
     names: tuple[str, str],
     monkeypatch: pytest.MonkeyPatch,
@@ -334,6 +335,10 @@ def test_all_stages_end_with_networks_that_score_alike_and_equal_label_stores(
     assert all(row["alike"] for row in stages)
 
 
+def parent(number: int) -> int:
+    return psutil.Process(number).ppid()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_dvc_goes_on_from_the_checkpoint_after_one_process_of_a_stage_was_killed(
@@ -351,12 +356,14 @@ def test_dvc_goes_on_from_the_checkpoint_after_one_process_of_a_stage_was_killed
     checkpoint = tmp_path / "artifacts" / "checkpoints" / "fp32" / checkpoints.FILE
     with start("-m", "dvc", "repro", "build@fp32", folder=tmp_path, **own) as running:
         wait_for(checkpoint.exists, running)
-        (second,) = [
-            child
+        ranks_of = {
+            child.pid: child.environ().get("LOCAL_RANK")
             for child in psutil.Process(running.pid).children(recursive=True)
-            if child.environ().get("LOCAL_RANK") == "1" and child.parent().environ().get("LOCAL_RANK") != "1"
+        }
+        (second,) = [  # the others are processes that render for it
+            pid for pid, rank in ranks_of.items() if rank == "1" and ranks_of.get(parent(pid)) != "1"
         ]
-        second.kill()
+        os.kill(second, signal.SIGKILL)
         _, errors = running.communicate(timeout=SECONDS)
     assert running.returncode != 0
     assert len([line for line in lines(errors) if line.startswith("error: ")]) == 1, errors

@@ -60,9 +60,9 @@ class InDouble(nn.Sequential):
         )
         self.double()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Logits that differ enough between images for distances between images to have digits."""
-        return 5 * super().forward(x.double())
+        return 5 * super().forward(input.double())
 
 
 def main(data: str, folder: str, settings: str, changes: str) -> None:

@@ -5,6 +5,7 @@ Several processes share the fine-tuning; the first one chooses and removes the c
 
 import functools
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -92,7 +93,7 @@ def main(variant: str) -> None:
         widths.output_channels(module), best.channels, steps=settings.steps, multiple=settings.multiple
     )
 
-    def cut(channels: dict[str, int]) -> tuple[nn.Module, dict[str, Any]]:
+    def cut(channels: Sequence[int]) -> tuple[nn.Module, dict[str, Any]]:
         narrower, changed = surgery.remove_channels(
             module,
             arguments,
