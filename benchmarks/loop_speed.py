@@ -87,11 +87,6 @@ class Case:
     """Number of channels of every layer; None takes those of the default student."""
     profiled: bool
 
-    @property
-    def contract(self) -> InputContract:
-        """The input of the network."""
-        return InputContract(self.size)
-
 
 def main() -> None:
     """Measure, and print a table or write JSON."""
@@ -170,7 +165,9 @@ def _compare(case: Case, rounds: int, other: Path | None) -> dict[str, Any]:
         print(f"round {turn + 1}: {case.size} px: {done}", file=sys.stderr)
     row = {**asdict(case), **{measure: _medians(by) for measure, by in values.items()}, "rounds": values}
     if other:
-        row["ratios"] = {measure: _ratio(by["here"], by["there"]) for measure, by in values.items()}
+        row["ratios"] = {
+            f"here_to_there, {key}": _ratio(by["here"], by["there"]) for key, by in values.items()
+        }
     return row
 
 
@@ -259,11 +256,11 @@ def _loop(case: Case) -> dict[str, float]:
             loop.train(
                 fabric,
                 _network(case),
-                loss_terms(objective, case.contract, SINGLE_LABEL),
+                loss_terms(objective, InputContract(case.size), SINGLE_LABEL),
                 objective.weights(),
                 settings,
-                train_set=ViewSet(_images(steps * case.batch), None, case.contract),
-                val_set=ViewSet(_images(8), None, case.contract),
+                train_set=ViewSet(_images(steps * case.batch), None, InputContract(case.size)),
+                val_set=ViewSet(_images(8), None, InputContract(case.size)),
                 views=1,
                 seed=0,
                 workers=0,
@@ -286,7 +283,7 @@ def _bare(case: Case, device: torch.device, *, replay: bool) -> float:
     def learn(batch: Batch) -> None:
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = network(case.contract.normalise(batch.images))
+            logits = network(InputContract(case.size).normalise(batch.images))
         nn.functional.cross_entropy(logits.float(), batch.labels).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -381,21 +378,15 @@ def _ratio(first: list[float], second: list[float]) -> dict[str, float]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    """One row of the table."""
+    """One row of the table: whatever was measured."""
     parts = [f"{row['training']}, {row['size']} px, batch {row['batch']}"]
-    for name, value in row.items():
+    for name, value in {**row, **row.get("ratios", {})}.items():
         if isinstance(value, dict) and "ratio" in value:
-            parts.append(f"{name} {_interval(value)}")
-        elif name == "ratios":
-            parts += [f"ratio of {measure} {_interval(ratio)}" for measure, ratio in value.items()]
-        elif isinstance(value, dict) and name not in ("rates", "rounds"):
+            bounds = f" ({value['low']:.3f} to {value['high']:.3f})" if "low" in value else ""
+            parts.append(f"{name} {value['ratio']:.3f}{bounds}")
+        elif isinstance(value, dict) and name not in ("ratios", "rates", "rounds"):
             parts.append(f"{name}: " + ", ".join(f"{key} {number:.1f}" for key, number in value.items()))
     return "; ".join(parts)
-
-
-def _interval(ratio: dict[str, float]) -> str:
-    bounds = f" ({ratio['low']:.3f} to {ratio['high']:.3f})" if "low" in ratio else ""
-    return f"{ratio['ratio']:.3f}{bounds}"
 
 
 def _machine() -> str:
