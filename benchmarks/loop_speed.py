@@ -61,8 +61,7 @@ UNTIMED = 25 if torch.cuda.is_available() else 3
 """Number of steps before the timed ones; on a GPU more than the trial of a CUDA graph takes."""
 CLASSES = 10
 TRAININGS = ("distill", "qat")
-RECIPE = ("optimizer", "weight_decay", "clip", "ema", "learning_rate")
-"""Keys of ``distill`` that the loop takes."""
+RECIPE = ("optimizer", "weight_decay", "clip", "ema", "learning_rate")  # keys of `distill`
 STEP = "step#"
 """Mark of a step in a profile."""
 CHILD = "LOOP_SPEED_CASE"
@@ -79,7 +78,6 @@ class Case:
     batch: int
     """Number of images per step."""
     steps: int
-    """Number of timed steps."""
     precision: str
     """Arithmetic of the loop; the bare step takes bf16 unless it is ``32-true``."""
     threads: int
@@ -353,9 +351,8 @@ def _batch(images: int, size: int, device: torch.device, seed: int) -> Batch:
 
 
 def _fabric(case: Case) -> Fabric:
-    return compute.start(
-        ComputeSettings.model_validate({"threads": case.threads, "precision": case.precision})
-    )
+    settings = {"threads": case.threads, "precision": case.precision}
+    return compute.start(ComputeSettings.model_validate(settings))
 
 
 def _wait(device: torch.device) -> None:
