@@ -61,8 +61,7 @@ UNTIMED = 25 if torch.cuda.is_available() else 3
 """Number of steps before the timed ones; on a GPU more than the trial of a CUDA graph takes."""
 CLASSES = 10
 TRAININGS = ("distill", "qat")
-RECIPE = ("optimizer", "weight_decay", "clip", "ema", "learning_rate")
-"""Keys of ``distill`` that the loop takes."""
+RECIPE = ("optimizer", "weight_decay", "clip", "ema", "learning_rate")  # keys of `distill`
 STEP = "step#"
 """Mark of a step in a profile."""
 CHILD = "LOOP_SPEED_CASE"
@@ -79,18 +78,12 @@ class Case:
     batch: int
     """Number of images per step."""
     steps: int
-    """Number of timed steps."""
     precision: str
     """Arithmetic of the loop; the bare step takes bf16 unless it is ``32-true``."""
     threads: int
     channels: int | None
     """Number of channels of every layer; None takes those of the default student."""
     profiled: bool
-
-    @property
-    def contract(self) -> InputContract:
-        """The input of the network."""
-        return InputContract(self.size)
 
 
 def main() -> None:
@@ -170,7 +163,9 @@ def _compare(case: Case, rounds: int, other: Path | None) -> dict[str, Any]:
         print(f"round {turn + 1}: {case.size} px: {done}", file=sys.stderr)
     row = {**asdict(case), **{measure: _medians(by) for measure, by in values.items()}, "rounds": values}
     if other:
-        row["ratios"] = {measure: _ratio(by["here"], by["there"]) for measure, by in values.items()}
+        row["ratios"] = {
+            f"here_to_there, {key}": _ratio(by["here"], by["there"]) for key, by in values.items()
+        }
     return row
 
 
@@ -259,11 +254,11 @@ def _loop(case: Case) -> dict[str, float]:
             loop.train(
                 fabric,
                 _network(case),
-                loss_terms(objective, case.contract, SINGLE_LABEL),
+                loss_terms(objective, InputContract(case.size), SINGLE_LABEL),
                 objective.weights(),
                 settings,
-                train_set=ViewSet(_images(steps * case.batch), None, case.contract),
-                val_set=ViewSet(_images(8), None, case.contract),
+                train_set=ViewSet(_images(steps * case.batch), None, InputContract(case.size)),
+                val_set=ViewSet(_images(8), None, InputContract(case.size)),
                 views=1,
                 seed=0,
                 workers=0,
@@ -286,7 +281,7 @@ def _bare(case: Case, device: torch.device, *, replay: bool) -> float:
     def learn(batch: Batch) -> None:
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = network(case.contract.normalise(batch.images))
+            logits = network(InputContract(case.size).normalise(batch.images))
         nn.functional.cross_entropy(logits.float(), batch.labels).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -356,9 +351,8 @@ def _batch(images: int, size: int, device: torch.device, seed: int) -> Batch:
 
 
 def _fabric(case: Case) -> Fabric:
-    return compute.start(
-        ComputeSettings.model_validate({"threads": case.threads, "precision": case.precision})
-    )
+    settings = {"threads": case.threads, "precision": case.precision}
+    return compute.start(ComputeSettings.model_validate(settings))
 
 
 def _wait(device: torch.device) -> None:
@@ -381,21 +375,15 @@ def _ratio(first: list[float], second: list[float]) -> dict[str, float]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    """One row of the table."""
+    """One row of the table: whatever was measured."""
     parts = [f"{row['training']}, {row['size']} px, batch {row['batch']}"]
-    for name, value in row.items():
+    for name, value in {**row, **row.get("ratios", {})}.items():
         if isinstance(value, dict) and "ratio" in value:
-            parts.append(f"{name} {_interval(value)}")
-        elif name == "ratios":
-            parts += [f"ratio of {measure} {_interval(ratio)}" for measure, ratio in value.items()]
-        elif isinstance(value, dict) and name not in ("rates", "rounds"):
+            bounds = f" ({value['low']:.3f} to {value['high']:.3f})" if "low" in value else ""
+            parts.append(f"{name} {value['ratio']:.3f}{bounds}")
+        elif isinstance(value, dict) and name not in ("ratios", "rates", "rounds"):
             parts.append(f"{name}: " + ", ".join(f"{key} {number:.1f}" for key, number in value.items()))
     return "; ".join(parts)
-
-
-def _interval(ratio: dict[str, float]) -> str:
-    bounds = f" ({ratio['low']:.3f} to {ratio['high']:.3f})" if "low" in ratio else ""
-    return f"{ratio['ratio']:.3f}{bounds}"
 
 
 def _machine() -> str:
