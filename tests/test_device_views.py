@@ -22,7 +22,9 @@ from pipeline.data.device_views import Pictures
 from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import labels
+from pipeline.distillation.adaptation import OBJECTIVE
 from pipeline.distillation.labels import Answers, Key
+from pipeline.distillation.objective import loss_terms
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL, Task
 from pipeline.training import compute, loop, norms
 from pipeline.training.loop import Run
@@ -389,10 +391,6 @@ def test_a_training_ends_with_the_same_weights_and_scores(prepared: Path, tmp_pa
         epochs=2.0, phases=(Phase(share=0.5, size=32), Phase(share=0.5)), batch_size=12, learning_rate=0.01
     )
 
-    def loss_terms(module: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        logits = module(CONTRACT.normalise(batch.images))
-        return {"cross_entropy": nn.functional.cross_entropy(logits, batch.labels)}
-
     ends = []
     for renderer in ("device", "workers"):
         fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, views=renderer))
@@ -400,8 +398,8 @@ def test_a_training_ends_with_the_same_weights_and_scores(prepared: Path, tmp_pa
         module, history = loop.train(
             fabric,
             students.build("mobilenet_v1", {"classes": 3, "channels": (8,) * 14}),
-            loss_terms,
-            {"cross_entropy": 1.0},
+            loss_terms(OBJECTIVE, CONTRACT, SINGLE_LABEL),
+            OBJECTIVE.weights(),
             settings,
             train_set=sets["train"],
             val_set=replace(sets["val"], space=None),
