@@ -22,10 +22,13 @@ from pipeline.data.device_views import Pictures
 from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import labels
+from pipeline.distillation.adaptation import OBJECTIVE
 from pipeline.distillation.labels import Answers, Key
+from pipeline.distillation.objective import loss_terms
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL, Task
-from pipeline.training import compute, norms
-from pipeline.training.settings import ComputeSettings
+from pipeline.training import compute, loop, norms
+from pipeline.training.loop import Run
+from pipeline.training.settings import ComputeSettings, Phase, TrainingSettings
 from teachers.contract import InputContract, Interpolation
 
 PLAIN = ViewSpace(seed=5, crop_scale=(0.3, 1.0), crop_ratio=(0.75, 4 / 3))
@@ -380,6 +383,40 @@ def test_the_setting_reaches_the_batches_and_answers_are_the_same_bit_for_bit(pr
             given[renderer] = torch.cat([teacher(dataset.contract.normalise(images)) for images in shown])
     torch.testing.assert_close(given["device"], given["workers"], rtol=0, atol=0.05 * LEVELS)
     assert given["device"].std() > 0.1
+
+
+def test_a_training_ends_with_the_same_weights_and_scores(prepared: Path, tmp_path: Path) -> None:
+    sets = {split: ViewSet(store.read(prepared, split), COLOURED, CONTRACT) for split in ("train", "val")}
+    settings = TrainingSettings(
+        epochs=2.0, phases=(Phase(share=0.5, size=32), Phase(share=0.5)), batch_size=12, learning_rate=0.01
+    )
+
+    ends = []
+    for renderer in ("device", "workers"):
+        fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, views=renderer))
+        torch.manual_seed(0)
+        module, history = loop.train(
+            fabric,
+            students.build("mobilenet_v1", {"classes": 3, "channels": (8,) * 14}),
+            loss_terms(OBJECTIVE, CONTRACT, SINGLE_LABEL),
+            OBJECTIVE.weights(),
+            settings,
+            train_set=sets["train"],
+            val_set=replace(sets["val"], space=None),
+            views=None,
+            seed=0,
+            workers=0,
+            run=Run("test", tmp_path / renderer, renderer),
+        )
+        assert batches.renderer(fabric, sets["train"]) == renderer
+        times = {"seconds", "images_per_second"}
+        scores = [{name: line[name] for name in line.keys() - times} for line in history]
+        ends.append((torch.cat([tensor.flatten() for tensor in module.state_dict().values()]), scores))
+    (weights, scores), (other_weights, other_scores) = ends
+    if LEVELS == 0:
+        torch.testing.assert_close(weights, other_weights, rtol=0, atol=0)
+        assert scores == other_scores
+    assert len(scores) == len(other_scores) == 2
 
 
 def test_the_label_store_knows_what_rendered_its_views_and_serves_either(tmp_path: Path) -> None:
