@@ -118,7 +118,7 @@ def main() -> None:
         folder = Path(scratch)
         prepare(folder)
         for source, name in pairs:
-            status = ""
+            status = sizes = ""
             for sizes in SIZES:
                 result = done.get((source, name, sizes))
                 if result is None:

@@ -864,3 +864,37 @@ def test_results_are_computed_a_bounded_number_ahead() -> None:
     assert next(results) == 0
     assert len(started) <= 5
     assert list(results) == list(range(1, 100))
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("cat/images", "cat/masks", "dog/images", "dog/masks"),
+        ("cat", "cat/Mask", "dog"),
+        ("cat/a/Ground_Truth", "cat/a/photos", "dog"),
+        ("train/cat", "train/cat/masks", "train/dog", "test/cat", "test/dog"),
+        ("train/cat/img", "train/cat/gt", "train/dog"),
+    ],
+)
+def test_masks_are_not_pooled_with_the_photographs_of_a_class(
+    tmp_path: Path, places: tuple[str, ...]
+) -> None:
+    line = refusal(tmp_path, *places)
+    [layout] = re.findall(r"data.layout to `(\w+)`", line)
+    assert any(name in line for name in ("`masks`", "`Mask`", "`Ground_Truth`", "`gt`"))
+    expected = sum(len(files) for *_, files in os.walk(tmp_path))
+    assert len(sources.read("folder", tmp_path, layout).labelled) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("mask", "no mask"),
+        ("with_mask/cloth_mask", "with_mask/surgical_mask", "without_mask"),
+        ("face/mask", "hand"),
+        ("train/mask", "train/bare", "test/mask", "test/bare"),
+    ],
+)
+def test_masks_that_people_wear_are_classes(tmp_path: Path, places: tuple[str, ...]) -> None:
+    paint(tmp_path, *places)
+    assert len(sources.read("folder", tmp_path).labelled) == 2 * len(places)

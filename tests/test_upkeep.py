@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
+from pipeline import __main__
 from pipeline.upkeep import dvc_cache, leftovers, tidying
 from pipeline.upkeep.dvc_cache import CacheError
 from pipeline.upkeep.leftovers import BusyError
@@ -288,3 +289,33 @@ def test_it_is_worth_a_line_only_when_much_can_be_removed(
     assert "tidy" in advice
     path.unlink()
     assert tidying.advice([]) is None
+
+
+@pytest.mark.parametrize("command", [["params"], ["run"], ["run", "."], ["compress", "net.pth", "."]])
+def test_parameters_are_not_written_while_a_stage_runs_with_them(
+    project: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pipeline", *command])
+    (project / "params.yaml").write_text("seed: 7")
+    stage = [sys.executable, "-c", "input()", "pipeline.stages.teach"]
+    with subprocess.Popen(stage, stdin=subprocess.PIPE) as process:
+        try:
+            with pytest.raises(SystemExit) as caught:
+                __main__.main()
+        finally:
+            process.communicate(b"\n")
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    assert f"process {process.pid} " in error
+    assert len(error.splitlines()) == 1
+    assert (project / "params.yaml").read_text() == "seed: 7"
+
+
+def test_an_experiment_in_a_copy_has_parameters_of_its_own(project: Path) -> None:
+    (project / ".dvc/tmp/exps/tmpx").mkdir(parents=True)
+    places = {project / ".dvc/tmp/exps/tmpx": "pipeline.stages.teach", project: "pipeline.stages.follow"}
+    for place, name in places.items():
+        command = [sys.executable, "-c", "input()", name]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=place) as process:
+            leftovers.check_parameters_unused()
+            process.communicate(b"\n")

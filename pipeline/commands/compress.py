@@ -10,10 +10,12 @@ from pipeline.process import one_line_errors
 def run(arguments: Namespace) -> None:
     """Plan the compression of a trained network, or take the plan of before, and run it."""
     from pipeline.parameters import configuration
+    from pipeline.upkeep import leftovers
 
     words = [arguments.checkpoint, str(arguments.folder), *arguments.changes]
     command = shlex.join(["python", "-m", "pipeline", "compress", *words])
     with one_line_errors():
+        leftovers.check_parameters_unused()
         # PyTorch takes seconds to be imported.
         print(f"{arguments.checkpoint}: reading the network, then the images", flush=True)
         from pipeline.planning import compression

@@ -22,9 +22,11 @@ MINUTES = 30.0
 def run(arguments: Namespace) -> None:
     """Plan the pipeline for a folder, or take the plan of before, and run it."""
     from pipeline.parameters import configuration
+    from pipeline.upkeep import leftovers
 
-    if arguments.folder is not None:
-        with one_line_errors():
+    with one_line_errors():
+        leftovers.check_parameters_unused()
+        if arguments.folder is not None:
             _check_folder(arguments.folder)
     words = [str(arguments.folder), *_options(arguments), *arguments.changes] if arguments.folder else []
     command = shlex.join(["python", "-m", "pipeline", "run", *words])

@@ -16,6 +16,22 @@ LayoutName = Literal["auto", "classes", "splits"]
 WRAPPERS = {"data", "dataset", "image", "images", "img", "imgs", "jpeg", "jpg", "photos", "pictures", "png"}
 """Names of a folder that stands between a split and its classes."""
 
+DRAWN = {
+    *(
+        "annotation",
+        "annotations",
+        "ground truth",
+        "groundtruth",
+        "gt",
+        "mask",
+        "masks",
+        "seg",
+        "segmentation",
+    ),
+    *("segmentations", "trimap", "trimaps"),
+}
+"""Names of a folder with pictures that are drawn over photographs, and are none themselves."""
+
 SETTLE = "set data.layout to `splits` or to `classes`, or rename it"
 
 
@@ -104,6 +120,7 @@ def read_layout(tree: Tree, layout: LayoutName = "auto") -> Layout:
             _check_no_splits_below(tree, root, contents)
             _check_names(tree, root, contents)
             _check_not_alike(tree, root, contents)
+            _check_drawn(tree, contents, [root], "classes")
             notes += _pooled(contents, _candidates(root, contents))
         return Layout(root, {root: None}, notes)
     roots = {child: contents.unwrapped(child, split) for child, split in named.items()}
@@ -112,6 +129,7 @@ def read_layout(tree: Tree, layout: LayoutName = "auto") -> Layout:
     if layout == "auto":
         _check_clear(tree, root, contents, named, nested, others, roots)
         _check_beside(tree, root, contents, named, others, roots)
+        _check_drawn(tree, contents, [roots[child] for child in nested], "splits")
     elif not nested:
         raise SourceError(
             f"{_where(tree, root)}: data.layout = 'splits', but {_list(list(named))} hold no class folders"
@@ -216,6 +234,26 @@ def _check_not_alike(tree: Tree, root: Path, contents: _Contents) -> None:
             f"({trees.quote(within)}), and the folders must be called train, val or test, or like it. As "
             f"classes, there are {len(parts)} classes ({_list(list(parts))}), and the images of the folders "
             "in each are pooled. Rename them, or set data.layout to `classes`"
+        )
+
+
+def _check_drawn(tree: Tree, contents: _Contents, roots: Sequence[Path], layout: LayoutName) -> None:
+    """Refuse class folders with folders of masks (`cat/masks` beside `cat/images`), which would be pooled."""
+    classes = {child for root in roots for child in contents.classes(root)}
+    drawn = [
+        folder
+        for folder in tree.folders
+        if names.normalise(folder.name) in DRAWN
+        and any(
+            parent in classes and contents.below[folder] < contents.below[parent] for parent in folder.parents
+        )
+    ]
+    if total := sum(contents.direct[folder] for folder in drawn):
+        raise SourceError(
+            f"data.path (={printable(tree.root)}): class folders hold {total:,} pictures in folders called "
+            f"{trees.quote(sorted({folder.name for folder in drawn}))}, such as {called(tree, drawn[0])}. "
+            "Move them elsewhere if they are drawn over the photographs; if they are photographs of the "
+            f"class, set data.layout to `{layout}`"
         )
 
 

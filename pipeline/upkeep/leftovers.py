@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -145,6 +145,26 @@ def check_idle() -> None:
             f"process {process.pid} (`{' '.join(process.cmdline())}`) works in {process.cwd()}; "
             "nothing is removed while the pipeline runs"
         )
+
+
+def check_parameters_unused() -> None:
+    """Check that no stage runs with the parameters of this folder, before they are written.
+
+    Experiments from DVC's queue run in copies, with parameters of their own.
+
+    Raises:
+        BusyError: one does; it would end, since its results would not count (``pipeline.inputs``).
+    """
+    here = Path.cwd()
+    for process in working(here):
+        with suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            is_stage = "pipeline.stages." in command and "pipeline.stages.follow" not in command
+            if is_stage and Path(process.cwd()) == here:
+                raise BusyError(
+                    f"process {process.pid} (`{command}`) works in this folder with {paths.PARAMETERS}, "
+                    "which would change; wait for its end, or use another copy of this checkout"
+                )
 
 
 def working(root: Path) -> list[psutil.Process]:
