@@ -265,3 +265,20 @@ def test_the_variant_that_was_probably_meant_is_named(
 ) -> None:
     assert run(monkeypatch, "predict tinny photo.jpg") == 1
     assert "did you mean `tiny`?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{'.'.join(file.parent.parts)}.{file.stem}"
+        for folder in ("pipeline/stages", "pipeline/commands", "teachers")
+        for file in sorted(Path(folder).glob("[!_]*.py"))
+    ],
+)
+def test_a_module_imports_what_it_uses_itself(name: str) -> None:
+    """In these tests, others have imported it before; a stage and a command begin with their own module."""
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
