@@ -27,7 +27,11 @@ def main() -> None:
     inferences = [in_runtime(fabric.to_device(module), contract.size) for module, contract in members]
     engine = " and ".join(dict.fromkeys(map(str, inferences)))
     contract, *others = [contract for _, contract in members]
-    partial = paths.checkpoints(f"labels-{provenance.identity(key=key.to_dict(), engine=engine)[:16]}")
+    # What renders the views can move a pixel by a level: a labelling goes on with what it began with.
+    identity = provenance.identity(
+        key=key.to_dict(), engine=engine, views=p.compute.views, device=fabric.device.type
+    )
+    partial = paths.checkpoints(f"labels-{identity[:16]}")
     view_set = ViewSet(images, key.space, contract, teachers=tuple(others))
     blocks = labelling.compute(
         fabric,
