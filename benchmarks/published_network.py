@@ -107,7 +107,8 @@ def main() -> None:
         bench = post_training.Workbench(
             parent, calibration, weight_limit=settings.weight_limit, float_layers=()
         )
-        rounded, quantization, trials = post_training.choose(bench, judge)
+        trials = post_training.choose(bench, judge)
+        rounded, quantization = bench.make(post_training.applied(trials))
         print(f"{name}\n{post_training.table(trials)}", flush=True)
         _write(Model(rounded.module, replace(card, variant=f"{name}-ptq"), quantization))
         prepared = aware_training.prepare(rounded, quantization, learn_steps=settings.learn_steps)
