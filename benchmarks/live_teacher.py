@@ -24,8 +24,9 @@ from pipeline.data.batches import Batch, ViewSet
 from pipeline.distillation.labels import LiveTeacher
 from pipeline.distillation.objective import loss_terms
 from pipeline.tasks import SINGLE_LABEL
-from pipeline.training import compute, loop
+from pipeline.training import compute, loop, ranks
 from pipeline.training.loop import Run
+from pipeline.training.ranks import Whole
 from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract
 from teachers.runtime import in_runtime
@@ -59,13 +60,13 @@ def main() -> None:
     losses: list[float] = []
     apart: list[tuple[float, float]] = []
 
-    def compared(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def compared(module: nn.Module, batch: Batch, whole: Whole = ranks.alone, /) -> dict[str, Tensor]:
         (loss, own), (other, given) = (
             _slope(terms(module, batch), module) for terms in (from_store, from_teacher)
         )
         losses.append(loss)
         apart.append((abs(loss - other) / other, float((own - given).norm() / given.norm())))
-        return from_store(module, batch)
+        return from_store(module, batch, whole)
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
