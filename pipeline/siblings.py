@@ -126,7 +126,8 @@ def join(
                 connection, _ = server.accept()
                 connection.settimeout(JOIN_SECONDS)
                 with suppress(OSError, ValueError, KeyError):
-                    hello = json.loads(connection.makefile("rb").readline())
+                    # Without a buffer, which could swallow a last word that follows.
+                    hello = json.loads(connection.makefile("rb", buffering=0).readline())
                     if secrets.compare_digest(hello["key"], key):
                         names[hello["number"]] = hello["name"]
                         _connections[hello["number"]] = connection
