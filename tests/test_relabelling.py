@@ -103,8 +103,11 @@ def test_names_that_cannot_be_used_are_named(root: Path, names: dict[str, str], 
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_two_folders_may_swap_names(root: Path) -> None:
-    assert prepare(root, names={"n01": "n02", "n02": "n01"})[0].classes == ("n02", "n01", "n03")
+@pytest.mark.parametrize("names", [{"n01": "n02", "n02": "n01"}, {"n01": "n02", "n02": "cat"}])
+def test_a_class_does_not_get_the_name_of_another_folder(root: Path, names: dict[str, str]) -> None:
+    """A table, or a logit of the teacher, could then mean either class."""
+    with pytest.raises(SourceError, match=r"data\.names: the class folder `n01` .* another one, `n02`"):
+        prepare(root, names=names)
 
 
 @pytest.mark.parametrize("names", [{}, NAMES])

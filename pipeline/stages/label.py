@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pipeline import parameters, paths, provenance
-from pipeline.data import batches, store, views
+from pipeline.data import batches, renderers, store, views
 from pipeline.data.batches import ViewSet
 from pipeline.distillation import doubts, labelling, labels, teacher_store
 from pipeline.distillation.labels import Answers, Key
@@ -29,7 +29,7 @@ def main() -> None:
     contract, *others = [contract for _, contract in members]
     # What renders the views can move a pixel by a level: a labelling goes on with what it began with.
     identity = provenance.identity(
-        key=key.to_dict(), engine=engine, views=p.compute.views, device=fabric.device.type
+        key=key.to_dict(), engine=engine, renderer=renderers.preferred(), device=fabric.device.type
     )
     partial = paths.checkpoints(f"labels-{identity[:16]}")
     view_set = ViewSet(images, key.space, contract, teachers=tuple(others))
