@@ -321,8 +321,11 @@ def _network(case: Case) -> nn.Module:
     if case.channels:
         arguments["channels"] = [case.channels] * 14
     network = students.build("mobilenet_v1", arguments)
-    if case.training != "qat":
-        return network
+    return quantised(network) if case.training == "qat" else network
+
+
+def quantised(network: nn.Module) -> nn.Module:
+    """A network without batch norms with rounded weights and activations, whose steps are learned."""
     named = list(network.named_modules())
     layers = {name: part for name, part in named if isinstance(part, nn.Conv2d | nn.Linear)}
     return wrappers.wrap(

@@ -160,7 +160,7 @@ def test_mixtures_that_are_drawn_together_are_those_that_are_drawn_one_by_one() 
 def test_pixels_are_those_of_pillow(
     interpolation: Interpolation, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of crops at the edges and in the middle, made larger and smaller, high and wide, in any order."""
+    """The crops are high or wide, lie at an edge or in the middle, and are made larger or smaller."""
     monkeypatch.setattr(device_views, "CHUNK", chunk)
     random = np.random.default_rng(chunk)
     for size in (1, 7, 32, 64, 96):

@@ -19,7 +19,6 @@ from benchmarks import loop_speed
 from pipeline.data.batches import Batch
 from pipeline.distillation.objective import loss_terms
 from pipeline.distillation.settings import Objective
-from pipeline.quantization import wrappers
 from pipeline.tasks import SINGLE_LABEL
 from pipeline.training import compute, graphs, optimisation, prefetch
 from pipeline.training.depthwise import FastDepthwise
@@ -55,16 +54,7 @@ def quantised() -> nn.Module:
     """A student without batch norms whose weights and activations are rounded, to steps that are learned."""
     torch.manual_seed(0)
     module = students.build("mobilenet_v1", {"classes": 3, "channels": [8] * 14, "norm": False})
-    named = list(module.named_modules())
-    layers = {name: part for name, part in named if isinstance(part, nn.Conv2d | nn.Linear)}
-    return wrappers.wrap(
-        module,
-        steps={name: part.weight.detach().flatten(1).abs().amax(1) / 127 for name, part in layers.items()},
-        bias_steps=dict.fromkeys(layers, 0.01),
-        outputs={name: 0.02 for name, part in named if isinstance(part, nn.ReLU)},
-        weight_limit=127,
-        learn_steps=True,
-    ).module
+    return loop_speed.quantised(module)
 
 
 def made_up(number: int, device: torch.device, size: int = SIZE, images: int = 6) -> Batch:
