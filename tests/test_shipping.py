@@ -144,6 +144,21 @@ def test_the_folder_holds_what_its_sums_say(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "labels.json").read_text()) == list(tiny_onnx.LABELS)
 
 
+def test_a_target_that_cannot_be_a_new_folder_is_named_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    for target, named in (("file", "file"), ("file/below/it", "file"), ("full", "full")):
+        with pytest.raises(folder.ShippingError, match=re.escape(f"{tmp_path / named} ")):
+            folder.make_empty(tmp_path / target)
+    folder.make_empty(tmp_path / "new" / "one")
+    monkeypatch.setattr(folder.os, "access", lambda path, _: path != tmp_path)
+    with pytest.raises(folder.ShippingError, match=re.escape(f"{tmp_path} ")):
+        folder.make_empty(tmp_path / "locked")
+
+
 def test_a_lock_file_names_no_host() -> None:
     lock = (folder.HERE / "package-lock.json").read_text()
     assert '"integrity"' in lock
