@@ -120,8 +120,8 @@ def append(content: bytes, labels: Sequence[str], details: Mapping[str, str]) ->
     }
     memory = io.BytesIO(content)
     with zipfile.ZipFile(memory, "a") as folder:  # its places count from the beginning of the file
-        for name, content in contents.items():
-            folder.writestr(zipfile.ZipInfo(name, MIDNIGHT), content)
+        for name, text in contents.items():
+            folder.writestr(zipfile.ZipInfo(name, MIDNIGHT), text)
     return memory.getvalue()
 
 
