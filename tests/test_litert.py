@@ -161,6 +161,12 @@ def test_a_file_carries_labels_rule_and_origin(tmp_path: Path) -> None:
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
         assert archive.read(metadata.LABELS).decode().splitlines() == ["a", "b c", "\u00e4", "d"]
         details = json.loads(archive.read(metadata.DETAILS))
+        first = min(entry.header_offset for entry in archive.infolist())
+    assert (
+        path.read_bytes()[first : first + 4] == b"PK\3\4"
+    )  # unzip warns of places that do not count the model
+    end = path.read_bytes()[-22:]
+    assert (end[:4], int.from_bytes(end[16:20], "little")) == (b"PK\5\6", path.read_bytes().index(b"PK\1\2"))
     assert details == export.metadata_for(model.card, model.quantization, "abc")
     entries = {
         entry.name.decode(): bytes(contents(path).buffers[entry.buffer].data)

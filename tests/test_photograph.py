@@ -190,6 +190,32 @@ def test_the_metadata_of_a_photograph_form_say_how_far_it_agrees_with_pillow(
     assert (float(np.asarray(probabilities).sum()) == pytest.approx(1)) == (task != MULTI)
 
 
+def test_a_form_is_compared_once_and_anew_when_it_or_its_record_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant, test, records = classifier(tmp_path), split(9), tmp_path / "records"
+    first = photographs.build(variant, test, records)
+    compared: list[int] = []
+    measure = photographs.compare
+
+    def count(*arguments: Any) -> photographs.Agreement:
+        compared.append(1)
+        return measure(*arguments)
+
+    monkeypatch.setattr(photographs, "compare", count)
+    assert photographs.build(variant, test, records) == first
+    assert compared == []
+    [record] = records.iterdir()
+    record.write_bytes(b'{"images": 9')
+    assert photographs.build(variant, test, records) == first
+    assert len(compared) == 1
+    photographs.build(classifier(tmp_path, crop=0.3), test, records)
+    assert (len(compared), len([*records.iterdir()])) == (2, 2)
+    monkeypatch.setattr(photographs.onnxruntime, "__version__", "0")
+    photographs.build(variant, test, records)
+    assert len(compared) == 3
+
+
 def test_a_form_that_resizes_otherwise_is_seen_to_disagree(tmp_path: Path) -> None:
     """Pixels that are one short run of rows differ: the comparison is not blind."""
     variant, test = classifier(tmp_path), split(9)

@@ -401,6 +401,37 @@ def test_started_by_hand_it_is_for_this_machine_alone_and_takes_limits(tmp_path:
         running.process.communicate(timeout=15)
 
 
+def at_once(target: Path, *options: str) -> tuple[int, str]:
+    """Status and last line of standard error of a server that does not start."""
+    command = [sys.executable, target / "server.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--port", "99999"), ("--megabytes", "0"), ("--megapixels", "101"), ("--port", "x")]
+)
+def test_a_number_out_of_its_range_is_named(option: str, value: str, tmp_path: Path) -> None:
+    status, line = at_once(ship(tmp_path / "small"), option, value)
+    assert status == 2
+    assert option in line
+    assert repr(value) in line
+
+
+def test_a_folder_that_is_not_whole_is_one_line(tmp_path: Path) -> None:
+    target = ship(tmp_path / "small")
+    model = target / json.loads((target / "model.json").read_text())["file"]
+    model.write_bytes(b"cut off")
+    status, line = at_once(target)
+    assert status == 1
+    assert str(model) in line
+    (target / "model.json").unlink()
+    status, line = at_once(target)
+    assert status == 1
+    assert str(target / "model.json") in line
+
+
 def test_who_is_too_slow_or_too_many_is_refused(tmp_path: Path) -> None:
     script = (
         "import server; server.HEAD_SECONDS = server.BODY_SECONDS = 0.5; server.WAITING_BYTES = 200_000; "

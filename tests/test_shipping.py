@@ -144,6 +144,21 @@ def test_the_folder_holds_what_its_sums_say(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "labels.json").read_text()) == list(tiny_onnx.LABELS)
 
 
+def test_a_target_that_cannot_be_a_new_folder_is_named_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    for target, named in (("file", "file"), ("file/below/it", "file"), ("full", "full")):
+        with pytest.raises(folder.ShippingError, match=re.escape(f"{tmp_path / named} ")):
+            folder.make_empty(tmp_path / target)
+    folder.make_empty(tmp_path / "new" / "one")
+    monkeypatch.setattr(folder.os, "access", lambda path, _: path != tmp_path)
+    with pytest.raises(folder.ShippingError, match=re.escape(f"{tmp_path} ")):
+        folder.make_empty(tmp_path / "locked")
+
+
 def test_a_lock_file_names_no_host() -> None:
     lock = (folder.HERE / "package-lock.json").read_text()
     assert '"integrity"' in lock
@@ -244,7 +259,7 @@ def test_the_example_names_a_bad_file_on_one_line_and_goes_on(tmp_path: Path, ph
     assert "usage" in done.stderr
 
 
-DECODERS_OF_THEIR_OWN = ("avif", "cmyk", "ycbcr", "lab.tif", "jpeg.tif", "rgb.bmp", "deep_key")
+DECODERS_OF_THEIR_OWN = ("avif", "ycbcr", "lab.tif", "jpeg.tif", "rgb.bmp", "deep_key")
 """What Node's decoder (libvips) reads otherwise; docs/shipping.md says how."""
 
 
@@ -353,19 +368,22 @@ LABELS = ('robe "été"', "back\\slash", "帽子", "plain")
 
 
 @pytest.mark.parametrize("task", ["image-classification", "multi-label-image-classification"])
-def test_the_program_in_cpp_says_what_predict_says_of_every_orientation(
+def test_the_program_in_cpp_says_what_predict_says_of_every_orientation_and_of_inks(
     task: str, tmp_path: Path, turned: list[Path]
 ) -> None:
     target = shipped(corner_classifier(tmp_path / "tiny.onnx", LABELS, task), tmp_path / "out")
     program = compiled(target)
+    with Image.open(turned[0]) as image:
+        image.convert("CMYK").save(tmp_path / "inks.jpg")
+    photos = [*turned, tmp_path / "inks.jpg"]
     classifier = inference.open_classifier(target / "tiny.onnx", threads=1)
-    guesses = {photo.name: inference.predict(classifier, photo, 3).guesses for photo in turned}
+    guesses = {photo.name: inference.predict(classifier, photo, 3).guesses for photo in photos}
     wanted = {
         name: [[guess.label, f"{guess.probability:.2%}"] for guess in found]
         for name, found in guesses.items()
     }
     assert len({tuple(map(tuple, guess)) for guess in wanted.values()}) > 4
-    run = subprocess.run([program, *turned], cwd=target, capture_output=True, text=True, check=False)
+    run = subprocess.run([program, *photos], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     agree(named(run.stdout), wanted)
 
@@ -381,6 +399,13 @@ def test_the_program_in_cpp_says_what_predict_says_of_every_orientation(
     assert [line.split(": ")[0] for line in run.stderr.splitlines()] == list(map(str, files))
     assert [*named(run.stdout)] == [turned[0].name]
     assert subprocess.run([program], cwd=target, capture_output=True, check=False).returncode == 2
+
+    for name in ("labels.json", "tiny-photo.onnx"):
+        (target / name).unlink()
+        run = subprocess.run([program, turned[0]], capture_output=True, text=True, check=False)
+        assert run.returncode == 1
+        [line] = run.stderr.splitlines()
+        assert name in line
 
 
 def compiled(target: Path) -> Path:

@@ -41,7 +41,7 @@ def write(
     digest = sha256(classifier.path)
     card = next((paths.card(row.variant) for row in rows if row.sha256 == digest), None)
     folder.make_empty(target)  # before minutes are spent
-    form = photographs.build(classifier, _test_split(classifier))
+    form = photographs.build(classifier, _test_split(classifier), paths.AGREEMENTS)
     written = folder.ship(classifier, target, card, form, for_phones=for_phones)
     notes = []
     if form.agreement is not None:

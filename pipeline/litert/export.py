@@ -56,5 +56,5 @@ def export(model: Model, path: Path, details: Mapping[str, str]) -> str:
     content = flatfile.serialize(
         written, {IMAGES: images}, {LOGITS: logits}, f"{card.variant}, written by distillery", entries
     )
-    files.write(path, content + metadata.archive(card.labels, details))
+    files.write(path, metadata.append(content, card.labels, details))
     return written.release

@@ -112,16 +112,16 @@ def describe(
     return bytes(builder.Output())
 
 
-def archive(labels: Sequence[str], details: Mapping[str, str]) -> bytes:
-    """The ZIP archive that follows the file; line breaks in a label become blanks in ``labels.txt``."""
+def append(content: bytes, labels: Sequence[str], details: Mapping[str, str]) -> bytes:
+    """The file with a ZIP archive at its end; line breaks in a label become blanks in ``labels.txt``."""
     contents = {
         LABELS: "".join(f"{' '.join(label.splitlines())}\n" for label in labels),
         DETAILS: json.dumps(dict(details), indent=2, ensure_ascii=False) + "\n",
     }
-    memory = io.BytesIO()
-    with zipfile.ZipFile(memory, "w") as folder:
-        for name, content in contents.items():
-            folder.writestr(zipfile.ZipInfo(name, MIDNIGHT), content)
+    memory = io.BytesIO(content)
+    with zipfile.ZipFile(memory, "a") as folder:  # its places count from the beginning of the file
+        for name, text in contents.items():
+            folder.writestr(zipfile.ZipInfo(name, MIDNIGHT), text)
     return memory.getvalue()
 
 

@@ -33,16 +33,18 @@ async function decode(file) {
   const image = sharp(file, { ignoreIcc: true }).autoOrient();
   const { depth, hasAlpha, space } = await image.metadata();
   if (!["uchar", "ushort"].includes(depth)) throw new Error(`values of type ${depth}; convert them to 8 bits`);
-  const wide = space === "grey16" && !hasAlpha;
-  const decoded = wide ? image.toColourspace("grey16") : image.toColourspace("srgb").ensureAlpha();
-  const raw = decoded.raw({ depth: wide ? "ushort" : "uchar" });
+  const kind = space === "cmyk" || (space === "grey16" && !hasAlpha) ? space : "srgb";
+  const decoded = kind === "srgb" ? image.toColourspace(kind).ensureAlpha() : image.pipelineColourspace(kind).toColourspace(kind);
+  const raw = decoded.raw({ depth: kind === "grey16" ? "ushort" : "uchar" });
   const { data, info } = await raw.toBuffer({ resolveWithObject: true });
+  const values = kind === "grey16" ? new Uint16Array(data.buffer, data.byteOffset, data.length / 2) : data;
   const pixels = new Uint8Array(3 * info.width * info.height);
-  const grey = wide && new Uint16Array(data.buffer, data.byteOffset, data.length / 2);
   for (let at = 0; at < pixels.length; at++) {
     const pixel = Math.floor(at / 3);
-    const [value, alpha] = wide ? [grey[pixel] / 257, 255] : [data[at + pixel], data[4 * pixel + 3]];
-    pixels[at] = Math.round((value * alpha) / 255 + 255 - alpha);
+    const [value, last] = [values[info.channels * pixel + (at % 3)], values[info.channels * pixel + 3]];
+    if (kind === "grey16") pixels[at] = Math.round(values[pixel] / 257);
+    else if (kind === "cmyk") pixels[at] = 255 - last - Math.round((value * (255 - last)) / 255); // `last` is black
+    else pixels[at] = Math.round((value * last) / 255 + 255 - last); // `last` is opacity
   }
   return { pixels, width: info.width, height: info.height };
 }

@@ -1,6 +1,7 @@
 """The folder that a variant ships in: the ONNX files, their description, and examples that run."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -119,17 +120,22 @@ Both hold the same weights.
 
 
 def make_empty(folder: Path) -> None:
-    """Create a folder if it does not exist, and check that it is empty.
+    """Create a folder if it does not exist, and check that it is empty and can be written.
 
     Raises:
-        ShippingError: the folder is not empty, or cannot be created.
+        ShippingError: the folder is not empty, or cannot be created or written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ShippingError(f"{folder} exists already and is not empty; choose a new folder")
+    parts = (folder, *folder.parents)
+    if file := next((part for part in parts if part.exists() and not part.is_dir()), None):
+        raise ShippingError(f"{file} is not a folder; choose a new folder")
     try:
+        if folder.exists() and any(folder.iterdir()):
+            raise ShippingError(f"{folder} exists already and is not empty; choose a new folder")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ShippingError(f"{folder} cannot be created: {error.strerror}") from error
+    if not os.access(folder.absolute().parent, os.W_OK | os.X_OK):
+        raise ShippingError(f"{folder.absolute().parent} cannot be written; choose a folder elsewhere")
 
 
 def description(classifier: Classifier) -> dict[str, Any]:

@@ -61,11 +61,14 @@ def check_name(repository: str) -> None:
     """
     try:
         utils.validate_repo_id(repository)
-    except HFValidationError as error:
-        raise HubError(f"{repository!r} is not a valid repository: {_line(str(error))}") from None
-    if "/" not in repository:
+        named = "/" in repository
+    except HFValidationError:
+        named = False
+    if not named:
         raise HubError(
-            f"{repository!r} is not a valid repository; OWNER/NAME is expected, such as me/clothes"
+            f"{repository!r} is not a valid repository; OWNER/NAME is expected, such as me/clothes: at most "
+            "96 letters, digits, '-', '_' and '.', without '--' and '..', and with a letter or digit at both "
+            "ends and no '.git'"
         )
 
 

@@ -1,17 +1,22 @@
 """The second form of a variant in the folder that ships, which takes any photograph as it is decoded."""
 
+import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import onnx
+import onnxruntime
+import PIL
 from jaxtyping import Float32
 from PIL import Image
+from pydantic import TypeAdapter
 
-from pipeline import progress
+from pipeline import files, progress
 from pipeline.onnx import inference, photograph
 from pipeline.onnx.inference import MULTI_LABEL_TASK, Classifier
 from pipeline.onnx.sessions import open_session
@@ -49,6 +54,10 @@ class Agreement:
         )
 
 
+AGREEMENTS = TypeAdapter(Agreement)
+"""The content of a record."""
+
+
 @dataclass(frozen=True)
 class Form:
     """The content of a photograph form, and how far it agrees with the variant."""
@@ -63,12 +72,14 @@ def name(classifier: Classifier) -> str:
     return f"{classifier.path.stem}-photo.onnx"
 
 
-def build(classifier: Classifier, test: Photographs | None = None) -> Form:
+def build(classifier: Classifier, test: Photographs | None = None, records: Path | None = None) -> Form:
     """Make the photograph form of a variant, and compare both on the whole test split.
 
     Args:
         classifier: the variant.
         test: the test split of the data that the variant was made with; None skips the comparison.
+        records: folder of earlier comparisons, one file per form and version of its libraries; what is there
+            is taken, and what is compared is added. None compares anew.
 
     Raises:
         ModelFileError: a logit is not finite.
@@ -79,7 +90,7 @@ def build(classifier: Classifier, test: Photographs | None = None) -> Form:
         **json.loads(classifier.metadata["input"]),
         "rule": (
             f"Give the RGB bytes of a whole upright image of any size as `{photograph.IMAGE}`. The file cuts "
-            f"the centred square whose side is {contract.crop:g} of the shorter side, resizes it to "
+            f"the centred square whose side is {contract.crop:g} times the shorter side, resizes it to "
             f"{contract.size} x {contract.size} pixels in one antialiased {contract.interpolation} step, and "
             "normalises."
         ),
@@ -92,10 +103,30 @@ def build(classifier: Classifier, test: Photographs | None = None) -> Form:
     )
     agreement = None
     if test is not None:
-        agreement = compare(classifier, model.SerializeToString(), test)
+        content = model.SerializeToString()
+        record = records / f"{_question(content)}.json" if records else None
+        agreement = record and _read(record)
+        if agreement is None:
+            agreement = compare(classifier, content, test)
+            if record:
+                files.write(record, AGREEMENTS.dump_json(agreement))
         entry = model.metadata_props.add()
         entry.key, entry.value = AGREEMENT, json.dumps(asdict(agreement))
     return Form(model.SerializeToString(), agreement)
+
+
+def _question(content: bytes) -> str:
+    """Digest of all that a comparison depends on: the form, which names its data, and the libraries."""
+    versions = f"{onnxruntime.__version__} {PIL.__version__}".encode()
+    return hashlib.sha256(content + versions).hexdigest()
+
+
+def _read(record: Path) -> Agreement | None:
+    """An earlier comparison; None where the file does not exist or is damaged."""
+    try:
+        return AGREEMENTS.validate_json(record.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def compare(classifier: Classifier, content: bytes, images: Photographs) -> Agreement:

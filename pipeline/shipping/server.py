@@ -291,6 +291,18 @@ class Protocol(H11Protocol):
             self.transport.close()
 
 
+def number(low: int, high: int) -> Callable[[str], int]:
+    """Read a whole number within a range from the command line."""
+
+    def read(text: str) -> int:
+        value = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low:,} to {high:,}")
+        return value
+
+    return read
+
+
 def busy() -> RefusedError:
     """The refusal of a request that would have to wait too long."""
     return RefusedError(503, "busy", "too many requests at once; try again later", {"Retry-After": "1"})
@@ -345,18 +357,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port (default: %(default)s)")
+    parser.add_argument("--port", type=number(0, 65535), default=8000, help="port (default: %(default)s)")
     parser.add_argument(
-        "--megabytes", type=int, default=16, help="largest body of a request (default: %(default)s)"
+        "--megabytes",
+        type=number(1, WAITING_BYTES // 2**20),
+        default=16,
+        help="largest body of a request (default: %(default)s)",
     )
     parser.add_argument(
-        "--megapixels", type=int, default=50, help="largest image, at most 100 (default: %(default)s)"
+        "--megapixels",
+        type=number(1, 100),
+        default=50,
+        help="largest image, at most 100 (default: %(default)s)",
     )
     arguments = parser.parse_args()
-    if not (0 <= arguments.port <= 65535 and arguments.megabytes > 0 and 0 < arguments.megapixels <= 100):
-        parser.error("a number is out of its range")
-    folder = Path(__file__).parent
-    app = application(folder, arguments.megabytes * 2**20, arguments.megapixels * 10**6)
+    folder = Path(__file__).parent.resolve()
+    try:
+        app = application(folder, arguments.megabytes * 2**20, arguments.megapixels * 10**6)
+    except Exception as error:  # ONNX Runtime has no class of its own for them
+        reason = " ".join(str(error).split()) or type(error).__name__
+        parser.exit(1, f"error: {folder} cannot be served: {reason}; copy the whole folder again\n")
     uvicorn.run(
         app,
         host=arguments.host,

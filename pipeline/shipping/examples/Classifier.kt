@@ -9,7 +9,7 @@ import org.json.JSONArray
 class Classifier(context: Context) {
     private val env = OrtEnvironment.getEnvironment()
     private val session = env.createSession(context.assets.open("PHOTO.onnx").readBytes())
-    private val labels = JSONArray(session.metadata.customMetadata["labels"])
+    private val labels = JSONArray(session.metadata.customMetadata.getValue("labels"))
 
     /** The most probable label of an upright photograph without transparency, of any size. */
     fun classify(photo: Bitmap): String {

@@ -1,4 +1,4 @@
-// Classify JPEGs: ./predict PHOTO... in the folder of PHOTO.onnx and labels.json
+// Classify JPEGs: ./predict PHOTO... with PHOTO.onnx and labels.json beside the program
 //
 // Needs ONNX Runtime from 1.15 on and libjpeg-turbo:
 //   g++ -std=c++17 -O2 predict.cpp -o predict -lonnxruntime -ljpeg
@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <csetjmp>
 #include <cstdint>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <numeric>
@@ -30,10 +31,20 @@ struct Failure {
   bool cut_off = false;
 };
 
-std::string content(const std::string& name) {
+std::string content(const std::filesystem::path& name) {
   std::ifstream stream(name, std::ios::binary);
-  if (!stream) throw std::runtime_error("cannot be opened");
+  if (!stream) throw std::runtime_error(name.filename().string() + " cannot be opened");
   return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+// CMYK, stored inverted as Adobe does it, as RGB.
+void from_inks(std::vector<std::uint8_t>& values) {
+  for (std::size_t pixel = 0; 4 * pixel < values.size(); ++pixel)
+    for (std::size_t channel = 0; channel < 3; ++channel) {
+      const int white = values[4 * pixel + 3], product = (255 - values[4 * pixel + channel]) * white + 128;
+      values[3 * pixel + channel] = static_cast<std::uint8_t>(white - (((product >> 8) + product) >> 8));
+    }
+  values.resize(values.size() / 4 * 3);
 }
 
 // The pixels as they are stored.
@@ -52,14 +63,16 @@ void decode(const std::string& file, Image& image) {
   if (!failed) {
     jpeg_mem_src(&jpeg, reinterpret_cast<const unsigned char*>(file.data()), file.size());
     jpeg_read_header(&jpeg, TRUE);
-    jpeg.out_color_space = JCS_RGB;
+    const int channels = jpeg.num_components == 4 ? 4 : 3;
+    jpeg.out_color_space = channels == 4 ? JCS_CMYK : JCS_RGB;
     jpeg_start_decompress(&jpeg);
     image.width = jpeg.output_width, image.height = jpeg.output_height;
-    image.rgb.resize(3 * image.width * image.height);
+    image.rgb.resize(channels * image.width * image.height);
     while (jpeg.output_scanline < jpeg.output_height) {
-      JSAMPROW row = image.rgb.data() + 3 * image.width * jpeg.output_scanline;
+      JSAMPROW row = image.rgb.data() + channels * image.width * jpeg.output_scanline;
       jpeg_read_scanlines(&jpeg, &row, 1);
     }
+    if (channels == 4) from_inks(image.rgb);
     jpeg_finish_decompress(&jpeg);
   }
   char message[JMSG_LENGTH_MAX] = "the file is cut off";
@@ -116,14 +129,11 @@ std::vector<std::string> strings(const std::string& json) {
   return list;
 }
 
-int main(int count, char** arguments) {
-  if (count < 2) {
-    std::fprintf(stderr, "usage: %s PHOTO...\n", arguments[0]);
-    return 2;
-  }
+int classify(int count, char** arguments) {
+  const auto folder = std::filesystem::path(arguments[0]).parent_path();
   Ort::Env env(ORT_LOGGING_LEVEL_ERROR);
-  Ort::Session session(env, ORT_TSTR("PHOTO.onnx"), Ort::SessionOptions{});
-  const auto labels = strings(content("labels.json"));
+  Ort::Session session(env, (folder / "PHOTO.onnx").c_str(), Ort::SessionOptions{});
+  const auto labels = strings(content(folder / "labels.json"));
   const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   int status = 0;
   for (int number = 1; number < count; ++number) {
@@ -152,4 +162,17 @@ int main(int count, char** arguments) {
     }
   }
   return status;
+}
+
+int main(int count, char** arguments) {
+  if (count < 2) {
+    std::fprintf(stderr, "usage: %s PHOTO...\n", arguments[0]);
+    return 2;
+  }
+  try {
+    return classify(count, arguments);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "error: the files beside %s cannot be used: %s\n", arguments[0], error.what());
+    return 1;
+  }
 }
