@@ -31,7 +31,7 @@ from pipeline.data import sampling, store
 from pipeline.data.batches import Request, ViewSet
 from pipeline.models import storage
 from pipeline.onnx import inference
-from pipeline.process import one_line_errors
+from pipeline.running.process import one_line_errors
 from pipeline.tasks import SINGLE_LABEL
 from pipeline.training import compute
 

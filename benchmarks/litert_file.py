@@ -31,7 +31,7 @@ from pipeline.measurement.latency import Call
 from pipeline.models import storage
 from pipeline.onnx.export import metadata_for
 from pipeline.onnx.inference import Classifier, open_classifier, run
-from pipeline.process import one_line_errors
+from pipeline.running.process import one_line_errors
 from pipeline.training import compute
 
 

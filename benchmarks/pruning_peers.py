@@ -40,8 +40,8 @@ from pipeline.models import costs, storage
 from pipeline.models.storage import Model
 from pipeline.onnx import export
 from pipeline.parameters import ParameterError
-from pipeline.process import one_line_errors
 from pipeline.pruning import masks, surgery
+from pipeline.running.process import one_line_errors
 from pipeline.training import compute, norms
 
 GRAPH_SIZE = 32

@@ -35,8 +35,8 @@ from pipeline.models.storage import Card, Model
 from pipeline.onnx import export
 from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Quantize
-from pipeline.process import one_line_errors
 from pipeline.quantization import aware_training, post_training, stem
+from pipeline.running.process import one_line_errors
 from pipeline.training import compute
 from pipeline.training.settings import ComputeSettings
 from students.mobilenet_v1 import scaled_channels

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import process, provenance
+from pipeline import provenance
+from pipeline.running import process
 
 Entry = TypeVar("Entry")
 

@@ -19,13 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline import files, parameters, paths, process, resources
+from pipeline import files, parameters, paths, resources
 from pipeline.data import sources, splits, store
 from pipeline.errors import DistilleryError
 from pipeline.evaluation import confidence
 from pipeline.measurement import kernels
 from pipeline.measurement.kernels import Convolution
 from pipeline.resources import ResourceError
+from pipeline.running import process
 from teachers import runtime
 from teachers.errors import TeacherError
 

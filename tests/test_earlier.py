@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import earlier, process
+from pipeline import earlier
+from pipeline.running import process
 
 
 def test_a_digest_tells_contents_and_names_and_absence(tmp_path: Path) -> None:

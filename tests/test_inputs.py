@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import inputs, paths
-from pipeline.inputs import ChangedInputError
+from pipeline import paths
+from pipeline.running import inputs
+from pipeline.running.inputs import ChangedInputError
 
 ROOT = Path(__file__).parents[1]
 STAGES = """
@@ -143,7 +144,7 @@ def test_every_stage_of_the_pipeline_is_known() -> None:
 STAGE = """
 import sys
 from pathlib import Path
-from pipeline.process import stage
+from pipeline.running.process import stage
 def main():
     "Write a file."
 with stage():

@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import paths, process
-from pipeline.process import BusyError
+from pipeline import paths
+from pipeline.running import process
+from pipeline.running.process import BusyError
 
 ROOT = Path(__file__).parents[1]
 DVC = Path(sys.executable).parent / "dvc"

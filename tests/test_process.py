@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import paths, process, progress
+from pipeline import paths
+from pipeline.running import process, progress
 from pipeline.stages import compare, distill, export
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,11 @@ import yaml
 from dvc.utils.hydra import compose_and_dump
 
 import students
-from pipeline import paths, process
+from pipeline import paths
 from pipeline.inspection import layer_sensitivity
 from pipeline.models import storage
 from pipeline.models.storage import Card, Model
+from pipeline.running import process
 from pipeline.stages import prepare, sensitivity
 from teachers.contract import InputContract
 

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 import students
-from pipeline import process, tasks
+from pipeline import tasks
 from pipeline.data import batches, store, views
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.views import ViewSpace
@@ -20,6 +20,7 @@ from pipeline.distillation import labelling, labels, learning, losses, training_
 from pipeline.distillation.labels import Answers, Key, LabelError, LiveTeacher
 from pipeline.distillation.objective import loss_terms
 from pipeline.distillation.settings import Objective, StudentTraining
+from pipeline.running import process
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
 from pipeline.training import checkpoints, compute, norms, optimisation, precision, scoring
 from pipeline.training.compute import ComputeError

@@ -9,11 +9,12 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import files, process, progress, provenance, resources
+from pipeline import files, provenance, resources
 from pipeline.data import downloads, reading, trees
 from pipeline.data.downloads import DownloadError
 from pipeline.data.settings import DataSettings, Download
 from pipeline.data.sources import SourceError
+from pipeline.running import process, progress
 
 FILES = tuple(
     f"{stem}-{kind}-ubyte.gz" for stem in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")

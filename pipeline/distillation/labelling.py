@@ -17,12 +17,13 @@ from jaxtyping import Float16
 from lightning_fabric import Fabric
 from torch import nn
 
-from pipeline import files, progress
+from pipeline import files
 from pipeline.data import batches
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.requests import Lazily
 from pipeline.distillation import labels
 from pipeline.distillation.labels import Answers, LabelError
+from pipeline.running import progress
 
 BATCH = 128
 """Number of images that are shown to the teacher at once."""

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline import progress
 from pipeline.data import batches, sampling
 from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet
@@ -18,6 +17,7 @@ from pipeline.models.layers import trace
 from pipeline.models.storage import Model
 from pipeline.pruning import channel_sensitivity, widths
 from pipeline.quantization.sensitivity import score_layers, simulate_together
+from pipeline.running import progress
 from pipeline.tasks import SINGLE_LABEL, Task
 from pipeline.training import norms
 

@@ -11,10 +11,10 @@ import onnx
 from jaxtyping import Float32
 from PIL import Image
 
-from pipeline import progress
 from pipeline.onnx import inference, photograph
 from pipeline.onnx.inference import MULTI_LABEL_TASK, Classifier
 from pipeline.onnx.sessions import open_session
+from pipeline.running import progress
 
 AGREEMENT = "agreement"
 """Key of the metadata under which the agreement with the ordinary form is stored, as JSON."""

@@ -12,7 +12,7 @@ from pipeline.distillation import learning, teacher_store, training_data
 from pipeline.models import initialisation, storage
 from pipeline.models.storage import Card, Model
 from pipeline.parameters import Distill, Parameters
-from pipeline.process import run_alongside, stage
+from pipeline.running.process import run_alongside, stage
 from pipeline.training import compute, norms, results, scoring
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract

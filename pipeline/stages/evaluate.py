@@ -9,14 +9,15 @@ from jaxtyping import UInt8
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pipeline import files, parameters, paths, progress
+from pipeline import files, parameters, paths
 from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
 from pipeline.evaluation import confidence, scoring
 from pipeline.models import costs, storage
 from pipeline.onnx import weight
 from pipeline.parity import ladder
-from pipeline.process import stage
+from pipeline.running import progress
+from pipeline.running.process import stage
 from pipeline.training import compute
 
 BATCH = 32

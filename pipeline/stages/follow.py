@@ -14,8 +14,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline import parameters, paths, process
+from pipeline import parameters, paths
 from pipeline.parameters import Parameters
+from pipeline.running import process
 
 CHECKPOINT = "last.safetensors"
 

@@ -8,7 +8,7 @@ from pipeline.data import batches, renderers, store, views
 from pipeline.data.batches import ViewSet
 from pipeline.distillation import doubts, labelling, labels, teacher_store
 from pipeline.distillation.labels import Answers, Key
-from pipeline.process import stage
+from pipeline.running.process import stage
 from pipeline.tasks import Task
 from pipeline.training import checkpoints, compute
 from teachers.runtime import in_runtime

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from pipeline import earlier, files, parameters, paths, progress, provenance
+from pipeline import earlier, files, parameters, paths, provenance
 from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
 from pipeline.evaluation import scoring
@@ -21,7 +21,8 @@ from pipeline.models.storage import Model
 from pipeline.onnx.export import metadata_for
 from pipeline.parameters import Parameters
 from pipeline.parity import litert
-from pipeline.process import stage
+from pipeline.running import progress
+from pipeline.running.process import stage
 from pipeline.statistics.intervals import paired_interval
 from pipeline.training import compute
 

@@ -16,7 +16,7 @@ from pipeline.inspection import out_of_distribution, robustness
 from pipeline.models import storage
 from pipeline.onnx.inference import open_classifier
 from pipeline.parameters import Parameters
-from pipeline.process import stage
+from pipeline.running.process import stage
 from pipeline.training import compute
 
 LISTED = 10

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline import cache, parameters, paths, provenance, siblings
+from pipeline import cache, parameters, paths, provenance
 from pipeline.data import batches, sampling, store, views
 from pipeline.data.batches import Request, ViewSet
 from pipeline.distillation import learning, training_data
@@ -23,10 +23,11 @@ from pipeline.models.storage import Model, Quantization
 from pipeline.onnx import graph
 from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Parameters, Quantize
-from pipeline.process import run_alongside, stage
 from pipeline.quantization import aware_training, half_precision, post_training, simulator, stem
 from pipeline.quantization.half_precision import HalfPrecisionError
 from pipeline.quantization.post_training import Judgement
+from pipeline.running import siblings
+from pipeline.running.process import run_alongside, stage
 from pipeline.training import compute, ranks, results, scoring
 from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract

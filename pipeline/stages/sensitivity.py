@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline import earlier, files, parameters, paths, provenance
 from pipeline.parameters import Parameters
-from pipeline.process import stage
+from pipeline.running.process import stage
 
 
 def main() -> None:

@@ -4,7 +4,8 @@ import json
 import sys
 from contextlib import suppress
 
-from pipeline import paths, process
+from pipeline import paths
+from pipeline.running import process
 from pipeline.tracking import client, views
 from pipeline.tracking.records import TrackingServer
 

@@ -16,12 +16,13 @@ from jaxtyping import Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pipeline import progress, provenance
+from pipeline import provenance
 from pipeline.data import batches
 from pipeline.data.batches import CentredViews, Request, ViewSet
 from pipeline.data.requests import Lazily
 from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
+from pipeline.running import progress
 from pipeline.training import checkpoints, norms, optimisation, precision, prefetch, ranks, scoring
 from pipeline.training.checkpoints import History, Progress
 from pipeline.training.ranks import SharedTerms

@@ -23,10 +23,11 @@ from typing import NoReturn
 import psutil
 import yaml
 
-from pipeline import inputs, lock_file, paths, resources, siblings
+from pipeline import paths, resources
 from pipeline.errors import DistilleryError
 from pipeline.escaping import for_terminal, without_passwords
 from pipeline.resources import ResourceError
+from pipeline.running import inputs, lock_file, siblings
 from teachers.errors import TeacherError
 
 STARTED_BY_DVC = "DVC_STAGE"
