@@ -25,7 +25,7 @@ import yaml
 
 from pipeline import paths
 from pipeline.running import lock_file
-from pipeline.running.process import BUILDERS
+from pipeline.running.command_line import BUILDERS
 
 STAGES: dict[str, tuple[str, ...]] = {
     "check": ("artifacts/checked.txt", "artifacts/code"),

@@ -315,7 +315,7 @@ def test_a_teacher_that_cannot_be_exported_says_why() -> None:
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.{limit}, ({value}, {value}))
-from pipeline import process
+from pipeline.running import process
 with process.one_line_errors():
     {work}
 """
