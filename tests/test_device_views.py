@@ -16,9 +16,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import students
-from pipeline.data import batches, device_views, drawing, pictures, prefetching, renderers, store, views
+from pipeline.data import batches, store, views
 from pipeline.data.batches import Batch, Request, ViewSet
-from pipeline.data.device_views import Pictures
+from pipeline.data.rendering import device_views, drawing, pictures, prefetching, renderers
+from pipeline.data.rendering.device_views import Pictures
 from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import labels

@@ -132,7 +132,10 @@ def test_every_stage_of_the_pipeline_is_known() -> None:
     variants = yaml.safe_load((ROOT / paths.PARAMETERS).read_text())["variants"]
     names = [name for name in pipeline if "foreach" not in pipeline[name]] + ["litert@all"]
     names += [f"{name}@{key}" for name in ("build", "export", "evaluate") for key in variants]
-    code = "import sys; from pipeline.running import inputs; print([inputs._declared(name) for name in sys.argv[1:]])"
+    code = (
+        "import sys; from pipeline.running import inputs; "
+        "print([inputs._declared(name) for name in sys.argv[1:]])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.data import device_views, drawing, pictures, prefetching, renderers, views
-from pipeline.data.device_views import Pictures, Plan, upload
-from pipeline.data.drawing import Mixtures, Views
-from pipeline.data.renderers import Renderer
+from pipeline.data import views
+from pipeline.data.rendering import device_views, drawing, pictures, prefetching, renderers
+from pipeline.data.rendering.device_views import Pictures, Plan, upload
+from pipeline.data.rendering.drawing import Mixtures, Views
+from pipeline.data.rendering.renderers import Renderer
 from pipeline.data.store import ImageSet
 from pipeline.data.views import View, ViewSpace
 from pipeline.tasks import SINGLE_LABEL

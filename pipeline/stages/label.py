@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from pipeline import parameters, paths, provenance
-from pipeline.data import batches, renderers, store, views
+from pipeline.data import batches, store, views
 from pipeline.data.batches import ViewSet
+from pipeline.data.rendering import renderers
 from pipeline.distillation import doubts, labelling, labels, teacher_store
 from pipeline.distillation.labels import Answers, Key
 from pipeline.running.process import stage

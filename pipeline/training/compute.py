@@ -19,7 +19,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import distributed
 
-from pipeline.data import renderers
+from pipeline.data.rendering import renderers
 from pipeline.errors import DistilleryError
 from pipeline.running import process, siblings
 from pipeline.training.precision import TriedPrecision

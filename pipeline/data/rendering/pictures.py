@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import pixels
-from pipeline.data import renderers
-from pipeline.data.device_views import Pictures
+from pipeline.data.rendering import renderers
+from pipeline.data.rendering.device_views import Pictures
 from pipeline.data.store import ImageSet
 from pipeline.running import progress
 
