@@ -142,7 +142,7 @@ def _batches(
     for view in range(1000):
         order = batches.shuffled(len(dataset), view, 0)
         requests += batches.sequential(order, view, dataset.contract.size, batch)
-    return iter(batches.load(fabric, dataset, requests, workers))
+    return iter(batches.load(fabric.device, dataset, requests, workers))
 
 
 def _rate(fabric: Fabric, renderer: Renderer, dataset: ViewSet, arguments: argparse.Namespace) -> float:

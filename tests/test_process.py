@@ -65,6 +65,15 @@ def test_a_missing_variant_is_answered_with_those_that_the_stage_takes(
         assert f"allowed: {allowed} " in capsys.readouterr().err
 
 
+def test_stages_that_train_nothing_do_not_import_the_trainer() -> None:
+    stages = ", ".join(
+        f"pipeline.stages.{name}" for name in ("evaluate", "explain", "export", "litert", "probe")
+    )
+    slow = f"import sys, {stages}; print({{'lightning_fabric', 'torch._dynamo'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", slow], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_every_stage_has_help_with_an_example_and_refuses_what_it_does_not_know() -> None:
     """Their code is read, since each takes seconds to import."""
     scripts = list((ROOT / "pipeline" / "stages").glob("[a-z]*.py"))

@@ -459,7 +459,7 @@ def test_views_that_are_scored_each_epoch_are_rendered_once_a_size_unless_they_a
     monkeypatch.setattr(batches, "load", counted)
     fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
     val_set = training_data.load(data, oracle, answers, SPACE, CONTRACT).val_set
-    views = batches.CentredViews(fabric, val_set, 0)
+    views = batches.CentredViews(fabric.device, val_set, 0)
     shown = [[batch.images for batch in views.at(size)] for size in (32, 32, 64, 64, 32)]
     assert rendered == [32, 64, 32]
     torch.testing.assert_close(shown[1], shown[4], rtol=0, atol=0)

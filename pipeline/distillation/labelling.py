@@ -108,7 +108,7 @@ def compute(
     ]
     size = view_set.contract.size
     requests = Lazily(len(rows) * views, lambda n: Request(rows[n // views], n % views, size))
-    stream = iter(batches.load(fabric, view_set, requests, workers))
+    stream = iter(batches.load(fabric.device, view_set, requests, workers))
     row_type = _row_type(classes, top)
     # A helper compacts answers while a GPU computes the next ones.
     with progress.bar("label", views * sum(map(len, rows)), "views") as bar, ThreadPoolExecutor(1) as helper:

@@ -56,7 +56,7 @@ def main() -> None:
         key,
         teacher=card["origin"],
         engine=engine,
-        renderer=batches.renderer(fabric, view_set),
+        renderer=batches.renderer(fabric.device, view_set),
         blocks=blocks,
         images=len(images),
     )

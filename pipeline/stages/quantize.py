@@ -26,7 +26,7 @@ from pipeline.parameters import Parameters, Quantize
 from pipeline.quantization import aware_training, half_precision, post_training, simulator, stem
 from pipeline.quantization.half_precision import HalfPrecisionError
 from pipeline.quantization.post_training import Judgement
-from pipeline.running import siblings
+from pipeline.running import affinity, siblings
 from pipeline.running.process import run_alongside, stage
 from pipeline.training import compute, ranks, results, scoring
 from pipeline.training.settings import ComputeSettings
@@ -249,7 +249,7 @@ def _judge(parent: Model, contract: InputContract, val_set: ViewSet, p: Paramete
         val_set.images.labels[indices],
         val_set.images.task,
         contract=contract,
-        threads=p.compute.threads or compute.usable_cores(),
+        threads=p.compute.threads or affinity.physical_cores(),
     )
 
 

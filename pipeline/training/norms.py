@@ -48,7 +48,7 @@ def plain_images(
     selection = batches.shuffled(len(dataset), epoch=0, seed=0)[:images]
     whole = max(1, len(selection) // batch_size) * batch_size
     requests = batches.sequential(selection[:whole], 0, contract.size, batch_size)
-    for batch in batches.load(fabric, dataset, requests, workers):
+    for batch in batches.load(fabric.device, dataset, requests, workers):
         yield contract.normalise(batch.images)
 
 
