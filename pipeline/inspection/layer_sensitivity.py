@@ -113,7 +113,7 @@ def measure_students(
     student_input = next(iter(models.values())).card.input
     contract = replace(student_input, size=min(size or student_input.size, student_input.size))
 
-    def normalised(source: ImageSet, indices: np.ndarray) -> list[Float[Tensor, "batch 3 height width"]]:
+    def normalised(source: ImageSet, indices: np.ndarray) -> list[Float[Tensor, "_ 3 height width"]]:
         views = ViewSet(source, None, contract)[batches.Request(indices, None, contract.size)]
         return [contract.normalise(part) for part in views.images.split(BATCH)]
 

@@ -33,7 +33,7 @@ def main(variant: str) -> None:
 
     def images(
         views: ViewSet, indices: Sequence[int], description: str
-    ) -> Iterator[UInt8[Tensor, "batch height width 3"]]:
+    ) -> Iterator[UInt8[Tensor, "_ height width 3"]]:
         requests = batches.sequential(indices, None, size, BATCH)
         loader = batches.load(torch.device("cpu"), views, requests, p.compute.workers)
         with progress.bar(f"{description} {variant}", len(indices)) as bar:

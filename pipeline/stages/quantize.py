@@ -59,7 +59,7 @@ def main(variant: str) -> None:
 
     calibration = sampling.choose(data.train_set.images, settings.calibration, p.seed)
 
-    def calibration_images() -> Iterator[Float[Tensor, "batch 3 height width"]]:
+    def calibration_images() -> Iterator[Float[Tensor, "_ 3 height width"]]:
         for request in batches.sequential(calibration, None, contract.size, CALIBRATION_BATCH):
             yield contract.normalise(data.train_set[request].images)
 

@@ -36,7 +36,7 @@ def settle(fabric: Fabric, module: nn.Module, dataset: ViewSet, workers: int) ->
 
 def plain_images(
     fabric: Fabric, dataset: ViewSet, images: int, batch_size: int, workers: int
-) -> Iterator[Float[Tensor, "batch 3 size size"]]:
+) -> Iterator[Float[Tensor, "_ 3 size size"]]:
     """Normalised views of at most ``images`` images of a split, at the size of its contract, in whole
     batches.
 
