@@ -26,7 +26,6 @@ SHUTDOWN_SECONDS = 15.0
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells report it."""
 
-
 SHARED = ("distill", "label", "prune", "quantize", "teach")
 """Scripts whose work several processes can share; of any other one, the first process does all."""
 
