@@ -35,7 +35,7 @@ from PIL import Image
 
 from pipeline import fingerprint, paths
 from pipeline.data import sources, splits, store
-from pipeline.process import one_line_errors
+from pipeline.running.process import one_line_errors
 from pipeline.settings import merge
 from pipeline.stages import teach
 

@@ -24,9 +24,10 @@ import torch
 from lightning_fabric import Fabric
 from PIL import Image
 
-from pipeline.data import batches, pictures, renderers, sources, splits, store
+from pipeline.data import batches, sources, splits, store
 from pipeline.data.batches import Batch, Request, ViewSet
-from pipeline.data.renderers import Renderer
+from pipeline.data.rendering import pictures, renderers
+from pipeline.data.rendering.renderers import Renderer
 from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
 from pipeline.measurement import machine
@@ -141,7 +142,7 @@ def _batches(
     for view in range(1000):
         order = batches.shuffled(len(dataset), view, 0)
         requests += batches.sequential(order, view, dataset.contract.size, batch)
-    return iter(batches.load(fabric, dataset, requests, workers))
+    return iter(batches.load(fabric.device, dataset, requests, workers))
 
 
 def _rate(fabric: Fabric, renderer: Renderer, dataset: ViewSet, arguments: argparse.Namespace) -> float:

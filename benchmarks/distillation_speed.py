@@ -49,6 +49,7 @@ from pipeline.distillation import labelling, labels, learning, training_data
 from pipeline.distillation.labels import Answers, Key
 from pipeline.distillation.settings import StudentTraining
 from pipeline.distillation.training_data import TrainingData
+from pipeline.running import affinity
 from pipeline.training import compute
 from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract
@@ -151,7 +152,7 @@ def _result(rounds: dict[str, list[float]], arguments: argparse.Namespace) -> di
         "rounds": rounds,
         "batch_size": BATCH,
         "images": arguments.images,
-        "threads": compute.usable_cores(),
+        "threads": affinity.physical_cores(),
         "torch": torch.__version__,
         "cpu": _cpu(),
     }

@@ -23,8 +23,9 @@ from pathlib import Path
 import onnx
 import yaml
 
-from pipeline import lock_file, paths
-from pipeline.process import BUILDERS
+from pipeline import paths
+from pipeline.running import lock_file
+from pipeline.running.command_line import BUILDERS
 
 STAGES: dict[str, tuple[str, ...]] = {
     "check": ("artifacts/checked.txt", "artifacts/code"),

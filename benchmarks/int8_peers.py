@@ -31,9 +31,9 @@ from pipeline.data import sampling, store
 from pipeline.data.batches import Request, ViewSet
 from pipeline.models import storage
 from pipeline.onnx import inference
-from pipeline.process import one_line_errors
+from pipeline.running import affinity
+from pipeline.running.process import one_line_errors
 from pipeline.tasks import SINGLE_LABEL
-from pipeline.training import compute
 
 
 class PeerError(Exception):
@@ -201,7 +201,7 @@ def _measure(
     rows: dict[str, Row], files: Mapping[str, Path], test: ViewSet, arguments: argparse.Namespace
 ) -> Row:
     """Fill the rows; returns what is said of all of them."""
-    answers = side_by_side.answer(files, test, compute.usable_cores())
+    answers = side_by_side.answer(files, test, affinity.physical_cores())
     times, about = side_by_side.timings(
         files, arguments.parent, sessions=arguments.sessions, seed=arguments.seed
     )

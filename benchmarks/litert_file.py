@@ -31,8 +31,8 @@ from pipeline.measurement.latency import Call
 from pipeline.models import storage
 from pipeline.onnx.export import metadata_for
 from pipeline.onnx.inference import Classifier, open_classifier, run
-from pipeline.process import one_line_errors
-from pipeline.training import compute
+from pipeline.running import affinity
+from pipeline.running.process import one_line_errors
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def _score(
 ) -> dict[str, dict[str, Any]]:
     """Top-1 of each file with its paired difference to the reference's ONNX file; and, of each variant, how
     far LiteRT's answers and logits are from ONNX Runtime's."""
-    threads = compute.usable_cores()
+    threads = affinity.physical_cores()
     onnx = {name: open_classifier(paths.onnx(name), threads=threads, spinning=False) for name in files}
     first = next(iter(onnx.values()))
     images = side_by_side.spread(store.read(paths.DATA, "test"), count)
@@ -120,7 +120,7 @@ def _run_other(session: Session, pixels: np.ndarray, classes: int) -> np.ndarray
 
 def _time(files: dict[str, Path], reference: str, sessions: int, seed: int) -> list[dict[str, Any]]:
     """Latencies of all files with one thread and with all, in their own runtimes."""
-    cores = machine.usable_cores()
+    cores = affinity.usable_cores()
     return [
         latency.time_condition(
             files,

@@ -50,6 +50,7 @@ from pipeline.data.store import ImageSet
 from pipeline.distillation.objective import loss_terms
 from pipeline.distillation.settings import Objective
 from pipeline.quantization import wrappers
+from pipeline.running import affinity
 from pipeline.statistics import intervals
 from pipeline.tasks import SINGLE_LABEL
 from pipeline.training import compute, loop
@@ -392,7 +393,9 @@ def _line(row: dict[str, Any]) -> str:
 def _machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {compute.usable_cores()} cores"
+    return (
+        f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {affinity.physical_cores()} cores"
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pipeline.data.batches import ViewSet
 from pipeline.models import storage
 from pipeline.parity import ladder
 from pipeline.parity.ladder import RungName
-from pipeline.training import compute
+from pipeline.running import affinity
 
 BATCH = 50
 SIDE_RUNGS: tuple[RungName, ...] = ("torch_float", "onnx_float", "fake_quant", "onnx_plain")
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--all-rungs", action="store_true")
     arguments = parser.parse_args()
     p = parameters.load()
-    threads = p.compute.threads or compute.usable_cores()
+    threads = p.compute.threads or affinity.physical_cores()
     torch.set_num_threads(threads)
     for variant in p.variants:
         model = storage.load(paths.model(variant))

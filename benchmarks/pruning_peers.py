@@ -40,8 +40,9 @@ from pipeline.models import costs, storage
 from pipeline.models.storage import Model
 from pipeline.onnx import export
 from pipeline.parameters import ParameterError
-from pipeline.process import one_line_errors
 from pipeline.pruning import masks, surgery
+from pipeline.running import affinity
+from pipeline.running.process import one_line_errors
 from pipeline.training import compute, norms
 
 GRAPH_SIZE = 32
@@ -357,7 +358,7 @@ def _measure(
 ) -> Row:
     """Fill the rows; returns what is said of all of them."""
     all_of_them = {**{f"{name} before": path for name, path in before.items()}, **after}
-    answers = side_by_side.answer(all_of_them, test, compute.usable_cores())
+    answers = side_by_side.answer(all_of_them, test, affinity.physical_cores())
     times, about = side_by_side.timings(after, arguments.parent, sessions=arguments.sessions, seed=0)
     reference = answers[arguments.parent]
     target = rows[arguments.ours]["macs"]

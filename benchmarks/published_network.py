@@ -35,8 +35,9 @@ from pipeline.models.storage import Card, Model
 from pipeline.onnx import export
 from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Quantize
-from pipeline.process import one_line_errors
 from pipeline.quantization import aware_training, post_training, stem
+from pipeline.running import affinity
+from pipeline.running.process import one_line_errors
 from pipeline.training import compute
 from pipeline.training.settings import ComputeSettings
 from students.mobilenet_v1 import scaled_channels
@@ -90,7 +91,7 @@ def main() -> None:
         val.labels[indices],
         val.task,
         contract=contract,
-        threads=compute.usable_cores(),
+        threads=affinity.physical_cores(),
     )
     for name in arguments.bits:
         settings = Quantize(

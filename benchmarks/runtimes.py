@@ -34,8 +34,8 @@ from pipeline import lineage, parameters, paths
 from pipeline.data import store
 from pipeline.data.batches import Request, ViewSet
 from pipeline.onnx import inference
+from pipeline.running import affinity
 from pipeline.statistics import intervals
-from pipeline.training.compute import usable_cores
 
 RUNTIMES = ("onnxruntime", "litert", "openvino", "executorch", "ncnn")
 BATCH = 64
@@ -103,11 +103,11 @@ def main() -> None:
         np.save(folder / "images.npy", np.concatenate(pixels))
         result = {
             "n": len(test),
-            "cores": usable_cores(),
+            "cores": affinity.physical_cores(),
             "runtimes": {},
             "latency": {},
         }
-        for threads in dict.fromkeys((1, usable_cores())):
+        for threads in dict.fromkeys((1, affinity.physical_cores())):
             workers = {
                 runtime: Worker(runtime, arguments.packages, folder, threads)
                 for runtime in arguments.runtimes

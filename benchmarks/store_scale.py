@@ -196,7 +196,7 @@ def _read(
         view_set = MadeUp(_images(rows, classes), SPACE, CONTRACT, answers.at)
         with _timed(seconds, "loader"):
             shown = [Request(indices, views - 1, 1) for indices in requests]
-            for loaded in batches.load(fabric, view_set, shown, workers=0):
+            for loaded in batches.load(fabric.device, view_set, shown, workers=0):
                 assert loaded.answers is not None
         counts["loader"] = rows
     _check(answers, order[:batch], classes, views - 1, top)

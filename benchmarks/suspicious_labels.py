@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import nn
 
-from pipeline import progress
 from pipeline.data import images, tables
 from pipeline.inspection import suspects
 from pipeline.inspection.suspects import Suspects
 from pipeline.onnx import inference
-from pipeline.process import one_line_errors
+from pipeline.running import progress
+from pipeline.running.process import one_line_errors
 
 COLUMN = "noisy_labels_{}"
 SHARES = (0, 1, 5, 25, 50)

@@ -8,6 +8,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if "DVC_STAGE" in os.environ:
     # Before anything else is imported: PyTorch alone takes seconds, in which DVC may be killed.
-    from pipeline import process
+    from pipeline.running import dvc_parent
 
-    process.end_with_dvc()
+    dvc_parent.end_with()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline import paths, process
+from pipeline import paths
 from pipeline.commands import (
     choose,
     compress,
@@ -31,6 +31,7 @@ from pipeline.commands import (
     tidy,
 )
 from pipeline.errors import did_you_mean
+from pipeline.running import process
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import process, provenance
+from pipeline import provenance
+from pipeline.running import dvc_parent
 
 Entry = TypeVar("Entry")
 
@@ -34,7 +35,7 @@ def read(file: Path) -> dict[str, Any]:
     The digests tell code by the fingerprints of `check`, which are those of the code only within a pipeline.
     A stage that was started without DVC therefore finds no earlier result.
     """
-    if process.STARTED_BY_DVC not in os.environ:
+    if dvc_parent.STAGE not in os.environ:
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

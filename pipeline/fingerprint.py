@@ -28,10 +28,9 @@ PROJECT = ("pipeline", "students", "teachers")
 NO_RESULTS = (
     "pipeline.parameters",
     "pipeline.paths",
-    "pipeline.process",
-    "pipeline.progress",
     "pipeline.errors",
     "pipeline.resources",
+    "pipeline.running",
 )
 """Modules that are left out. DVC tracks the paths and the values of the parameters by itself; the settings of
 the packages, which the parameters put together, belong to the packages."""

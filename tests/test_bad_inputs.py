@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import __main__, earlier, parameters, paths, process
+from pipeline import __main__, earlier, parameters, paths
 from pipeline.parameters import ParameterError, UnknownVariantError, composition
 from pipeline.parameters.variants import LONGEST_NAME
+from pipeline.running import process
 from pipeline.settings import merge
 from pipeline.stages import check, distill, evaluate, export, prune
 from pipeline.tracking import addresses, database

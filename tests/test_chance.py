@@ -134,3 +134,11 @@ def test_attributes_the_wrong_way_round_are_below_chance() -> None:
 def test_images_of_one_class_do_not_show_chance() -> None:
     predictions = np.repeat([0, 1], [90, 10])
     assert not chance.of_classes(predictions, np.zeros(100, int)).is_reached
+
+
+def test_chance_is_the_same_in_blocks_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    predictions, labels = random.integers(0, 30, (2, 500))
+    whole = chance.of_classes(predictions, labels)
+    monkeypatch.setattr(chance, "BLOCK", 100)
+    assert chance.of_classes(predictions, labels).deviation == pytest.approx(whole.deviation, rel=1e-12)

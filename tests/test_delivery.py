@@ -13,7 +13,7 @@ from random import Random
 import pytest
 from mlflow import MlflowClient
 
-from pipeline import process
+from pipeline.running import process
 from pipeline.tracking import delivery, outbox, patience, records, runs
 from pipeline.tracking.outbox import Delivery
 from pipeline.tracking.records import TrackingError, UnreachableError

@@ -16,9 +16,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import students
-from pipeline.data import batches, device_views, drawing, pictures, prefetching, renderers, store, views
+from pipeline.data import batches, store, views
 from pipeline.data.batches import Batch, Request, ViewSet
-from pipeline.data.device_views import Pictures
+from pipeline.data.rendering import device_views, drawing, pictures, prefetching, renderers
+from pipeline.data.rendering.device_views import Pictures
 from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import labels
@@ -112,12 +113,11 @@ def same(one: Iterable[Batch], other: Iterable[Batch]) -> int:
 
 def both(dataset: ViewSet, requests: list[Request], workers: int = 0) -> tuple[Iterable, Iterable]:
     """The same batches, from the device and from the CPU's renderer."""
-    fabric = Fabric(accelerator="cpu")
     renderers.prefer("device")
-    rendered = batches.load(fabric, dataset, requests, workers)
+    rendered = batches.load(CPU, dataset, requests, workers)
     assert isinstance(rendered, batches.DeviceBatches)
     renderers.prefer("workers")
-    return rendered, batches.load(fabric, dataset, requests, workers)
+    return rendered, batches.load(CPU, dataset, requests, workers)
 
 
 @pytest.mark.parametrize(
@@ -311,15 +311,30 @@ def test_images_that_do_not_fit_are_rendered_by_workers(
     monkeypatch.setattr(pictures, "SHARE", 0.5)
     monkeypatch.setattr(pictures, "_free", lambda _: 2 * needed - 2)
     dataset, requests = ViewSet(images, PLAIN, CONTRACT), batches.sequential(range(10), 0, 32, 5)
-    fabric = Fabric(accelerator="cpu")
-    assert not isinstance(batches.load(fabric, dataset, requests, 0), batches.DeviceBatches)
-    assert batches.renderer(fabric, dataset) == "workers"
+    assert not isinstance(batches.load(CPU, dataset, requests, 0), batches.DeviceBatches)
+    assert batches.renderer(CPU, dataset) == "workers"
     assert "compute.views" in capsys.readouterr().err
     images = replace(garments, table=garments.table.select(range(10)))
     monkeypatch.setattr(pictures, "_free", lambda _: 2 * needed)
     dataset = ViewSet(images, PLAIN, CONTRACT)
-    assert isinstance(batches.load(fabric, dataset, requests, 0), batches.DeviceBatches)
-    assert batches.renderer(fabric, dataset) == "device"
+    assert isinstance(batches.load(CPU, dataset, requests, 0), batches.DeviceBatches)
+    assert batches.renderer(CPU, dataset) == "device"
+
+
+@pytest.mark.filterwarnings("error:This DataLoader will create")
+def test_as_many_workers_render_as_cores_can_be_used_with_the_same_pixels(
+    garments: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, requests = ViewSet(garments, MIXED, CONTRACT), batches.sequential(range(10), 0, 32, 5)
+    renderers.prefer("workers")
+    shown = []
+    for usable, workers in (({3}, 1), ({3, 5}, 2), (set(range(8)), 2)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, usable=usable: usable)
+        loaded = batches.load(CPU, dataset, requests, 2)
+        assert isinstance(loaded, batches.WorkerBatches)
+        assert loaded.workers == workers
+        shown.append([batch.images for batch in loaded])
+    torch.testing.assert_close(shown, [shown[0]] * 3, rtol=0, atol=0)
 
 
 def test_only_a_gpu_renders_by_itself_and_only_if_many_views_are_asked_for(
@@ -378,8 +393,8 @@ def test_the_setting_reaches_the_batches_and_answers_are_the_same_bit_for_bit(pr
     for renderer in ("device", "workers"):
         fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, views=renderer))
         with torch.no_grad():
-            shown = [batch.images for batch in batches.load(fabric, dataset, requests, 0)]
-            assert batches.renderer(fabric, dataset) == renderer
+            shown = [batch.images for batch in batches.load(fabric.device, dataset, requests, 0)]
+            assert batches.renderer(fabric.device, dataset) == renderer
             given[renderer] = torch.cat([teacher(dataset.contract.normalise(images)) for images in shown])
     torch.testing.assert_close(given["device"], given["workers"], rtol=0, atol=0.05 * LEVELS)
     assert given["device"].std() > 0.1
@@ -408,7 +423,7 @@ def test_a_training_ends_with_the_same_weights_and_scores(prepared: Path, tmp_pa
             workers=0,
             run=Run("test", tmp_path / renderer, renderer),
         )
-        assert batches.renderer(fabric, sets["train"]) == renderer
+        assert batches.renderer(fabric.device, sets["train"]) == renderer
         times = {"seconds", "images_per_second"}
         scores = [{name: line[name] for name in line.keys() - times} for line in history]
         ends.append((torch.cat([tensor.flatten() for tensor in module.state_dict().values()]), scores))

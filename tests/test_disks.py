@@ -19,13 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline import files, parameters, paths, process, resources
+from pipeline import files, parameters, paths, resources
 from pipeline.data import sources, splits, store
 from pipeline.errors import DistilleryError
 from pipeline.evaluation import confidence
 from pipeline.measurement import kernels
 from pipeline.measurement.kernels import Convolution
 from pipeline.resources import ResourceError
+from pipeline.running import process
 from teachers import runtime
 from teachers.errors import TeacherError
 
@@ -314,7 +315,7 @@ def test_a_teacher_that_cannot_be_exported_says_why() -> None:
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.{limit}, ({value}, {value}))
-from pipeline import process
+from pipeline.running import process
 with process.one_line_errors():
     {work}
 """

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import earlier, process
+from pipeline import earlier
+from pipeline.running import dvc_parent
 
 
 def test_a_digest_tells_contents_and_names_and_absence(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_entries_stay_whose_inputs_are_the_same() -> None:
 def test_an_earlier_result_that_cannot_be_read_is_measured_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    monkeypatch.setenv(process.STARTED_BY_DVC, "probe")
+    monkeypatch.setenv(dvc_parent.STAGE, "probe")
     file = tmp_path / "result.json"
     assert earlier.read(file) == {}
     file.write_text(content, encoding="latin-1")
@@ -42,9 +43,9 @@ def test_a_stage_that_somebody_starts_by_hand_measures_everything(
 ) -> None:
     file = tmp_path / "result.json"
     file.write_text(json.dumps({"inputs": {}}))
-    monkeypatch.delenv(process.STARTED_BY_DVC, raising=False)
+    monkeypatch.delenv(dvc_parent.STAGE, raising=False)
     assert earlier.read(file) == {}
-    monkeypatch.setenv(process.STARTED_BY_DVC, "probe")
+    monkeypatch.setenv(dvc_parent.STAGE, "probe")
     assert earlier.read(file) == {"inputs": {}}
 
 

@@ -102,7 +102,7 @@ def test_the_settings_of_a_package_are_part_of_its_code(checkout: Path, current:
 def test_a_file_that_is_no_python_is_one_line(checkout: Path) -> None:
     (checkout / "pipeline/pruning/scratch.py").write_text("def (")
     code = (
-        "from pipeline import fingerprint, process\n"
+        "from pipeline import fingerprint\nfrom pipeline.running import process\n"
         "with process.one_line_errors(): fingerprint.import_graph()"
     )
     done = subprocess.run(

@@ -833,7 +833,7 @@ def test_predict_takes_linked_files_and_folders_and_says_what_it_leaves_out(tmp_
 
 def test_a_name_that_the_terminal_lacks_is_printed_as_an_escape() -> None:
     code = (
-        "from pipeline.process import one_line_errors\n"
+        "from pipeline.running.process import one_line_errors\n"
         "with one_line_errors():\n"
         "    print('k\\u00e4se \\udce4')\n"
     )

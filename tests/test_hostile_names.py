@@ -30,13 +30,14 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from pipeline import __main__ as command_line
-from pipeline import escaping, process
+from pipeline import escaping
 from pipeline.errors import DistilleryError
 from pipeline.onnx import inference
 from pipeline.report import pictures, plots
 from pipeline.report.card import card
 from pipeline.report.page import page
 from pipeline.report.results import RunResults
+from pipeline.running import process
 from pipeline.shipping import folder
 from tests import document, hostile, results, tiny_onnx
 from tests.hostile import NAMES, shown

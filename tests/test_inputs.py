@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import inputs, paths
-from pipeline.inputs import ChangedInputError
+from pipeline import paths
+from pipeline.running import inputs
+from pipeline.running.inputs import ChangedInputError
 
 ROOT = Path(__file__).parents[1]
 STAGES = """
@@ -131,7 +132,10 @@ def test_every_stage_of_the_pipeline_is_known() -> None:
     variants = yaml.safe_load((ROOT / paths.PARAMETERS).read_text())["variants"]
     names = [name for name in pipeline if "foreach" not in pipeline[name]] + ["litert@all"]
     names += [f"{name}@{key}" for name in ("build", "export", "evaluate") for key in variants]
-    code = "import sys; from pipeline import inputs; print([inputs._declared(name) for name in sys.argv[1:]])"
+    code = (
+        "import sys; from pipeline.running import inputs; "
+        "print([inputs._declared(name) for name in sys.argv[1:]])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -143,7 +147,7 @@ def test_every_stage_of_the_pipeline_is_known() -> None:
 STAGE = """
 import sys
 from pathlib import Path
-from pipeline.process import stage
+from pipeline.running.process import stage
 def main():
     "Write a file."
 with stage():

@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import paths, process
-from pipeline.process import BusyError
+from pipeline import paths
+from pipeline.running import dvc_parent, locks, process
+from pipeline.running.locks import BusyError
 
 ROOT = Path(__file__).parents[1]
 DVC = Path(sys.executable).parent / "dvc"
@@ -97,7 +98,7 @@ def test_a_stage_ends_when_dvc_is_killed_before_or_after_its_first_import(
 def test_a_stage_goes_on_as_long_as_dvc_does(project: Path) -> None:
     with start(DVC, "repro", folder=project, DVC_SITE_CACHE_DIR=str(project / "site")) as dvc:
         wait_for(project / "imported")
-        time.sleep(3 * process.POLL_SECONDS)
+        time.sleep(3 * dvc_parent.POLL_SECONDS)
         number = int((project / "number").read_text())
         assert psutil.pid_exists(number)
         assert dvc.poll() is None
@@ -132,8 +133,8 @@ def test_a_stage_whose_dvc_has_ended_before_its_first_line_does_nothing(tmp_path
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline import process
-with process.alone(Path(sys.argv[1])):
+from pipeline.running import locks
+with locks.alone(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(120)
 """
@@ -152,23 +153,23 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_work_is_done_by_one_process_at_a_time_and_the_other_is_named(
     holder: "subprocess.Popen[str]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "TAKEOVER_SECONDS", 0.2)
+    monkeypatch.setattr(locks, "TAKEOVER_SECONDS", 0.2)
     file = tmp_path / "work.lock"
     with (
         pytest.raises(BusyError, match=rf"process {holder.pid} \(.*python.*work\.lock") as caught,
-        process.alone(file),
+        locks.alone(file),
     ):
         pass
     assert len(str(caught.value).splitlines()) == 1
     holder.kill()
     holder.wait()
-    with process.alone(file):
+    with locks.alone(file):
         assert file.read_text().startswith(f"{os.getpid()} ")
 
 
 def test_the_work_of_a_killed_process_is_taken_over(holder: "subprocess.Popen[str]", tmp_path: Path) -> None:
     holder.send_signal(signal.SIGKILL)
-    with process.alone(tmp_path / "work.lock"):
+    with locks.alone(tmp_path / "work.lock"):
         pass
 
 
@@ -196,9 +197,9 @@ def test_stages_that_write_the_same_exclude_each_other(
 
 
 SECOND = """
-from pipeline import process
+from pipeline.running import locks, process
 
-process.TAKEOVER_SECONDS = 0.1
+locks.TAKEOVER_SECONDS = 0.1
 
 def main(variant: str) -> None:
     "Do what distill.py does."

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import lock_file, paths
-from pipeline.lock_file import LockFileError
+from pipeline import paths
+from pipeline.running import lock_file
+from pipeline.running.lock_file import LockFileError
 
 VARIANTS = ("fp32", "int8")
 NAMES = ("check", "prepare", "build@fp32", "build@int8", "track")

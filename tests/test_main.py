@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline import __main__, paths, process, provenance
+from pipeline import __main__, paths, provenance
+from pipeline.running import process
 from pipeline.selection import budget, table
 from pipeline.selection.table import Row
 from tests import tiny_onnx

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.models.folding import fold_batch_norm
 from pipeline.models.layers import trace
 from pipeline.models.storage import Model
 from pipeline.onnx.sessions import FUSED, PLAIN
-from pipeline.parity import ladder, saturation
+from pipeline.parity import ladder, layerwise, saturation
 from pipeline.parity.ladder import ParityError, climb
 from tests.tiny_students import FLOAT_LAYERS, int8_student, photographs, ship, simulated, student
 
@@ -168,10 +169,11 @@ def test_a_tie_is_one_also_where_a_single_image_shows_it(tmp_path: Path) -> None
     path = ship(model, tmp_path)
     head.bias = nn.Parameter(torch.tensor([3e-8, 0.0, 0.0, 0.0]))
     network = fold_batch_norm(model)
-    assert ladder._float_divergence(model, network, path, FUSED, photographs(1), 1.0) is None
+    outputs = partial(layerwise.outputs_of_file, path, level=FUSED)
+    assert ladder.untied_divergence(model, network, outputs, photographs(1), 1.0) is None
     head.bias = nn.Parameter(torch.tensor([0.3, 0.0, 0.0, 0.0]))
     other = fold_batch_norm(model)
-    reason = ladder._float_divergence(model, other, path, FUSED, photographs(1), 1.0)
+    reason = ladder.untied_divergence(model, other, outputs, photographs(1), 1.0)
     assert reason is not None
     assert "logits" in reason
 

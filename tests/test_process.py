@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import paths, process, progress
+from pipeline import paths
+from pipeline.running import command_line, process, progress
 from pipeline.stages import compare, distill, export
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ def test_help_or_unexpected_arguments_end_a_stage_before_it_starts(
     monkeypatch.setitem(sys.modules, "__main__", module)
     monkeypatch.setattr(sys, "argv", ["stage", *arguments])
     with pytest.raises(SystemExit) as caught:
-        process.check_arguments()
+        command_line.check()
     assert caught.value.code == status
     out, err = capsys.readouterr()
     assert ("artifacts/" in out and "example:\n" in out) == (status == 0)
@@ -48,7 +49,7 @@ def test_a_stage_starts_with_the_arguments_that_its_main_takes(
 ) -> None:
     monkeypatch.setitem(sys.modules, "__main__", module)
     monkeypatch.setattr(sys, "argv", ["stage", *arguments])
-    process.check_arguments()
+    command_line.check()
 
 
 def test_a_missing_variant_is_answered_with_those_that_the_stage_takes(
@@ -60,8 +61,17 @@ def test_a_missing_variant_is_answered_with_those_that_the_stage_takes(
     for module, allowed in ((distill, "fp32, small"), (export, "fp32, half, small")):
         monkeypatch.setitem(sys.modules, "__main__", module)
         with pytest.raises(SystemExit):
-            process.check_arguments()
+            command_line.check()
         assert f"allowed: {allowed} " in capsys.readouterr().err
+
+
+def test_stages_that_train_nothing_do_not_import_the_trainer() -> None:
+    stages = ", ".join(
+        f"pipeline.stages.{name}" for name in ("evaluate", "explain", "export", "litert", "probe")
+    )
+    slow = f"import sys, {stages}; print({{'lightning_fabric', 'torch._dynamo'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", slow], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_every_stage_has_help_with_an_example_and_refuses_what_it_does_not_know() -> None:
@@ -70,16 +80,16 @@ def test_every_stage_has_help_with_an_example_and_refuses_what_it_does_not_know(
     assert len(scripts) > 15
     for script in scripts:
         main = script.read_text().partition('if __name__ == "__main__":')[2]
-        first = re.search(r"\b(stage|check_arguments|run_alongside|main)\(", main)
+        first = re.search(r"\b(stage|command_line\.check|run_alongside|main)\(", main)
         assert first is not None, script
-        assert first[1] in ("stage", "check_arguments"), script
+        assert first[1] in ("stage", "command_line.check"), script
 
 
 SCRIPT = """
 import multiprocessing, signal, time
 # Shells start background jobs with the signal ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from pipeline import process
+from pipeline.running import process
 process.explain_uncaught_errors()
 {work}
 print("ready", flush=True)

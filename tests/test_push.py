@@ -20,10 +20,11 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import MobileNetV1ForImageClassification
 
-from pipeline import paths, process, provenance
+from pipeline import paths, provenance
 from pipeline.models import storage
 from pipeline.models.storage import Model, Quantization
 from pipeline.onnx import inference
+from pipeline.running import process
 from pipeline.selection import table
 from pipeline.shipping import hub, hub_folder
 from tests import command, small_hub, small_servers, tiny_onnx, tiny_students
@@ -370,7 +371,7 @@ def test_the_token_is_not_shown_even_when_the_library_logs_everything(server: Hu
     script = f"""
         import logging
         from pathlib import Path
-        from pipeline.process import one_line_errors
+        from pipeline.running.process import one_line_errors
         from pipeline.shipping import hub
         logging.basicConfig(level=logging.DEBUG)
         with one_line_errors():

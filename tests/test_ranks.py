@@ -159,7 +159,7 @@ def test_an_error_that_all_processes_have_is_one_line(prepared: Path, tmp_path: 
 TOGETHER = """
 import json, os, sys, time
 from pathlib import Path
-from pipeline import process, siblings
+from pipeline.running import process, siblings
 from pipeline.errors import DistilleryError
 
 siblings.GRACE_SECONDS, siblings.NOTICE_SECONDS = 3.0, 1.2

@@ -9,10 +9,11 @@ import yaml
 from dvc.utils.hydra import compose_and_dump
 
 import students
-from pipeline import paths, process
+from pipeline import paths
 from pipeline.inspection import layer_sensitivity
 from pipeline.models import storage
 from pipeline.models.storage import Card, Model
+from pipeline.running import dvc_parent
 from pipeline.stages import prepare, sensitivity
 from teachers.contract import InputContract
 
@@ -85,7 +86,7 @@ def test_every_layer_is_narrowed_and_quantised_as_long_as_a_variant_is_made_so()
 def test_a_student_is_measured_once_whatever_variants_are_added_to_it(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(process.STARTED_BY_DVC, "sensitivity")
+    monkeypatch.setenv(dvc_parent.STAGE, "sensitivity")
     calls: list[object] = []
     real = layer_sensitivity.measure_students
     monkeypatch.setattr(

@@ -387,7 +387,7 @@ def test_an_ensemble_is_asked_live_at_the_size_of_each_member(tmp_path: Path) ->
         teacher_store.save(tmp_path / name, teacher, list("abcd"), card)
     teacher_store.write_card(tmp_path, {"members": ["0", "1"]})
     fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
-    live = teacher_store.live(fabric, tmp_path, tasks.SINGLE_LABEL)
+    live = teacher_store.live(fabric.device, tmp_path, tasks.SINGLE_LABEL)
     assert [contract.size for contract in live.inputs] == [64, 32]
     torch.manual_seed(0)
     seen = [torch.randint(256, (5, size, size, 3), dtype=torch.uint8) for size in (64, 32)]

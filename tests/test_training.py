@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 import students
-from pipeline import process, tasks
+from pipeline import tasks
 from pipeline.data import batches, store, views
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.views import ViewSpace
@@ -20,6 +20,7 @@ from pipeline.distillation import labelling, labels, learning, losses, training_
 from pipeline.distillation.labels import Answers, Key, LabelError, LiveTeacher
 from pipeline.distillation.objective import loss_terms
 from pipeline.distillation.settings import Objective, StudentTraining
+from pipeline.running import process
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
 from pipeline.training import checkpoints, compute, norms, optimisation, precision, scoring
 from pipeline.training.compute import ComputeError
@@ -458,7 +459,7 @@ def test_views_that_are_scored_each_epoch_are_rendered_once_a_size_unless_they_a
     monkeypatch.setattr(batches, "load", counted)
     fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
     val_set = training_data.load(data, oracle, answers, SPACE, CONTRACT).val_set
-    views = batches.CentredViews(fabric, val_set, 0)
+    views = batches.CentredViews(fabric.device, val_set, 0)
     shown = [[batch.images for batch in views.at(size)] for size in (32, 32, 64, 64, 32)]
     assert rendered == [32, 64, 32]
     torch.testing.assert_close(shown[1], shown[4], rtol=0, atol=0)

@@ -16,7 +16,7 @@ from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import objective
 from pipeline.distillation.settings import Objective
-from pipeline.process import stage
+from pipeline.running.process import stage
 from pipeline.training import compute, loop, norms, scoring
 from pipeline.training.loop import Run
 from pipeline.training.settings import ComputeSettings, Phase, TrainingSettings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import paths
 from pipeline.escaping import for_terminal
-from pipeline.process import one_line_errors
+from pipeline.running.process import one_line_errors
 
 if TYPE_CHECKING:
     from pipeline.parameters import Parameters

@@ -4,7 +4,7 @@ import shlex
 from argparse import Namespace
 
 from pipeline.commands import run as planned
-from pipeline.process import one_line_errors
+from pipeline.running.process import one_line_errors
 
 
 def run(arguments: Namespace) -> None:

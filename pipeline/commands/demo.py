@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from pipeline import paths
 from pipeline.commands import choose, models
-from pipeline.process import one_line_errors
+from pipeline.running.process import one_line_errors
 
 
 def run(arguments: Namespace) -> None:

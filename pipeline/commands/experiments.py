@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from pipeline.escaping import for_terminal
-from pipeline.process import one_line_errors
+from pipeline.running.process import one_line_errors
 
 
 def run(_: Namespace) -> None:

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from pipeline.process import one_line_errors
+from pipeline.running.process import one_line_errors
 
 
 def run(arguments: Namespace) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import paths
 from pipeline.commands import models
 from pipeline.escaping import for_terminal
-from pipeline.process import one_line_errors
+from pipeline.running.process import one_line_errors
 
 
 def run(arguments: Namespace) -> None:

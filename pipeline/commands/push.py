@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline import paths, resources
 from pipeline.commands import models, ship
 from pipeline.escaping import for_terminal
-from pipeline.process import one_line_errors
+from pipeline.running.process import one_line_errors
 
 
 def run(arguments: Namespace) -> None:

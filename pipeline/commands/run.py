@@ -13,7 +13,7 @@ from typing import NoReturn
 from pipeline import paths
 from pipeline.commands import choose
 from pipeline.errors import DistilleryError, did_you_mean
-from pipeline.process import one_line_errors
+from pipeline.running.process import one_line_errors
 
 MINUTES = 30.0
 """Time that the whole pipeline may take, unless the person gives another one."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import paths
 from pipeline.commands import models
-from pipeline.process import one_line_errors
+from pipeline.running.process import one_line_errors
 
 if TYPE_CHECKING:
     from pipeline.data.store import ImageSet

@@ -2,26 +2,27 @@
 them."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, islice
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float16, Int64, UInt8
-from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.data import device_views, drawing, pictures, prefetching, renderers, views
-from pipeline.data.device_views import Pictures, Plan, upload
-from pipeline.data.drawing import Mixtures, Views
-from pipeline.data.renderers import Renderer
+from pipeline.data import views
+from pipeline.data.rendering import device_views, drawing, pictures, prefetching, renderers
+from pipeline.data.rendering.device_views import Pictures, Plan, upload
+from pipeline.data.rendering.drawing import Mixtures, Views
+from pipeline.data.rendering.renderers import Renderer
 from pipeline.data.store import ImageSet
 from pipeline.data.views import View, ViewSpace
+from pipeline.running import affinity
 from pipeline.tasks import SINGLE_LABEL
 from teachers.contract import InputContract
 
@@ -211,16 +212,19 @@ class ViewSet(Dataset[Batch]):
 class CentredViews:
     """The centred views of a split, kept in memory for the next time if they fit ``CACHE_BYTES``."""
 
-    fabric: Fabric
+    device: torch.device
     dataset: ViewSet
     workers: int
+    rank: int = 0
+    ranks: int = 1
+    """Number of processes that share the batches."""
     _size: int = 0
     _cache: list[Batch] = field(default_factory=list)
 
     def at(self, size: int) -> Iterator[Batch]:
         """Yield the whole split at ``size`` pixels as batches, in order, on the device.
 
-        Rank ``r`` of ``n`` yields the batches ``r``, ``r + n`` and so on.
+        Rank ``r`` of ``n`` yields the batches ``r``, ``r + n`` and so on, counted from 0.
         """
         if size == self._size:
             yield from self._cache
@@ -228,9 +232,9 @@ class CentredViews:
         self._size, self._cache = 0, []
         fits = len(self.dataset) * size * size * 3 <= CACHE_BYTES
         requests = sequential(range(len(self.dataset)), None, size, CENTRED_BATCH)
-        requests = requests[self.fabric.global_rank :: self.fabric.world_size]
+        requests = requests[self.rank :: self.ranks]
         batches: list[Batch] = []
-        for batch in load(self.fabric, self.dataset, requests, self.workers):
+        for batch in load(self.device, self.dataset, requests, self.workers):
             if fits:
                 batches.append(batch)
             yield batch
@@ -330,33 +334,71 @@ class DeviceBatches:
         return Batch(images, shown, answers, tuple(for_teachers))
 
 
-def load(fabric: Fabric, dataset: ViewSet, requests: Sequence[Request], workers: int) -> Iterable[Batch]:
-    """Yield the requests' batches in order, on the device of ``fabric``.
+@dataclass(frozen=True)
+class WorkerBatches:
+    """Batches that worker processes render, and that are then copied to the device."""
 
-    They are rendered there if the images lie there (see ``pictures.choose``), else in ``workers`` processes.
-    """
-    images = pictures.choose(fabric.device, dataset.images, _views(requests), workers)
-    if images is not None:
-        return DeviceBatches(fabric.device, dataset, requests, images)
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=Requests(requests),
-        num_workers=workers,
-        # The loader draws a seed for its workers. From the global generator, that would change the dropout of
-        # a training that is resumed.
-        generator=torch.Generator(),
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_lower_priority,
-        pin_memory=fabric.device.type == "cuda",
+    device: torch.device
+    dataset: ViewSet
+    requests: Sequence[Request]
+    workers: int
+    """Number of processes; 0 renders in this one."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = DataLoader(
+            self.dataset,
+            batch_size=None,
+            sampler=Requests(self.requests),
+            num_workers=self.workers,
+            # The loader draws a seed for its workers. From the global generator, that would change the
+            # dropout of a training that is resumed.
+            generator=torch.Generator(),
+            prefetch_factor=4 if self.workers else None,
+            worker_init_fn=_lower_priority,
+            pin_memory=self.device.type == "cuda",
+        )
+        for batch in loader:
+            yield _copied(batch, self.device)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+
+def _copied(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device; a copy to a GPU goes on while the host does."""
+    ahead = device.type != "cpu"
+    return Batch(
+        batch.images.to(device, non_blocking=ahead),
+        batch.labels.to(device, non_blocking=ahead),
+        None if batch.answers is None else batch.answers.to(device, non_blocking=ahead),
+        tuple(images.to(device, non_blocking=ahead) for images in batch.for_teachers),
     )
-    # The requests are those of this process: Fabric must not divide them.
-    return cast(Iterable[Batch], fabric.setup_dataloaders(loader, use_distributed_sampler=False))
 
 
-def renderer(fabric: Fabric, dataset: ViewSet) -> Renderer:
+def load(
+    device: torch.device, dataset: ViewSet, requests: Sequence[Request], workers: int
+) -> DeviceBatches | WorkerBatches:
+    """The requests' batches in order, on a device.
+
+    They are rendered there if the images lie there (see ``pictures.choose``), else in worker processes.
+
+    Args:
+        device: where the batches are needed.
+        dataset: the split.
+        requests: the batches.
+        workers: greatest number of worker processes. Each has a core to itself: on fewer cores there are
+            fewer, with the same pixels.
+    """
+    workers = affinity.limit_workers(workers)
+    images = pictures.choose(device, dataset.images, _views(requests), workers)
+    if images is not None:
+        return DeviceBatches(device, dataset, requests, images)
+    return WorkerBatches(device, dataset, requests, workers)
+
+
+def renderer(device: torch.device, dataset: ViewSet) -> Renderer:
     """What rendered the batches of a data set that were loaded last."""
-    on_device = renderers.preferred() != "workers" and pictures.held(fabric.device, dataset.images)
+    on_device = renderers.preferred() != "workers" and pictures.held(device, dataset.images)
     return "device" if on_device else "workers"
 
 

@@ -8,9 +8,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from pipeline import progress, provenance, resources
+from pipeline import provenance, resources
 from pipeline.data.listing import SourceError
 from pipeline.data.settings import Download
+from pipeline.running import progress
 
 SECONDS = 5.0
 """Seconds in which a server has to answer a request, and that a download may stand still."""

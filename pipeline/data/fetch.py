@@ -9,11 +9,12 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import files, process, progress, provenance, resources
+from pipeline import files, provenance, resources
 from pipeline.data import downloads, reading, trees
 from pipeline.data.downloads import DownloadError
 from pipeline.data.settings import DataSettings, Download
 from pipeline.data.sources import SourceError
+from pipeline.running import locks, progress
 
 FILES = tuple(
     f"{stem}-{kind}-ubyte.gz" for stem in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
@@ -58,7 +59,7 @@ def fetch_archive(target: Path, source: Download, report: Callable[[str], None] 
     if not _is_filled(target):
         archive = target.with_name(source.url.rpartition("/")[2])
         part = target.with_name(f".{target.name}.{source.sha256[:16]}.part")
-        with process.alone(target.with_name(f".{target.name}.lock")):
+        with locks.alone(target.with_name(f".{target.name}.lock")):
             if archive.is_file():
                 _check_archive(archive, source)
                 _unpack(archive, target, source.images)

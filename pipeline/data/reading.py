@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline import progress
 from pipeline.data import images, trees
 from pipeline.data.images import SUFFIXES, ImageFileError
 from pipeline.data.listing import Rejected, SourceError, SourceFile, content_hash
+from pipeline.running import progress
 
 UNLABELLED = "unlabelled"
 """Name of the split of images without labels."""

@@ -20,11 +20,12 @@ from datasets.exceptions import DatasetGenerationError
 from jaxtyping import Bool, Float32, Int64, UInt64
 from PIL import Image
 
-from pipeline import files, progress, resources
+from pipeline import files, resources
 from pipeline.data.images import decode, reduce
 from pipeline.data.listing import Listing, SourceFile
 from pipeline.data.reading import UNLABELLED, in_order
 from pipeline.data.splits import SPLITS, Splits, fingerprint
+from pipeline.running import progress
 from pipeline.tasks import SINGLE_LABEL, TASKS, Task
 
 REPORT = "report.json"

@@ -167,10 +167,9 @@ def _class_doubts(
     predictions: Int64[np.ndarray, " images"], truth: Int64[np.ndarray, " images"], classes: Sequence[str]
 ) -> list[str]:
     images, found = len(truth), []
-    confusion = _confusion(predictions, truth, len(classes))
-    correct = int(confusion.trace())
     if order := _better_order(predictions, truth, len(classes)):
-        fitting = int(confusion[np.arange(len(classes)), order.columns].sum())
+        correct = int((predictions == truth).sum())
+        fitting = int((predictions == order.columns[truth]).sum())
         found.append(
             f"{correct} of {images} val images are right with the logits in the stated order, and {fitting} "
             f"with {_describe(order, classes)}"
@@ -222,7 +221,10 @@ def _best_order(
 ) -> np.ndarray:
     """The logit of each class with which the sum of ``fit`` is greatest (Kuhn 1955); of equal ones, its
     own."""
-    return linear_sum_assignment(fit + 1e-3 * np.eye(len(fit)), maximize=True)[1]
+    # Of many classes, further matrices of this size may not fit into memory.
+    fit = fit.astype(float)
+    fit[np.diag_indices(len(fit))] += 1e-3
+    return linear_sum_assignment(fit, maximize=True)[1]
 
 
 def _order(columns: Int[np.ndarray, " classes"]) -> Order | None:

@@ -17,12 +17,13 @@ from jaxtyping import Float16
 from lightning_fabric import Fabric
 from torch import nn
 
-from pipeline import files, progress
+from pipeline import files
 from pipeline.data import batches
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.requests import Lazily
 from pipeline.distillation import labels
 from pipeline.distillation.labels import Answers, LabelError
+from pipeline.running import progress
 
 BATCH = 128
 """Number of images that are shown to the teacher at once."""
@@ -107,7 +108,7 @@ def compute(
     ]
     size = view_set.contract.size
     requests = Lazily(len(rows) * views, lambda n: Request(rows[n // views], n % views, size))
-    stream = iter(batches.load(fabric, view_set, requests, workers))
+    stream = iter(batches.load(fabric.device, view_set, requests, workers))
     row_type = _row_type(classes, top)
     # A helper compacts answers while a GPU computes the next ones.
     with progress.bar("label", views * sum(map(len, rows)), "views") as bar, ThreadPoolExecutor(1) as helper:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float16, Int64, UInt, UInt8
 from torch import Tensor
 
 from pipeline import files, provenance
-from pipeline.data.renderers import Renderer
+from pipeline.data.rendering.renderers import Renderer
 from pipeline.data.views import ViewSpace
 from pipeline.errors import DistilleryError
 from pipeline.tasks import SINGLE_LABEL, Task

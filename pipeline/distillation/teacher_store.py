@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -135,7 +134,7 @@ def load_student(folder: Path) -> tuple[nn.Module, dict[str, Any], InputContract
     return module.eval(), arguments, InputContract.from_dict(card["input"])
 
 
-def live(fabric: Fabric, folder: Path, task: Task) -> LiveTeacher:
+def live(device: torch.device, folder: Path, task: Task) -> LiveTeacher:
     """The teacher or ensemble of a folder, ready to run while a student trains.
 
     Raises:
@@ -144,7 +143,7 @@ def live(fabric: Fabric, folder: Path, task: Task) -> LiveTeacher:
     """
     members = [load(folder / member) for member in read_card(folder)["members"]]
     networks = [
-        in_runtime(fabric.to_device(module.requires_grad_(False)), contract.size).module
+        in_runtime(module.requires_grad_(False).to(device), contract.size).module
         for module, contract in members
     ]
     contracts = tuple(contract for _, contract in members)

@@ -32,7 +32,7 @@ TOP = 5
 
 def score(
     path: Path,
-    images: Iterable[UInt8[np.ndarray, "batch height width 3"]],
+    images: Iterable[UInt8[np.ndarray, "_ height width 3"]],
     labels: Int[np.ndarray, " images"] | Float[np.ndarray, "images attributes"],
     *,
     threads: int,
@@ -80,7 +80,7 @@ def score(
 def score_logits(
     path: Path,
     names: Sequence[str],
-    batches: Iterable[Float32[np.ndarray, "batch classes"]],
+    batches: Iterable[Float32[np.ndarray, "_ classes"]],
     labels: Int[np.ndarray, " images"] | Float[np.ndarray, "images attributes"],
 ) -> tuple[dict[str, Any], Confidence | None]:
     """Score the logits of any file in any runtime, in the order of the labels.
@@ -91,7 +91,7 @@ def score_logits(
     Raises:
         ValueError: the logits and the labels do not match.
     """
-    parts: list[Float32[np.ndarray, "batch classes"]] = []
+    parts: list[Float32[np.ndarray, "_ classes"]] = []
     seen = 0
     for logits in batches:
         parts.append(logits)

@@ -14,6 +14,8 @@ from imagecorruptions import corrupt, get_corruption_names
 from jaxtyping import UInt8
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.running import affinity
+
 LIBRARY = f"imagecorruptions-imaug {version('imagecorruptions-imaug')}"
 GROUPS = {name: tuple(get_corruption_names(name)) for name in ("noise", "blur", "weather", "digital")}
 """Kinds of corruptions by their cause."""
@@ -72,6 +74,7 @@ class _CorruptedSets(Dataset[UInt8[np.ndarray, "images side side 3"]]):
 def batches(
     images: UInt8[np.ndarray, "images side side 3"], seeds: Sequence[int], workers: int = 0
 ) -> Iterator[UInt8[np.ndarray, "images side side 3"]]:
-    """Yield all images under each corruption of ``ALL``, in order, made in ``workers`` processes."""
-    for made in DataLoader(_CorruptedSets(images, seeds), batch_size=None, num_workers=workers):
+    """Yield all images under each corruption of ``ALL``, in order, made in at most ``workers`` processes."""
+    processes = affinity.limit_workers(workers)
+    for made in DataLoader(_CorruptedSets(images, seeds), batch_size=None, num_workers=processes):
         yield made.numpy()

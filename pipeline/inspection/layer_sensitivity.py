@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline import progress
 from pipeline.data import batches, sampling
 from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet
@@ -18,6 +17,7 @@ from pipeline.models.layers import trace
 from pipeline.models.storage import Model
 from pipeline.pruning import channel_sensitivity, widths
 from pipeline.quantization.sensitivity import score_layers, simulate_together
+from pipeline.running import progress
 from pipeline.tasks import SINGLE_LABEL, Task
 from pipeline.training import norms
 
@@ -113,7 +113,7 @@ def measure_students(
     student_input = next(iter(models.values())).card.input
     contract = replace(student_input, size=min(size or student_input.size, student_input.size))
 
-    def normalised(source: ImageSet, indices: np.ndarray) -> list[Float[Tensor, "batch 3 height width"]]:
+    def normalised(source: ImageSet, indices: np.ndarray) -> list[Float[Tensor, "_ 3 height width"]]:
         views = ViewSet(source, None, contract)[batches.Request(indices, None, contract.size)]
         return [contract.normalise(part) for part in views.images.split(BATCH)]
 

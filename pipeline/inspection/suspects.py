@@ -140,7 +140,9 @@ def mean_probabilities(
         for rows in _blocks(np.flatnonzero(plain[:, view]), sums.shape[1]):
             logits = torch.from_numpy(ask(images[rows], view)).float()
             sums[rows] += (logits.softmax(dim=1) if exclusive else logits.sigmoid()).numpy()
-    return sums / plain.sum(axis=1, dtype=np.float32)[:, None]
+    # In place: of many images and classes, two such arrays may not fit into memory.
+    sums /= plain.sum(axis=1, dtype=np.float32)[:, None]
+    return sums
 
 
 def find(

@@ -30,6 +30,7 @@ from pipeline.lineage import REFERENCE
 from pipeline.measurement import footprint, machine
 from pipeline.measurement.machine import Noise
 from pipeline.onnx.inference import INPUT, OUTPUT, open_classifier
+from pipeline.running import affinity
 from pipeline.statistics.intervals import mean_interval
 
 WINDOW = 4
@@ -105,7 +106,7 @@ def measure(
         )
     before = machine.load_average()
     random = np.random.default_rng(seed)
-    cores = machine.usable_cores()
+    cores = affinity.usable_cores()
     combinations = dict.fromkeys(
         (min(count or len(cores), len(cores)), batch) for batch in batch_sizes for count in threads
     )

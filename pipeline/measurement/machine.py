@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime as ort
 import psutil
 
+from pipeline.running import affinity
+
 FLAGS = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimddp", "i8mm", "bf16", "sve"),
@@ -54,7 +56,7 @@ def describe() -> dict[str, Any]:
         "architecture": platform.machine(),
         "flags": [flag for flag in FLAGS if flag in flags],
         "cores": os.cpu_count(),
-        "cores_usable": len(usable_cores()),
+        "cores_usable": len(affinity.usable_cores()),
         "governor": _read(FREQUENCY / "scaling_governor"),
         "frequency_mhz": float(cpu["cpu MHz"]) if "cpu MHz" in cpu else None,
         "memory_bytes": psutil.virtual_memory().total,
@@ -66,13 +68,6 @@ def describe() -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
-
-
-def usable_cores() -> list[int]:
-    """Indices of the cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def load_average() -> list[float] | None:

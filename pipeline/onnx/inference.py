@@ -99,8 +99,8 @@ def render(classifier: Classifier, image: Image.Image) -> UInt8[np.ndarray, "hei
 
 
 def run(
-    classifier: Classifier, batches: Iterable[UInt8[np.ndarray, "batch height width 3"]]
-) -> Iterator[Float32[np.ndarray, "batch classes"]]:
+    classifier: Classifier, batches: Iterable[UInt8[np.ndarray, "_ height width 3"]]
+) -> Iterator[Float32[np.ndarray, "_ classes"]]:
     """Logits of each batch.
 
     Raises:

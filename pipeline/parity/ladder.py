@@ -192,7 +192,8 @@ def _float_rungs(model: Model, path: Path, threads: int) -> list[Rung]:
     rounded = round_outputs(network) if model.half else None
 
     def file(name: RungName, level: ort.GraphOptimizationLevel, against: RungName) -> Rung:
-        diverges = partial(_float_divergence, model, network, path, level, rounded=rounded)
+        outputs = partial(layerwise.outputs_of_file, path, level=level)
+        diverges = partial(untied_divergence, model, network, outputs, rounded=rounded)
         return Rung(name, file_answers(path, level, threads), against, diverges)
 
     return [
@@ -219,11 +220,12 @@ def _int8_rungs(model: Model, path: Path, twin: Path, threads: int) -> tuple[lis
     twins, plain, fused = (
         file_answers(*opened, threads) for opened in ((twin, FUSED), (path, PLAIN), (path, FUSED))
     )
+    outputs_of_twin = partial(layerwise.outputs_of_file, twin, level=FUSED)
     in_16_bit = not safe and saturation.sums_may_saturate()
     compare = partial(_int8_divergence, model, network)
     rungs = [
         Rung("torch_float", module_answers(model, network.module)),
-        Rung("onnx_float", twins, "torch_float", partial(_float_divergence, model, network, twin, FUSED)),
+        Rung("onnx_float", twins, "torch_float", partial(untied_divergence, model, network, outputs_of_twin)),
         Rung("fake_quant", module_answers(model, rounded), "onnx_float"),
         Rung(
             "simulator",
@@ -251,21 +253,29 @@ def file_answers(path: Path, level: ort.GraphOptimizationLevel, threads: int) ->
     return lambda images: torch.from_numpy(layerwise.answers(session, images))
 
 
-def _float_divergence(
+@torch.no_grad()
+def untied_divergence(
     model: Model,
     network: Network,
-    path: Path,
-    level: ort.GraphOptimizationLevel,
+    outputs: Callable[[Sequence[str], Images], Mapping[str, Tensor]],
     images: Images,
     spread: float,
     rounded: nn.Module | None = None,
 ) -> str | None:
-    """The first layer whose output drifts from the module's, unless the logits tie; None if none does."""
+    """The first layer of a float file whose output drifts from the module's, in words; None if none does, or
+    if the logits tie.
+
+    Args:
+        model: the saved model.
+        network: the folded network.
+        outputs: function that returns the named activations of the file, and its logits.
+        images: the images whose answers differ.
+        spread: greatest less least of all logits.
+        rounded: the network in half precision, if the file has it.
+    """
     normalised = model.card.input.normalise(images)
-    names = layerwise.activations(network)
-    expected = layerwise.outputs_of_module(network.module, network, [], normalised)
-    actual = layerwise.outputs_of_file(path, names, images, level)
-    if margin(expected[LOGITS], actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
+    actual = outputs(layerwise.activations(network), images)
+    if margin(network.module(normalised), actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
         return None
     return floating_point.float_divergence(network, actual, spread, normalised, rounded)
 

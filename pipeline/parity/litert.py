@@ -24,17 +24,15 @@ from pipeline.onnx.graph import LOGITS
 from pipeline.onnx.sessions import FUSED
 from pipeline.parity import floating_point, layerwise
 from pipeline.parity.ladder import (
-    FLOAT_TIE,
     Images,
     ParityError,
     Rung,
     compare_rungs,
     file_answers,
-    margin,
     module_answers,
+    untied_divergence,
 )
 from pipeline.quantization.simulator import simulate
-from pipeline.tasks import TASKS
 
 COMPARED = 4
 """Number of images on which all layers are compared, whatever the answers are."""
@@ -71,7 +69,7 @@ def climb(
         raise ParityError(f"{model.card.variant}: {path.name} is not what its network computes; {reason}")
     if model.quantization is None:
         reference = Rung("torch_float", module_answers(model, network.module))
-        diverges = partial(_float_divergence, model, network, path)
+        diverges = partial(untied_divergence, model, network, partial(outputs_of_file, path, network))
     else:
         simulated = simulate(network, model.quantization)
         reference = Rung("simulator", module_answers(model, simulated))
@@ -118,20 +116,6 @@ def outputs_of_file(path: Path, network: Network, names: Sequence[str], images: 
             array = array.int() - INT8_ZERO_POINT
         outputs[name] = array[:, :, None, None] if name in network.pools else array.permute(0, 3, 1, 2)
     return {**outputs, LOGITS: logits}
-
-
-def _float_divergence(
-    model: Model, network: Network, path: Path, images: Images, spread: float
-) -> str | None:
-    """The first layer whose output drifts from the module's, unless the logits tie."""
-    normalised = model.card.input.normalise(images)
-    names = layerwise.activations(network)
-    actual = outputs_of_file(path, network, names, images)
-    with torch.no_grad():
-        expected = network.module(normalised)
-    if margin(expected, actual[LOGITS], TASKS[model.card.task]) <= FLOAT_TIE * spread:
-        return None
-    return floating_point.float_divergence(network, actual, spread, normalised)
 
 
 def _int8_divergence(

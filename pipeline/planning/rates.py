@@ -18,8 +18,9 @@ from pipeline.data.batches import Batch
 from pipeline.data.views import ViewSpace
 from pipeline.distillation.adaptation import OBJECTIVE
 from pipeline.distillation.objective import loss_terms
+from pipeline.running import affinity
 from pipeline.tasks import SINGLE_LABEL
-from pipeline.training import compute, optimisation, step
+from pipeline.training import optimisation, step
 from pipeline.training.depthwise import FastDepthwise
 from teachers.contract import InputContract
 from teachers.runtime import in_runtime
@@ -109,7 +110,7 @@ def measure(
         # The first start also reads the files of the libraries from the disk.
         start=min(_seconds(_start_stage, [None, None])),
         render=_render(sample, space, train_side, max(student_sizes)),
-        cores=compute.usable_cores(),
+        cores=affinity.physical_cores(),
         head=head,
         teacher=Network(
             {teacher_size: _learning(fabric, teacher, teacher_size)},

@@ -158,11 +158,11 @@ def gather_trial_data(
 
     taylor_indices = batches.shuffled(len(data.train_set), epoch=0, seed=seed)[: TAYLOR_IMAGES * taylor]
     taylor_batches = batches.load(
-        fabric, data.train_set, batches.sequential(taylor_indices, 0, contract.size, BATCH), workers
+        fabric.device, data.train_set, batches.sequential(taylor_indices, 0, contract.size, BATCH), workers
     )
     val_indices = sampling.choose(data.val_set.images, VAL_IMAGES, seed)
     val_batches = batches.load(
-        fabric, data.val_set, batches.sequential(val_indices, None, contract.size, BATCH), workers
+        fabric.device, data.val_set, batches.sequential(val_indices, None, contract.size, BATCH), workers
     )
     return TrialData(
         settling=tuple(norms.plain_images(fabric, data.train_set, SETTLING_IMAGES, BATCH, workers)),

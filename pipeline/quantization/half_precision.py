@@ -50,7 +50,7 @@ def round_outputs(network: Network) -> nn.Module:
 
 @torch.no_grad()
 def greatest_output(
-    network: Network, batches: Iterable[Float[Tensor, "batch 3 height width"]]
+    network: Network, batches: Iterable[Float[Tensor, "_ 3 height width"]]
 ) -> tuple[str, float]:
     """The layer with the greatest magnitude before its activation on some normalised images, and the
     magnitude.

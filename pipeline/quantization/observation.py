@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.models.layers import Network
 
-Batches = Callable[[], Iterable[Float[Tensor, "batch 3 height width"]]]
+Batches = Callable[[], Iterable[Float[Tensor, "_ 3 height width"]]]
 """Opens the same normalised calibration images anew at every call."""
 
 

@@ -16,10 +16,11 @@ from jaxtyping import Float32
 from PIL import Image
 from pydantic import TypeAdapter
 
-from pipeline import files, progress
+from pipeline import files
 from pipeline.onnx import inference, photograph
 from pipeline.onnx.inference import MULTI_LABEL_TASK, Classifier
 from pipeline.onnx.sessions import open_session
+from pipeline.running import progress
 
 AGREEMENT = "agreement"
 """Key of the metadata under which the agreement with the ordinary form is stored, as JSON."""

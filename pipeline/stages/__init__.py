@@ -4,7 +4,7 @@ The stage `build` runs load, distill, prune or quantize. `follow` runs beside a 
 in MLflow.
 """
 
-from pipeline import process
+from pipeline.running import process
 
 # Before PyTorch is imported, which takes much memory.
 process.explain_uncaught_errors()

@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline import earlier, files, parameters, paths, progress, provenance
+from pipeline import earlier, files, parameters, paths, provenance
 from pipeline.lineage import REFERENCE
 from pipeline.measurement import latency, machine, occasions
 from pipeline.parameters import Parameters
-from pipeline.process import stage
+from pipeline.running import progress
+from pipeline.running.process import stage
 
 
 def main() -> None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import earlier, files, fingerprint, lock_file, parameters, paths
+from pipeline import earlier, files, fingerprint, parameters, paths
 from pipeline.data import sources
 from pipeline.parameters import ParameterError, Parameters, Quantize, composition, configuration
-from pipeline.process import stage
+from pipeline.running import lock_file
+from pipeline.running.process import stage
 from pipeline.tracking import addresses, database
 from pipeline.tracking.records import URI_VARIABLE, TrackingServer
 from teachers.local_files import SUFFIXES

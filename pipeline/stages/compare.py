@@ -9,7 +9,7 @@ from pipeline import files, parameters, paths
 from pipeline.data import store
 from pipeline.evaluation import comparison, confidence, slices
 from pipeline.evaluation.comparison import ClassifierOutput
-from pipeline.process import stage
+from pipeline.running.process import stage
 from teachers.contract import InputContract
 
 FIRST = {"distill": "its teacher", "load": "the given network"}

@@ -5,7 +5,7 @@ import json
 from pipeline import files, parameters, paths
 from pipeline.measurement import energy
 from pipeline.models import histories
-from pipeline.process import stage
+from pipeline.running.process import stage
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pipeline.distillation import learning, teacher_store, training_data
 from pipeline.models import initialisation, storage
 from pipeline.models.storage import Card, Model
 from pipeline.parameters import Distill, Parameters
-from pipeline.process import run_alongside, stage
+from pipeline.running.process import run_alongside, stage
 from pipeline.training import compute, norms, results, scoring
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract
@@ -29,7 +29,7 @@ def main(variant: str) -> None:
     space = views.space(p.views, p.seed)
     data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, start.contract)
     if settings.answers != "stored":
-        teacher = teacher_store.live(fabric, paths.TEACHER, data.task)
+        teacher = teacher_store.live(fabric.device, paths.TEACHER, data.task)
         data = training_data.with_live_teacher(data, teacher, endless=settings.answers == "endless")
     fabric.seed_everything(seed, verbose=False)
     student, arguments = start.build(data.classes)

@@ -6,18 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import UInt8
-from lightning_fabric import Fabric
 from torch import Tensor
 
-from pipeline import files, parameters, paths, progress
+from pipeline import files, parameters, paths
 from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
 from pipeline.evaluation import confidence, scoring
 from pipeline.models import costs, storage
 from pipeline.onnx import weight
 from pipeline.parity import ladder
-from pipeline.process import stage
-from pipeline.training import compute
+from pipeline.running import affinity, progress
+from pipeline.running.process import stage
 
 BATCH = 32
 """Number of images per batch."""
@@ -28,15 +27,15 @@ def main(variant: str) -> None:
     p = parameters.load(variant=variant)
     model = storage.load(paths.model(variant))
     size = model.card.input.size
-    threads = p.compute.threads or compute.usable_cores()
+    threads = p.compute.threads or affinity.physical_cores()
     torch.set_num_threads(threads)
     test_set, val_set = (ViewSet(store.read(paths.DATA, s), None, model.card.input) for s in ("test", "val"))
 
     def images(
         views: ViewSet, indices: Sequence[int], description: str
-    ) -> Iterator[UInt8[Tensor, "batch height width 3"]]:
+    ) -> Iterator[UInt8[Tensor, "_ height width 3"]]:
         requests = batches.sequential(indices, None, size, BATCH)
-        loader = batches.load(Fabric(accelerator="cpu"), views, requests, p.compute.workers)
+        loader = batches.load(torch.device("cpu"), views, requests, p.compute.workers)
         with progress.bar(f"{description} {variant}", len(indices)) as bar:
             for batch in loader:
                 yield batch.images

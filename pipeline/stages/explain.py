@@ -17,7 +17,7 @@ from pipeline.evaluation import confidence
 from pipeline.inspection import explanation, suspects
 from pipeline.models import storage
 from pipeline.parameters import Parameters
-from pipeline.process import stage
+from pipeline.running.process import stage
 from pipeline.tasks import SINGLE_LABEL
 from teachers.contract import InputContract
 

@@ -11,7 +11,7 @@ from pipeline.data.batches import ViewSet
 from pipeline.models import storage
 from pipeline.onnx import export
 from pipeline.parity import verification
-from pipeline.process import stage
+from pipeline.running.process import stage
 
 VERIFIED_IMAGES = 32
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline import parameters, paths, process
+from pipeline import parameters, paths
 from pipeline.parameters import Parameters
+from pipeline.running import command_line
 
 CHECKPOINT = "last.safetensors"
 
@@ -84,5 +85,5 @@ def _history(folders: list[Path]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    process.check_arguments()
+    command_line.check()
     main(sys.argv[1])

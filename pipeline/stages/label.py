@@ -4,11 +4,12 @@ import numpy as np
 import torch
 
 from pipeline import parameters, paths, provenance
-from pipeline.data import batches, renderers, store, views
+from pipeline.data import batches, store, views
 from pipeline.data.batches import ViewSet
+from pipeline.data.rendering import renderers
 from pipeline.distillation import doubts, labelling, labels, teacher_store
 from pipeline.distillation.labels import Answers, Key
-from pipeline.process import stage
+from pipeline.running.process import stage
 from pipeline.tasks import Task
 from pipeline.training import checkpoints, compute
 from teachers.runtime import in_runtime
@@ -55,7 +56,7 @@ def main() -> None:
         key,
         teacher=card["origin"],
         engine=engine,
-        renderer=batches.renderer(fabric, view_set),
+        renderer=batches.renderer(fabric.device, view_set),
         blocks=blocks,
         images=len(images),
     )

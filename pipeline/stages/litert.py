@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
-from pipeline import earlier, files, parameters, paths, progress, provenance
+from pipeline import earlier, files, parameters, paths, provenance
 from pipeline.data import batches, sampling, store
 from pipeline.data.batches import ViewSet
 from pipeline.evaluation import scoring
@@ -21,9 +20,9 @@ from pipeline.models.storage import Model
 from pipeline.onnx.export import metadata_for
 from pipeline.parameters import Parameters
 from pipeline.parity import litert
-from pipeline.process import stage
+from pipeline.running import affinity, progress
+from pipeline.running.process import stage
 from pipeline.statistics.intervals import paired_interval
-from pipeline.training import compute
 
 BATCH = 32
 """Number of images that are rendered at once; the files take one at a time."""
@@ -40,7 +39,7 @@ def main() -> None:
     fresh = [name for name in p.variants if name not in kept]
     print(earlier.summary(fresh, sorted(kept)))
     models = {name: storage.load(paths.model(name)) for name in fresh}
-    threads = p.compute.threads or compute.usable_cores()
+    threads = p.compute.threads or affinity.physical_cores()
     torch.set_num_threads(threads)
     written = {name: _write(p, model, threads) for name, model in models.items()}
     scored = _score(p, models, threads)
@@ -104,7 +103,7 @@ def _images(
     p: Parameters, views: ViewSet, indices: Sequence[int], description: str
 ) -> Iterator[torch.Tensor]:
     requests = batches.sequential(indices, None, views.contract.size, BATCH)
-    loader = batches.load(Fabric(accelerator="cpu"), views, requests, p.compute.workers)
+    loader = batches.load(torch.device("cpu"), views, requests, p.compute.workers)
     with progress.bar(description, len(indices)) as bar:
         for batch in loader:
             yield batch.images
@@ -179,7 +178,7 @@ def _compare(model: Model, logits: Sequence[np.ndarray], labels: np.ndarray) -> 
 
 def _time(p: Parameters) -> list[dict[str, Any]]:
     """Latency of all files, one image per call, for each number of threads of the benchmark."""
-    cores = machine.usable_cores()
+    cores = affinity.usable_cores()
     places = {name: paths.litert(name) for name in p.variants}
     settings = p.benchmark.model_dump(include={"sessions", "precision", "seconds"})
     random = np.random.default_rng(p.seed)

@@ -8,7 +8,7 @@ from pipeline.data.batches import ViewSet
 from pipeline.distillation import sources, teacher_store
 from pipeline.models.storage import Card, Model
 from pipeline.parameters import Load
-from pipeline.process import stage
+from pipeline.running.process import stage
 from pipeline.training import compute, results, scoring
 
 

@@ -4,7 +4,7 @@ import sys
 
 from pipeline import parameters, paths
 from pipeline.data import listing, preparation, store
-from pipeline.process import stage
+from pipeline.running.process import stage
 
 
 def main() -> None:

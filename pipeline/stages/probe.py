@@ -16,8 +16,8 @@ from pipeline.inspection import out_of_distribution, robustness
 from pipeline.models import storage
 from pipeline.onnx.inference import open_classifier
 from pipeline.parameters import Parameters
-from pipeline.process import stage
-from pipeline.training import compute
+from pipeline.running import affinity
+from pipeline.running.process import stage
 
 LISTED = 10
 """Most names of unreadable files in the result."""
@@ -71,7 +71,7 @@ def _attacked(p: Parameters, name: str) -> str:
 def _measure(p: Parameters, test: ImageSet, names: Sequence[str]) -> dict[str, Any]:
     """Score some variants, and print the scores."""
     seed, result = p.seed, {}
-    cores = p.compute.threads or compute.usable_cores()
+    cores = p.compute.threads or affinity.physical_cores()
     classifiers = {name: open_classifier(paths.onnx(name), threads=cores, spinning=False) for name in names}
     modules = {
         name: storage.load(paths.model(name)) for name in dict.fromkeys(_attacked(p, v) for v in names)

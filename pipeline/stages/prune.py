@@ -11,17 +11,18 @@ from typing import Any
 
 from torch import nn
 
-from pipeline import cache, parameters, paths, provenance, siblings
+from pipeline import cache, parameters, paths, provenance
 from pipeline.data import views
 from pipeline.distillation import learning, training_data
 from pipeline.measurement import layer_costs
 from pipeline.models import storage
 from pipeline.models.storage import Model
 from pipeline.parameters import Prune
-from pipeline.process import run_alongside, stage
 from pipeline.pruning import plans, reconstruction, surgery, widths
 from pipeline.pruning.plans import PlanChoice, TrialData
 from pipeline.pruning.settings import PruningSettings
+from pipeline.running import siblings
+from pipeline.running.process import run_alongside, stage
 from pipeline.training import compute, norms, ranks, results, scoring
 
 

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
-from torch import Tensor
+from lightning_fabric import Fabric
+from torch import Tensor, nn
 
-from pipeline import cache, parameters, paths, provenance, siblings
+from pipeline import cache, parameters, paths, provenance
 from pipeline.data import batches, sampling, store, views
 from pipeline.data.batches import Request, ViewSet
 from pipeline.distillation import learning, training_data
@@ -23,11 +24,14 @@ from pipeline.models.storage import Model, Quantization
 from pipeline.onnx import graph
 from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Parameters, Quantize
-from pipeline.process import run_alongside, stage
 from pipeline.quantization import aware_training, half_precision, post_training, simulator, stem
 from pipeline.quantization.half_precision import HalfPrecisionError
 from pipeline.quantization.post_training import Judgement
+from pipeline.running import affinity, siblings
+from pipeline.running.process import run_alongside, stage
 from pipeline.training import compute, ranks, results, scoring
+from pipeline.training.checkpoints import History
+from pipeline.training.scoring import Score
 from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract
 
@@ -45,11 +49,16 @@ def main(variant: str) -> None:
         return
     # In 32 bits: in fewer bits, an integer times its step is no longer on the grid of the shipped file.
     fabric = compute.start(p.compute.model_copy(update={"precision": "32-true"}), ranks=trains)
-    original = storage.load(paths.model(p.variants[variant].parent))
-    results.check_parent(original.card)
+    parent = storage.load(paths.model(p.variants[variant].parent))
+    results.check_parent(parent.card)
     if settings.method == "fp16":
-        _to_half(variant, original, settings.calibration, p)
-        return
+        _to_half(variant, parent, settings.calibration, p)
+    else:
+        _to_integers(variant, parent, settings, p, fabric)
+
+
+def _to_integers(variant: str, original: Model, settings: Quantize, p: Parameters, fabric: Fabric) -> None:
+    """Write the variant in eight-bit integers, scored on val as the runtime computes them."""
     choose_layers = functools.partial(_choose_layers, variant, settings, original)
     settings, parent, applied = ranks.on_first(fabric, choose_layers)
     contract = parent.card.input
@@ -58,7 +67,7 @@ def main(variant: str) -> None:
 
     calibration = sampling.choose(data.train_set.images, settings.calibration, p.seed)
 
-    def calibration_images() -> Iterator[Float[Tensor, "batch 3 height width"]]:
+    def calibration_images() -> Iterator[Float[Tensor, "_ 3 height width"]]:
         for request in batches.sequential(calibration, None, contract.size, CALIBRATION_BATCH):
             yield contract.normalise(data.train_set[request].images)
 
@@ -93,7 +102,7 @@ def main(variant: str) -> None:
 
     network, quantization = ranks.on_first(fabric, after_training)
     history = []
-    if trains:
+    if settings.method == "qat":
         prepared = aware_training.prepare(network, quantization, learn_steps=settings.learn_steps)
         trained, history = learning.learn(
             fabric,
@@ -117,26 +126,15 @@ def main(variant: str) -> None:
         if applied["training_kept"]:
             network, quantization = after
         print(f"{variant}: {_effect(before, now, kept=applied['training_kept'])}")
-    simulated = simulator.simulate(network, quantization)
-    # On the CPU, where the sums of the simulator are exact.
-    host = compute.start(ComputeSettings(accelerator="cpu", threads=p.compute.threads))
-    val = scoring.evaluate(host, simulated, data.val_set, contract.size, p.compute.workers)
-    card = replace(
-        parent.card,
-        variant=variant,
-        parent=parent.card.variant,
-        op="quantize",
-        arguments={**parent.card.arguments, "norm": False},
+    val = _save(
+        variant,
+        Model(network.module, parent.card, quantization),
+        simulator.simulate(network, quantization),
+        data.val_set,
+        p,
         settings=applied,
-        val=results.describe(val),
         calibration_sha256=sampling.fingerprint(data.train_set.images, calibration),
-    )
-    results.save(
-        Model(network.module, card, quantization),
-        history,
-        folder=paths.model(variant),
-        timings=paths.timings,
-        run=paths.checkpoints(variant),
+        history=history,
     )
     print(f"{variant}: val {val} as the runtime computes")
 
@@ -208,34 +206,70 @@ def _to_half(variant: str, parent: Model, images: int, p: Parameters) -> None:
         layer, greatest = half_precision.greatest_output(network, normalised)
     except HalfPrecisionError as error:
         raise HalfPrecisionError(f"{variant}: {error}") from error
-    host = compute.start(ComputeSettings(accelerator="cpu", threads=p.compute.threads))
-    rounded = half_precision.round_outputs(network)
-    val = scoring.evaluate(host, rounded, val_set, contract.size, p.compute.workers)
-    card = replace(
-        parent.card,
-        variant=variant,
-        parent=parent.card.variant,
-        op="quantize",
-        arguments={**parent.card.arguments, "norm": False},
+    val = _save(
+        variant,
+        Model(network.module, parent.card, half=True),
+        half_precision.round_outputs(network),
+        val_set,
+        p,
         settings={
             "method": "fp16",
             "calibration": images,
             "greatest_output": {"layer": layer, "magnitude": greatest},
         },
-        val=results.describe(val),
         calibration_sha256=None,
-    )
-    results.save(
-        Model(network.module, card, half=True),
-        [],
-        folder=paths.model(variant),
-        timings=paths.timings,
-        run=paths.checkpoints(variant),
+        history=[],
     )
     print(
         f"{variant}: val {val} in float16; the greatest output is {greatest:.3g} ({layer}), of "
         f"{half_precision.GREATEST:g}"
     )
+
+
+def _save(
+    variant: str,
+    model: Model,
+    simulated: nn.Module,
+    val_set: ViewSet,
+    p: Parameters,
+    *,
+    settings: dict[str, Any],
+    calibration_sha256: str | None,
+    history: History,
+) -> Score:
+    """Score the variant on val, write it, and return the score.
+
+    Args:
+        variant: name of the variant.
+        model: the quantised network, with the card of its parent.
+        simulated: the same network with the roundings of the runtime.
+        val_set: the validation images.
+        p: all parameters.
+        settings: what was done, for the card.
+        calibration_sha256: hash of the calibration images; None if no step was derived from them.
+        history: one line per epoch; empty without training.
+    """
+    # On the CPU, where the sums of the simulator are exact.
+    host = compute.start(ComputeSettings(accelerator="cpu", threads=p.compute.threads))
+    val = scoring.evaluate(host, simulated, val_set, model.card.input.size, p.compute.workers)
+    card = replace(
+        model.card,
+        variant=variant,
+        parent=model.card.variant,
+        op="quantize",
+        arguments={**model.card.arguments, "norm": False},
+        settings=settings,
+        val=results.describe(val),
+        calibration_sha256=calibration_sha256,
+    )
+    results.save(
+        replace(model, card=card),
+        history,
+        folder=paths.model(variant),
+        timings=paths.timings,
+        run=paths.checkpoints(variant),
+    )
+    return val
 
 
 def _judge(parent: Model, contract: InputContract, val_set: ViewSet, p: Parameters) -> post_training.Judge:
@@ -248,7 +282,7 @@ def _judge(parent: Model, contract: InputContract, val_set: ViewSet, p: Paramete
         val_set.images.labels[indices],
         val_set.images.task,
         contract=contract,
-        threads=p.compute.threads or compute.usable_cores(),
+        threads=p.compute.threads or affinity.physical_cores(),
     )
 
 

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pipeline import files, parameters, paths, provenance
 from pipeline.data import store
 from pipeline.models import histories, storage
-from pipeline.process import stage
 from pipeline.report import evidence, pictures, plots, results, tables
 from pipeline.report.card import card
 from pipeline.report.page import page
 from pipeline.report.results import RunResults
+from pipeline.running.process import stage
 from pipeline.selection import budget, table
 
 

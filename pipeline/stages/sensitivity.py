@@ -6,7 +6,8 @@ from typing import Any
 
 from pipeline import earlier, files, parameters, paths, provenance
 from pipeline.parameters import Parameters
-from pipeline.process import stage
+from pipeline.running import affinity
+from pipeline.running.process import stage
 
 
 def main() -> None:
@@ -56,9 +57,8 @@ def _measure(p: Parameters, changes: Mapping[str, Mapping[str, bool]]) -> dict[s
     from pipeline.data import store
     from pipeline.inspection import layer_sensitivity
     from pipeline.models import storage
-    from pipeline.training import compute
 
-    torch.set_num_threads(p.compute.threads or compute.usable_cores())
+    torch.set_num_threads(p.compute.threads or affinity.physical_cores())
     result = layer_sensitivity.measure_students(
         {name: storage.load(paths.model(name)) for name in changes},
         changes,

@@ -13,7 +13,7 @@ from pipeline.distillation import adaptation, as_it_is, doubts, sources, teacher
 from pipeline.distillation.settings import TeacherMember
 from pipeline.models import histories, storage
 from pipeline.parameters import Parameters
-from pipeline.process import run_alongside, stage
+from pipeline.running.process import run_alongside, stage
 from pipeline.tasks import TASKS
 from pipeline.training import checkpoints, compute, ranks, scoring
 from pipeline.training.checkpoints import History

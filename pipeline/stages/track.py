@@ -19,9 +19,9 @@ from pipeline import escaping, files, parameters, paths, provenance
 from pipeline.data import store
 from pipeline.models import histories, storage
 from pipeline.parameters import Parameters
-from pipeline.process import stage
 from pipeline.report import words
 from pipeline.report.figures import figure, span
+from pipeline.running.process import stage
 from pipeline.selection import budget, table
 from pipeline.selection.table import TEACHER, Row
 from pipeline.shipping import integrity

@@ -27,6 +27,9 @@ ORDERS = 2000
 """Number of shuffles by which an accuracy is judged that seems to be below chance. Of few images, accuracies
 are not normally distributed."""
 
+BLOCK = 2**22
+"""Number of pairs of classes that are computed at once."""
+
 
 @dataclass(frozen=True)
 class Chance:
@@ -109,10 +112,14 @@ def _agreement(
     """Mean and standard deviation of the accuracy over all shuffles, from the numbers of images per class."""
     images = int(true.sum())
     expected = float(predicted @ true) / images**2
-    # Rows are true classes, columns predicted ones; a pair of them occurs true * predicted times among all
-    # pairs of images.
-    centred = np.eye(len(true)) - predicted[:, None] / images - true[None, :] / images + expected
-    variance = float((true[:, None] * predicted[None, :] * centred**2).sum()) / max(1, images - 1)
+    total = 0.0
+    for rows in np.array_split(np.arange(len(true)), -(-(len(true) ** 2) // BLOCK)):
+        # Rows are true classes, columns predicted ones; a pair of them occurs true * predicted times among
+        # all pairs of images.
+        equal = rows[:, None] == np.arange(len(true))
+        centred = equal - predicted[rows, None] / images - true / images + expected
+        total += float((true[rows, None] * predicted * centred**2).sum())
+    variance = total / max(1, images - 1)
     return expected, float(np.sqrt(variance)) / images
 
 

@@ -4,7 +4,8 @@ import json
 import sys
 from contextlib import suppress
 
-from pipeline import paths, process
+from pipeline import paths
+from pipeline.running import command_line, process
 from pipeline.tracking import client, views
 from pipeline.tracking.records import TrackingServer
 
@@ -29,6 +30,6 @@ def main(address: str, port: str) -> None:
 
 
 if __name__ == "__main__":
-    process.check_arguments()
+    command_line.check()
     with process.one_line_errors():
         main(*sys.argv[1:])

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -19,9 +18,9 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import distributed
 
-from pipeline import process, siblings
-from pipeline.data import renderers
+from pipeline.data.rendering import renderers
 from pipeline.errors import DistilleryError
+from pipeline.running import affinity, process, siblings
 from pipeline.training.precision import TriedPrecision
 from pipeline.training.settings import ComputeSettings
 
@@ -79,7 +78,7 @@ def start(settings: ComputeSettings, *, trials: Path | None = None, ranks: bool 
         _launch(fabric, environment, nodes)
     # SLURM gives each process cores of its own; otherwise they are shared.
     sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ and siblings.in_slurm_step() else devices
-    torch.set_num_threads(max(1, (settings.threads or usable_cores()) // sharing))
+    torch.set_num_threads(max(1, (settings.threads or affinity.physical_cores()) // sharing))
     return fabric
 
 
@@ -131,11 +130,6 @@ def _launch(fabric: Fabric, environment: ClusterEnvironment, nodes: int) -> None
         fabric.broadcast,
         process.print_errors,
     )
-
-
-def usable_cores() -> int:
-    """Number of physical cores that this process may use."""
-    return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
 
 
 def _keep_freed_memory() -> None:

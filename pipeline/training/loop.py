@@ -16,12 +16,13 @@ from jaxtyping import Int64
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pipeline import progress, provenance
+from pipeline import provenance
 from pipeline.data import batches
 from pipeline.data.batches import CentredViews, Request, ViewSet
 from pipeline.data.requests import Lazily
 from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
+from pipeline.running import progress
 from pipeline.training import checkpoints, norms, optimisation, precision, prefetch, ranks, scoring
 from pipeline.training.checkpoints import History, Progress
 from pipeline.training.ranks import SharedTerms
@@ -124,9 +125,9 @@ def train(
     falls = [(phase.share, phase.rate) for phase in phases]
     step_sizes = [_size_at(number / steps, phases) or own_size for number in range(steps)]
     requests = _requests(step_sizes, images, settings.batch_size, seed, views)[done.step :]
-    rendered = batches.load(fabric, train_set, ranks.shares(fabric, requests), workers)
+    rendered = batches.load(fabric.device, train_set, ranks.shares(fabric, requests), workers)
     stream = prefetch.on_own_stream(rendered, fabric.device)
-    val_views = CentredViews(fabric, val_set, workers)
+    val_views = CentredViews(fabric.device, val_set, workers, fabric.global_rank, fabric.world_size)
     bar = progress.bar(run.name, steps * settings.batch_size, initial=done.step * settings.batch_size)
     terms = ranks.on_whole_batches(fabric, loss_terms, settings.batch_size)
     update = Step(

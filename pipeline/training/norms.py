@@ -36,7 +36,7 @@ def settle(fabric: Fabric, module: nn.Module, dataset: ViewSet, workers: int) ->
 
 def plain_images(
     fabric: Fabric, dataset: ViewSet, images: int, batch_size: int, workers: int
-) -> Iterator[Float[Tensor, "batch 3 size size"]]:
+) -> Iterator[Float[Tensor, "_ 3 size size"]]:
     """Normalised views of at most ``images`` images of a split, at the size of its contract, in whole
     batches.
 
@@ -48,7 +48,7 @@ def plain_images(
     selection = batches.shuffled(len(dataset), epoch=0, seed=0)[:images]
     whole = max(1, len(selection) // batch_size) * batch_size
     requests = batches.sequential(selection[:whole], 0, contract.size, batch_size)
-    for batch in batches.load(fabric, dataset, requests, workers):
+    for batch in batches.load(fabric.device, dataset, requests, workers):
         yield contract.normalise(batch.images)
 
 

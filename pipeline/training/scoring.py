@@ -60,7 +60,8 @@ def predict(
 
     Leaves the network in evaluation mode.
     """
-    return logits(fabric, module, CentredViews(fabric, dataset, workers), size)
+    views = CentredViews(fabric.device, dataset, workers, fabric.global_rank, fabric.world_size)
+    return logits(fabric, module, views, size)
 
 
 @torch.no_grad()

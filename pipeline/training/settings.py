@@ -23,7 +23,8 @@ class ComputeSettings(Settings):
     """Number of CPU threads used for training per machine, divided among its processes; 0 takes one per
     physical core."""
     workers: Annotated[int, Field(ge=0, le=256)] = 2
-    """Number of processes that render images, at low priority, for each process that trains."""
+    """Greatest number of processes that render images, at low priority, for each process that trains. Where
+    fewer cores can be used, there are fewer."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """Arithmetic, as Lightning Fabric names it. `auto` trains in bf16 where a short trial on the machine
     that trains shows it clearly faster, and in fp32 elsewhere; `32-true` trains in fp32 on every machine.

@@ -153,7 +153,7 @@ def check_parameters_unused() -> None:
     Experiments from DVC's queue run in copies, with parameters of their own.
 
     Raises:
-        BusyError: one does; it would end, since its results would not count (``pipeline.inputs``).
+        BusyError: one does; it would end, since its results would not count (``pipeline.running.inputs``).
     """
     here = Path.cwd()
     for process in working(here):

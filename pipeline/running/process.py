@@ -1,39 +1,24 @@
-"""The process that a stage runs in: its arguments, its errors, and its end."""
+"""The process that a stage or a command runs in: its errors, its end, and a process alongside it."""
 
-import errno
-import fcntl
-import inspect
 import io
-import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 import traceback
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-import psutil
-import yaml
-
-from pipeline import inputs, lock_file, paths, resources, siblings
+from pipeline import paths, resources
 from pipeline.errors import DistilleryError
 from pipeline.escaping import for_terminal, without_passwords
 from pipeline.resources import ResourceError
+from pipeline.running import command_line, dvc_parent, inputs, lock_file, locks, siblings
 from teachers.errors import TeacherError
-
-STARTED_BY_DVC = "DVC_STAGE"
-"""Environment variable that DVC sets for the commands of stages."""
-
-POLL_SECONDS = 0.5
-"""Seconds between two looks at whether another process is alive."""
 
 SHUTDOWN_SECONDS = 15.0
 """Seconds that a process alongside this one may take to end."""
@@ -41,18 +26,8 @@ SHUTDOWN_SECONDS = 15.0
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells report it."""
 
-TAKEOVER_SECONDS = 10.0
-"""Seconds in which a process that does the same work may end; a stage without its DVC takes less than one."""
-
-BUILDERS = ("distill", "load", "prune", "quantize")
-"""Scripts of the stage ``build``, which write the same folder."""
-
 SHARED = ("distill", "label", "prune", "quantize", "teach")
 """Scripts whose work several processes can share; of any other one, the first process does all."""
-
-
-class BusyError(DistilleryError):
-    """Another process does the same work at the moment; the message names it."""
 
 
 @contextmanager
@@ -65,15 +40,15 @@ def stage() -> Iterator[None]:
     """
     if not siblings.is_first():
         with _quietly():
-            check_arguments()
+            command_line.check()
             yield
         return
-    check_arguments()
+    command_line.check()
     with one_line_errors():
         lock_file.keep_copy()
         with (
-            alone(paths.LOCKS / f"{_work()}.lock"),
-            inputs.unchanged(os.environ.get(STARTED_BY_DVC), _end_at_once),
+            locks.alone(paths.LOCKS / f"{_work()}.lock"),
+            inputs.unchanged(os.environ.get(dvc_parent.STAGE), _end_at_once),
         ):
             yield
         siblings.leave(failed=False)
@@ -104,92 +79,7 @@ def _work() -> str:
     """Name of what the stage that runs as the main program writes."""
     program = sys.modules["__main__"].__spec__
     script = program.name.rpartition(".")[2] if program else Path(sys.argv[0]).stem
-    return "-".join(["build" if script in BUILDERS else script, *sys.argv[1:]])
-
-
-@contextmanager
-def alone(file: Path) -> Iterator[None]:
-    """Hold a lock while the block runs. The kernel releases it when this process ends, however it ends.
-
-    On a file system without locks, nothing is held.
-
-    Args:
-        file: the lock, which stays behind and holds the number and the command of the last process.
-
-    Raises:
-        BusyError: another process holds the lock, and does not end soon.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + TAKEOVER_SECONDS
-    with file.open("a+") as lock:
-        while not _locked(lock.fileno()):
-            if time.monotonic() > deadline:
-                number, _, command = " ".join(file.read_text().split()).partition(" ")
-                raise BusyError(
-                    f"process {number or 'unknown'} ({command or 'another command'}) does the same work at "
-                    f"the moment: let it finish, or end it; it holds {file}"
-                )
-            time.sleep(0.1)
-        with suppress(OSError):  # a full disk: the lock holds without its text
-            lock.truncate(0)
-            lock.write(f"{os.getpid()} {' '.join(sys.orig_argv)}")
-            lock.flush()
-        yield
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        # Unlike those of flock, these locks are not inherited by the processes that render images, which
-        # live on for some seconds when their parent is killed.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True
-
-
-class StageParser(ArgumentParser):
-    """A parser whose errors are single lines, and whose help has an example."""
-
-    known: Sequence[str] = ()
-    """Names of the variants that the stage takes."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error and exit with status 2."""
-        allowed = f"; allowed: {', '.join(self.known)}" if self.known else ""
-        self.exit(2, f"error: {message}{allowed} (--help describes the arguments)\n")
-
-
-def check_arguments() -> None:
-    """Check the command line of the stage that runs as the main program.
-
-    Its function ``main`` says which arguments it takes, and its docstrings are the help. With ``--help`` or
-    with other arguments, the process ends here, before any work starts.
-    """
-    program = sys.modules["__main__"]
-    parser = StageParser(
-        prog=f"python -m {program.__spec__.name}" if program.__spec__ else None,
-        formatter_class=RawDescriptionHelpFormatter,
-        description=f"{program.__doc__}\n{inspect.getdoc(program.main)}",
-    )
-    parameters = inspect.signature(program.main).parameters
-    known = _variants(parser.prog.rpartition(".")[2]) if "variant" in parameters else []
-    for name in parameters:
-        parser.add_argument(name, help=f"one of {', '.join(known)}" if known else f"name of the {name}")
-    parser.epilog = f"example:\n  {' '.join([parser.prog, *known[:1]])}"
-    parser.known = known
-    parser.parse_args()
-
-
-def _variants(script: str) -> list[str]:
-    """Names of the variants that `params.yaml` declares and, if a script builds variants, that it builds.
-
-    None if the file cannot be read: what is wrong with it is said by whoever reads it for its values.
-    """
-    try:
-        variants = yaml.safe_load(paths.PARAMETERS.read_text())["variants"]
-        return [name for name, of in variants.items() if script not in BUILDERS or of["op"] == script]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
-        return []
+    return "-".join(["build" if script in command_line.BUILDERS else script, *sys.argv[1:]])
 
 
 @contextmanager
@@ -323,7 +213,7 @@ def run_alongside(module: str, *arguments: str) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
         text=True,
         # It ends with this process and not with DVC, so that it can say how the stage has ended.
-        env={name: value for name, value in os.environ.items() if name != STARTED_BY_DVC},
+        env={name: value for name, value in os.environ.items() if name != dvc_parent.STAGE},
         # Ctrl-C reaches this process only, which then ends the other one.
         start_new_session=True,
     ) as companion:
@@ -337,55 +227,3 @@ def run_alongside(module: str, *arguments: str) -> Iterator[None]:
                     companion.communicate(message, timeout=SHUTDOWN_SECONDS)
             except subprocess.TimeoutExpired:
                 companion.kill()
-
-
-def end_with_dvc(exit_process: Callable[[], None] = lambda: os._exit(1)) -> None:
-    """End this process, which DVC has started, when that DVC ends; at once if it has ended already.
-
-    Otherwise, the stage of a killed ``dvc repro`` would go on beside the stage that is started next.
-    """
-    dvc = _dvc()
-    if dvc is None:
-        sys.stderr.write("error: the DVC that started this stage has ended\n")
-        exit_process()
-        return
-
-    def watch() -> None:
-        while _alive(dvc):
-            time.sleep(POLL_SECONDS)
-        exit_process()
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _dvc() -> psutil.Process | None:
-    """The nearest ancestor that is DVC, by its command or because it holds the outputs of a stage."""
-    holders = _holders(lock_file.HOLDERS)
-    try:
-        ancestors = psutil.Process().parents()
-    except psutil.Error:  # one of them has ended in between
-        ancestors = psutil.Process().parents()
-    return next((process for process in ancestors if process.pid in holders or _runs(process, "dvc")), None)
-
-
-def _holders(file: Path) -> set[int]:
-    """Numbers of the processes that write outputs of stages, by DVC's own notes."""
-    try:
-        return {holder["pid"] for holder in json.loads(file.read_text())["write"].values()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return set()
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _runs(process: psutil.Process, program: str) -> bool:
-    """Whether a process runs a program, itself or through Python: ``python -m dvc``."""
-    try:
-        return any(Path(part).name == program for part in process.cmdline()[:3])
-    except psutil.Error:
-        return False

@@ -15,10 +15,11 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline import pixels, progress
-from pipeline.data import renderers
-from pipeline.data.device_views import Pictures
+from pipeline import pixels
+from pipeline.data.rendering import renderers
+from pipeline.data.rendering.device_views import Pictures
 from pipeline.data.store import ImageSet
+from pipeline.running import progress
 
 SHARE = 0.4
 """Greatest share of the free memory of a device that the images of a split may take; the rest is for the

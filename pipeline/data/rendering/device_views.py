@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 from torch import Tensor
 
-from pipeline.data.drawing import Mixtures, Views
+from pipeline.data.rendering.drawing import Mixtures, Views
 from teachers.contract import InputContract
 
 P = ParamSpec("P")
