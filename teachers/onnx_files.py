@@ -117,16 +117,17 @@ class OnnxClassifier(nn.Module):
             raise TeacherError(
                 f"{self.path} fails for images of the shape {images.shape}: {one_line(error)}"
             ) from error
+        # One axis may have the classes; any other one has a single value.
         if (
             outputs.shape[:1] != images.shape[:1]
             or outputs.ndim < 2
-            or outputs.size != np.prod(outputs.shape[:2])
+            or sum(side > 1 for side in outputs.shape[1:]) > 1
         ):
             raise TeacherError(
                 f"{self.path}: a first output float [batch, classes] is expected; images of the shape "
                 f"{images.shape} give {self.output.name} of the shape {outputs.shape}"
             )
-        return outputs.reshape(outputs.shape[:2]).astype(np.float32)
+        return outputs.reshape(len(outputs), -1).astype(np.float32)
 
     def _try_out(self) -> int:
         """Find the layout and the number of images at once that the file takes; the number of its classes."""
@@ -161,7 +162,7 @@ def load(name: str, weights: str | None) -> Teacher:
         raise TeacherError(f"{name}: a batch of any size or of 1 is expected; found {module.batch}")
     metadata = module.session.get_modelmeta().custom_metadata_map
     try:
-        labels = tuple(map(str, json.loads(metadata["labels"]))) if "labels" in metadata else None
+        labels = _labels(metadata["labels"]) if "labels" in metadata else None
         rule = json.loads(metadata["input"]) if "input" in metadata and module.bytes else None
         contract = rule and InputContract(
             rule["size"], interpolation=rule["interpolation"], crop=rule["crop"]
@@ -194,6 +195,13 @@ def _open(path: Path) -> tuple[ort.InferenceSession, ModelProto]:
         raise
     except Exception as error:  # the errors of the two libraries have no common base
         raise TeacherError(f"{path} is not an intact ONNX file: {one_line(error)}") from error
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    names = json.loads(text)
+    if not isinstance(names, list):
+        raise TypeError(f"`labels` must be a JSON list of names; found {text[:40]}")
+    return tuple(map(str, names))
 
 
 def _port(port: Any) -> Port:

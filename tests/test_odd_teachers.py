@@ -3,6 +3,7 @@
 import argparse
 import copy
 import tarfile
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from pipeline import parameters
 from pipeline.data import sources, splits, store
@@ -371,8 +373,23 @@ STATE = NETWORK.state_dict()
         {f"_orig_mod.module.{name}": value for name, value in STATE.items()},
         {name: value for name, value in STATE.items() if "num_batches" not in name},
         {name: value.half() if value.is_floating_point() else value for name, value in STATE.items()},
+        AveragedModel(NETWORK).state_dict(),
+        {
+            "model": {name: value + 1 for name, value in STATE.items()},
+            "ema": AveragedModel(NETWORK).state_dict(),
+        },
+        {f"net.{name}": value for name, value in STATE.items()},
+        {
+            "pytorch-lightning_version": "2.5.0",
+            "state_dict": {f"model.{name}": value for name, value in STATE.items()}
+            | {"criterion.weight": torch.ones(3), "accuracy.correct": torch.tensor(5)},
+        },
+        {**STATE, "total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)},
     ],
-    ids=["parallel", "script", "average", "nested", "compiled", "both", "both again", "no counters", "half"],
+    ids=[
+        *("parallel", "script", "average", "nested", "compiled", "both", "both again", "no counters", "half"),
+        *("averaged", "averaged beside", "another wrapper", "a loss and a metric", "operations"),
+    ],
 )
 def test_state_dicts_of_usual_scripts_are_read(tmp_path: Path, content: dict[str, Any]) -> None:
     for suffix, zipped in ((".pth", True), (".pt", False), (".PTH", True), (".ckpt", True)):
@@ -456,6 +473,39 @@ def test_bad_weights_are_one_line_with_the_file(tmp_path: Path, kind: str) -> No
     with pytest.raises(WeightsError) as error:
         state_dicts.fill(NETWORK, state_dicts.read(file), str(file))
     assert str(file) in line(error)
+    assert "weights_only" not in line(error)
+
+
+def program(path: Path) -> None:
+    torch.jit.save(torch.jit.trace(NETWORK.eval(), torch.zeros(1, 3, 8, 8)), path)
+
+
+def archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as opened:
+        opened.writestr("config.json", "{}")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # about TorchScript
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("network.onnx", odd_onnx.write, "an ONNX file"),
+        ("network.tflite", lambda path: path.write_bytes(b"\x1c\0\0\0TFL3"), "LiteRT"),
+        ("network.h5", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n"), "Keras"),
+        ("network.pt", program, "TorchScript"),
+        ("network.pt", archive, "config.json"),
+        ("network.pt", lambda path: torch.save({**STATE, "epoch": 3}, path), "beside them, epoch"),
+    ],
+    ids=["onnx", "tflite", "h5", "program", "archive", "a number"],
+)
+def test_a_network_in_another_form_is_called_by_its_name(
+    tmp_path: Path, name: str, make: Callable[[Path], Any], words: str
+) -> None:
+    make(tmp_path / name)
+    with pytest.raises(WeightsError) as error:
+        state_dicts.read(tmp_path / name)
+    assert words in line(error)
+    assert str(tmp_path / name) in line(error)
     assert "weights_only" not in line(error)
 
 

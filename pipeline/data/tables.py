@@ -149,8 +149,8 @@ def text(file: Path) -> str:
     if "\0" in decoded:
         line = decoded[: decoded.index("\0")].count("\n") + 1
         raise TableError(
-            f"{printable(file)} is not text in UTF-8 (line {line} holds a zero byte, as UTF-16 without a byte "
-            "order mark and files of spreadsheets do); save it as CSV in UTF-8"
+            f"{printable(file)} is not text in UTF-8 (line {line} holds a zero byte, as UTF-16 without its "
+            "mark and files of spreadsheets do); save it as CSV in UTF-8"
         )
     # Excel reads the separator of a table from such a first line.
     return re.sub(r"\A\s*\"?sep=.\"?\r?\n", "\n", decoded)
