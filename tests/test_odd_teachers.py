@@ -485,7 +485,7 @@ def archive(path: Path) -> None:
         opened.writestr("config.json", "{}")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # about TorchScript
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # about TorchScript
 @pytest.mark.parametrize(
     ("name", "make", "words"),
     [

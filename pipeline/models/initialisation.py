@@ -243,7 +243,7 @@ def source_of(path: str) -> tuple[str, str]:
         )
     if Path(path).is_file() or local_files.is_weights(path):
         return "torch", path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) is None:
+    if not local_files.may_be_checkpoint(path):
         raise WeightsError(f"{path}: no such file or folder")
     return "hugging_face", path
 
