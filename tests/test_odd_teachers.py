@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import timm
 import torch
@@ -77,6 +78,33 @@ def test_an_onnx_file_of_an_odd_form_answers_like_the_usual_one(tmp_path: Path, 
     expected = images.mean((2, 3)) @ torch.from_numpy(odd_onnx.MATRIX)
     assert teacher.outputs == 3
     torch.testing.assert_close(teacher.module(images), expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (("answers", "colours"), "answers"),
+        (("colours", "sums"), "colours"),
+        (("colours", "the_logits"), "the_logits"),
+    ],
+)
+def test_the_output_of_several_that_is_taken_is_the_one_called_like_logits_or_the_first_and_is_said(
+    tmp_path: Path, names: tuple[str, str], chosen: str
+) -> None:
+    last = names[1] if names[1] != "colours" else names[0]
+    odd_onnx.write(
+        tmp_path / "box.onnx", odd_onnx.node("Identity", "sums", output=last.replace("sums", "more"))
+    )
+    model = onnx.load(tmp_path / "box.onnx")
+    del model.graph.output[:]
+    for name in names:
+        shape = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ("batch", 3))
+        model.graph.output.append(shape)
+    onnx.save(model, tmp_path / "box.onnx")
+    teacher = SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
+    assert isinstance(teacher.module, OnnxClassifier)
+    assert teacher.module.output.name == chosen
+    assert teacher.origin == f"ONNX file box.onnx, output {chosen!r} of 2"
 
 
 @pytest.mark.parametrize("form", odd_onnx.BROKEN)
