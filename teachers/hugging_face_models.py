@@ -161,7 +161,9 @@ def scaling(rule: Mapping[str, Any]) -> tuple[Colour, Colour]:
     normalises = rule.get("do_normalize", True)
     mean = rule.get("image_mean", (0.5,) * 3) if normalises else (0.0,) * 3
     std = rule.get("image_std", (0.5,) * 3) if normalises else (1.0,) * 3
-    return _divide(mean, scale), _divide(std, scale)
+    if min(deviations := _divide(std, scale)) <= 0:
+        raise TeacherError(f"an image processor has a standard deviation of {std!r}; it must be above 0")
+    return _divide(mean, scale), deviations
 
 
 def measured(name: str, processor: Callable[..., Any], declared: InputContract) -> tuple[InputContract, bool]:

@@ -57,7 +57,8 @@ class Port(NamedTuple):
 class OnnxClassifier(nn.Module):
     """An ONNX file as a module without parameters, on the CPU.
 
-    The file is tried at once: with two images, and if it fails, with one. If it ends in a softmax or a
+    Of several outputs, the one that alone has `logit` in its name is taken, else the first. The file is tried
+    at once: with two images, and if it fails, with one. If it ends in a softmax or a
     sigmoid, the module returns the logarithm or the log-odds of its probabilities.
 
     Raises:
@@ -77,10 +78,12 @@ class OnnxClassifier(nn.Module):
                 f"{path}: one input of square images is expected, float or uint8, [batch, 3, height, width] "
                 f"or [batch, height, width, 3]; found {[tuple(port) for port in inputs]}"
             )
-        self.output = _port(self.session.get_outputs()[0])
+        self.outputs = [_port(port) for port in self.session.get_outputs()]
+        named = [port for port in self.outputs if "logit" in port.name.lower()]
+        self.output = named[0] if len(named) == 1 else self.outputs[0]
         if self.output.type not in FLOATS:
             raise TeacherError(
-                f"{path}: a first output float [batch, classes] is expected; found {tuple(self.output)}"
+                f"{path}: {self._which()} float [batch, classes] is expected; found {tuple(self.output)}"
             )
         self.form: Form = ENDINGS.get(_ending(model, self.output.name), "logits")
         self.layout: Layout = self.layouts[0]
@@ -117,16 +120,23 @@ class OnnxClassifier(nn.Module):
             raise TeacherError(
                 f"{self.path} fails for images of the shape {images.shape}: {one_line(error)}"
             ) from error
+        # One axis may have the classes; any other one has a single value.
         if (
             outputs.shape[:1] != images.shape[:1]
             or outputs.ndim < 2
-            or outputs.size != np.prod(outputs.shape[:2])
+            or sum(side > 1 for side in outputs.shape[1:]) > 1
         ):
             raise TeacherError(
-                f"{self.path}: a first output float [batch, classes] is expected; images of the shape "
+                f"{self.path}: {self._which()} float [batch, classes] is expected; images of the shape "
                 f"{images.shape} give {self.output.name} of the shape {outputs.shape}"
             )
-        return outputs.reshape(outputs.shape[:2]).astype(np.float32)
+        return outputs.reshape(len(outputs), -1).astype(np.float32)
+
+    def _which(self) -> str:
+        if len(self.outputs) == 1:
+            return "an output"
+        names = ", ".join(repr(port.name) for port in self.outputs)
+        return f"a first output, or one that alone is called like logits (of {names}),"
 
     def _try_out(self) -> int:
         """Find the layout and the number of images at once that the file takes; the number of its classes."""
@@ -161,7 +171,7 @@ def load(name: str, weights: str | None) -> Teacher:
         raise TeacherError(f"{name}: a batch of any size or of 1 is expected; found {module.batch}")
     metadata = module.session.get_modelmeta().custom_metadata_map
     try:
-        labels = tuple(map(str, json.loads(metadata["labels"]))) if "labels" in metadata else None
+        labels = _labels(metadata["labels"]) if "labels" in metadata else None
         rule = json.loads(metadata["input"]) if "input" in metadata and module.bytes else None
         contract = rule and InputContract(
             rule["size"], interpolation=rule["interpolation"], crop=rule["crop"]
@@ -172,7 +182,9 @@ def load(name: str, weights: str | None) -> Teacher:
         ) from error
     if labels is not None and len(labels) != module.classes:
         raise TeacherError(f"{name}: its metadata have {len(labels)} labels for {module.classes} logits")
-    return Teacher(module, module.classes, contract, (), f"ONNX file {Path(name).name}", labels)
+    several = f", output {module.output.name!r} of {len(module.outputs)}" if len(module.outputs) > 1 else ""
+    origin = f"ONNX file {Path(name).name}{several}"
+    return Teacher(module, module.classes, contract, (), origin, labels)
 
 
 def _open(path: Path) -> tuple[ort.InferenceSession, ModelProto]:
@@ -194,6 +206,13 @@ def _open(path: Path) -> tuple[ort.InferenceSession, ModelProto]:
         raise
     except Exception as error:  # the errors of the two libraries have no common base
         raise TeacherError(f"{path} is not an intact ONNX file: {one_line(error)}") from error
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    names = json.loads(text)
+    if not isinstance(names, list):
+        raise TypeError(f"`labels` must be a JSON list of names; found {text[:40]}")
+    return tuple(map(str, names))
 
 
 def _port(port: Any) -> Port:

@@ -21,8 +21,21 @@ STATES = ("state_dict", "model_state_dict", "model", "net", "network", "module",
 """Keys below which training scripts store a state dict, beside the state of their optimiser."""
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 """Keys of averaged weights, which take precedence: they are what such a script evaluates."""
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Prefixes of every name that `DataParallel`, `torch.compile` and Lightning give."""
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "_forward_module.",
+    "model.",
+    "net.",
+    "network.",
+    "student.",
+    "ema_model.",
+)
+"""Prefixes of every name that `DataParallel`, `torch.compile`, Lightning and training scripts give."""
+BYSTANDERS = ("n_averaged", "total_ops", "total_params")
+"""Last parts of names that `AveragedModel` and thop, a counter of operations, add; no answer needs them."""
+LIGHTNING = "pytorch-lightning_version"
+"""Key of a checkpoint of Lightning, which may hold tensors of a loss or of metrics beside the network's."""
 UNPICKLER = re.compile(r"(?:WeightsUnpickler error|Unsupported global): (.+?)(?: was not| Check the|$)")
 """The reason within PyTorch's advice to read a file unsafely."""
 STARTS = {
@@ -31,6 +44,17 @@ STARTS = {
     b"version https://git-lfs": "a pointer of Git LFS; `git lfs pull` gets the file itself",
 }
 """What a file is that begins with these bytes: a zip or a pickle of PyTorch, or something else in words."""
+OTHERS = {
+    ".onnx": "an ONNX file",
+    ".tflite": "a LiteRT file",
+    ".h5": "a file of Keras",
+    ".keras": "a file of Keras",
+    ".pb": "a graph of TensorFlow",
+    ".mlmodel": "a file of Core ML",
+    ".engine": "a file of TensorRT",
+    ".pt2": "a program of torch.export",
+}
+"""What files are by their suffix that hold networks in other forms."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types of weights that are converted to those of the network. Others hold rounded weights without their
 scales."""
@@ -82,6 +106,8 @@ def read(path: Path) -> dict[str, Tensor]:
         problem = "this is not a file" if path.exists() else "no such file"
         raise WeightsError(f"{path}: {problem}; a {KINDS} file with a state dict is expected")
     safe = path.suffix.lower() == ".safetensors"
+    if other := OTHERS.get(path.suffix.lower()):
+        raise WeightsError(f"{path} is {other}; a {KINDS} file with a state dict is expected")
     try:
         _check_start(path, safe=safe)
         content = load_file(path) if safe else _unpickle(path)
@@ -92,11 +118,14 @@ def read(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is not an intact {kind} file: {one_line(error)}") from error
     tensors = _state(content)
     if not tensors:
-        names = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
-        raise WeightsError(f"{path} holds {names}; a state dict of tensors is expected")
+        raise WeightsError(f"{path} holds {_words(content)}; a state dict of tensors is expected")
+    tensors = {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in BYSTANDERS}
     for name, value in tensors.items():
         if kind := _unusual(value):
             raise WeightsError(f"{path}: {name} is {kind}; allowed: dense tensors of real numbers")
+    if isinstance(content, Mapping) and LIGHTNING in content:
+        inside = {name: value for name, value in tensors.items() if name.startswith(PREFIXES)}
+        tensors = inside or tensors
     # One wrapper can be in another one: `torch.compile` of `DataParallel`.
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
@@ -131,6 +160,28 @@ def _check_sums(path: Path) -> None:
         raise WeightsError(f"{path} is damaged: its part {damaged} does not fit its checksum; copy it again")
 
 
+def _check_program(path: Path) -> None:
+    """Check that a ZIP archive is one of ``torch.save``, and not of a program or of another library."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name.rpartition("/")[2] for name in archive.namelist()]
+    if "constants.pkl" in names:
+        raise WeightsError(
+            f"{path} is a TorchScript program; store the state dict of the network with torch.save"
+        )
+    if "data.pkl" not in names:
+        raise WeightsError(f"{path} is a ZIP archive without weights of torch.save; found {names[0]!r}")
+
+
+def _words(content: Any) -> str:
+    """What a file holds that is no state dict."""
+    if not isinstance(content, Mapping):
+        return type(content).__name__
+    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if len(others) < len(content):
+        return f"{len(content) - len(others)} tensors and, beside them, {', '.join(map(str, others[:5]))}"
+    return str(list(content)[:5])
+
+
 def _unusual(tensor: Tensor) -> str | None:
     """What makes a tensor unusable as weights; None if it is usable."""
     if tensor.layout != torch.strided:
@@ -149,6 +200,7 @@ def _unusual(tensor: Tensor) -> str | None:
 def _unpickle(path: Path) -> Any:
     """Read a file of ``torch.save`` without running code."""
     if zipfile.is_zipfile(path):
+        _check_program(path)
         _check_sums(path)
     if tarfile.is_tarfile(path):
         raise WeightsError(

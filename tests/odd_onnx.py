@@ -98,6 +98,18 @@ WORKING: dict[str, Callable[[Path], Path]] = {
         path, node("Reshape", "sums", "form"), constants={"form": np.array([1, -1])}
     ),
     "one image": lambda path: write(path, shape=(1, 3, SIZE, SIZE), output=(1, 3)),
+    "an axis of one before the classes": lambda path: write(
+        path,
+        node("Unsqueeze", "sums", "axes"),
+        output=("batch", 1, 3),
+        constants={"axes": np.array([1])},
+    ),
+    "axes of one on both sides": lambda path: write(
+        path,
+        node("Reshape", "sums", "form"),
+        output=("batch", 1, 3, 1),
+        constants={"form": np.array([0, 1, 3, 1])},
+    ),
     "a map of one pixel": lambda path: write(
         path,
         node("Reshape", "sums", "form"),
@@ -126,6 +138,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
         ),
         "square images",
     ),
+    "names that are a mapping": (
+        lambda path: write(path, labels='{"0": "red", "1": "green", "2": "blue"}'),
+        "a JSON list",
+    ),
+    "names that are one text": (lambda path: write(path, labels='"rgb"'), "a JSON list"),
     "integers": (
         lambda path: write(path, kind=TensorProto.INT64, before=[cast("pixels", "planes")]),
         "square images",

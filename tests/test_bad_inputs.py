@@ -359,6 +359,9 @@ def test_a_folder_of_any_name_can_be_given_on_the_command_line(name: str) -> Non
         (["configs/tiny.yaml"], "did you mean `tiny`"),
         (["data/folder"], "data/folder"),
         (["=1"], "="),
+        (["seed=1", "distill.epochs=2", "seed=3"], "seed: it is given 2 values (1, 3)"),
+        (["recipe=quick", "recipe=paper"], "recipe: it is given 2 values (quick, paper)"),
+        (["data=folder", "data=fashion_mnist"], "data: it is given"),
     ],
 )
 def test_a_wrong_change_is_named_and_nothing_is_written(words: list[str], named: str) -> None:

@@ -530,6 +530,8 @@ def test_class_names_that_are_one_name_are_refused_with_both_places(
         (("v1", "v2"), False),
         (("0", "0s"), False),
         (("glass", "gla"), False),
+        (("\U0001f431", "\U0001f436"), False),
+        (("+", "-+"), False),
     ],
 )
 def test_class_names_that_are_nearly_one_name_are_noted(group: tuple[str, str], noted: bool) -> None:
@@ -898,3 +900,50 @@ def test_masks_are_not_pooled_with_the_photographs_of_a_class(
 def test_masks_that_people_wear_are_classes(tmp_path: Path, places: tuple[str, ...]) -> None:
     paint(tmp_path, *places)
     assert len(sources.read("folder", tmp_path).labelled) == 2 * len(places)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "@eaDir",
+        "#recycle",
+        "lost+found",
+        "LOST+FOUND",
+        "__MACOSX",
+    ],
+)
+def test_folders_that_systems_leave_are_no_classes_and_their_files_are_listed(
+    tmp_path: Path, name: str
+) -> None:
+    paint(tmp_path, "cat", "dog", name, f"cat/{name}")
+    contents = sources.read("folder", tmp_path)
+    assert contents.classes == ("cat", "dog")
+    assert len(contents.labelled) == 4
+    assert {(item.source.rpartition("/")[0], item.kind) for item in contents.rejected} == {
+        (name, "hidden"),
+        (f"cat/{name}", "hidden"),
+    }
+
+
+@pytest.mark.parametrize("name", ["unlabeled2017", "Unlabelled_images", "unlabeled (1)", "unlabeled data"])
+def test_images_without_labels_are_recognised_in_the_ways_that_people_write_it(
+    tmp_path: Path, name: str
+) -> None:
+    paint(tmp_path, "cat", "dog", name)
+    contents = sources.read("folder", tmp_path)
+    assert contents.classes == ("cat", "dog")
+    assert len(contents.unlabelled) == 2
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_class_whose_training_images_are_copies_is_told_where_they_are(tmp_path: Path, split: str) -> None:
+    paint(tmp_path, "train/cat", "train/dog", f"{split}/dog")
+    shutil.copytree(tmp_path / "train/cat", tmp_path / split / "copy")
+    (tmp_path / split / "copy").rename(tmp_path / split / "cat")
+    with pytest.raises(SourceError) as caught:
+        check(tmp_path)
+    [line] = str(caught.value).splitlines()
+    assert "'cat' has no training images" in line
+    assert f"train/cat/0.png, which is {split}/cat/0.png of {split}" in line

@@ -429,3 +429,28 @@ def test_no_page_says_that_a_loaded_network_was_distilled(tmp_path: Path) -> Non
     assert not [word for word in words if word in texts["load"]]
     assert "the given network" in texts["load"]
     assert "the given network" not in texts["distill"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["absent.pth", "photos"], "absent.pth"),
+        (["absent", "photos"], "absent"),
+        (["folder/absent.safetensors", "photos"], "folder/absent.safetensors"),
+        (["net.pth", "nowhere"], "nowhere"),
+        (["net.pth", "net.pth"], "net.pth"),
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_a_place_that_does_not_exist_is_said_before_anything_is_imported(
+    words: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("net.pth").touch()
+    monkeypatch.setattr("sys.argv", ["pipeline", "compress", *words, "--plan"])
+    monkeypatch.setattr(compression, "make", None)
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    found = capsys.readouterr()
+    [line] = found.err.splitlines()
+    assert (ended.value.code, found.out) == (1, "")
+    assert line.startswith(f"error: {named}")

@@ -3,17 +3,20 @@
 import argparse
 import copy
 import tarfile
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from pipeline import parameters
 from pipeline.data import sources, splits, store
@@ -75,6 +78,33 @@ def test_an_onnx_file_of_an_odd_form_answers_like_the_usual_one(tmp_path: Path, 
     expected = images.mean((2, 3)) @ torch.from_numpy(odd_onnx.MATRIX)
     assert teacher.outputs == 3
     torch.testing.assert_close(teacher.module(images), expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (("answers", "colours"), "answers"),
+        (("colours", "sums"), "colours"),
+        (("colours", "the_logits"), "the_logits"),
+    ],
+)
+def test_the_output_of_several_that_is_taken_is_the_one_called_like_logits_or_the_first_and_is_said(
+    tmp_path: Path, names: tuple[str, str], chosen: str
+) -> None:
+    last = names[1] if names[1] != "colours" else names[0]
+    odd_onnx.write(
+        tmp_path / "box.onnx", odd_onnx.node("Identity", "sums", output=last.replace("sums", "more"))
+    )
+    model = onnx.load(tmp_path / "box.onnx")
+    del model.graph.output[:]
+    for name in names:
+        shape = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ("batch", 3))
+        model.graph.output.append(shape)
+    onnx.save(model, tmp_path / "box.onnx")
+    teacher = SOURCES["onnx"](str(tmp_path / "box.onnx"), "default")
+    assert isinstance(teacher.module, OnnxClassifier)
+    assert teacher.module.output.name == chosen
+    assert teacher.origin == f"ONNX file box.onnx, output {chosen!r} of 2"
 
 
 @pytest.mark.parametrize("form", odd_onnx.BROKEN)
@@ -371,8 +401,23 @@ STATE = NETWORK.state_dict()
         {f"_orig_mod.module.{name}": value for name, value in STATE.items()},
         {name: value for name, value in STATE.items() if "num_batches" not in name},
         {name: value.half() if value.is_floating_point() else value for name, value in STATE.items()},
+        AveragedModel(NETWORK).state_dict(),
+        {
+            "model": {name: value + 1 for name, value in STATE.items()},
+            "ema": AveragedModel(NETWORK).state_dict(),
+        },
+        {f"net.{name}": value for name, value in STATE.items()},
+        {
+            "pytorch-lightning_version": "2.5.0",
+            "state_dict": {f"model.{name}": value for name, value in STATE.items()}
+            | {"criterion.weight": torch.ones(3), "accuracy.correct": torch.tensor(5)},
+        },
+        {**STATE, "total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)},
     ],
-    ids=["parallel", "script", "average", "nested", "compiled", "both", "both again", "no counters", "half"],
+    ids=[
+        *("parallel", "script", "average", "nested", "compiled", "both", "both again", "no counters", "half"),
+        *("averaged", "averaged beside", "another wrapper", "a loss and a metric", "operations"),
+    ],
 )
 def test_state_dicts_of_usual_scripts_are_read(tmp_path: Path, content: dict[str, Any]) -> None:
     for suffix, zipped in ((".pth", True), (".pt", False), (".PTH", True), (".ckpt", True)):
@@ -456,6 +501,39 @@ def test_bad_weights_are_one_line_with_the_file(tmp_path: Path, kind: str) -> No
     with pytest.raises(WeightsError) as error:
         state_dicts.fill(NETWORK, state_dicts.read(file), str(file))
     assert str(file) in line(error)
+    assert "weights_only" not in line(error)
+
+
+def program(path: Path) -> None:
+    torch.jit.save(torch.jit.trace(NETWORK.eval(), torch.zeros(1, 3, 8, 8)), path)
+
+
+def archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as opened:
+        opened.writestr("config.json", "{}")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # about TorchScript
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("network.onnx", odd_onnx.write, "an ONNX file"),
+        ("network.tflite", lambda path: path.write_bytes(b"\x1c\0\0\0TFL3"), "LiteRT"),
+        ("network.h5", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n"), "Keras"),
+        ("network.pt", program, "TorchScript"),
+        ("network.pt", archive, "config.json"),
+        ("network.pt", lambda path: torch.save({**STATE, "epoch": 3}, path), "beside them, epoch"),
+    ],
+    ids=["onnx", "tflite", "h5", "program", "archive", "a number"],
+)
+def test_a_network_in_another_form_is_called_by_its_name(
+    tmp_path: Path, name: str, make: Callable[[Path], Any], words: str
+) -> None:
+    make(tmp_path / name)
+    with pytest.raises(WeightsError) as error:
+        state_dicts.read(tmp_path / name)
+    assert words in line(error)
+    assert str(tmp_path / name) in line(error)
     assert "weights_only" not in line(error)
 
 

@@ -21,7 +21,7 @@ from pipeline.models.storage import Model, Quantization
 from students import published
 from students.mobilenet_v1 import STRIDES, scaled_channels
 from teachers.contract import InputContract
-from teachers.errors import WeightsError
+from teachers.errors import TeacherError, WeightsError
 from tests import tiny_students
 
 
@@ -258,6 +258,67 @@ def test_names_of_classes_without_their_numbers_are_one_line(checkpoint: Path, n
     file = checkpoint / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "id2label": names}))
     assert "id2label" in fails_in_one_line(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("config.json", [], "config.json"),
+        ("config.json", None, "config.json"),
+        ("config.json", {"hidden_act": ["relu"]}, "hidden_act"),
+        ("config.json", {"layer_norm_eps": -1}, "layer_norm_eps"),
+        ("config.json", {"layer_norm_eps": "small"}, "layer_norm_eps"),
+        ("preprocessor_config.json", [], "preprocessor_config.json"),
+        ("preprocessor_config.json", {"size": {"height": 64, "width": 96}}, "size"),
+        ("preprocessor_config.json", {"size": "large"}, "size"),
+        ("preprocessor_config.json", {"size": -1}, "size"),
+        ("preprocessor_config.json", {"do_center_crop": True, "crop_size": 32.5}, "crop_size"),
+        ("preprocessor_config.json", {"image_std": [0, 0.5, 0.5]}, "standard deviation"),
+    ],
+)
+def test_a_declaration_that_cannot_be_used_is_one_line(
+    checkpoint: Path, name: str, change: Any, named: str
+) -> None:
+    file = checkpoint / name
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**before, **change} if isinstance(change, dict) else change))
+    with pytest.raises(TeacherError) as caught:
+        initialisation.SOURCES["hugging_face"](str(checkpoint))
+    [line] = str(caught.value).splitlines()
+    assert named in line
+
+
+@pytest.mark.parametrize(
+    ("size", "side"),
+    [(64, 64), ([64, 64], 64), ({"shortest_edge": 64}, 64), ({"height": 64, "width": 64}, 64)],
+)
+def test_the_size_of_square_images_is_read_in_every_form(checkpoint: Path, size: Any, side: int) -> None:
+    (checkpoint / "preprocessor_config.json").write_text("\ufeff" + json.dumps({"size": size}), "utf-8")
+    assert initialisation.SOURCES["hugging_face"](str(checkpoint)).size == side
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ([], "card.json"),
+        ({"input": None}, "input"),
+        ({"input": {"size": 64, "mean": [0.5] * 3, "std": [0, 1, 1], "crop": 1.0}}, "input.std.0"),
+        ({"input": {"size": 64, "mean": [0.5], "std": [1, 1, 1], "crop": 1.0}}, "input.mean"),
+        ({"input": {"size": 64, "std": [1, 1, 1], "crop": 1.0}}, "input.mean"),
+        ({"labels": "abc"}, "labels"),
+        ({"arguments": "none"}, "arguments"),
+        ({"variant": None}, "variant"),
+    ],
+)
+def test_a_card_that_cannot_be_used_is_one_line(tmp_path: Path, change: Any, named: str) -> None:
+    contract = {"size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "crop": 1.0}
+    card = {"variant": "fp32", "arguments": {}, "labels": ["a", "b"], "input": contract}
+    values = {**card, **change} if isinstance(change, dict) else change
+    (tmp_path / storage.CARD).write_text(json.dumps(values))
+    with pytest.raises(WeightsError) as caught:
+        initialisation.SOURCES["run"](str(tmp_path))
+    [line] = str(caught.value).splitlines()
+    assert named in line
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:

@@ -272,10 +272,17 @@ def test_one_process_has_all_of_every_batch_and_its_own_loss_terms() -> None:
     assert not torch.distributed.is_initialized()
 
 
+MACHINES = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29766", "NODE_RANK": "0"}
+
+
 @pytest.mark.parametrize(
     ("settings", "variables", "names"),
     [
         ({"devices": 2, "nodes": 2}, {"NODE_RANK": "0"}, ("compute.nodes = 2", "MASTER_ADDR, MASTER_PORT")),
+        ({"nodes": 2}, MACHINES | {"NODE_RANK": "first"}, ("NODE_RANK = 'first'", "from 0 to 1")),
+        ({"nodes": 2}, MACHINES | {"NODE_RANK": "2"}, ("NODE_RANK = '2'", "from 0 to 1")),
+        ({"nodes": 2}, MACHINES | {"MASTER_PORT": "http"}, ("MASTER_PORT = 'http'", "from 1 to 65535")),
+        ({"devices": 1000}, {}, ("compute.devices = 1000", "cores")),
         ({}, {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "3", "SLURM_NNODES": "2"}, ("SLURM", "3 tasks on 2")),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.data import listing, sources, tables
+from pipeline.data import listing, sources, splits, tables
 from pipeline.data.listing import Listing, SourceError
 
 
@@ -38,6 +38,9 @@ def labels(contents: Listing) -> dict[str, int | tuple[float, ...]]:
         " file_name , red ,big\n a.png ,1,0\n\n , , \nb.png, 0 ,0.5\n",
         "file_name,red,big\r./a.png,1,-1\rb.png,0,.5\r",
         "file_name,red,big\na.png,1,0\nb.png,0,0.5\na.png,1.0,-1\n",
+        "\n \r\n,,\nfile_name,red,big\na.png,1,0\nb.png,0,0.5\n",
+        "\ufeffsep=;\r\nfile_name;red;big\r\na.png;1;0\r\nb.png;0;0.5\r\n",
+        '"sep=,"\nred,file_name,big\n1,a.png,0\n0,b.png,0.5\n',
     ],
 )
 def test_tables_are_read_as_spreadsheets_write_them(tmp_path: Path, content: str | bytes) -> None:
@@ -177,6 +180,11 @@ def test_attributes_of_one_name_are_refused(tmp_path: Path, pair: tuple[str, str
         ("file_name\na.png\n", ["the column file_name and at least one other"]),
         ("File_Name,red\na.png,1\n", ["the column file_name", "File_Name"]),
         ("", ["the column file_name", "none"]),
+        ("sep=;\nfile_name;red\na.png;2\n", ["line 3", "red = '2'"]),
+        ("file_name,red\n", ["no row"]),
+        ("file_name,red\n\n , \n", ["no row"]),
+        ("file_name,red\na.png,1\n".encode("utf-16-le"), ["line 1", "UTF-8"]),
+        (b"file_name,red\na.png,1\0\n", ["line 2", "UTF-8"]),
         ("file_name,gr\u00fcn\na.png,1\n".encode("latin-1"), ["not in UTF-8", "line 1"]),
         (b"\xff\xfef", ["not in UTF-16"]),
         (b"PK\x03\x04\xff\xfe", ["not in UTF-8"]),
@@ -231,3 +239,13 @@ def test_a_row_that_is_repeated_is_listed(tmp_path: Path) -> None:
     [item] = contents.rejected
     assert (item.source, item.kind) == ("a.png", "duplicate")
     assert "line 4" in item.reason
+
+
+def test_an_attribute_that_every_training_image_has_or_none_is_noted(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(8)]
+    rows = "".join(f"{name},1,0,{number % 2}\n" for number, name in enumerate(names))
+    contents = sources.attributes(write(tmp_path, f"file_name,red,big,odd\n{rows}", tuple(names)))
+    assigned = splits.assign(contents.labelled, train=None, val=0.25, test=0.25, seed=0)
+    notes = splits.check(contents, assigned)
+    assert [name for name in contents.classes if any(f"'{name}'" in note for note in notes)] == ["red", "big"]
+    assert [note.partition(" ")[0] for note in notes] == ["every", "no"]

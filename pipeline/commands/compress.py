@@ -4,7 +4,9 @@ import shlex
 from argparse import Namespace
 
 from pipeline.commands import run as planned
+from pipeline.errors import DistilleryError
 from pipeline.running.process import one_line_errors
+from teachers import local_files
 
 
 def run(arguments: Namespace) -> None:
@@ -16,6 +18,9 @@ def run(arguments: Namespace) -> None:
     command = shlex.join(["python", "-m", "pipeline", "compress", *words])
     with one_line_errors():
         leftovers.check_parameters_unused()
+        planned.check_folder(arguments.folder)
+        if not local_files.may_be_checkpoint(arguments.checkpoint):
+            raise DistilleryError(f"{arguments.checkpoint}: no such file or folder")
         # PyTorch takes seconds to be imported.
         print(f"{arguments.checkpoint}: reading the network, then the images", flush=True)
         from pipeline.planning import compression

@@ -27,7 +27,7 @@ def run(arguments: Namespace) -> None:
     with one_line_errors():
         leftovers.check_parameters_unused()
         if arguments.folder is not None:
-            _check_folder(arguments.folder)
+            check_folder(arguments.folder)
     words = [str(arguments.folder), *_options(arguments), *arguments.changes] if arguments.folder else []
     command = shlex.join(["python", "-m", "pipeline", "run", *words])
     with one_line_errors():
@@ -66,7 +66,12 @@ class FolderError(DistilleryError):
     """There is no such folder."""
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Check that there is such a folder.
+
+    Raises:
+        FolderError: there is none; the message names the one that was probably meant.
+    """
     if folder.is_dir():
         return
     if folder.exists():

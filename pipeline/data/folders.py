@@ -33,7 +33,7 @@ def read(path: Path, layout: LayoutName = "auto") -> Listing:
         split_root: [
             child
             for child in tree.folders
-            if child.parent == split_root and child.name.lower() not in reading.UNLABELLED_FOLDERS
+            if child.parent == split_root and not names.is_unlabelled(child.name)
         ]
         for split_root in found.splits
     }
@@ -144,7 +144,7 @@ def _judge_links(tree: Tree, found: Layout) -> tuple[list[str], list[str]]:
     problems, notes = [], []
     for item in tree.skipped:
         parent, name = item.path.parent, item.path.name
-        aside = name.startswith(".") or name.lower() in reading.UNLABELLED_FOLDERS
+        aside = name.startswith(".") or names.is_unlabelled(name)
         if item.kind != "link" or aside or parent not in (tree.root, found.root, *found.splits):
             continue
         if parent in found.splits and not tree.root.resolve().is_relative_to(item.path.resolve()):
@@ -226,7 +226,7 @@ def _aside(tree: Tree, found: Layout, file: Path) -> Rejected:
     split_names = " and ".join(
         printable(root.relative_to(found.root)) for root, split in found.splits.items() if split
     )
-    if any(part.lower() in reading.UNLABELLED_FOLDERS for part in parts[:-1]):
+    if any(map(names.is_unlabelled, parts[:-1])):
         reason = f"`{reading.UNLABELLED}` is read directly in data.path only, not in {printable(parts[0])}"
         return Rejected(source, reason, "aside")
     if file.parent in found.splits or len(parts) == 1:

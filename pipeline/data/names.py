@@ -25,6 +25,8 @@ _SPLIT = {
     for split, words in SPLIT_WORDS.items()
 }
 
+_UNLABELLED = re.compile(rf"(?:{_PLAIN} ?)*unlabell?ed(?: ?{_PLAIN})* ?\d*")
+
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_A-Za-z]+")
 """A word of a name, also where a capital begins it (``trainA``)."""
 
@@ -54,8 +56,13 @@ def split_of(name: str) -> str | None:
 
     Such names are ``Training``, ``test_set``, ``trainset``, ``images-val``, ``train2017`` and ``02 Test``.
     """
-    plain = re.sub(r"\s*\(\d+\)$", "", _visible(name.replace(".", " ")))
+    plain = _plain(name)
     return next((split for split, pattern in _SPLIT.items() if pattern.fullmatch(plain)), None)
+
+
+def is_unlabelled(name: str) -> bool:
+    """Return whether a folder's name means images without labels, such as ``unlabeled2017``."""
+    return _UNLABELLED.fullmatch(_plain(name)) is not None
 
 
 def splits_of(names: Sequence[str]) -> dict[str, str]:
@@ -144,6 +151,11 @@ def shared(names: Sequence[str], others: Sequence[str]) -> list[str]:
     return sorted(stems[stem] for stem in both)
 
 
+def _plain(name: str) -> str:
+    """Return a folder's name normalised, without the number that a second download gets."""
+    return re.sub(r"\s*\(\d+\)$", "", _visible(name.replace(".", " ")))
+
+
 def _identity(name: str) -> str:
     words = _visible(name)
     folded = " ".join(_look(word) if _is_mixed(word) else word for word in words.split())
@@ -177,7 +189,8 @@ def _look(text: str) -> str:
 @lru_cache(2**16)
 def _stem(name: str) -> str:
     # A point between digits is part of a number: 1.5 is not 15.
-    letters = re.sub(r"(?!(?<=\d)[.,](?=\d))\W", "", _look(_identity(name)))
+    # Names of signs alone, such as "+" or an emoji, have nothing else.
+    letters = re.sub(r"(?!(?<=\d)[.,](?=\d))\W", "", _look(_identity(name))) or _identity(name)
     return re.sub(r"(?<=[^\W\d]{2})(?:(?:(?<=ss)|(?<=[csz]h)|(?<=x))es|(?<!s)s)$", "", letters)
 
 

@@ -11,16 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.data import images, trees
+from pipeline.data import images, names, trees
 from pipeline.data.images import SUFFIXES, ImageFileError
 from pipeline.data.listing import Rejected, SourceError, SourceFile, content_hash
 from pipeline.running import progress
 
 UNLABELLED = "unlabelled"
-"""Name of the split of images without labels."""
-
-UNLABELLED_FOLDERS = (UNLABELLED, "unlabeled")
-"""Names of the folder beside the labelled images that holds images without labels, in any case."""
+"""Name of the split of images without labels, and of their folder."""
 
 OTHER_FORMATS = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC, in which Apple's devices store photographs"),
@@ -124,8 +121,8 @@ def read_unlabelled(
 
 
 def is_unlabelled(root: Path, file: Path) -> bool:
-    """Return whether a file is in the folder `unlabelled` of a source."""
-    return file.is_relative_to(root) and file.relative_to(root).parts[0].lower() in UNLABELLED_FOLDERS
+    """Return whether a file is in the folder `unlabelled`, or one called like it, of a source."""
+    return file.is_relative_to(root) and names.is_unlabelled(file.relative_to(root).parts[0])
 
 
 def reject_skipped(tree: trees.Tree) -> list[Rejected]:

@@ -145,6 +145,9 @@ def attributes(path: Path, _layout: layouts.LayoutName = "auto") -> Listing:
     is_celeba = (path / tables.CELEBA).is_file()
     found = tables.celeba(path) if is_celeba else tables.metadata(path)
     names = found.names
+    if not found.rows:
+        tables_read = ", ".join(map(trees.printable, found.files))
+        raise SourceError(f"{tables_read}: no row names an image; one row per image is expected")
     rows, repeated = tables.once(found.rows)
     labelled, rejected = reading.read_files(path, [(row.split, row.values, row.file) for row in rows])
     tree = trees.walk(path)

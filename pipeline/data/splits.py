@@ -135,7 +135,7 @@ def check(listing: Listing, splits: Splits, *, anew: bool = False) -> list[str]:
 
     Returns:
         One sentence per pair of classes that hold the same pictures, per class that val or test lack, and per
-        attribute that no training image has.
+        attribute that no training image has or all have.
 
     Raises:
         SourceError: a class has no training image, is empty in a split that the source has, or has fewer
@@ -150,9 +150,9 @@ def check(listing: Listing, splits: Splits, *, anew: bool = False) -> list[str]:
         return [
             *contradiction_notes(listing),
             *(
-                f"no training image has the attribute '{printable(name)}'"
+                f"{who} training image has the attribute '{printable(name)}'"
                 for index, name in enumerate(listing.classes)
-                if not any(share[index] >= 0.5 for share in shares)
+                if (who := _constant([share[index] >= 0.5 for share in shares]))
             ),
         ]
     given = set() if anew else {image.split for image in listing.labelled}
@@ -173,6 +173,7 @@ def check(listing: Listing, splits: Splits, *, anew: bool = False) -> list[str]:
                 if other != name
             ]
             hint = f"; is it '{printable(like[0])}'?" if like else ""
+            hint += _elsewhere(splits, listing, label)
             problems.append(
                 f"class '{printable(name)}' has no training images ({numbers}){hint}{_lost(listing, label)}"
             )
@@ -199,6 +200,29 @@ def check(listing: Listing, splits: Splits, *, anew: bool = False) -> list[str]:
     if problems:
         raise SourceError(*head(problems))
     return notes
+
+
+def _constant(present: Sequence[bool]) -> str | None:
+    """Return which training images have an attribute, if it is all of them or none; else None."""
+    return "no" if not any(present) else "every" if all(present) else None
+
+
+def _elsewhere(splits: Splits, listing: Listing, label: int) -> str:
+    """Return a clause about training images of a class that are copies of images of test or val."""
+    taken = {image.sha256: (name, image.source) for name, images in splits.items() for image in images}
+    copies = [
+        (image.source, *taken[image.sha256])
+        for image in listing.labelled
+        if image.label == label and image.split in ("train", None) and image.sha256 in taken
+    ]
+    copies = [copy for copy in copies if copy[0] != copy[2] and copy[1] in ("val", "test")]
+    if not copies:
+        return ""
+    source, split, original = copies[0]
+    return (
+        f"; {len(copies):,} of its images are left out because their content is in another split, such as "
+        f"{source}, which is {original} of {split}"
+    )
 
 
 def _lost(listing: Listing, label: int) -> str:

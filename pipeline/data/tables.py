@@ -75,9 +75,8 @@ def read(file: Path, key: str = FILE_NAME) -> Table:
             or fewer values than there are columns.
     """
     content = text(file)
-    names = {
-        mark: [name.strip(' "\r') for name in content.partition("\n")[0].split(mark)] for mark in DELIMITERS
-    }
+    first = next((line for line in content.splitlines() if line.strip()), "")
+    names = {mark: [name.strip(' "') for name in first.split(mark)] for mark in DELIMITERS}
     delimiter = next((mark for mark in DELIMITERS if key in names[mark]), ",")
     # The limit belongs to the process; it protects from a quote that is never closed, which `strict` notices.
     csv.field_size_limit(LONGEST_FIELD)
@@ -85,7 +84,7 @@ def read(file: Path, key: str = FILE_NAME) -> Table:
     rows: list[tuple[int, dict[str, str]]] = []
     header: list[str] = []
     try:
-        header = [name.strip() for name in next(reader, [])]
+        header = [name.strip() for name in next((row for row in reader if any(map(str.strip, row))), [])]
         for values in reader:
             if not any(value.strip() for value in values):
                 continue
@@ -141,12 +140,20 @@ def text(file: Path) -> str:
         raise TableError(f"{printable(file)} is not a file")
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode("utf-16" if wide else "utf-8-sig")
+        decoded = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise TableError(
             f"{printable(file)} is not in {'UTF-16' if wide else 'UTF-8'} (line {line}); save it in UTF-8"
         ) from error
+    if "\0" in decoded:
+        line = decoded[: decoded.index("\0")].count("\n") + 1
+        raise TableError(
+            f"{printable(file)} is not text in UTF-8 (line {line} holds a zero byte, as UTF-16 without its "
+            "mark and files of spreadsheets do); save it as CSV in UTF-8"
+        )
+    # Excel reads the separator of a table from such a first line.
+    return re.sub(r"\A\s*\"?sep=.\"?\r?\n", "\n", decoded)
 
 
 def plain_name(name: str) -> str:

@@ -10,8 +10,17 @@ from typing import Literal
 
 SkipKind = Literal["hidden", "link", "unreadable"]
 
-_LEFT_BEHIND = {"__MACOSX": "left behind by an archive of macOS"}
-"""Folders that programs leave among photographs, apart from hidden ones."""
+_LEFT_BEHIND = {
+    "__macosx": "left behind by an archive of macOS",
+    "$recycle.bin": "the waste basket of Windows",
+    "recycler": "the waste basket of Windows",
+    "system volume information": "kept by Windows",
+    "@eadir": "thumbnails of a Synology server",
+    "#recycle": "the waste basket of a Synology server",
+    "@recycle": "the waste basket of a QNAP server",
+    "lost+found": "kept by a Linux file system",
+}
+"""Folders that systems leave among photographs, apart from hidden ones, by their name in lower case."""
 
 _SPECIAL = {
     stat.S_IFIFO: "a named pipe",
@@ -174,6 +183,6 @@ def _look(path: Path) -> tuple[int, tuple[int, int], str | None]:
 
 
 def _hidden(name: str) -> str | None:
-    if name in _LEFT_BEHIND:
-        return f"{name}: {_LEFT_BEHIND[name]}"
+    if reason := _LEFT_BEHIND.get(name.lower()):
+        return f"{printable(name)}: {reason}"
     return f"{printable(name)} is hidden: its name begins with a dot" if name.startswith(".") else None

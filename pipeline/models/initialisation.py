@@ -1,6 +1,5 @@
 """The weights of a student at the start: published ones, a state dict, or those of an earlier run."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 import students
 from pipeline import provenance
-from pipeline.models import storage
+from pipeline.models import declarations, storage
 from students import published
 from students.mobilenet_v1 import ACTIVATIONS
 from teachers import hubs, local_files, state_dicts
@@ -82,10 +81,12 @@ def hugging_face(path: str) -> Start:
                 folder = Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
         except (OSError, HfHubHTTPError, HFValidationError) as error:
             raise WeightsError(f"{path}: neither a folder nor a model on the hub ({_line(error)})") from error
-    config = _json(folder / "config.json")
-    if config.get("model_type") != "mobilenet_v1":
-        raise WeightsError(f"{path}: mobilenet_v1 is expected; config.json says {config.get('model_type')!r}")
-    activation = config.get("hidden_act", "relu6")
+    file = folder / "config.json"
+    values = declarations.read(file)
+    if values.get("model_type") != "mobilenet_v1":
+        raise WeightsError(f"{path}: mobilenet_v1 is expected; config.json says {values.get('model_type')!r}")
+    config = declarations.parse(declarations.Configuration, values, file)
+    activation = config.hidden_act
     if activation not in ACTIVATIONS:
         raise WeightsError(f"{path}: hidden_act {' or '.join(ACTIVATIONS)} is expected; found {activation!r}")
     weights = next(
@@ -95,21 +96,21 @@ def hugging_face(path: str) -> Start:
     tensors = published.translate("hugging_face", state_dicts.read(weights))
     arguments = {
         "activation": activation,
-        "padding": "same" if config.get("tf_padding", True) else "symmetric",
-        "norm_eps": config.get("layer_norm_eps", TENSORFLOW_EPSILON),
+        "padding": "same" if config.tf_padding else "symmetric",
+        "norm_eps": config.layer_norm_eps,
     }
-    image = (
-        _json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").exists() else {}
-    )
+    file = folder / "preprocessor_config.json"
+    image = declarations.read(file) if file.exists() else {}
+    preparation = declarations.parse(declarations.Preparation, image, file)
     from teachers.hugging_face_models import scaling  # imports transformers, which takes seconds
 
     mean, std = scaling(image)
-    whole = _side(image.get("size"))
-    size = _side(image.get("crop_size")) if image.get("do_center_crop") else whole
-    names = config.get("id2label") or {}
+    whole = preparation.size
+    size = preparation.crop_size if preparation.do_center_crop else whole
+    names = config.id2label or {}
     try:
         labels = tuple(names[str(index)] for index in range(len(names))) or None
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise WeightsError(
             f"{path}: config.json must give id2label one name per class, from 0 on; found {str(names)[:80]}"
         ) from error
@@ -192,23 +193,19 @@ def slim(path: str) -> Start:
 def run(path: str) -> Start:
     """Read a student of an earlier run from its folder below ``artifacts/models/``."""
     folder = Path(path)
-    card = _json(folder / storage.CARD)
-    if card.get("quantization"):
-        raise WeightsError(f"{path}: a float student is expected; variant {card['variant']} is quantised")
-    try:
-        arguments = {key: value for key, value in card["arguments"].items() if key != "classes"}
-        labels, contract, variant = tuple(card["labels"]), card["input"], card["variant"]
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f"{folder / storage.CARD} is not a student's card: {error} is missing") from error
+    file = folder / storage.CARD
+    card = declarations.parse(declarations.StudentCard, declarations.read(file), file)
+    if card.quantization:
+        raise WeightsError(f"{path}: a float student is expected; variant {card.variant} is quantised")
     return Start(
-        f"variant {variant} of an earlier run ({path})",
-        arguments,
+        f"variant {card.variant} of an earlier run ({path})",
+        {key: value for key, value in card.arguments.items() if key != "classes"},
         state_dicts.read(folder / storage.WEIGHTS),
-        labels=labels,
-        mean=tuple(contract["mean"]),
-        std=tuple(contract["std"]),
-        size=contract["size"],
-        crop=contract["crop"],
+        labels=card.labels,
+        mean=card.input.mean,
+        std=card.input.std,
+        size=card.input.size,
+        crop=card.input.crop,
     )
 
 
@@ -246,7 +243,7 @@ def source_of(path: str) -> tuple[str, str]:
         )
     if Path(path).is_file() or local_files.is_weights(path):
         return "torch", path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) is None:
+    if not local_files.may_be_checkpoint(path):
         raise WeightsError(f"{path}: no such file or folder")
     return "hugging_face", path
 
@@ -289,7 +286,15 @@ def network(architecture: str, arguments: dict[str, Any], labels: Sequence[str],
     expected, actual = tuple(arguments["channels"]), published.channels(start.tensors)
     if actual is not None and actual != expected:
         raise WeightsError(f"{start.origin}: widths {expected} are expected; {actual} were found")
-    module = students.build(architecture, arguments)
+    try:
+        module = students.build(architecture, arguments)
+    except (TypeError, ValueError, LookupError) as error:
+        if start is RANDOM:
+            raise
+        raise WeightsError(
+            f"{start.origin}: its arguments are not those of {architecture}: {type(error).__name__}: "
+            f"{_line(error)}"
+        ) from error
     if start is RANDOM:
         return module
     fresh = module.state_dict()
@@ -314,18 +319,6 @@ def _published(
         tensors |= {name: tensors[name][1:] for name in HEAD if name in tensors}
         labels = labels[1:] if labels else None
     return Start(origin, arguments, tensors, labels, **contract)
-
-
-def _side(size: Any) -> int | None:
-    """Side of the image in a configuration of Hugging Face."""
-    return size.get("shortest_edge") or size.get("height") if isinstance(size, dict) else size
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{file}: a JSON file is expected ({_line(error)})") from error
 
 
 def _line(error: Exception) -> str:

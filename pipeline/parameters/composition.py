@@ -54,6 +54,7 @@ def merged(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     Raises:
         CompositionError: a file, a group or a key does not exist, or a value is not valid YAML.
     """
+    spelling.check_once(words)
     names = [word for word in words if "=" not in word]
     pairs = [word.partition("=")[::2] for word in words if "=" in word]
     groups = {key: check_member(key, text) for key, text in pairs if _is_choice(key, text)}

@@ -23,6 +23,24 @@ def check(words: Sequence[str]) -> None:
         raise ParameterError(*problems)
 
 
+def check_once(words: Sequence[str]) -> None:
+    """Check that no key of ``KEY=VALUE`` or ``GROUP=NAME`` is given two values.
+
+    Raises:
+        ParameterError: one is; one line per key.
+    """
+    values: dict[str, list[str]] = {}
+    for key, sign, value in (word.partition("=") for word in words):
+        if sign and value not in values.setdefault(key, []):
+            values[key].append(value)
+    if problems := [
+        f"{key}: it is given {len(v)} values ({', '.join(v)}); one is allowed"
+        for key, v in values.items()
+        if len(v) > 1
+    ]:
+        raise ParameterError(*problems)
+
+
 def is_group(key: str) -> bool:
     """Whether a key is a folder of `configs/`, of which one file is taken."""
     return key.isidentifier() and (paths.CONFIGS / key).is_dir()

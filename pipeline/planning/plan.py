@@ -137,7 +137,9 @@ def read_words(words: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     Raises:
         PlanError: a word is neither, or says which images are used.
         CompositionError: a group has no such member.
+        ParameterError: a key is given two values.
     """
+    spelling.check_once(words)
     given = {key: value for key, _, value in (word.partition("=") for word in words)}
     groups = {
         name: composition.check_member(name, given.pop(name))

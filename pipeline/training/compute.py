@@ -31,6 +31,8 @@ ACCELERATORS: dict[str, Callable[[], bool]] = {
 """Kind of device to a function that says whether this machine has it."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Options of glibc's mallopt(3)."""
+FEWEST_PROCESSES = 4
+"""Number of processes that are allowed on any CPU, so that a small machine can try what a larger one does."""
 
 
 class ComputeError(DistilleryError):
@@ -109,9 +111,28 @@ def _layout(settings: ComputeSettings, kind: str) -> tuple[ClusterEnvironment, i
                 f"compute.nodes = {nodes}: each machine needs the variables MASTER_ADDR, MASTER_PORT and "
                 f"NODE_RANK; missing: {', '.join(missing)}"
             )
+        if nodes > 1:
+            _check_number("NODE_RANK", 0, nodes - 1)
+            _check_number("MASTER_PORT", 1, 65535)
+        if kind == "cpu" and devices > (most := max(FEWEST_PROCESSES, os.cpu_count() or 1)):
+            raise ComputeError(
+                f"{key} = {devices}: more processes than this machine has cores only take memory; allowed: "
+                f"auto, or 1 to {most} on a CPU"
+            )
     if kind == "cuda" and devices > torch.cuda.device_count():
         raise ComputeError(f"{key} = {devices}: this machine has {torch.cuda.device_count()} GPUs")
     return environment, devices, nodes
+
+
+def _check_number(variable: str, least: int, most: int) -> None:
+    """Check a number in the environment.
+
+    Raises:
+        ComputeError: it is not a whole number within the limits.
+    """
+    text = os.environ[variable]
+    if not (text.isascii() and text.isdecimal() and least <= int(text) <= most):
+        raise ComputeError(f"{variable} = {text!r}: allowed: a whole number from {least} to {most}")
 
 
 def _launch(fabric: Fabric, environment: ClusterEnvironment, nodes: int) -> None:
