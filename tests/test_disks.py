@@ -19,10 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks import full_disk
 from pipeline import files, parameters, paths, process, resources
 from pipeline.data import sources, splits, store
 from pipeline.errors import DistilleryError
 from pipeline.evaluation import confidence
+from pipeline.litert import metadata
 from pipeline.measurement import kernels
 from pipeline.measurement.kernels import Convolution
 from pipeline.resources import ResourceError
@@ -372,3 +374,17 @@ def test_output_to_a_full_disk_ends_in_one_line() -> None:
     assert ended.returncode == 1
     [line] = ended.stderr.splitlines()
     assert "no space" in line
+
+
+def test_the_benchmark_compares_litert_files_but_for_the_commit_that_they_name(tmp_path: Path) -> None:
+    def digest(network: bytes, *, labels: tuple[str, ...] = ("cat", "dog"), commit: str = "unknown") -> str:
+        archive = metadata.archive(labels, {"git_commit": commit, "variant": "fp32"})
+        (tmp_path / "litert").mkdir(exist_ok=True)
+        (tmp_path / "litert" / "fp32.tflite").write_bytes(network + archive)
+        (tmp_path / "litert" / "litert.json").write_text(f"seconds of {commit}")
+        return full_disk._digest(tmp_path, ("litert",))
+
+    known = digest(b"network")
+    assert digest(b"network", commit="0f1e2d-dirty") == known
+    assert digest(b"netw0rk") != known
+    assert digest(b"network", labels=("cat", "cow")) != known
