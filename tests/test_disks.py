@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import full_disk
-from pipeline import files, parameters, paths, process, resources
+from pipeline import files, parameters, paths, process, progress, resources
 from pipeline.data import sources, splits, store
 from pipeline.errors import DistilleryError
 from pipeline.evaluation import confidence
@@ -148,6 +148,26 @@ def test_an_error_during_a_progress_bar_has_a_line_of_its_own(capsys: pytest.Cap
     with pytest.raises(SystemExit), process.one_line_errors():
         raise DistilleryError("the views are damaged")
     assert capsys.readouterr().err.split("\n")[-2:] == ["error: the views are damaged", ""]
+
+
+def test_an_error_after_a_bar_that_was_there_for_an_instant_has_a_line_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bar = progress.bar("teach", 2)
+    bar.update()
+    bar.set_postfix_str("val 50.00%")
+    bar.close()
+    with pytest.raises(SystemExit), process.one_line_errors():
+        raise DistilleryError("the weights are damaged")
+    before, last = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert "val 50.00%" in before
+    assert last == "error: the weights are damaged"
+
+
+def test_a_bar_that_its_delay_has_hidden_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.bar("parity", 2) as bar:
+        bar.update(2)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_line_names_the_file_the_file_system_and_what_is_free(tmp_path: Path) -> None:
