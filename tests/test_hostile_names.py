@@ -347,6 +347,7 @@ SMALL = (
         "gate.prune.max_drop=1.0",
         "gate.quantize.max_drop=1.0",
     ),
+    *("quantize.ptq=[percentile_ranges]", "quantize.float_layers=[]", "benchmark.seconds=0.2"),
 )
 
 
