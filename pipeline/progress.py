@@ -14,10 +14,11 @@ DELAY_SECONDS = 2.0
 class Bar(tqdm):
     """A progress bar whose line ends when it is closed, also if only a new postfix has displayed it."""
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Display the bar, or ``msg`` in its place; its delay is over then, which tqdm does not notice."""
-        self.delay = 0.0
-        return bool(super().display(msg, pos))
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
+        """Display the bar with a postfix; its delay is over then, which tqdm does not notice."""
+        super().set_postfix_str(s, refresh)
+        if refresh:
+            self.delay = 0.0
 
 
 def bar(description: str, total: int | None = None, unit: str = "images", initial: int = 0) -> Bar:
