@@ -456,6 +456,11 @@ def test_thirteen_hostile_classes_through_the_whole_pipeline(finished: Path, tmp
         of_run, kind = f"{experiment}/runs/{run_id}", "workflowType=machine_learning"
         variants = json.loads(run.data.tags["runs"])
         model = f"{address}/#/models/{quote(client.search_registered_models()[0].name, safe='')}"
+        artifacts = ("report.html", "model_card.md", "variants.csv", "overview.svg", "choice.json")
+        # What stands on a page of MLflow when it is complete.
+        complete = {"mlflow_runs": run.info.run_name} | {
+            f"mlflow_{name}": f"report/{name}" for name in artifacts
+        }
         addresses = {
             "report": (report / "report.html").as_uri(),
             "overview": (report / "overview.svg").as_uri(),
@@ -464,10 +469,7 @@ def test_thirteen_hostile_classes_through_the_whole_pipeline(finished: Path, tmp
             "mlflow_runs": f"{experiment}/runs?{kind}",
             "mlflow_parent": f"{of_run}?{kind}",
             "mlflow_variant": f"{experiment}/runs/{variants['fp32']}?{kind}",
-            **{
-                f"mlflow_{name}": f"{of_run}/artifacts/report/{name}"
-                for name in ("report.html", "model_card.md", "variants.csv", "overview.svg", "choice.json")
-            },
+            **{f"mlflow_{name}": f"{of_run}/artifacts/report/{name}" for name in artifacts},
             "mlflow_model": model,
             "mlflow_version": f"{model}/versions/1",
         }
@@ -478,6 +480,8 @@ def test_thirteen_hostile_classes_through_the_whole_pipeline(finished: Path, tmp
         for name, place in addresses.items():
             view.goto("about:blank")
             view.goto(place)
+            if name in complete:
+                view.get_by_text(complete[name]).first.wait_for(timeout=120_000)
             view.wait_for_timeout(5000 if name.startswith("mlflow") else 500)
             view.screenshot(path=pictures_folder / f"{name}.png", timeout=120_000)
             if name in ("report", "card", "shipped"):
