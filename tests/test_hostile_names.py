@@ -458,7 +458,7 @@ def test_thirteen_hostile_classes_through_the_whole_pipeline(finished: Path, tmp
         model = f"{address}/#/models/{quote(client.search_registered_models()[0].name, safe='')}"
         artifacts = ("report.html", "model_card.md", "variants.csv", "overview.svg", "choice.json")
         # What stands on a page of MLflow when it is complete.
-        complete = {"mlflow_runs": run.info.run_name} | {
+        complete = {"mlflow_runs": str(run.info.run_name)} | {
             f"mlflow_{name}": f"report/{name}" for name in artifacts
         }
         addresses = {
