@@ -2,7 +2,8 @@
 
     sudo python -m benchmarks.full_disk .tiny /tmp/full
 
-The first folder is a finished pipeline (`make tiny`); a copy of it is put on a small file system in memory,
+The first folder is a finished pipeline (`make tiny`; with `teacher=student` for the stage `load`, and with
+`litert=all` for `litert`); a copy of it is put on a small file system in memory,
 which takes root to mount. A filler leaves FREE bytes. With --temporary, the temporary folder is filled.
 A stage passes if it ends with status 1 and one line, or finishes because it needs no more room, and if its
 results after room was made are those of the finished pipeline, byte for byte. Results that hold times are not
@@ -11,11 +12,13 @@ compared.
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +27,7 @@ import onnx
 import yaml
 
 from pipeline import paths
+from pipeline.litert import metadata
 from pipeline.running import lock_file
 from pipeline.running.command_line import BUILDERS
 
@@ -51,8 +55,11 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 """Stage with its variant to what it writes."""
 
-TIMED = ("benchmark", "cost", "litert", "report", "track")
+TIMED = ("benchmark", "cost", "report", "track")
 """Stages whose results hold times, and therefore differ between any two runs."""
+
+TIMES = ("litert.json",)
+"""Names of files that hold times, of stages whose other files are compared."""
 
 ROOM = 256 << 20
 """Bytes that the copy may grow by when there is room."""
@@ -168,13 +175,15 @@ def _digest(project: Path, outputs: tuple[str, ...]) -> str:
     for name in outputs:
         files = sorted((project / name).rglob("*")) if (project / name).is_dir() else [project / name]
         for file in files:
-            if file.is_file():
+            if file.is_file() and file.name not in TIMES:
                 digest.update(str(file.relative_to(project)).encode() + _content(file))
     return digest.hexdigest()
 
 
 def _content(file: Path) -> bytes:
-    """The content of a file; that of an ONNX file without the commit, which a copy of the project lacks."""
+    """The content of a file; that of a network without the commit, which a copy of the project lacks."""
+    if file.suffix == ".tflite":
+        return _without_commit(file)
     if file.suffix != ".onnx":
         return file.read_bytes()
     model = onnx.load(file)
@@ -182,6 +191,18 @@ def _content(file: Path) -> bytes:
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
     return model.SerializeToString(deterministic=True)
+
+
+def _without_commit(file: Path) -> bytes:
+    """The content of a LiteRT file without the commit, which the archive at its end names."""
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        contents = {entry.filename: archive.read(entry) for entry in entries}
+    details = json.loads(contents[metadata.DETAILS])
+    del details["git_commit"]
+    others = (content for name, content in contents.items() if name != metadata.DETAILS)
+    network = file.read_bytes()[: min(entry.header_offset for entry in entries)]
+    return b"".join((network, *others, json.dumps(details).encode()))
 
 
 if __name__ == "__main__":

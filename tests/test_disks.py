@@ -19,14 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks import full_disk
 from pipeline import files, parameters, paths, resources
 from pipeline.data import sources, splits, store
 from pipeline.errors import DistilleryError
 from pipeline.evaluation import confidence
+from pipeline.litert import metadata
 from pipeline.measurement import kernels
 from pipeline.measurement.kernels import Convolution
 from pipeline.resources import ResourceError
-from pipeline.running import process
+from pipeline.running import process, progress
 from teachers import runtime
 from teachers.errors import TeacherError
 
@@ -147,6 +149,26 @@ def test_an_error_during_a_progress_bar_has_a_line_of_its_own(capsys: pytest.Cap
     with pytest.raises(SystemExit), process.one_line_errors():
         raise DistilleryError("the views are damaged")
     assert capsys.readouterr().err.split("\n")[-2:] == ["error: the views are damaged", ""]
+
+
+def test_an_error_after_a_bar_that_was_there_for_an_instant_has_a_line_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bar = progress.bar("teach", 2)
+    bar.update()
+    bar.set_postfix_str("val 50.00%")
+    bar.close()
+    with pytest.raises(SystemExit), process.one_line_errors():
+        raise DistilleryError("the weights are damaged")
+    before, last = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert "val 50.00%" in before
+    assert last == "error: the weights are damaged"
+
+
+def test_a_bar_that_its_delay_has_hidden_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.bar("parity", 2) as bar:
+        bar.update(2)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_line_names_the_file_the_file_system_and_what_is_free(tmp_path: Path) -> None:
@@ -373,3 +395,17 @@ def test_output_to_a_full_disk_ends_in_one_line() -> None:
     assert ended.returncode == 1
     [line] = ended.stderr.splitlines()
     assert "no space" in line
+
+
+def test_the_benchmark_compares_litert_files_but_for_the_commit_that_they_name(tmp_path: Path) -> None:
+    def digest(network: bytes, *, labels: tuple[str, ...] = ("cat", "dog"), commit: str = "unknown") -> str:
+        archive = metadata.archive(labels, {"git_commit": commit, "variant": "fp32"})
+        (tmp_path / "litert").mkdir(exist_ok=True)
+        (tmp_path / "litert" / "fp32.tflite").write_bytes(network + archive)
+        (tmp_path / "litert" / "litert.json").write_text(f"seconds of {commit}")
+        return full_disk._digest(tmp_path, ("litert",))
+
+    known = digest(b"network")
+    assert digest(b"network", commit="0f1e2d-dirty") == known
+    assert digest(b"netw0rk") != known
+    assert digest(b"network", labels=("cat", "cow")) != known

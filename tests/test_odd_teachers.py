@@ -572,6 +572,16 @@ def test_weights_of_a_head_without_classes_are_one_line(tmp_path: Path, source: 
     assert "none.pth" in line(error)
 
 
+def test_safetensors_are_read_whatever_the_length_of_their_header(tmp_path: Path) -> None:
+    first_bytes = set()
+    for length in range(0, 256, 8):  # the header is padded to a multiple of eight bytes
+        file = tmp_path / f"{length}.safetensors"
+        save_file({f"weight{'_' * length}": torch.ones(2)}, file)
+        first_bytes.add(file.read_bytes()[0])
+        assert [value.tolist() for value in state_dicts.read(file).values()] == [[1, 1]]
+    assert first_bytes == set(range(0, 256, 8))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
 def test_cut_safetensors_are_one_line_with_the_file(tmp_path: Path, share: float) -> None:
     file = tmp_path / "weights.safetensors"

@@ -11,7 +11,17 @@ DELAY_SECONDS = 2.0
 """Seconds of work after which a bar appears."""
 
 
-def bar(description: str, total: int | None = None, unit: str = "images", initial: int = 0) -> tqdm:
+class Bar(tqdm):
+    """A progress bar whose line ends when it is closed, also if only a new postfix has displayed it."""
+
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
+        """Display the bar with a postfix; its delay is over then, which tqdm does not notice."""
+        super().set_postfix_str(s, refresh)
+        if refresh:
+            self.delay = 0.0
+
+
+def bar(description: str, total: int | None = None, unit: str = "images", initial: int = 0) -> Bar:
     """A progress bar on standard error, to be closed or used as a context.
 
     Args:
@@ -21,7 +31,7 @@ def bar(description: str, total: int | None = None, unit: str = "images", initia
         initial: number of units that were done before.
     """
     pace = SCREEN_SECONDS if sys.stderr.isatty() else LOG_SECONDS
-    return tqdm(
+    return Bar(
         desc=description,
         total=total,
         initial=initial,
