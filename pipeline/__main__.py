@@ -36,6 +36,7 @@ from pipeline.running import process
 
 def main() -> None:
     """Read the arguments and run one command."""
+    process.replace_closed_streams()
     parser = Parser(
         prog="python -m pipeline",
         description="Choose, use and ship the image classifiers that `dvc repro` has made.",

@@ -391,10 +391,11 @@ def test_pytorch_without_memory_ends_in_one_line_that_names_parameters(
 
 def test_output_to_a_full_disk_ends_in_one_line() -> None:
     with Path("/dev/full").open("w") as full:
-        ended = run("print('results')", stdout=full)
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        ended = run("print('results')", stdout=full, env=buffered)
     assert ended.returncode == 1
     [line] = ended.stderr.splitlines()
-    assert "no space" in line
+    assert "/dev/full: no space" in line
 
 
 def test_the_benchmark_compares_litert_files_but_for_the_commit_that_they_name(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import paths
-from pipeline.running import command_line, process, progress
+from pipeline.running import command_line, process, progress, siblings
 from pipeline.stages import compare, distill, export
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +41,41 @@ def test_help_or_unexpected_arguments_end_a_stage_before_it_starts(
     out, err = capsys.readouterr()
     assert ("artifacts/" in out and "example:\n" in out) == (status == 0)
     assert len(err.splitlines()) == (1 if status else 0)
+
+
+@pytest.mark.parametrize(
+    ("closed", "work", "status"),
+    [
+        (">&-", "print('result')", 0),
+        (">&- 2>&-", "print('result')", 0),
+        ("2>&-", "raise DistilleryError('problem')", 1),
+        (">&- 2>&-", "raise DistilleryError('problem')", 1),
+    ],
+)
+def test_closed_outputs_change_neither_work_nor_status(closed: str, work: str, status: int) -> None:
+    script = f"""
+from pipeline.errors import DistilleryError
+from pipeline.running import process
+with process.one_line_errors():
+    {work}
+"""
+    command = ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, script]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, "", "")
+
+
+@pytest.mark.parametrize("variable", siblings.NUMBERS)
+def test_a_launcher_s_variable_that_is_no_number_ends_a_stage_in_one_line(
+    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv(variable, "-two")
+    with pytest.raises(SystemExit) as caught, process.stage():
+        raise AssertionError
+    assert caught.value.code == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert variable in line
+    assert "'-two'" in line
 
 
 @pytest.mark.parametrize(("module", "arguments"), [(compare, []), (export, ["fp32"])])

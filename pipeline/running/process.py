@@ -38,6 +38,8 @@ def stage() -> Iterator[None]:
     Where several processes share the work, the first one holds the lock and prints; the others print errors
     that they alone have.
     """
+    with one_line_errors():
+        siblings.check_environment()
     if not siblings.is_first():
         with _quietly():
             command_line.check()
@@ -90,6 +92,7 @@ def one_line_errors() -> Iterator[None]:
     or permission. From here on, characters that the terminal lacks are printed as escapes, such as those in
     names of files. Ctrl-C ends in one line too, with exit status 130.
     """
+    replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -104,7 +107,7 @@ def one_line_errors() -> Iterator[None]:
             problems[-1] += f"; {resources.explain(error, stage=stage_name())}"
     except Exception as error:
         siblings.give_way(perhaps_theirs=True)
-        explanation = resources.explain(error, stage=stage_name())
+        explanation = resources.explain(error, _full_output(), stage=stage_name())
         if explanation is None and siblings.are_joined():
             traceback.print_exception(error)  # before it says its last word, which ends all
             siblings.leave(failed=True)
@@ -122,6 +125,25 @@ def one_line_errors() -> Iterator[None]:
         # What a full disk has not taken is tried once more when Python ends, which would add lines.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(1)
+
+
+def _full_output() -> Path | None:
+    """The file that standard output goes to, if it does not take what was printed."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return Path("/dev/stdout").resolve()
+    return None
+
+
+def replace_closed_streams() -> None:
+    """Let output go nowhere that was closed before this process began, as by ``>&-`` in a shell.
+
+    Python has None for such a stream.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
 
 
 def print_errors(*problems: str) -> None:

@@ -20,6 +20,19 @@ from collections.abc import Callable, MutableSequence, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from pipeline.errors import DistilleryError
+
+NUMBERS = (
+    "RANK",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "SLURM_PROCID",
+    "SLURM_NTASKS",
+    "SLURM_NNODES",
+)
+"""Environment variables in which launchers number and count processes."""
 FIRST = "DISTILLERY_FIRST_PROCESS"
 """Environment variable that names the first process to those that Fabric starts for it."""
 GRACE_SECONDS = 10.0
@@ -52,12 +65,32 @@ def is_first() -> bool:
         names = ["RANK"]
     elif in_slurm_step():
         names = ["SLURM_PROCID"]
-    return not any(int(os.environ.get(name) or 0) for name in names)
+    return not any(_number(name, 0) for name in names)
 
 
 def in_slurm_step() -> bool:
     """Whether `srun` started this process as one of several; a batch script is no step."""
-    return "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS") or 1) > 1
+    return "SLURM_STEP_ID" in os.environ and _number("SLURM_NTASKS", 1) > 1
+
+
+def check_environment() -> None:
+    """Check the variables of launchers.
+
+    Raises:
+        DistilleryError: one is not a whole number.
+    """
+    for name in NUMBERS:
+        if (text := os.environ.get(name)) and not (text.isascii() and text.isdecimal()):
+            raise DistilleryError(
+                f"environment variable {name} = {text!r}: allowed: a whole number, as the launcher of "
+                "several processes sets it; otherwise unset it"
+            )
+
+
+def _number(name: str, default: int) -> int:
+    """A variable of a launcher; the default for one that is unset, or that ``check_environment`` refuses."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isascii() and text.isdecimal() else default
 
 
 def end_with_first() -> None:
