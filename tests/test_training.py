@@ -13,7 +13,7 @@ from torch import nn
 
 import students
 from pipeline import tasks
-from pipeline.data import batches, store, views
+from pipeline.data import batches, centred_views, store, views
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import labelling, labels, learning, losses, training_data
@@ -459,12 +459,12 @@ def test_views_that_are_scored_each_epoch_are_rendered_once_a_size_unless_they_a
     monkeypatch.setattr(batches, "load", counted)
     fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
     val_set = training_data.load(data, oracle, answers, SPACE, CONTRACT).val_set
-    views = batches.CentredViews(fabric.device, val_set, 0)
+    views = centred_views.CentredViews(fabric.device, val_set, 0)
     shown = [[batch.images for batch in views.at(size)] for size in (32, 32, 64, 64, 32)]
     assert rendered == [32, 64, 32]
     torch.testing.assert_close(shown[1], shown[4], rtol=0, atol=0)
     assert sum(map(len, shown[1])) == len(val_set)
-    monkeypatch.setattr(batches, "CACHE_BYTES", len(val_set) * 64 * 64 * 3 - 1)
+    monkeypatch.setattr(centred_views, "CACHE_BYTES", len(val_set) * 64 * 64 * 3 - 1)
     assert [len(list(views.at(size))) for size in (64, 64)] == [1, 1]
     assert rendered == [32, 64, 32, 64, 64]
 

@@ -3,7 +3,7 @@ them."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
 from typing import NamedTuple
@@ -26,10 +26,6 @@ from pipeline.running import affinity
 from pipeline.tasks import SINGLE_LABEL
 from teachers.contract import InputContract
 
-CENTRED_BATCH = 128
-"""Number of images that are scored at once."""
-CACHE_BYTES = 2**28
-"""Most memory, in bytes, for rendered images that are scored again and again."""
 TOGETHER = 32
 """Number of batches whose views are drawn together for a device."""
 AHEAD = 4
@@ -206,40 +202,6 @@ class ViewSet(Dataset[Batch]):
         # Images without a label have the class -1, which equals none.
         classes = torch.arange(len(self.images.classes), device=labels.device)
         return (labels[:, None] == classes).float()
-
-
-@dataclass
-class CentredViews:
-    """The centred views of a split, kept in memory for the next time if they fit ``CACHE_BYTES``."""
-
-    device: torch.device
-    dataset: ViewSet
-    workers: int
-    rank: int = 0
-    ranks: int = 1
-    """Number of processes that share the batches."""
-    _size: int = 0
-    _cache: list[Batch] = field(default_factory=list)
-
-    def at(self, size: int) -> Iterator[Batch]:
-        """Yield the whole split at ``size`` pixels as batches, in order, on the device.
-
-        Rank ``r`` of ``n`` yields the batches ``r``, ``r + n`` and so on, counted from 0.
-        """
-        if size == self._size:
-            yield from self._cache
-            return
-        self._size, self._cache = 0, []
-        fits = len(self.dataset) * size * size * 3 <= CACHE_BYTES
-        requests = sequential(range(len(self.dataset)), None, size, CENTRED_BATCH)
-        requests = requests[self.rank :: self.ranks]
-        batches: list[Batch] = []
-        for batch in load(self.device, self.dataset, requests, self.workers):
-            if fits:
-                batches.append(batch)
-            yield batch
-        if fits:
-            self._size, self._cache = size, batches
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from pipeline import provenance
 from pipeline.data import batches
-from pipeline.data.batches import CentredViews, Request, ViewSet
+from pipeline.data.batches import Request, ViewSet
+from pipeline.data.centred_views import CentredViews
 from pipeline.data.requests import Lazily
 from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError

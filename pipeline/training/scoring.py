@@ -8,7 +8,8 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import nn
 
-from pipeline.data.batches import CentredViews, ViewSet
+from pipeline.data.batches import ViewSet
+from pipeline.data.centred_views import CentredViews
 from pipeline.data.store import ImageSet
 from pipeline.errors import DistilleryError
 from pipeline.statistics.chance import Chance
