@@ -242,7 +242,7 @@ def test_the_drop_is_against_the_most_accurate_student_of_the_teacher() -> None:
 def test_a_choice_gives_the_reason() -> None:
     assert choose(TABLE, max_drop=0.006, max_size_bytes=2_000_000).reason.startswith(
         "qat is the fastest accepted variant within 0.6 points of fp32 and 2,000,000 bytes: "
-        "88.88 % (0.32 points below fp32, 95 % CI 0.1 to 0.5), 1.33 ms, 1,990,000 bytes."
+        "88.88 % (0.32 points below fp32, 95 % CI 0.1 to 0.5), 1.33 ms, 1.99 MB."
     )
     assert choose(TABLE, max_drop=0.01).reason.startswith(
         "pruned-int8 is the fastest accepted variant within 1 point of fp32: "
@@ -254,7 +254,7 @@ def test_a_choice_gives_the_reason() -> None:
         "qat is the most accurate accepted variant within 1.5 ms: "
     )
     assert choose(TABLE[:1]).reason == (
-        "fp32 is the fastest accepted variant (no limit is set): 89.20 %, 2.80 ms, 7,280,000 bytes."
+        "fp32 is the fastest accepted variant (no limit is set): 89.20 %, 2.80 ms, 7.28 MB."
     )
 
 

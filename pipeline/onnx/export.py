@@ -54,7 +54,7 @@ def metadata_for(
         "crop": contract.crop,
         "interpolation": contract.interpolation,
         "rule": (
-            f"Take the centred square whose side is {contract.crop:g} of the shorter side, resize it to "
+            f"Take the centred square whose side is {contract.crop:g} times the shorter side, resize it to "
             f"{contract.size} x {contract.size} pixels in one antialiased {contract.interpolation} step, and "
             "give its RGB bytes; the file normalises."
         ),

@@ -88,10 +88,10 @@ def latency(row: ScoredVariant) -> str:
 
 
 def size(row: ScoredVariant) -> str:
-    """Size of the file."""
+    """Exact size of the file."""
     return f"{row.size_bytes:,} bytes"
 
 
 def cost(row: ScoredVariant) -> str:
     """Latency and size."""
-    return f"{latency(row)}, {size(row)}"
+    return f"{latency(row)}, {row.size_bytes / 1e6:.2f} MB"
