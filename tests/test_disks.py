@@ -400,9 +400,9 @@ def test_output_to_a_full_disk_ends_in_one_line() -> None:
 
 def test_the_benchmark_compares_litert_files_but_for_the_commit_that_they_name(tmp_path: Path) -> None:
     def digest(network: bytes, *, labels: tuple[str, ...] = ("cat", "dog"), commit: str = "unknown") -> str:
-        archive = metadata.archive(labels, {"git_commit": commit, "variant": "fp32"})
+        content = metadata.append(network, labels, {"git_commit": commit, "variant": "fp32"})
         (tmp_path / "litert").mkdir(exist_ok=True)
-        (tmp_path / "litert" / "fp32.tflite").write_bytes(network + archive)
+        (tmp_path / "litert" / "fp32.tflite").write_bytes(content)
         (tmp_path / "litert" / "litert.json").write_text(f"seconds of {commit}")
         return full_disk._digest(tmp_path, ("litert",))
 
