@@ -3,6 +3,8 @@
 import importlib.util
 import sys
 from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -13,14 +15,23 @@ import torch
 from torch import nn
 
 import students
-from benchmarks import int8_peers, pruning_peers, side_by_side
+from benchmarks import int8_peers, pruning_peers, published_network, published_pruning, side_by_side
 from benchmarks.int8_peers import PeerError
 from benchmarks.side_by_side import Answers, Row
-from pipeline.distillation.settings import StudentTraining
+from pipeline import paths
+from pipeline.data import sources, splits, store
+from pipeline.data.batches import Request
+from pipeline.distillation.labels import LabelError
+from pipeline.distillation.settings import Objective, StudentTraining
+from pipeline.distillation.training_data import TrainingData
+from pipeline.models import storage
 from pipeline.models.costs import count_macs
 from pipeline.models.layers import trace
 from pipeline.models.storage import Model
 from pipeline.onnx import export
+from pipeline.parameters import ParameterError, Prune
+from pipeline.training import compute
+from pipeline.training.settings import ComputeSettings
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract
 from tests import tiny_students
@@ -167,3 +178,109 @@ def test_without_epochs_peers_are_not_fine_tuned_either() -> None:
     assert cast(StudentTraining, pruning_peers.recipe(settings, 0.25)).epochs == 0.25
     assert pruning_peers.recipe(settings, 0) is None
     assert pruning_peers.recipe({**settings, "epochs": 0}, None) is None
+
+
+@pytest.mark.parametrize(
+    ("parents", "refused"),
+    [
+        ({"pruned": "fp32", "int8": "pruned"}, None),
+        ({"pruned": "hard"}, "pruned"),
+        ({"int8": "pruned", "pruned": "fp32"}, "int8"),  # the first one must be cut from the parent itself
+        ({"pruned": "fp32", "int8": "elsewhere"}, "int8"),
+    ],
+)
+def test_variants_beside_the_peers_descend_from_what_these_cut(
+    parent: Model, tmp_path: Path, parents: dict[str, str], refused: str | None
+) -> None:
+    own = {
+        name: replace(parent, card=replace(parent.card, variant=name, parent=start))
+        for name, start in parents.items()
+    }
+    for name, model in own.items():
+        storage.save(tmp_path / name, model)
+    if refused is None:
+        pruning_peers._check_descent(own, "fp32", tmp_path)
+        return
+    with pytest.raises(ParameterError, match=refused):
+        pruning_peers._check_descent(own, "fp32", tmp_path)
+
+
+@pytest.fixture
+def published(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Model]:
+    """Prepared images of three classes of ImageNet, and networks that know all of them, by their seeds."""
+    monkeypatch.chdir(tmp_path)
+    folders = zip(sorted(photographs.iterdir()), ("n01440764", "n02102040", "n03888257"), strict=True)
+    Path("photographs").mkdir()
+    for folder, name in folders:
+        (Path("photographs") / name).symlink_to(folder)
+    listing = sources.folder(Path("photographs").absolute())
+    made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
+    store.write(paths.DATA, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
+    labels = published_network.images()[0].classes
+
+    def network(seed: int) -> Model:
+        arguments = {**tiny_students.ARGUMENTS, "classes": len(labels), "size": SIZE}
+        card = tiny_students.card(arguments, InputContract(SIZE), variant="fp32", labels=labels)
+        return Model(tiny_students.random_network(arguments, seed), card)
+
+    return network
+
+
+def test_the_published_networks_answers_are_stored_once_and_for_it_alone(
+    published: Callable[[int], Model],
+) -> None:
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
+    parent = published(0)
+    data = published_pruning.learnt_from(fabric, parent, 0)
+    batch = data.train_set[request(data, 8)]
+    assert batch.answers is not None
+    expected = parent.module(data.train_set.contract.normalise(batch.images))
+    torch.testing.assert_close(batch.answers.float(), expected, atol=0.02, rtol=0.002)
+    written = (paths.LABELS / "card.json").stat().st_mtime_ns
+    published_pruning.learnt_from(fabric, parent, 0)
+    assert (paths.LABELS / "card.json").stat().st_mtime_ns == written
+    with pytest.raises(LabelError, match="another teacher"):
+        published_pruning.learnt_from(fabric, published(1), 0)
+
+
+def request(data: TrainingData, count: int) -> Request:
+    return Request(range(count), 0, data.train_set.contract.size)
+
+
+def test_what_is_fitted_and_what_is_trained_keep_the_same_channels(
+    published: Callable[[int], Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published_pruning.layer_costs, "open_costs", lambda _: Costs())
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
+    parent = published(0)
+    data = published_pruning.learnt_from(fabric, parent, 0)
+    settings = Prune(
+        macs=0.5,
+        criterion="l1",
+        shape="uniform",
+        multiple=8,
+        epochs=1,
+        batch_size=8,
+        learning_rate=0.001,
+        objective=Objective(kl=1.0),
+    )
+    fitted, tuned = published_pruning._prune(fabric, parent, data, "pruned-50", settings, 0, 0)
+    assert (fitted.card.variant, tuned.card.variant) == ("pruned-50", "pruned-50-tuned")
+    assert fitted.card.arguments["channels"] == tuned.card.arguments["channels"]
+    assert count_macs(tuned.module, SIZE) <= 0.5 * count_macs(parent.module, SIZE)
+    assert (fitted.card.settings["epochs"], tuned.card.settings["epochs"]) == (0, 1)
+    assert pruning_peers.recipe(fitted.card.settings, None) is None
+    recipe = pruning_peers.recipe(tuned.card.settings, None)
+    assert recipe == StudentTraining.model_validate(
+        settings.model_dump(include={*StudentTraining.model_fields})
+    )
+    assert not torch.equal(
+        fitted.module.get_parameter("classifier.weight"), tuned.module.get_parameter("classifier.weight")
+    )
+
+
+class Costs:
+    """Layers that take no time worth measuring."""
+
+    def milliseconds(self, *_: object) -> float:
+        return 1.0
