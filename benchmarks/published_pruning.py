@@ -6,20 +6,23 @@
 
 Takes artifacts/ and `params.yaml` as `benchmarks.published_network` left them; `compute` says where it trains
 and with how many processes. Channels are chosen as the stage `prune` does it, by images of train and val.
-`pruned-50` is fitted to the parent by least squares and not trained; `pruned-50-tuned` has the same channels
-and learns the parent's answers to the images of train, which are stored once. Both have an int8 file without
-training. The images show few of the classes that the network knows; what any of this does to the others is
-not measured. Interrupted, it goes on where it was.
+`pruned-50` is fitted to the parent by least squares and not trained. With `--epochs`, `pruned-50-tuned` goes
+on from there and learns the parent's answers to the images of train, which are stored once. Where `--starts`
+has `plain`, `pruned-50-plain` learns them as the stage `prune` does, from the same channels without the fit.
+Each has an int8 file without training. The images show few of the classes that the network knows; what any of
+this does to the others is not measured. Interrupted, it goes on where it was.
 """
 
 import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from jaxtyping import Float
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import published_network
 from pipeline import cache, parameters, paths, provenance
@@ -40,6 +43,8 @@ from pipeline.pruning.settings import PruningSettings
 from pipeline.training import compute, norms, scoring
 from pipeline.training.settings import Phase
 
+STARTS = {"fitted": "tuned", "plain": "plain"}
+"""What training begins with, and the ending of the variant's name."""
 WEIGHT_LIMIT = 63
 """Greatest magnitude of an integer weight of 7 bits, the pipeline's default."""
 VIEWS = 1
@@ -57,6 +62,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=0.0, help="of training (default: none)")
     parser.add_argument("--learning-rate", type=float, default=0.001)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=["fitted"], help="of the training")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     p = parameters.load()
@@ -77,8 +83,19 @@ def main() -> None:
             objective=Objective(kl=1.0),
         )
         name = f"pruned-{100 - round(100 * macs)}"
-        for model in _prune(fabric, parent, data, name, settings, arguments.seed, workers):
+        for model in _prune(
+            fabric,
+            parent,
+            data,
+            name,
+            settings,
+            starts=arguments.starts,
+            seed=arguments.seed,
+            workers=workers,
+        ):
             variant = model.card.variant
+            if paths.onnx(f"{variant}-int8").exists() and _is_made(model):
+                continue
             score = scoring.evaluate(fabric, model.module, data.val_set, model.card.input.size, workers)
             print(f"{variant}: val {score}", flush=True)
             model = Model(model.module.cpu(), model.card)
@@ -133,18 +150,19 @@ def _prune(
     data: TrainingData,
     name: str,
     settings: Prune,
+    *,
+    starts: Sequence[str],
     seed: int,
     workers: int,
 ) -> Iterator[Model]:
-    """The network fitted by least squares and, if there are epochs, another one that was trained."""
-    start = storage.fingerprint(parent.module)
+    """The network fitted by least squares and, if there are epochs, one that was trained for each start."""
     module = fabric.to_device(parent.module)
     trial_data = plans.gather_trial_data(
         fabric, data, settings.objective, taylor="taylor" in settings.criteria(), seed=seed, workers=workers
     )
     question = provenance.identity(
         rules=plans.RULES,
-        parent=start,
+        parent=storage.fingerprint(parent.module),
         settings=settings.model_dump(mode="json", include={*PruningSettings.model_fields, "objective"}),
         data=data.key,
         seed=seed,
@@ -171,21 +189,66 @@ def _prune(
     yield Model(fitted.eval(), _with(card, settings.model_copy(update={"epochs": 0.0}), choice))
     if not settings.epochs:
         return
-    card = _with(replace(card, variant=f"{name}-tuned"), settings, choice)
-    norms.reestimate(left, trial_data.settling)
-    tuned, _ = learning.learn(
-        fabric,
-        left,
-        data,
-        settings,
-        name=card.variant,
-        start=provenance.identity(parent=start, arguments=changed, criterion=choice.best.criterion),
-        seed=seed,
-        workers=workers,
-        folder=paths.checkpoints(card.variant),
-    )
-    norms.settle(fabric, tuned, data.train_set, workers)
-    yield Model(tuned.eval(), card)
+    for start in starts:
+        module = copy.deepcopy(left if start == "plain" else fitted)
+        settle = norms.reestimate if start == "plain" else take_statistics
+        settle(module, trial_data.settling)
+        named = _with(replace(card, variant=f"{name}-{STARTS[start]}"), settings, choice)
+        tuned, _ = learning.learn(
+            fabric,
+            module,
+            data,
+            settings,
+            name=named.variant,
+            start=provenance.identity(network=storage.fingerprint(module)),
+            seed=seed,
+            workers=workers,
+            folder=paths.checkpoints(named.variant),
+        )
+        norms.settle(fabric, tuned, data.train_set, workers)
+        yield Model(tuned.eval(), named)
+
+
+@torch.no_grad()
+def take_statistics(module: nn.Module, images: Iterable[Float[Tensor, "batch 3 size size"]]) -> None:
+    """Give batch norms the statistics of images without a change of what the network computes.
+
+    In training they normalise with those of the batch. A fitted network has those of its parent, and biases
+    that make up for the difference, which would count twice.
+    """
+    inputs: dict[nn.BatchNorm2d, list[Tensor]] = {
+        part: [] for part in module.modules() if isinstance(part, nn.BatchNorm2d)
+    }
+
+    def keep(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, nn.BatchNorm2d)
+        values = arguments[0].double()
+        inputs[norm].append(torch.stack([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))]))
+
+    hooks = [norm.register_forward_pre_hook(keep) for norm in inputs]
+    module.eval()
+    for batch in images:
+        module(batch)
+    for hook in hooks:
+        hook.remove()
+    for norm, moments in inputs.items():
+        mean, square = torch.stack(moments).mean(0)
+        variance = square - mean.square()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        gain = norm.weight / (norm.running_var.double() + norm.eps).sqrt()
+        norm.bias.add_(gain * (mean - norm.running_mean))
+        norm.weight.copy_(gain * (variance + norm.eps).sqrt())
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+
+
+def _is_made(model: Model) -> bool:
+    """Whether the same network lies in artifacts/ already."""
+    folder = paths.model(model.card.variant)
+    if not folder.exists():
+        return False
+    return storage.fingerprint(storage.load(folder).module) == storage.fingerprint(model.module)
 
 
 def _with(card: Card, settings: Prune, choice: PlanChoice) -> Card:

@@ -1,6 +1,7 @@
 """What peers' benchmarks make of measurements, and that a peer can be run."""
 
 import importlib.util
+import itertools
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from pipeline.models.layers import trace
 from pipeline.models.storage import Model
 from pipeline.onnx import export
 from pipeline.parameters import ParameterError, Prune
-from pipeline.training import compute
+from pipeline.training import compute, norms
 from pipeline.training.settings import ComputeSettings
 from students.mobilenet_v1 import scaled_channels
 from teachers.contract import InputContract
@@ -264,8 +265,11 @@ def test_what_is_fitted_and_what_is_trained_keep_the_same_channels(
         learning_rate=0.001,
         objective=Objective(kl=1.0),
     )
-    fitted, tuned = published_pruning._prune(fabric, parent, data, "pruned-50", settings, 0, 0)
-    assert (fitted.card.variant, tuned.card.variant) == ("pruned-50", "pruned-50-tuned")
+    fitted, tuned, plain = published_pruning._prune(
+        fabric, parent, data, "pruned-50", settings, starts=("fitted", "plain"), seed=0, workers=0
+    )
+    names = [model.card.variant for model in (fitted, tuned, plain)]
+    assert names == ["pruned-50", "pruned-50-tuned", "pruned-50-plain"]
     assert fitted.card.arguments["channels"] == tuned.card.arguments["channels"]
     assert count_macs(tuned.module, SIZE) <= 0.5 * count_macs(parent.module, SIZE)
     assert (fitted.card.settings["epochs"], tuned.card.settings["epochs"]) == (0, 1)
@@ -274,9 +278,22 @@ def test_what_is_fitted_and_what_is_trained_keep_the_same_channels(
     assert recipe == StudentTraining.model_validate(
         settings.model_dump(include={*StudentTraining.model_fields})
     )
-    assert not torch.equal(
-        fitted.module.get_parameter("classifier.weight"), tuned.module.get_parameter("classifier.weight")
-    )
+    heads = [model.module.get_parameter("classifier.weight") for model in (fitted, tuned, plain)]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(heads, 2))
+
+
+def test_batch_norms_take_other_statistics_without_a_change_of_the_answers() -> None:
+    module = tiny_students.random_network()
+    batches = [torch.randn(16, 3, SIZE, SIZE) for _ in range(4)]
+    before = [module(batch) for batch in batches]
+    published_pruning.take_statistics(module, batches)
+    for expected, batch in zip(before, batches, strict=True):
+        torch.testing.assert_close(module(batch), expected, atol=1e-4, rtol=1e-4)
+    settled = [value.clone() for name, value in module.named_buffers() if name.endswith("running_mean")]
+    norms.reestimate(module, batches)
+    means = [value for name, value in module.named_buffers() if name.endswith("running_mean")]
+    for taken, own in zip(settled, means, strict=True):
+        torch.testing.assert_close(taken, own, atol=0.05, rtol=0.05)
 
 
 class Costs:
