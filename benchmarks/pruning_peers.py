@@ -12,26 +12,23 @@ was interrupted. To try: `--epochs 0.02 --images 200 --sessions 3`, which is unf
 """
 
 import argparse
-import contextlib
 import copy
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 from torch import nn
-from torch.fx import symbolic_trace
-from torch.fx.passes.shape_prop import ShapeProp
 
 import students
-from benchmarks import published_pruning, side_by_side
+from benchmarks import pruning_makers, published_pruning, side_by_side
+from benchmarks.pruning_makers import MAKERS, Cut
 from benchmarks.side_by_side import Row
-from pipeline import nni_edge, parameters, paths, provenance
+from pipeline import parameters, paths, provenance
 from pipeline.data import store, views
 from pipeline.data.batches import ViewSet
 from pipeline.distillation import learning, training_data
@@ -45,107 +42,10 @@ from pipeline.process import one_line_errors
 from pipeline.pruning import masks, surgery
 from pipeline.training import compute, norms
 
-GRAPH_SIZE = 32
-"""Pixels of the image with which tools follow the network; channels do not depend on it."""
 SAME_MACS = 0.02
 """Multiply-accumulates within this share count as the same."""
 HALVINGS = 10
 """Number of halvings of the interval of ratios in the search for the multiply-accumulates."""
-
-Cut = Callable[[nn.Module, float], nn.Module]
-"""Removes about this share of the channels; may work in place, and returns the smaller network."""
-
-
-def torch_pruning(module: nn.Module, ratio: float, *, everywhere: bool = False) -> nn.Module:
-    """Torch-Pruning, group L2 norm, the same share of every layer, multiples of 8."""
-    import torch_pruning as tp  # pyright: ignore[reportMissingImports]
-
-    pruner = tp.pruner.BasePruner(
-        module,
-        torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE),
-        importance=tp.importance.GroupMagnitudeImportance(),
-        global_pruning=everywhere,
-        pruning_ratio=ratio,
-        ignored_layers=[module.get_submodule("classifier")],
-        round_to=8,
-    )
-    pruner.step()
-    return module
-
-
-def torch_pruning_global(module: nn.Module, ratio: float) -> nn.Module:
-    """Torch-Pruning, group L2 norm, ranked over all layers, multiples of 8."""
-    return torch_pruning(module, ratio, everywhere=True)
-
-
-def nni_l1(module: nn.Module, ratio: float) -> nn.Module:
-    """NNI's L1NormPruner and ModelSpeedup as in its documentation, each convolution masked by itself."""
-    return _nni(module, [{"op_types": ["Conv2d"], "sparse_ratio": ratio}])
-
-
-def nni_l1_groups(module: nn.Module, ratio: float) -> nn.Module:
-    """NNI's L1NormPruner and ModelSpeedup, convolutions that depend on each other masked alike."""
-    graph = symbolic_trace(module)
-    ShapeProp(graph).propagate(torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE))
-    entries = [{"op_types": ["Conv2d"], "sparse_ratio": ratio}]
-    return _nni(module, nni_edge.group_dependent_channels(graph, entries))
-
-
-def tinynn(module: nn.Module, ratio: float) -> nn.Module:
-    """TinyNeuralNetwork's OneShotChannelPruner, L2 norm, the same share of every layer, multiples of 8."""
-    from tinynn.graph.tracer import model_tracer  # pyright: ignore[reportMissingImports]
-    from tinynn.prune.oneshot_pruner import OneShotChannelPruner  # pyright: ignore[reportMissingImports]
-
-    settings = {"sparsity": ratio, "metrics": "l2_norm", "multiple": 8}
-    # It does not follow layers that pad, and what it cuts does not depend on them.
-    pads = {path: pad for path, pad in module.named_modules() if isinstance(pad, nn.ZeroPad2d)}
-    for path in pads:
-        module.set_submodule(path, nn.Identity())
-        unit = module.get_submodule(path.rpartition(".")[0])
-        assert isinstance(unit.conv, nn.Conv2d)
-        unit.conv.padding = (1, 1)
-    with model_tracer():
-        OneShotChannelPruner(module, torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE), settings).prune()
-    for path, pad in pads.items():
-        module.set_submodule(path, pad)
-        unit = module.get_submodule(path.rpartition(".")[0])
-        assert isinstance(unit.conv, nn.Conv2d)
-        unit.conv.padding = (0, 0)
-    return module
-
-
-def fasterai(module: nn.Module, ratio: float) -> nn.Module:
-    """fasterai's Pruner, large_final, the same share of every layer, multiples of 8."""
-    from fasterai.core.criteria import large_final  # pyright: ignore[reportMissingImports]
-    from fasterai.prune.pruner import Pruner  # pyright: ignore[reportMissingImports]
-
-    images = torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE)
-    with contextlib.redirect_stdout(sys.stderr):  # it prints its progress
-        pruner = Pruner(module, ratio, "local", large_final, example_inputs=images, round_to=8)
-        pruner.prune_model()
-    return module
-
-
-def _nni(module: nn.Module, entries: list[dict[str, Any]]) -> nn.Module:
-    with contextlib.redirect_stdout(sys.stderr):  # it prints bare words
-        pruner = nni_edge.L1NormPruner(module, entries)
-        _, masks = pruner.compress()
-        pruner.unwrap_model()
-        images = torch.rand(2, 3, GRAPH_SIZE, GRAPH_SIZE)
-        # Its own tracer does not run on this PyTorch; the graph of torch.fx is what it may be given instead.
-        graph, logger = symbolic_trace(module), nni_edge.LOGGER
-        return nni_edge.ModelSpeedup(module, images, masks, graph_module=graph, logger=logger).speedup_model()
-
-
-METHODS: dict[str, Cut] = {
-    "torch-pruning": torch_pruning,
-    "torch-pruning-global": torch_pruning_global,
-    "nni-l1": nni_l1,
-    "nni-l1-groups": nni_l1_groups,
-    "tinynn": tinynn,
-    "fasterai": fasterai,
-}
-"""Name of a row to how it is cut; the docstring says it in words."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +101,9 @@ def main() -> None:
         if (start := _start_of(first, setting)) is not None:
             before[arguments.ours[0]] = _write(f"{arguments.ours[0]}-before", start, setting)
         for name in arguments.peers:
-            rows[name] = {"how": side_by_side.description(METHODS[name])}
+            rows[name] = {"how": side_by_side.description(MAKERS[name])}
             try:
-                network, rows[name]["ratio_removed"] = at_macs(METHODS[name], parent, target)
+                network, rows[name]["ratio_removed"] = at_macs(MAKERS[name], parent, target)
             except Exception as error:  # whatever a peer dies of is a row
                 rows[name]["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 print(f"{name}: {rows[name]['reason']}", file=sys.stderr)
@@ -235,7 +135,7 @@ def _arguments() -> argparse.Namespace:
         default=["pruned-50"],
         help="its pruned variant, and what else of ours is shown beside it (default: pruned-50)",
     )
-    parser.add_argument("--peers", nargs="*", choices=METHODS, default=list(METHODS), help="default: all")
+    parser.add_argument("--peers", nargs="*", choices=MAKERS, default=list(MAKERS), help="default: all")
     parser.add_argument("--epochs", type=float, help="of the peers' fine-tuning (default: as ours had)")
     parser.add_argument("--images", type=int, help="of val and of test (default: all)")
     parser.add_argument("--sessions", type=int, default=8, help="of timing (default: %(default)s)")
@@ -291,9 +191,11 @@ def _start_of(ours: Model, setting: Setting) -> nn.Module | None:
         path: part.out_channels for path, part in ours.module.named_modules() if isinstance(part, nn.Conv2d)
     }
     module = setting.parent.module
-    channel_masks = masks.channel_masks(module, convolutions, settings["criterion"], GRAPH_SIZE)
+    channel_masks = masks.channel_masks(
+        module, convolutions, settings["criterion"], pruning_makers.GRAPH_SIZE
+    )
     start = students.build(ours.card.architecture, ours.card.arguments)
-    start.load_state_dict(masks.remove_masked(module, channel_masks, GRAPH_SIZE))
+    start.load_state_dict(masks.remove_masked(module, channel_masks, pruning_makers.GRAPH_SIZE))
     norms.settle(setting.fabric, start, setting.data.train_set, setting.workers)
     return start
 
@@ -405,6 +307,8 @@ def _page(result: Mapping[str, Any], ours: str) -> str:
         "test top-1, %, before fine-tuning (95 %)",
         "after (95 %)",
         f"points against {result['parent']} (95 %, paired)",
+        "among the images' classes, %",
+        "points (95 %, paired)",
         "MB",
         f"times {result['parent']}'s speed (95 %)",
     ]
@@ -422,6 +326,8 @@ def _page(result: Mapping[str, Any], ours: str) -> str:
                 side_by_side.percent(row.get("before", {}), "top1"),
                 side_by_side.percent(row, "top1"),
                 side_by_side.percent(row, "delta", signed=True),
+                side_by_side.percent(row, "shown_top1"),
+                side_by_side.percent(row, "shown_delta", signed=True),
                 f"{row['size_bytes'] / 1e6:.2f}",
                 side_by_side.ratio(row),
             ]

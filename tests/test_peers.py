@@ -16,12 +16,19 @@ import torch
 from torch import nn
 
 import students
-from benchmarks import int8_peers, pruning_peers, published_network, published_pruning, side_by_side
+from benchmarks import (
+    int8_peers,
+    pruning_makers,
+    pruning_peers,
+    published_network,
+    published_pruning,
+    side_by_side,
+)
 from benchmarks.int8_peers import PeerError
 from benchmarks.side_by_side import Answers, Row
 from pipeline import paths
 from pipeline.data import sources, splits, store
-from pipeline.data.batches import Request
+from pipeline.data.batches import Request, ViewSet
 from pipeline.distillation.labels import LabelError
 from pipeline.distillation.settings import Objective, StudentTraining
 from pipeline.distillation.training_data import TrainingData
@@ -86,6 +93,24 @@ def test_accuracy_is_paired_with_the_reference_image_by_image() -> None:
     found = side_by_side.accuracy(answers(110), answers(100))
     assert (found["top1"], found["delta"], found["agreement"]) == pytest.approx((0.89, -0.01, 0.99))
     assert found["delta_hi"] < 0  # ten images lost and none gained
+
+
+def test_files_that_know_other_classes_too_are_also_compared_among_those_of_the_images(
+    parent: Model, prepared: Path, tmp_path: Path
+) -> None:
+    """Its greatest logit is always that of `b`, and of the images' classes that of `green`."""
+    labels = ("a", "blue", "green", "b", "red")
+    arguments = {**parent.card.arguments, "classes": len(labels)}
+    module = students.build("mobilenet_v1", arguments).eval()
+    nn.init.zeros_(module.get_parameter("classifier.weight"))
+    module.get_parameter("classifier.bias").data = torch.tensor([0.0, 1.0, 2.0, 9.0, 0.0])
+    card = replace(parent.card, arguments=arguments, labels=labels)
+    export.export(Model(module, card), tmp_path / "file.onnx", export.metadata_for(card, None))
+    test = ViewSet(store.read(prepared, "test"), None, card.input)
+    found = side_by_side.answer({"file": tmp_path / "file.onnx"}, test, threads=1)["file"]
+    row = side_by_side.accuracy(found, found)
+    assert (row["top1"], row["shown_top1"]) == (0, pytest.approx((test.images.labels == 1).mean()))
+    assert "shown_top1" not in side_by_side.accuracy(answers(1), answers(2))
 
 
 def test_a_tool_may_have_a_python_of_its_own_and_wrong_ones_are_named(tmp_path: Path) -> None:
@@ -154,7 +179,7 @@ def test_a_file_that_the_runtime_refuses_is_found_before_it_is_measured(made: Na
 
 def test_nni_comes_within_two_per_cent_of_the_wanted_macs(parent: Model) -> None:
     whole = count_macs(parent.module, SIZE)
-    network, ratio = pruning_peers.at_macs(pruning_peers.nni_l1_groups, parent, whole // 2)
+    network, ratio = pruning_peers.at_macs(pruning_makers.nni_l1_groups, parent, whole // 2)
     assert count_macs(network, SIZE) == pytest.approx(whole / 2, rel=pruning_peers.SAME_MACS)
     assert 0 < ratio < 1
     assert trace(network).layers.keys() == trace(parent.module).layers.keys()
@@ -164,7 +189,7 @@ def test_the_search_comes_as_near_as_the_steps_of_a_tool_allow(parent: Model) ->
     """A tool that takes three quarters or nothing: of 90 % of the work, nothing is nearer."""
 
     def steps(module: nn.Module, ratio: float) -> nn.Module:
-        return module if ratio < 0.6 else pruning_peers.nni_l1_groups(module, 0.75)
+        return module if ratio < 0.6 else pruning_makers.nni_l1_groups(module, 0.75)
 
     whole = count_macs(parent.module, SIZE)
     network, ratio = pruning_peers.at_macs(steps, parent, int(0.9 * whole))
