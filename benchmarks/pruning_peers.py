@@ -2,35 +2,33 @@
 
     python -m benchmarks.pruning_peers --json
 
-Takes a finished run's artifacts and its `params.yaml`. Ours is the variant as the run made it; peers cut the
-same parent to its multiply-accumulates, and are fine-tuned by the same loop towards the same stored labels,
-with the settings in that variant's card; where that says 0 epochs, nobody is fine-tuned. All are written by
-our exporter, scored on test and timed in ONNX Runtime. `benchmarks/requirements.txt` says what to install; a
-tool that is missing or fails is a row with the reason. To try: `--epochs 0.02 --images 200 --sessions 3`,
-which is unfair to the peers.
+Takes a finished run's artifacts and its `params.yaml`, or those of `benchmarks.published_pruning`. Ours is
+the variant as it was made; peers cut the same parent to its multiply-accumulates, and are fine-tuned by the
+same loop towards the same stored answers, with the settings in that variant's card; where that says 0 epochs,
+nobody is fine-tuned. Further variants of ours, such as int8 files of the first, are rows beside it. All are
+written by our exporter, scored on test and timed in ONNX Runtime. `benchmarks/requirements.txt` says what to
+install; a tool that is missing or fails is a row with the reason. With `--into FOLDER` it continues where it
+was interrupted. To try: `--epochs 0.02 --images 200 --sessions 3`, which is unfair to the peers.
 """
 
 import argparse
-import contextlib
 import copy
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 from torch import nn
-from torch.fx import symbolic_trace
-from torch.fx.passes.shape_prop import ShapeProp
 
 import students
-from benchmarks import side_by_side
+from benchmarks import pruning_makers, published_pruning, side_by_side
+from benchmarks.pruning_makers import MAKERS, Cut
 from benchmarks.side_by_side import Row
-from pipeline import nni_edge, parameters, paths
+from pipeline import parameters, paths, provenance
 from pipeline.data import store, views
 from pipeline.data.batches import ViewSet
 from pipeline.distillation import learning, training_data
@@ -45,107 +43,10 @@ from pipeline.running import affinity
 from pipeline.running.process import one_line_errors
 from pipeline.training import compute, norms
 
-GRAPH_SIZE = 32
-"""Pixels of the image with which tools follow the network; channels do not depend on it."""
 SAME_MACS = 0.02
 """Multiply-accumulates within this share count as the same."""
 HALVINGS = 10
 """Number of halvings of the interval of ratios in the search for the multiply-accumulates."""
-
-Cut = Callable[[nn.Module, float], nn.Module]
-"""Removes about this share of the channels; may work in place, and returns the smaller network."""
-
-
-def torch_pruning(module: nn.Module, ratio: float, *, everywhere: bool = False) -> nn.Module:
-    """Torch-Pruning, group L2 norm, the same share of every layer, multiples of 8."""
-    import torch_pruning as tp  # pyright: ignore[reportMissingImports]
-
-    pruner = tp.pruner.BasePruner(
-        module,
-        torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE),
-        importance=tp.importance.GroupMagnitudeImportance(),
-        global_pruning=everywhere,
-        pruning_ratio=ratio,
-        ignored_layers=[module.get_submodule("classifier")],
-        round_to=8,
-    )
-    pruner.step()
-    return module
-
-
-def torch_pruning_global(module: nn.Module, ratio: float) -> nn.Module:
-    """Torch-Pruning, group L2 norm, ranked over all layers, multiples of 8."""
-    return torch_pruning(module, ratio, everywhere=True)
-
-
-def nni_l1(module: nn.Module, ratio: float) -> nn.Module:
-    """NNI's L1NormPruner and ModelSpeedup as in its documentation, each convolution masked by itself."""
-    return _nni(module, [{"op_types": ["Conv2d"], "sparse_ratio": ratio}])
-
-
-def nni_l1_groups(module: nn.Module, ratio: float) -> nn.Module:
-    """NNI's L1NormPruner and ModelSpeedup, convolutions that depend on each other masked alike."""
-    graph = symbolic_trace(module)
-    ShapeProp(graph).propagate(torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE))
-    entries = [{"op_types": ["Conv2d"], "sparse_ratio": ratio}]
-    return _nni(module, nni_edge.group_dependent_channels(graph, entries))
-
-
-def tinynn(module: nn.Module, ratio: float) -> nn.Module:
-    """TinyNeuralNetwork's OneShotChannelPruner, L2 norm, the same share of every layer, multiples of 8."""
-    from tinynn.graph.tracer import model_tracer  # pyright: ignore[reportMissingImports]
-    from tinynn.prune.oneshot_pruner import OneShotChannelPruner  # pyright: ignore[reportMissingImports]
-
-    settings = {"sparsity": ratio, "metrics": "l2_norm", "multiple": 8}
-    # It does not follow layers that pad, and what it cuts does not depend on them.
-    pads = {path: pad for path, pad in module.named_modules() if isinstance(pad, nn.ZeroPad2d)}
-    for path in pads:
-        module.set_submodule(path, nn.Identity())
-        unit = module.get_submodule(path.rpartition(".")[0])
-        assert isinstance(unit.conv, nn.Conv2d)
-        unit.conv.padding = (1, 1)
-    with model_tracer():
-        OneShotChannelPruner(module, torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE), settings).prune()
-    for path, pad in pads.items():
-        module.set_submodule(path, pad)
-        unit = module.get_submodule(path.rpartition(".")[0])
-        assert isinstance(unit.conv, nn.Conv2d)
-        unit.conv.padding = (0, 0)
-    return module
-
-
-def fasterai(module: nn.Module, ratio: float) -> nn.Module:
-    """fasterai's Pruner, large_final, the same share of every layer, multiples of 8."""
-    from fasterai.core.criteria import large_final  # pyright: ignore[reportMissingImports]
-    from fasterai.prune.pruner import Pruner  # pyright: ignore[reportMissingImports]
-
-    images = torch.zeros(1, 3, GRAPH_SIZE, GRAPH_SIZE)
-    with contextlib.redirect_stdout(sys.stderr):  # it prints its progress
-        pruner = Pruner(module, ratio, "local", large_final, example_inputs=images, round_to=8)
-        pruner.prune_model()
-    return module
-
-
-def _nni(module: nn.Module, entries: list[dict[str, Any]]) -> nn.Module:
-    with contextlib.redirect_stdout(sys.stderr):  # it prints bare words
-        pruner = nni_edge.L1NormPruner(module, entries)
-        _, masks = pruner.compress()
-        pruner.unwrap_model()
-        images = torch.rand(2, 3, GRAPH_SIZE, GRAPH_SIZE)
-        # Its own tracer does not run on this PyTorch; the graph of torch.fx is what it may be given instead.
-        graph, logger = symbolic_trace(module), nni_edge.LOGGER
-        return nni_edge.ModelSpeedup(module, images, masks, graph_module=graph, logger=logger).speedup_model()
-
-
-METHODS: dict[str, Cut] = {
-    "torch-pruning": torch_pruning,
-    "torch-pruning-global": torch_pruning_global,
-    "nni-l1": nni_l1,
-    "nni-l1-groups": nni_l1_groups,
-    "tinynn": tinynn,
-    "fasterai": fasterai,
-}
-"""Name of a row to how it is cut; the docstring says it in words."""
 
 
 @dataclass(frozen=True)
@@ -167,47 +68,43 @@ def main() -> None:
     arguments = _arguments()
     artifacts: Path = arguments.artifacts
     p = parameters.load(arguments.parameters)
-    parent, ours = (
-        storage.load(artifacts / paths.MODELS.name / n) for n in (arguments.parent, arguments.ours)
-    )
-    if ours.card.parent != arguments.parent:
-        raise ParameterError(
-            f"--ours {arguments.ours} is made of {ours.card.parent}, not of {arguments.parent}"
-        )
+    models = artifacts / paths.MODELS.name
+    parent, first = (storage.load(models / name) for name in (arguments.parent, arguments.ours[0]))
+    own = {name: storage.load(models / name) for name in arguments.ours}
+    _check_descent(own, arguments.parent, models)
+    fabric, workers = compute.start(p.compute, trials=paths.precision_trials()), p.compute.workers
     contract = parent.card.input
     data = artifacts / paths.DATA.name
-    training_set = training_data.load(
-        data,
-        artifacts / paths.TEACHER.name,
-        artifacts / paths.LABELS.name,
-        views.space(p.views, p.seed),
-        contract,
-    )
-    training_set = replace(training_set, val_set=_part(training_set.val_set, arguments.images))
-    target = costs.count_macs(ours.module, contract.size)
-    training = recipe(ours.card.settings, arguments.epochs)
-    with tempfile.TemporaryDirectory() as scratch:
-        setting = Setting(
-            parent,
-            compute.start(p.compute),
-            training_set,
-            training,
-            p.seed,
-            p.compute.workers,
-            arguments.into or Path(scratch),
+    if (artifacts / paths.TEACHER.name).is_dir():
+        training_set = training_data.load(
+            data,
+            artifacts / paths.TEACHER.name,
+            artifacts / paths.LABELS.name,
+            views.space(p.views, p.seed),
+            contract,
         )
+    else:
+        training_set = published_pruning.learnt_from(fabric, parent, workers, artifacts)
+    training_set = replace(training_set, val_set=_part(training_set.val_set, arguments.images))
+    target = costs.count_macs(first.module, contract.size)
+    training = recipe(first.card.settings, arguments.epochs)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder: Path = arguments.into or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        setting = Setting(parent, fabric, training_set, training, p.seed, workers, folder)
         rows: dict[str, Row] = {
-            arguments.parent: {"how": "the parent", **_weight(parent.module, contract.size)},
-            arguments.ours: {"how": _describe(ours), **_weight(ours.module, contract.size)},
+            arguments.parent: {"how": "the parent", **_weight(parent.module, contract.size)}
         }
+        for name, model in own.items():
+            rows[name] = {"how": _describe(model), **_weight(model.module, contract.size)}
         after = {name: artifacts / paths.ONNX.name / f"{name}.onnx" for name in rows}
         before: dict[str, Path] = {}
-        if (start := _start_of(ours, setting)) is not None:
-            before[arguments.ours] = _write(f"{arguments.ours}-before", start, setting)
+        if (start := _start_of(first, setting)) is not None:
+            before[arguments.ours[0]] = _write(f"{arguments.ours[0]}-before", start, setting)
         for name in arguments.peers:
-            rows[name] = {"how": side_by_side.description(METHODS[name])}
+            rows[name] = {"how": side_by_side.description(MAKERS[name])}
             try:
-                network, rows[name]["ratio_removed"] = at_macs(METHODS[name], parent, target)
+                network, rows[name]["ratio_removed"] = at_macs(MAKERS[name], parent, target)
             except Exception as error:  # whatever a peer dies of is a row
                 rows[name]["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 print(f"{name}: {rows[name]['reason']}", file=sys.stderr)
@@ -219,11 +116,11 @@ def main() -> None:
     result = {
         "parent": arguments.parent,
         "training": training and training.model_dump(mode="json"),
-        "same_training": (training.epochs if training else 0) == ours.card.settings["epochs"],
+        "same_training": (training.epochs if training else 0) == first.card.settings["epochs"],
         **about,
         "rows": rows,
     }
-    print(json.dumps(result, indent=2) if arguments.json else _page(result, arguments.ours))
+    print(json.dumps(result, indent=2) if arguments.json else _page(result, arguments.ours[0]))
 
 
 def _arguments() -> argparse.Namespace:
@@ -233,12 +130,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--artifacts", type=Path, default=paths.ARTIFACTS, help="default: %(default)s")
     parser.add_argument("--parameters", type=Path, default=paths.PARAMETERS, help="default: %(default)s")
     parser.add_argument("--parent", default="fp32", help="the variant to prune (default: %(default)s)")
-    parser.add_argument("--ours", default="pruned-50", help="its pruned variant (default: %(default)s)")
-    parser.add_argument("--peers", nargs="*", choices=METHODS, default=list(METHODS), help="default: all")
+    parser.add_argument(
+        "--ours",
+        nargs="+",
+        default=["pruned-50"],
+        help="its pruned variant, and what else of ours is shown beside it (default: pruned-50)",
+    )
+    parser.add_argument("--peers", nargs="*", choices=MAKERS, default=list(MAKERS), help="default: all")
     parser.add_argument("--epochs", type=float, help="of the peers' fine-tuning (default: as ours had)")
     parser.add_argument("--images", type=int, help="of val and of test (default: all)")
     parser.add_argument("--sessions", type=int, default=8, help="of timing (default: %(default)s)")
-    parser.add_argument("--into", type=Path, help="folder that keeps the files")
+    parser.add_argument("--into", type=Path, help="folder that keeps files and trainings")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
 
@@ -290,9 +192,11 @@ def _start_of(ours: Model, setting: Setting) -> nn.Module | None:
         path: part.out_channels for path, part in ours.module.named_modules() if isinstance(part, nn.Conv2d)
     }
     module = setting.parent.module
-    channel_masks = masks.channel_masks(module, convolutions, settings["criterion"], GRAPH_SIZE)
+    channel_masks = masks.channel_masks(
+        module, convolutions, settings["criterion"], pruning_makers.GRAPH_SIZE
+    )
     start = students.build(ours.card.architecture, ours.card.arguments)
-    start.load_state_dict(masks.remove_masked(module, channel_masks, GRAPH_SIZE))
+    start.load_state_dict(masks.remove_masked(module, channel_masks, pruning_makers.GRAPH_SIZE))
     norms.settle(setting.fabric, start, setting.data.train_set, setting.workers)
     return start
 
@@ -307,18 +211,17 @@ def _tune(name: str, network: nn.Module, setting: Setting) -> tuple[Path, Path]:
     before = _write(f"{name}-before", network, setting)
     if setting.training is None:
         return before, before
-    with tempfile.TemporaryDirectory() as scratch:
-        network, _ = learning.learn(
-            fabric,
-            network,
-            setting.data,
-            setting.training,
-            name=name,
-            start=name,
-            seed=setting.seed,
-            workers=workers,
-            folder=Path(scratch),
-        )
+    network, _ = learning.learn(
+        fabric,
+        network,
+        setting.data,
+        setting.training,
+        name=name,
+        start=provenance.identity(network=storage.fingerprint(network)),
+        seed=setting.seed,
+        workers=workers,
+        folder=setting.folder / paths.CHECKPOINTS.name / name,
+    )
     norms.settle(fabric, network, train, workers)
     return before, _write(name, network, setting)
 
@@ -342,7 +245,26 @@ def _weight(module: nn.Module, size: int) -> Row:
 
 def _describe(ours: Model) -> str:
     settings = ours.card.settings
-    return f"ours: {', '.join(str(settings[key]) for key in ('criterion', 'shape') if key in settings)}"
+    words = [str(settings[key]) for key in ("criterion", "shape") if key in settings]
+    if quantization := ours.quantization:
+        words.append(f"int8 with weights of {quantization.weight_limit.bit_length() + 1} bits")
+    elif not settings.get("epochs", 1):
+        words.append("fitted by least squares, not trained")
+    return f"ours: {', '.join(words)}"
+
+
+def _check_descent(own: Mapping[str, Model], parent: str, models: Path) -> None:
+    """Check that the first variant is made of the parent, and the others, in one step or more.
+
+    Raises:
+        ParameterError: one is not.
+    """
+    for number, (name, model) in enumerate(own.items()):
+        ancestor = model.card.parent
+        while number and ancestor != parent and (models / ancestor).is_dir():
+            ancestor = storage.load(models / ancestor).card.parent
+        if ancestor != parent:
+            raise ParameterError(f"--ours {name} is made of {ancestor}, not of {parent}")
 
 
 def _part(seen: ViewSet, count: int | None) -> ViewSet:
@@ -361,7 +283,7 @@ def _measure(
     answers = side_by_side.answer(all_of_them, test, affinity.physical_cores())
     times, about = side_by_side.timings(after, arguments.parent, sessions=arguments.sessions, seed=0)
     reference = answers[arguments.parent]
-    target = rows[arguments.ours]["macs"]
+    target = rows[arguments.ours[0]]["macs"]
     for name, path in after.items():
         rows[name] |= side_by_side.accuracy(answers[name], reference)
         rows[name] |= {"size_bytes": path.stat().st_size, **times[name]}
@@ -372,7 +294,7 @@ def _measure(
     peers = [name for name in arguments.peers if name in after]
     if peers:
         columns = ("top1", "ratio")  # all have the same work; their bytes are no aim
-        about["verdicts"] = side_by_side.verdicts(rows, answers, [arguments.ours], peers, columns)
+        about["verdicts"] = side_by_side.verdicts(rows, answers, arguments.ours[:1], peers, columns)
     return about
 
 
@@ -386,6 +308,8 @@ def _page(result: Mapping[str, Any], ours: str) -> str:
         "test top-1, %, before fine-tuning (95 %)",
         "after (95 %)",
         f"points against {result['parent']} (95 %, paired)",
+        "among the images' classes, %",
+        "points (95 %, paired)",
         "MB",
         f"times {result['parent']}'s speed (95 %)",
     ]
@@ -403,6 +327,8 @@ def _page(result: Mapping[str, Any], ours: str) -> str:
                 side_by_side.percent(row.get("before", {}), "top1"),
                 side_by_side.percent(row, "top1"),
                 side_by_side.percent(row, "delta", signed=True),
+                side_by_side.percent(row, "shown_top1"),
+                side_by_side.percent(row, "shown_delta", signed=True),
                 f"{row['size_bytes'] / 1e6:.2f}",
                 side_by_side.ratio(row),
             ]

@@ -13,6 +13,7 @@ and trained on its own answers; no image of test is seen. Models and files are w
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -31,11 +32,13 @@ from pipeline.distillation.labels import LiveTeacher
 from pipeline.distillation.settings import Objective
 from pipeline.distillation.training_data import TrainingData
 from pipeline.models import initialisation, storage
-from pipeline.models.storage import Card, Model
+from pipeline.models.layers import Network
+from pipeline.models.storage import Card, Model, Quantization
 from pipeline.onnx import export
 from pipeline.onnx.judge import judge_files
 from pipeline.parameters import Quantize
 from pipeline.quantization import aware_training, post_training, stem
+from pipeline.quantization.post_training import Judge
 from pipeline.running import affinity
 from pipeline.running.process import one_line_errors
 from pipeline.training import compute
@@ -47,6 +50,8 @@ SIZE = 192
 CALIBRATION, JUDGED, BATCH = 512, 1000, 32
 CROP = 0.875
 """Share of an image's shorter side that is evaluated, as is usual on ImageNet."""
+SPACE = ViewSpace(crop_scale=(0.5, 1.0), crop_ratio=(0.75, 1.33), flip=0.5, seed=0)
+"""Views of the images of train that are learned."""
 BITS: dict[str, Literal[4, 7, 8]] = {"int8": 8, "int7": 7, "int4": 4}
 
 
@@ -63,36 +68,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     fabric = compute.start(ComputeSettings(accelerator="cpu"))
-    parent = _published(arguments.weights)
-    classes = ImageNetInfo("imagenet-1k").label_names()
-    train, val = (_named(store.read(paths.DATA, split), classes) for split in ("train", "val"))
-    _write(parent)
-    original, parent = parent, stem.read_bytes(parent)
-    contract = parent.card.input
-    chosen = sampling.choose(train, CALIBRATION, arguments.seed)
-    card = replace(
-        parent.card,
-        parent="fp32",
-        op="quantize",
-        arguments={**parent.card.arguments, "norm": False},
-        calibration_sha256=sampling.fingerprint(train, chosen),
-    )
-    views = ViewSet(train, None, contract)
-
-    def calibration() -> Iterator[Float[Tensor, "batch 3 height width"]]:
-        for request in batches.sequential(chosen, None, contract.size, BATCH):
-            yield contract.normalise(views[request].images)
-
-    indices = sampling.choose(val, JUDGED, arguments.seed)
-    pixels = ViewSet(val, None, contract)[Request(indices, None, contract.size)].images
-    judge = judge_files(
-        original,
-        pixels.split(BATCH),
-        val.labels[indices],
-        val.task,
-        contract=contract,
-        threads=affinity.physical_cores(),
-    )
+    original = _published(arguments.weights)
+    train, val = images()
+    write(original)
+    quantizer = Quantizer(original, train, val, arguments.seed)
     for name in arguments.bits:
         settings = Quantize(
             method="qat",
@@ -105,18 +84,13 @@ def main() -> None:
             weight_decay=0.0,
             objective=Objective(kl=1.0),
         )
-        bench = post_training.Workbench(
-            parent, calibration, weight_limit=settings.weight_limit, float_layers=()
-        )
-        trials = post_training.choose(bench, judge)
-        rounded, quantization = bench.make(post_training.applied(trials))
-        print(f"{name}\n{post_training.table(trials)}", flush=True)
-        _write(Model(rounded.module, replace(card, variant=f"{name}-ptq"), quantization))
+        rounded, quantization, card = quantizer.quantize(f"{name}-ptq", settings.weight_limit)
+        write(Model(rounded.module, card, quantization))
         prepared = aware_training.prepare(rounded, quantization, learn_steps=settings.learn_steps)
         trained, _ = learning.learn(
             fabric,
             prepared.module,
-            _taught_by_itself(parent, train, val),
+            _taught_by_itself(quantizer.parent, train, val),
             settings,
             name=f"{name}-qat",
             start=provenance.identity(network=storage.fingerprint(rounded.module)),
@@ -126,14 +100,70 @@ def main() -> None:
         )
         prepared.module.load_state_dict(trained.state_dict())
         after, learned = aware_training.finish(prepared)
-        before, now = judge(rounded, quantization), judge(after, learned)
+        before, now = quantizer.judge(rounded, quantization), quantizer.judge(after, learned)
         print(
             f"{name}-qat on val: cross entropy {before.losses.mean():.4f} before, {now.losses.mean():.4f} "
             f"after; KL to the parent {before.divergences.mean():.4f}, {now.divergences.mean():.4f}; "
             f"top-1 {before.score:.2%}, {now.score:.2%}; kept: {post_training.is_better(now, before)}",
             flush=True,
         )
-        _write(Model(after.module, replace(card, variant=f"{name}-qat"), learned))
+        write(Model(after.module, replace(card, variant=f"{name}-qat"), learned))
+
+
+class Quantizer:
+    """Post-training quantisation of one float network, calibrated on images of train, with the steps chosen
+    on images of val."""
+
+    def __init__(self, original: Model, train: ImageSet, val: ImageSet, seed: int) -> None:
+        self.parent = stem.read_bytes(original)
+        contract = self.parent.card.input
+        self._views = ViewSet(train, None, contract)
+        self._chosen = sampling.choose(train, CALIBRATION, seed)
+        indices = sampling.choose(val, JUDGED, seed)
+        pixels = ViewSet(val, None, contract)[Request(indices, None, contract.size)].images
+        self.judge: Judge = judge_files(
+            original,
+            pixels.split(BATCH),
+            val.labels[indices],
+            val.task,
+            contract=contract,
+            threads=affinity.physical_cores(),
+        )
+
+    def quantize(self, variant: str, weight_limit: int) -> tuple[Network, Quantization, Card]:
+        """Round the network without training, and print the trials.
+
+        Args:
+            variant: name of the result.
+            weight_limit: greatest magnitude of an integer weight.
+
+        Returns:
+            The network with its weights on the grid, its quantisation and its card.
+        """
+        bench = post_training.Workbench(self.parent, self._images, weight_limit=weight_limit, float_layers=())
+        trials = post_training.choose(bench, self.judge)
+        print(f"{variant}\n{post_training.table(trials)}", flush=True)
+        card = replace(
+            self.parent.card,
+            variant=variant,
+            parent=self.parent.card.variant,
+            op="quantize",
+            arguments={**self.parent.card.arguments, "norm": False},
+            calibration_sha256=sampling.fingerprint(self._views.images, self._chosen),
+        )
+        return *bench.make(post_training.applied(trials)), card
+
+    def _images(self) -> Iterator[Float[Tensor, "batch 3 height width"]]:
+        contract = self._views.contract
+        for request in batches.sequential(self._chosen, None, contract.size, BATCH):
+            yield contract.normalise(self._views[request].images)
+
+
+def images(data: Path = paths.DATA) -> tuple[ImageSet, ImageSet]:
+    """The images of train and of val, with their labels among all classes of the network."""
+    classes = ImageNetInfo("imagenet-1k").label_names()
+    train, val = (_named(store.read(data, split), classes) for split in ("train", "val"))
+    return train, val
 
 
 def _published(weights: str) -> Model:
@@ -166,7 +196,6 @@ def _published(weights: str) -> Model:
 
 
 def _named(images: ImageSet, classes: list[str]) -> ImageSet:
-    """The same images with their labels among all of the network's classes."""
     labels = np.array([classes.index(name) for name in images.classes])[images.labels]
     table = images.table.remove_columns("label").add_column("label", labels.tolist())
     return replace(images, table=table, classes=tuple(classes))
@@ -175,14 +204,13 @@ def _named(images: ImageSet, classes: list[str]) -> ImageSet:
 def _taught_by_itself(parent: Model, train: ImageSet, val: ImageSet) -> TrainingData:
     """Ever new views of the images of train, with the float network's answers to them."""
     contract, module = parent.card.input, parent.module
-    space = ViewSpace(crop_scale=(0.5, 1.0), crop_ratio=(0.75, 1.33), flip=0.5, seed=0)
 
     @torch.no_grad()
     def ask(images: Sequence[UInt8[Tensor, "batch _ _ 3"]]) -> Float[Tensor, "batch classes"]:
         return module(contract.normalise(images[0]))
 
     return TrainingData(
-        ViewSet(train, space, contract, teachers=(contract,)),
+        ViewSet(train, SPACE, contract, teachers=(contract,)),
         ViewSet(val, None, contract),
         views=None,
         data_sha256=parent.card.data_sha256,
@@ -194,7 +222,8 @@ def _taught_by_itself(parent: Model, train: ImageSet, val: ImageSet) -> Training
     )
 
 
-def _write(model: Model) -> None:
+def write(model: Model) -> None:
+    """Write a model and its ONNX file to artifacts/."""
     storage.save(paths.model(model.card.variant), model)
     path = paths.onnx(model.card.variant)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,9 @@ class Answers:
 
     predictions: Int64[np.ndarray, " images"]
     right: Bool[np.ndarray, " images"]
+    right_among_shown: Bool[np.ndarray, " images"] | None = None
+    """Whether the greatest logit among the classes of the images is the right one; None if the file knows no
+    others, or it was not looked at."""
 
 
 def spread(images: ImageSet, count: int | None) -> ImageSet:
@@ -73,39 +76,57 @@ def answer(files: Mapping[str, Path], dataset: ViewSet, threads: int) -> dict[st
         ValueError: files differ in their classes, or lack one of the images'.
     """
     classifiers = {name: open_classifier(path, threads=threads) for name, path in files.items()}
-    parts: dict[str, list[Int64[np.ndarray, " batch"]]] = {name: [] for name in files}
+    (labels,) = {classifier.labels for classifier in classifiers.values()}
+    shown = np.array([labels.index(name) for name in dataset.images.classes])
+    truth = shown[dataset.images.labels]
+    parts: dict[str, list[Int64[np.ndarray, "batch 2"]]] = {name: [] for name in files}
     requests = batches.sequential(range(len(dataset)), None, dataset.contract.size, BATCH)
     with tqdm(desc=f"{len(files)} files", total=len(dataset), unit=" images", mininterval=5) as bar:
         for request in requests:
             pixels = dataset[request].images.numpy()
             for name, classifier in classifiers.items():
-                parts[name].append(_top(classifier, pixels))
+                parts[name].append(_top(classifier, pixels, shown))
             bar.update(len(pixels))
-    (labels,) = {classifier.labels for classifier in classifiers.values()}
-    truth = np.array([labels.index(name) for name in dataset.images.classes])[dataset.images.labels]
-    predictions = {name: np.concatenate(part) for name, part in parts.items()}
-    return {name: Answers(guess, guess == truth) for name, guess in predictions.items()}
+    result = {}
+    for name, part in parts.items():
+        of_all, of_shown = np.concatenate(part).T
+        among = of_shown == truth if len(shown) < len(labels) else None
+        result[name] = Answers(of_all, of_all == truth, among)
+    return result
 
 
-def _top(classifier: Classifier, pixels: np.ndarray) -> Int64[np.ndarray, " batch"]:
+def _top(
+    classifier: Classifier, pixels: np.ndarray, shown: Int64[np.ndarray, " shown"]
+) -> Int64[np.ndarray, "batch 2"]:
+    """The class with the greatest logit of all, and of those that are shown."""
     [logits] = run(classifier, [pixels])
-    return logits.argmax(axis=1)
+    return np.stack([logits.argmax(axis=1), shown[logits[:, shown].argmax(axis=1)]], axis=1)
 
 
 def accuracy(answers: Answers, reference: Answers) -> Row:
-    """Top-1 with its interval, the paired difference to the reference, and the share of equal answers."""
-    n, correct = len(answers.right), int(answers.right.sum())
+    """Top-1 with its interval, the paired difference to the reference, and the share of equal answers.
+
+    Where files know more classes than the images are of, the keys with ``shown_`` say the same of the answers
+    among the classes of the images.
+    """
+    row = {"n": len(answers.right), **_score(answers.right, reference.right)}
+    if answers.right_among_shown is not None and reference.right_among_shown is not None:
+        among = _score(answers.right_among_shown, reference.right_among_shown)
+        row |= {f"shown_{key}": value for key, value in among.items()}
+    return {**row, "agreement": float((answers.predictions == reference.predictions).mean())}
+
+
+def _score(right: Bool[np.ndarray, " images"], reference: Bool[np.ndarray, " images"]) -> Row:
+    n, correct = len(right), int(right.sum())
     lo, hi = intervals.wilson(correct, n)
-    difference = gate.compare(answers.right, reference.right)
+    difference = gate.compare(right, reference)
     return {
-        "n": n,
         "top1": correct / n,
         "top1_lo": lo,
         "top1_hi": hi,
         "delta": difference.delta,
         "delta_lo": difference.lo,
         "delta_hi": difference.hi,
-        "agreement": float((answers.predictions == reference.predictions).mean()),
     }
 
 
