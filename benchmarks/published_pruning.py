@@ -15,14 +15,12 @@ this does to the others is not measured. Interrupted, it goes on where it was.
 
 import argparse
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from jaxtyping import Float
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks import published_network
 from pipeline import cache, parameters, paths, provenance
@@ -191,7 +189,7 @@ def _prune(
         return
     for start in starts:
         module = copy.deepcopy(left if start == "plain" else fitted)
-        settle = norms.reestimate if start == "plain" else take_statistics
+        settle = norms.reestimate if start == "plain" else norms.reparametrise
         settle(module, trial_data.settling)
         named = _with(replace(card, variant=f"{name}-{STARTS[start]}"), settings, choice)
         tuned, _ = learning.learn(
@@ -207,40 +205,6 @@ def _prune(
         )
         norms.settle(fabric, tuned, data.train_set, workers)
         yield Model(tuned.eval(), named)
-
-
-@torch.no_grad()
-def take_statistics(module: nn.Module, images: Iterable[Float[Tensor, "batch 3 size size"]]) -> None:
-    """Give batch norms the statistics of images without a change of what the network computes.
-
-    In training they normalise with those of the batch. A fitted network has those of its parent, and biases
-    that make up for the difference, which would count twice.
-    """
-    inputs: dict[nn.BatchNorm2d, list[Tensor]] = {
-        part: [] for part in module.modules() if isinstance(part, nn.BatchNorm2d)
-    }
-
-    def keep(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        assert isinstance(norm, nn.BatchNorm2d)
-        values = arguments[0].double()
-        inputs[norm].append(torch.stack([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))]))
-
-    hooks = [norm.register_forward_pre_hook(keep) for norm in inputs]
-    module.eval()
-    for batch in images:
-        module(batch)
-    for hook in hooks:
-        hook.remove()
-    for norm, moments in inputs.items():
-        mean, square = torch.stack(moments).mean(0)
-        variance = square - mean.square()
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        gain = norm.weight / (norm.running_var.double() + norm.eps).sqrt()
-        norm.bias.add_(gain * (mean - norm.running_mean))
-        norm.weight.copy_(gain * (variance + norm.eps).sqrt())
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
 
 
 def _is_made(model: Model) -> bool:

@@ -104,13 +104,12 @@ def main(variant: str) -> None:
             losses=trial_data().losses,
             architecture=parent.card.architecture,
         )
+        fitting = norms.plain_images(
+            fabric, data.train_set, reconstruction.IMAGES, plans.BATCH, p.compute.workers
+        )
+        reconstruction.fit(module, narrower, list(fitting))
         if settings.epochs:
-            norms.reestimate(narrower, trial_data().settling)
-        else:
-            fitting = norms.plain_images(
-                fabric, data.train_set, reconstruction.IMAGES, plans.BATCH, p.compute.workers
-            )
-            reconstruction.fit(module, narrower, list(fitting))
+            norms.reparametrise(narrower, trial_data().settling)
         return narrower.cpu(), changed
 
     for number, channels in enumerate(channel_steps, 1):
