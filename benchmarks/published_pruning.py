@@ -189,7 +189,7 @@ def _prune(
         return
     for start in starts:
         module = copy.deepcopy(left if start == "plain" else fitted)
-        settle = norms.reestimate if start == "plain" else norms.reparametrise
+        settle = norms.reestimate if start == "plain" else reconstruction.reparametrise
         settle(module, trial_data.settling)
         named = _with(replace(card, variant=f"{name}-{STARTS[start]}"), settings, choice)
         tuned, _ = learning.learn(

@@ -19,7 +19,7 @@ import students
 from pipeline.models import storage
 from pipeline.models.costs import count_macs
 from pipeline.models.storage import Card, Model
-from pipeline.pruning import channel_sensitivity, masks, surgery, widths
+from pipeline.pruning import channel_sensitivity, masks, reconstruction, surgery, widths
 from pipeline.pruning.masks import Criterion, Loss
 from pipeline.training import norms
 from teachers.contract import InputContract
@@ -312,3 +312,17 @@ def test_nni_prints_nothing_and_leaves_pytorchs_registries_as_they_were(
     assert capfd.readouterr().out == ""
     for kind in (immutable_dict, immutable_list):
         assert _pytree.SUPPORTED_NODES[kind].flatten_with_keys_fn is not None
+
+
+def test_batch_norms_take_other_statistics_without_a_change_of_the_answers() -> None:
+    module = random_network()
+    batches = [torch.randn(16, 3, 32, 32) for _ in range(4)]
+    before = [module(batch) for batch in batches]
+    reconstruction.reparametrise(module, batches)
+    for expected, batch in zip(before, batches, strict=True):
+        torch.testing.assert_close(module(batch), expected, atol=1e-4, rtol=1e-4)
+    settled = [value.clone() for name, value in module.named_buffers() if name.endswith("running_mean")]
+    norms.reestimate(module, batches)
+    means = [value for name, value in module.named_buffers() if name.endswith("running_mean")]
+    for taken, own in zip(settled, means, strict=True):
+        torch.testing.assert_close(taken, own, atol=0.05, rtol=0.05)

@@ -4,7 +4,7 @@ Each layer that mixes channels is fitted to what the parent's computes, with wha
 give it (He et al. 2017, "Channel Pruning", https://arxiv.org/abs/1707.06168).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -58,6 +58,42 @@ def fit(parent: nn.Module, pruned: nn.Module, images: Sequence[Float[Tensor, "ba
             )
             _correct(part, norm, *_least_squares(zip(actual, residuals, strict=True)))
         expected, actual = targets, [chains[1](batch) for batch in actual]
+
+
+@torch.no_grad()
+def reparametrise(module: nn.Module, images: Iterable[Float[Tensor, "batch 3 size size"]]) -> None:
+    """Give batch norms the statistics of normalised images, and gains and biases with which the network
+    computes what it did.
+
+    In training they normalise with the statistics of the batch. A network that ``fit`` has made has those of
+    its parent, and biases that make up for the difference, which would count twice. Leaves the
+    network in evaluation mode.
+    """
+    inputs: dict[nn.BatchNorm2d, list[Tensor]] = {
+        part: [] for part in module.modules() if isinstance(part, nn.BatchNorm2d)
+    }
+
+    def keep(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, nn.BatchNorm2d)
+        values = arguments[0].double()
+        inputs[norm].append(torch.stack([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))]))
+
+    hooks = [norm.register_forward_pre_hook(keep) for norm in inputs]
+    module.eval()
+    for batch in images:
+        module(batch)
+    for hook in hooks:
+        hook.remove()
+    for norm, moments in inputs.items():
+        mean, square = torch.stack(moments).mean(0)
+        variance = square - mean.square()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        gain = norm.weight / (norm.running_var.double() + norm.eps).sqrt()
+        norm.bias.add_(gain * (mean - norm.running_mean))
+        norm.weight.copy_(gain * (variance + norm.eps).sqrt())
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
 
 
 def _least_squares(

@@ -109,7 +109,7 @@ def main(variant: str) -> None:
         )
         reconstruction.fit(module, narrower, list(fitting))
         if settings.epochs:
-            norms.reparametrise(narrower, trial_data().settling)
+            reconstruction.reparametrise(narrower, trial_data().settling)
         return narrower.cpu(), changed
 
     for number, channels in enumerate(channel_steps, 1):
