@@ -52,11 +52,11 @@ class Load(Settings):
 
 
 class Prune(PruningSettings, FineTuning):
-    """Pruning: channels of the parent are removed, and the rest is fine-tuned."""
+    """Pruning: channels of the parent are removed, and the rest is fitted to it and fine-tuned."""
 
     epochs: Annotated[float, Field(ge=0, le=100_000), AfterValidator(_check_epochs)]
-    """Number of passes over the training images of the fine-tuning. With 0 nothing is trained: the layers are
-    fitted to the outputs of the parent's by least squares."""
+    """Number of passes over the training images of the fine-tuning. With 0 nothing is trained, and the layers
+    stay as they were fitted to the outputs of the parent's, by least squares."""
 
 
 class Quantize(QuantizationSettings, FineTuning):
