@@ -38,7 +38,7 @@ from pipeline.models import costs, storage
 from pipeline.models.storage import Model
 from pipeline.onnx import export
 from pipeline.parameters import ParameterError
-from pipeline.pruning import masks, surgery
+from pipeline.pruning import masks, plans, reconstruction, surgery
 from pipeline.running import affinity
 from pipeline.running.process import one_line_errors
 from pipeline.training import compute, norms
@@ -197,7 +197,10 @@ def _start_of(ours: Model, setting: Setting) -> nn.Module | None:
     )
     start = students.build(ours.card.architecture, ours.card.arguments)
     start.load_state_dict(masks.remove_masked(module, channel_masks, pruning_makers.GRAPH_SIZE))
-    norms.settle(setting.fabric, start, setting.data.train_set, setting.workers)
+    images = norms.plain_images(
+        setting.fabric, setting.data.train_set, reconstruction.IMAGES, plans.BATCH, setting.workers
+    )
+    reconstruction.fit(module.eval(), start.eval(), list(images))
     return start
 
 

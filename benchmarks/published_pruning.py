@@ -7,10 +7,10 @@
 Takes artifacts/ and `params.yaml` as `benchmarks.published_network` left them; `compute` says where it trains
 and with how many processes. Channels are chosen as the stage `prune` does it, by images of train and val.
 `pruned-50` is fitted to the parent by least squares and not trained. With `--epochs`, `pruned-50-tuned` goes
-on from there as in the stage, and learns the parent's answers to the images of train, stored once. Where `--starts`
-has `plain`, `pruned-50-plain` learns them from the same channels without the fit, as other tools' networks do.
-Each has an int8 file without training. The images show few of the classes that the network knows; what any of
-this does to the others is not measured. Interrupted, it goes on where it was.
+on from there, as in the stage, and learns the parent's answers to the images of train, which are stored once.
+Where `--starts` has `plain`, `pruned-50-plain` learns them from the same channels without the fit, as the
+networks of other tools do. Each has an int8 file without training. The images show few of the classes that
+the network knows; what any of this does to the others is not measured. Interrupted, it goes on where it was.
 """
 
 import argparse
