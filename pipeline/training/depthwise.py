@@ -14,6 +14,8 @@ Pair = tuple[int, int]
 SAFE_CHANNELS = 16
 """Number of input channels from which the gradient of a convolution of one pixel is safe."""
 
+LARGE_KERNEL = 4
+"""Side of a kernel in pixels from which the gradient of its weights is slow in bf16."""
 
 CONVOLUTION = torch.conv2d
 """PyTorch's own convolution."""
@@ -22,10 +24,14 @@ CONVOLUTION = torch.conv2d
 class FastDepthwise:
     """While active, depthwise convolutions whose gradient is slow in PyTorch on a CPU use a fast one.
 
-    PyTorch 2.14 uses a slow fallback for two gradients: that of the weights if the input is smaller than the
-    kernel (23 ms instead of 1 ms for 1152 channels of 2 x 2 pixels, a 5 x 5 kernel and 32 images; 2 cores,
-    AVX2), and in bf16 that of an input that is read with a stride (38 ms instead of 2 ms in fp32 for 96
-    channels of 48 x 48 pixels and 32 images; 2 cores, AVX-512).
+    PyTorch 2.14 is slow at three gradients (milliseconds of PyTorch and of this module for 32 images on two
+    cores):
+
+    - that of the weights if the input is smaller than the kernel (1152 channels of 2 x 2 pixels, a 5 x 5
+      kernel, AVX2: 23 and 1);
+    - in bf16, that of an input that is read with a stride (96 channels of 48 x 48 pixels, AVX-512: 27 and 2);
+    - in bf16, that of the weights of large kernels (240 channels of 24 x 24 pixels, a 5 x 5 kernel, AVX-512:
+      30 and 8).
 
     PyTorch 2.14 writes outside of its memory when it computes the gradient of the weights of a convolution of
     one pixel with a stride that reads fewer than 16 channels stored pixel by pixel (channels last), as the
@@ -55,7 +61,8 @@ def _convolve(*args: Any, **kwargs: Any) -> Tensor:
             return CONVOLUTION(_read(image, stride, padding), weight, bias, groups=groups)
         if _is_depthwise(image, weight, padding, dilation, groups):
             dtype, stride = _compute_type(image), _pair(stride)
-            if _is_small(image, weight) or _is_strided_bf16(dtype, stride):
+            in_bf16 = dtype is torch.bfloat16
+            if _is_small(image, weight) or (in_bf16 and (max(stride) > 1 or _is_large(weight))):
                 operands = (part if part is None else part.to(dtype) for part in (image, weight, bias))
                 return _Depthwise.apply(*operands, stride, _pair(padding))
     return CONVOLUTION(*args, **kwargs)
@@ -100,8 +107,8 @@ def _is_small(image: Tensor, weight: Tensor) -> bool:
     return min(image.shape[2:]) < max(weight.shape[2:])
 
 
-def _is_strided_bf16(dtype: torch.dtype, stride: Sequence[int]) -> bool:
-    return dtype is torch.bfloat16 and max(stride) > 1
+def _is_large(weight: Tensor) -> bool:
+    return max(weight.shape[2:]) >= LARGE_KERNEL
 
 
 class _Depthwise(Function):
@@ -123,30 +130,62 @@ class _Depthwise(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = gradients
         image, weight = ctx.saved_tensors
-        geometry = ctx.stride, ctx.padding, (1, 1), False, (0, 0), len(weight)
-        to_image = None
+        operands = image, gradient, weight, ctx.stride, ctx.padding
+        in_bf16 = image.dtype is torch.bfloat16
+        to_image = to_weight = None
         if ctx.needs_input_grad[0]:
-            dtype = torch.float32 if _is_strided_bf16(image.dtype, ctx.stride) else image.dtype
-            # The gradient of the image needs only its shape.
-            shape = torch.empty_like(image, dtype=dtype)
-            to_image, *_ = torch.ops.aten.convolution_backward(
-                gradient.to(dtype), shape, weight.to(dtype), None, *geometry, (True, False, False)
-            )
-            to_image = to_image.to(image.dtype)
+            is_padded_less = all(pad < tap for pad, tap in zip(ctx.padding, weight.shape[2:], strict=True))
+            if in_bf16 and max(ctx.stride) > 1 and is_padded_less:
+                to_image = _spread(*operands)
+            else:
+                to_image, *_ = _pytorchs(*operands, (True, False, False))
         if _is_small(image, weight):
-            to_weight = _weight_gradient(image, gradient, weight.shape, ctx.stride, ctx.padding)
+            to_weight = _tap_by_tap(image, gradient, weight.shape, ctx.stride, ctx.padding)
+        elif in_bf16 and _is_large(weight):
+            to_weight = _correlation(image, gradient, weight.shape, ctx.stride, ctx.padding)
         else:
-            _, to_weight, _ = torch.ops.aten.convolution_backward(
-                gradient, image, weight, None, *geometry, (False, True, False)
-            )
+            _, to_weight, _ = _pytorchs(*operands, (False, True, False))
         to_bias = gradient.sum((0, 2, 3)) if ctx.has_bias else None
         return to_image, to_weight, to_bias, None, None
 
 
-def _weight_gradient(
-    image: Tensor, gradient: Tensor, shape: torch.Size, stride: Pair, padding: Pair
-) -> Tensor:
-    """One product and sum per tap of the kernel, over the outputs whose tap lies within the image."""
+def _pytorchs(
+    image: Tensor, gradient: Tensor, weight: Tensor, stride: Pair, padding: Pair, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """PyTorch's own gradients: of the image, the weights and the bias, as ``wanted``."""
+    return torch.ops.aten.convolution_backward(
+        gradient, image, weight, None, stride, padding, (1, 1), False, (0, 0), len(weight), wanted
+    )
+
+
+def _spread(image: Tensor, gradient: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    """The gradient of the image as a convolution without a stride, of the gradient with zeros between its
+    pixels and the turned kernel."""
+    (height, width), (rows, columns) = image.shape[2:], weight.shape[2:]
+    sides = height + 2 * padding[0] - rows + 1, width + 2 * padding[1] - columns + 1
+    shape = *image.shape[:2], *sides
+    spread = torch.empty(shape, dtype=image.dtype, memory_format=torch.channels_last).zero_()
+    spread[:, :, :: stride[0], :: stride[1]] = gradient
+    rest = rows - 1 - padding[0], columns - 1 - padding[1]
+    return CONVOLUTION(spread, weight.flip(2, 3), None, 1, rest, 1, len(weight))
+
+
+def _correlation(image: Tensor, gradient: Tensor, shape: torch.Size, stride: Pair, padding: Pair) -> Tensor:
+    """The gradient of the weights as a convolution of the image with the gradient as its kernel, image by
+    image, which are channels of one image here."""
+    images, channels = image.shape[:2]
+    together, kernels = (
+        values.permute(2, 3, 0, 1).reshape(*values.shape[2:], -1).permute(2, 0, 1)
+        for values in (image, gradient)
+    )
+    taps = CONVOLUTION(together[None], kernels[:, None], None, 1, padding, stride, len(kernels))
+    taps = taps[:, :, : shape[2], : shape[3]].reshape(images, channels, 1, *shape[2:])
+    return taps.sum(0)
+
+
+def _tap_by_tap(image: Tensor, gradient: Tensor, shape: torch.Size, stride: Pair, padding: Pair) -> Tensor:
+    """The gradient of the weights: one product and sum per tap of the kernel, over the outputs whose tap lies
+    within the image."""
     image, gradient = image.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
     result = gradient.new_zeros(shape)
     for row in range(shape[2]):

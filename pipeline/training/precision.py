@@ -23,7 +23,7 @@ GAIN = 1.15
 instructions for bf16 are above it (1.4 and more), others far below (0.1 to 1): noise decides nothing."""
 UNTIMED, TIMED = 2, 7
 """Numbers of steps of a trial of each arithmetic: warm-up, and timed."""
-TRIAL = 3
+TRIAL = 4
 """Version of the trial, raised when a change of the training made one of the two faster; trials of another
     version are repeated."""
 
