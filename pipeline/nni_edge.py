@@ -9,6 +9,7 @@ here. Workarounds that need functions of ours stay beside those functions.
 import contextlib
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -58,7 +59,24 @@ def _unchanged_pytrees() -> Iterator[None]:
         registry.update(entries)
 
 
-with _unchanged_pytrees():
+@contextlib.contextmanager
+def _without_transformers() -> Iterator[None]:
+    """Let NNI be imported as where transformers is not installed.
+
+    NNI supports the trainer of transformers, which is not used here and takes a second to import.
+    """
+    name = "transformers"
+    imported = sys.modules.get(name)
+    sys.modules[name] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if imported is not None:
+            sys.modules[name] = imported
+
+
+with _unchanged_pytrees(), _without_transformers():
     import nni
     from nni import trace
     from nni.compression.base import apply_method, wrapper

@@ -162,12 +162,16 @@ class MobileNetV1(nn.Module):
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(channels[-1], classes)
+        if not self.classifier.weight.is_meta:  # Weights without values are replaced by those of a file.
+            self._initialise()
+
+    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+        x = self.blocks(self.stem(x))
+        return self.classifier(self.dropout(self.flatten(self.pool(x))))
+
+    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
-
-    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
-        x = self.blocks(self.stem(x))
-        return self.classifier(self.dropout(self.flatten(self.pool(x))))

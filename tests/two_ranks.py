@@ -76,7 +76,7 @@ def main(data: str, folder: str, settings: str, changes: str) -> None:
     """
     here = Path(folder)
     fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, **json.loads(settings)), ranks=True)
-    centred_views.CENTRED_BATCH = SCORED
+    centred_views.ON_CPU = SCORED
     (here / f"process-{fabric.global_rank}").write_text(str(os.getpid()))
     train, val, test = (store.read(Path(data), split) for split in ("train", "val", "test"))
     answers = torch.randn(len(train), 3, generator=torch.Generator().manual_seed(1)).half().numpy() * 4
