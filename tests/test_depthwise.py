@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.training.depthwise import FastDepthwise
+from pipeline.training.cpu_operators import FastOperators
 
 ROOT = Path(__file__).parents[1]
 GEOMETRIES = [
@@ -43,7 +43,7 @@ def test_the_gradients_are_pytorchs(
     convolution = nn.Conv2d(6, 6, kernel, stride, padding, groups=6, bias=bias).double()
     image = torch.randn(3, 6, height, width, dtype=torch.double, requires_grad=True)
     expected_output, expected = gradients(convolution, image)
-    with FastDepthwise():
+    with FastOperators():
         output, actual = gradients(convolution, image)
     assert is_ours(output)
     torch.testing.assert_close(output, expected_output, rtol=0, atol=0)
@@ -53,12 +53,12 @@ def test_the_gradients_are_pytorchs(
 STEM = """
 import torch
 from torch import nn
-from pipeline.training.depthwise import FastDepthwise
+from pipeline.training.cpu_operators import FastOperators
 torch.set_num_threads(1)
 convolution = nn.Conv2d({channels}, 48, 1, 2, bias=False).to(memory_format=torch.{layout})
 for _ in range(20):
     image = torch.rand(4, {channels}, {size}, {size}).to(memory_format=torch.channels_last)
-    with FastDepthwise():
+    with FastOperators():
         output = convolution(image)
     convolution.zero_grad()
     direction = torch.rand_like(output)
@@ -96,7 +96,7 @@ def test_a_strided_convolution_of_one_pixel_neither_ends_the_process_nor_errs(
 )
 def test_other_convolutions_run_as_they_are(convolution: nn.Module) -> None:
     image = torch.randn(2, 6, 4, 4, requires_grad=True)
-    with FastDepthwise():
+    with FastOperators():
         output = convolution(image)
     assert not is_ours(output)
 
@@ -129,7 +129,7 @@ def test_bf16_has_the_gradients_of_fp32(
     expected_output = exact(image)
     direction = torch.randn_like(expected_output).bfloat16()
     expected = torch.autograd.grad(expected_output, [image, *exact.parameters()], direction.float())
-    with torch.autocast("cpu", torch.bfloat16), FastDepthwise():
+    with torch.autocast("cpu", torch.bfloat16), FastOperators():
         output = exact(image)
     assert is_ours(output)
     assert output.dtype is torch.bfloat16
@@ -146,7 +146,7 @@ def test_bf16_has_the_gradients_of_fp32(
 def test_what_autocast_leaves_alone_stays(dtype: torch.dtype, size: int, expected: torch.dtype) -> None:
     convolution = nn.Conv2d(6, 6, 3, 2, 1, groups=6).to(dtype)
     image = torch.randn(2, 6, size, size, dtype=dtype)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.float64), FastDepthwise():
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.float64), FastOperators():
         output = convolution(image)
     assert output.dtype is expected
     assert is_ours(output) == (size < 3)  # small maps are, strided ones in fp32 are not
@@ -154,7 +154,7 @@ def test_what_autocast_leaves_alone_stays(dtype: torch.dtype, size: int, expecte
 
 def test_geometry_may_be_plain_numbers() -> None:
     image, weight = torch.randn(2, 6, 2, 2), nn.Parameter(torch.randn(6, 1, 3, 3))
-    with FastDepthwise():
+    with FastOperators():
         output = torch.conv2d(image, weight, None, 2, 1, 1, 6)
     assert is_ours(output)
     torch.testing.assert_close(output, torch.conv2d(image, weight, None, 2, 1, 1, 6))

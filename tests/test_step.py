@@ -21,7 +21,7 @@ from pipeline.distillation.objective import loss_terms
 from pipeline.distillation.settings import Objective
 from pipeline.tasks import SINGLE_LABEL
 from pipeline.training import compute, graphs, optimisation, prefetch
-from pipeline.training.depthwise import FastDepthwise
+from pipeline.training.cpu_operators import FastOperators
 from pipeline.training.graphs import Replayed
 from pipeline.training.optimisation import Averages
 from pipeline.training.settings import ComputeSettings, TrainingSettings
@@ -114,7 +114,7 @@ def test_a_step_is_bit_for_bit_the_plain_step(
     for number in range(STEPS):
         for group in rule.param_groups:
             group["lr"] = 0.01 / (1 + number)
-        with FastDepthwise():
+        with FastOperators():
             parts = terms(plain, made_up(number, cpu.device))
         loss = torch.stack([weights[name] * parts[name] for name in parts]).sum()
         rule.zero_grad()
@@ -182,14 +182,15 @@ def test_averages_follow_weights_that_are_loaded() -> None:
     assert all(map(torch.equal, tensors(averaged), tensors(module)))
 
 
-def test_convolutions_are_replaced_only_meanwhile() -> None:
-    before = torch.conv2d, functional.conv2d
-    with FastDepthwise():
+def test_operators_are_replaced_only_meanwhile() -> None:
+    before = torch.conv2d, functional.conv2d, torch.batch_norm
+    with FastOperators():
         assert torch.conv2d is functional.conv2d is not before[0]
-    assert (torch.conv2d, functional.conv2d) == before
-    with pytest.raises(TypeError), FastDepthwise():
+        assert torch.batch_norm is not before[2]
+    assert (torch.conv2d, functional.conv2d, torch.batch_norm) == before
+    with pytest.raises(TypeError), FastOperators():
         functional.conv2d(1, 2)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    assert (torch.conv2d, functional.conv2d) == before
+    assert (torch.conv2d, functional.conv2d, torch.batch_norm) == before
 
 
 def test_batches_for_a_cpu_are_handed_on(cpu: Fabric) -> None:
@@ -245,7 +246,7 @@ def test_a_step_itself_changes_nothing_that_a_graph_would_miss(
         if isinstance(part, nn.Dropout):
             part.eval()  # draws on the CPU here, and on a GPU there
     step, _ = prepared(cpu, module, settings())
-    step._convolutions = nullcontext()  # needed on CPUs alone
+    step._operators = nullcontext()  # needed on CPUs alone
     step.begin()
     step(made_up(0, cpu.device), 0, 0.01)
     before = graphs.host_state(module), graphs.random_state()

@@ -12,7 +12,7 @@ from pipeline.distillation.adaptation import OBJECTIVE
 from pipeline.distillation.objective import loss_terms
 from pipeline.tasks import SINGLE_LABEL, Task
 from pipeline.training import step
-from pipeline.training.depthwise import FastDepthwise
+from pipeline.training.cpu_operators import FastOperators
 from pipeline.training.settings import TrainingSettings
 from teachers.contract import InputContract
 from teachers.errors import TeacherError, one_line
@@ -163,7 +163,7 @@ def _learn(
     teacher.module.zero_grad()
     try:
         terms = loss_terms(OBJECTIVE, contract, task)
-        with FastDepthwise():
+        with FastOperators():
             loss = step.total(
                 terms(teacher.module, Batch(_noise(size, images), labels, None)), OBJECTIVE.weights()
             )

@@ -21,7 +21,7 @@ from pipeline.distillation.objective import loss_terms
 from pipeline.running import affinity
 from pipeline.tasks import SINGLE_LABEL
 from pipeline.training import optimisation, step
-from pipeline.training.depthwise import FastDepthwise
+from pipeline.training.cpu_operators import FastOperators
 from teachers.contract import InputContract
 from teachers.runtime import in_runtime
 
@@ -146,7 +146,7 @@ def _learning(fabric: Fabric, module: nn.Module, size: int) -> float:
     batch = Batch(fabric.to_device(images), fabric.to_device(labels), None)
 
     def learn(_: None) -> None:
-        with FastDepthwise():
+        with FastOperators():
             loss = step.total(terms(module, batch), OBJECTIVE.weights())
         loss.backward()
         optimizer.step()

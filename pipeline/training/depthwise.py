@@ -1,6 +1,23 @@
-"""Convolutions on a CPU whose gradient PyTorch computes slowly, or wrongly."""
+"""Convolutions on a CPU whose gradient PyTorch computes slowly, or wrongly.
 
-from collections.abc import Callable, Sequence
+PyTorch 2.14 is slow at three gradients of depthwise convolutions (milliseconds of PyTorch and of this module
+for 32 images on two cores):
+
+- that of the weights if the input is smaller than the kernel (1152 channels of 2 x 2 pixels, a 5 x 5 kernel,
+  AVX2: 23 and 1);
+- in bf16, that of an input that is read with a stride (96 channels of 48 x 48 pixels, AVX-512: 27 and 2);
+- in bf16, that of the weights of large kernels (240 channels of 24 x 24 pixels, a 5 x 5 kernel, AVX-512: 30
+  and 8).
+
+PyTorch 2.14 writes outside of its memory when it computes the gradient of the weights of a convolution of one
+pixel with a stride that reads fewer than 16 channels stored pixel by pixel (channels last), as the stems of
+RepVGG, MobileOne and FastViT do; the process ends, or its numbers are wrong. There, the pixels that the
+convolution reads are taken first, and its stride is 1.
+
+Once all of this is mended in PyTorch itself, this module can be deleted; results then differ by rounding.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,40 +38,8 @@ CONVOLUTION = torch.conv2d
 """PyTorch's own convolution."""
 
 
-class FastDepthwise:
-    """While active, depthwise convolutions whose gradient is slow in PyTorch on a CPU use a fast one.
-
-    PyTorch 2.14 is slow at three gradients (milliseconds of PyTorch and of this module for 32 images on two
-    cores):
-
-    - that of the weights if the input is smaller than the kernel (1152 channels of 2 x 2 pixels, a 5 x 5
-      kernel, AVX2: 23 and 1);
-    - in bf16, that of an input that is read with a stride (96 channels of 48 x 48 pixels, AVX-512: 27 and 2);
-    - in bf16, that of the weights of large kernels (240 channels of 24 x 24 pixels, a 5 x 5 kernel, AVX-512:
-      30 and 8).
-
-    PyTorch 2.14 writes outside of its memory when it computes the gradient of the weights of a convolution of
-    one pixel with a stride that reads fewer than 16 channels stored pixel by pixel (channels last), as the
-    stems of RepVGG, MobileOne and FastViT do; the process ends, or its numbers are wrong. There, the pixels
-    that the convolution reads are taken first, and its stride is 1.
-
-    All other operations are unchanged, and cost nothing: ``conv2d`` of PyTorch is replaced by name, where a
-    ``TorchFunctionMode`` would look at every operation. Once all of this is mended in PyTorch itself, this
-    module can be deleted; results then differ by rounding.
-    """
-
-    def __enter__(self) -> None:
-        self._replace(_convolve)
-
-    def __exit__(self, *_: object) -> None:
-        self._replace(CONVOLUTION)
-
-    def _replace(self, convolution: Callable[..., Tensor]) -> None:
-        torch.conv2d = functional.conv2d = convolution
-
-
-def _convolve(*args: Any, **kwargs: Any) -> Tensor:
-    """``conv2d``, or the same convolution with the fast gradient."""
+def convolve(*args: Any, **kwargs: Any) -> Tensor:
+    """``torch.conv2d``, or the same convolution with gradients that are fast and right (see the module)."""
     if not kwargs and len(args) == 7 and args[0].device.type == "cpu" and args[1].requires_grad:
         image, weight, bias, stride, padding, dilation, groups = args
         if _is_strided_pixel(weight, stride):

@@ -16,14 +16,14 @@ from torch import nn
 
 from pipeline import cache
 from pipeline.training import graphs
-from pipeline.training.depthwise import FastDepthwise
+from pipeline.training.cpu_operators import FastOperators
 
 GAIN = 1.15
 """Minimum speed of bf16 relative to fp32 at the largest size, where the time goes. Processors with
 instructions for bf16 are above it (1.4 and more), others far below (0.1 to 1): noise decides nothing."""
 UNTIMED, TIMED = 2, 7
 """Numbers of steps of a trial of each arithmetic: warm-up, and timed."""
-TRIAL = 4
+TRIAL = 5
 """Version of the trial, raised when a change of the training made one of the two faster; trials of another
     version are repeated."""
 
@@ -110,7 +110,7 @@ def _try(fabric: Fabric, module: nn.Module, batch_size: int, size: int) -> float
     images = images.to(memory_format=torch.channels_last)
 
     def learn(fast: bool) -> None:
-        with torch.autocast(fabric.device.type, torch.bfloat16, enabled=fast), FastDepthwise():
+        with torch.autocast(fabric.device.type, torch.bfloat16, enabled=fast), FastOperators():
             logits = network(images)
         logits.float().square().mean().backward()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.data.batches import Batch
 from pipeline.training import optimisation, precision
-from pipeline.training.depthwise import FastDepthwise
+from pipeline.training.cpu_operators import FastOperators
 from pipeline.training.graphs import Replayed
 from pipeline.training.optimisation import Averages
 from pipeline.training.settings import TrainingSettings
@@ -59,7 +59,7 @@ class Step:
         # Rates are set on the plain optimizer: Fabric's wrapper keeps a copy of its groups.
         self._rate = optimisation.Rate(plain, device)
         self._parameters = [parameter for group in plain.param_groups for parameter in group["params"]]
-        self._convolutions = FastDepthwise() if device.type == "cpu" else nullcontext()
+        self._operators = FastOperators() if device.type == "cpu" else nullcontext()
         # Other processes wait for each other's gradients in every step, which one graph cannot hold.
         alone = device.type == "cuda" and fabric.world_size == 1
         self._replayed = Replayed(module.module, device, name) if alone else None
@@ -104,7 +104,7 @@ class Step:
 
     def _learn(self, batch: Batch) -> Float[Tensor, ""]:
         """All of a step that a CUDA graph can hold."""
-        with self._convolutions:
+        with self._operators:
             terms = self.loss_terms(self.module, batch)
         loss = total(terms, self.weights)
         self.fabric.backward(loss)
