@@ -2,6 +2,7 @@
 them."""
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +31,11 @@ TOGETHER = 32
 """Number of batches whose views are drawn together for a device."""
 AHEAD = 4
 """Number of batches that are prepared ahead for a device."""
+CHEAP = 0.0005
+"""Seconds per image below which a CPU renders in the process that computes. Worker processes would take its
+cores at moments when all its threads wait for each other, which costs more than such images do."""
+TIMED = 8
+"""Number of images by which that is judged."""
 
 
 class Batch(NamedTuple):
@@ -204,19 +210,6 @@ class ViewSet(Dataset[Batch]):
         return (labels[:, None] == classes).float()
 
 
-@dataclass(frozen=True)
-class Requests:
-    """A sequence of requests in the form of a sampler for PyTorch's loader."""
-
-    items: Sequence[Request]
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-
 class _Job(NamedTuple):
     """What the host prepares of a batch that the device renders."""
 
@@ -310,7 +303,7 @@ class WorkerBatches:
         loader = DataLoader(
             self.dataset,
             batch_size=None,
-            sampler=Requests(self.requests),
+            sampler=self.requests,
             num_workers=self.workers,
             # The loader draws a seed for its workers. From the global generator, that would change the
             # dropout of a training that is resumed.
@@ -349,13 +342,26 @@ def load(
         dataset: the split.
         requests: the batches.
         workers: greatest number of worker processes. Each has a core to itself: on fewer cores there are
-            fewer, with the same pixels.
+            fewer, and on a CPU there are none for images that are quickly rendered, with the same pixels.
     """
     workers = affinity.limit_workers(workers)
+    if workers and device.type == "cpu" and requests and _seconds_per_image(dataset, requests[0]) < CHEAP:
+        workers = 0
     images = pictures.choose(device, dataset.images, _views(requests), workers)
     if images is not None:
         return DeviceBatches(device, dataset, requests, images)
     return WorkerBatches(device, dataset, requests, workers)
+
+
+def _seconds_per_image(dataset: ViewSet, request: Request) -> float:
+    """Time to render an image of a request in this process: the shorter of two tries."""
+    few = request._replace(indices=request.indices[:TIMED])
+    times: list[float] = []
+    for _ in range(2):
+        began = time.perf_counter()
+        dataset[few]
+        times.append(time.perf_counter() - began)
+    return min(times) / len(few.indices)
 
 
 def renderer(device: torch.device, dataset: ViewSet) -> Renderer:

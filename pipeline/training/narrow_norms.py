@@ -110,8 +110,8 @@ class _NarrowNorm(Function):
 def _scale(joined: Maps, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Maps:
     """Batch norm with given statistics of the channels before they were joined."""
     together = joined.shape[1] // len(weight)
-    parts = (values.repeat(together) for values in (weight, bias, mean, var))
-    return torch.native_batch_norm(joined, *parts, False, 0.0, eps)[0]
+    weight, bias, mean, var = (values.repeat(together) for values in (weight, bias, mean, var))
+    return torch.native_batch_norm(joined, weight, bias, mean, var, False, 0.0, eps)[0]
 
 
 def _join(image: Maps, together: int) -> Maps:
