@@ -192,11 +192,32 @@ def test_the_examples_say_what_predict_says(task: str, tmp_path: Path, photos: l
     agree(named(node(target / "predict.mjs", *photos)), wanted)
 
 
+@pytest.mark.parametrize("content", [None, b"", b"not a network"], ids=["missing", "empty", "damaged"])
+def test_the_example_says_in_one_line_that_its_network_cannot_be_read(
+    content: bytes | None, tmp_path: Path, photos: list[Path]
+) -> None:
+    metadata = {
+        "labels": json.dumps(tiny_onnx.LABELS),
+        "input": json.dumps({"size": 16, "crop": 0.9, "interpolation": "bicubic"}),
+    }
+    target = shipped(tiny_onnx.write(tmp_path / "tiny.onnx", size=16, metadata=metadata), tmp_path / "out")
+    for network in target.glob("*.onnx"):
+        network.unlink()
+        if content is not None:
+            network.write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-I", target / "predict.py", photos[0]], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert ".onnx cannot be read: " in line
+
+
 def example_reader() -> Callable[[Path], Image.Image]:
     """The function of the shipped predict.py that reads an image."""
     text = folder.EXAMPLES["predict.py"].read_text()
     names: dict[str, Any] = {}
-    exec(text[: text.index("session =")], names)
+    exec(text[: text.index("network =")], names)
     return names["read"]
 
 

@@ -44,7 +44,11 @@ def read(file):
     return rgb
 
 
-session = ort.InferenceSession(Path(__file__).with_name("PHOTO.onnx"))
+network = Path(__file__).with_name("PHOTO.onnx")
+try:
+    session = ort.InferenceSession(network)
+except Exception as error:
+    sys.exit(f"{network} cannot be read: {str(error).splitlines()[0]}")
 labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
 if len(sys.argv) < 2:
     print(f"usage: python {sys.argv[0]} PHOTO...", file=sys.stderr)
