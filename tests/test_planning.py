@@ -61,8 +61,8 @@ def rates(factor: float = 1.0) -> Rates:
         render=2e-3 * factor,
         cores=2,
         head=2e-3 * factor,
-        teacher=Network({128: 1e-2 * factor}, 3e-3 * factor),
-        student=Network(learning, 4e-3 * factor),
+        teacher=Network({128: 1e-2 * factor}, 1e-2 * factor, 3e-3 * factor),
+        student=Network(learning, 1.5 * max(learning.values()), 4e-3 * factor),
     )
 
 

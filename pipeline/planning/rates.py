@@ -20,7 +20,7 @@ from pipeline.distillation.adaptation import OBJECTIVE
 from pipeline.distillation.objective import loss_terms
 from pipeline.running import affinity
 from pipeline.tasks import SINGLE_LABEL
-from pipeline.training import optimisation, step
+from pipeline.training import optimisation, precision, step
 from pipeline.training.cpu_operators import FastOperators
 from teachers.contract import InputContract
 from teachers.runtime import in_runtime
@@ -40,7 +40,10 @@ class Network:
     """The pace of one network."""
 
     learning: Mapping[int, float]
-    """Seconds per image of a training step, by image size in pixels."""
+    """Seconds per image of a training step in the arithmetic that trains, by image size in pixels."""
+    in_fp32: float
+    """Seconds per image of a training step in fp32 at the greatest of these sizes, which quantisation-aware
+    training needs."""
     answering: float
     """Seconds per image of inference, at the greatest of these sizes."""
 
@@ -101,10 +104,12 @@ def measure(
         train_side: see ``DataSettings.train_side``.
     """
     teacher, student = fabric.to_device(teacher), fabric.to_device(student)
+    # The trials are kept, and decide for the trainings, too.
+    in_bf16 = precision.choose(fabric, teacher, BATCH, [teacher_size])
     teacher.requires_grad_(False)
     for path in heads:
         teacher.get_submodule(path).requires_grad_(True)
-    head = _learning(fabric, teacher, teacher_size)
+    head = _learning(fabric, teacher, teacher_size, fast=bool(in_bf16))
     teacher.requires_grad_(True)
     return Rates(
         # The first start also reads the files of the libraries from the disk.
@@ -112,15 +117,17 @@ def measure(
         render=_render(sample, space, train_side, max(student_sizes)),
         cores=affinity.physical_cores(),
         head=head,
-        teacher=Network(
-            {teacher_size: _learning(fabric, teacher, teacher_size)},
-            _answering(fabric, in_runtime(teacher, teacher_size).module, teacher_size),
-        ),
-        student=Network(
-            {size: _learning(fabric, student, size) for size in dict.fromkeys(student_sizes)},
-            _answering(fabric, student, student_sizes[-1]),
-        ),
+        teacher=_network(fabric, teacher, [teacher_size], in_runtime(teacher, teacher_size).module),
+        student=_network(fabric, student, student_sizes, student),
     )
+
+
+def _network(fabric: Fabric, module: nn.Module, sizes: Sequence[int], answering: nn.Module) -> Network:
+    in_bf16 = precision.choose(fabric, module, BATCH, sizes)
+    learning = {size: _learning(fabric, module, size, fast=size in in_bf16) for size in dict.fromkeys(sizes)}
+    greatest = max(sizes)
+    in_fp32 = _learning(fabric, module, greatest, fast=False) if in_bf16 else learning[greatest]
+    return Network(learning, in_fp32, _answering(fabric, answering, greatest))
 
 
 def _answering(fabric: Fabric, module: nn.Module, size: int) -> float:
@@ -135,8 +142,15 @@ def _answering(fabric: Fabric, module: nn.Module, size: int) -> float:
     return mean(_seconds(answer, [None] * (UNTIMED + TIMED))[UNTIMED:]) / BATCH
 
 
-def _learning(fabric: Fabric, module: nn.Module, size: int) -> float:
-    """Seconds per image of one training step, the mean of some, with random images and labels."""
+def _learning(fabric: Fabric, module: nn.Module, size: int, *, fast: bool) -> float:
+    """Seconds per image of one training step, the mean of some, with random images and labels.
+
+    Args:
+        fabric: where the network is.
+        module: the network.
+        size: side of the images in pixels.
+        fast: whether the network computes in bf16, where a trial decides (see ``precision.choose``).
+    """
     module.train()
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = optimisation.OPTIMIZERS["adamw"]([{"params": trained}], 0.0)
@@ -146,14 +160,17 @@ def _learning(fabric: Fabric, module: nn.Module, size: int) -> float:
     batch = Batch(fabric.to_device(images), fabric.to_device(labels), None)
 
     def learn(_: None) -> None:
-        with FastOperators():
+        with FastOperators(), fabric.autocast():
             loss = step.total(terms(module, batch), OBJECTIVE.weights())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         loss.item()  # waits for a GPU
 
-    return mean(_seconds(learn, [None] * (UNTIMED + TIMED))[UNTIMED:]) / BATCH
+    precision.use(fabric, fast)
+    seconds = mean(_seconds(learn, [None] * (UNTIMED + TIMED))[UNTIMED:]) / BATCH
+    precision.use(fabric, False)
+    return seconds
 
 
 def _render(sample: Sequence[bytes], space: ViewSpace, train_side: int | None, size: int) -> float:

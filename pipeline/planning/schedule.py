@@ -17,7 +17,7 @@ SHARE = 0.95
 SMALLER = (160, 128, 96)
 """Image sizes of the student, in pixels, for machines and times that do not allow the usual one."""
 ROUNDING = 2.0
-"""Time of a step of quantisation-aware training, relative to a step in float."""
+"""Time of a step of quantisation-aware training, relative to a step in fp32."""
 PRUNED = 0.6
 """Time of a step of a network with half of the multiply-accumulates, relative to its parent's."""
 LOOP = 1.2
@@ -233,7 +233,8 @@ def estimate(p: Parameters, survey: Survey, rates: Rates) -> dict[str, float]:
             if settings.method == "fp16":
                 work = val * answer * parent + ranges
             if settings.method == "qat":
-                work += fine_tune(settings, ROUNDING * parent, parent)
+                in_fp32 = rates.student.in_fp32 / rates.student.step(None)
+                work += fine_tune(settings, ROUNDING * in_fp32 * parent, parent)
                 work += 2 * min(val, 1000) * answer * parent
         seconds[name] = start + work + 1
         seconds[f"export {name}"] = start + 3 * machine
