@@ -207,6 +207,41 @@ def test_another_number_of_classes_keeps_all_but_the_head(tmp_path: Path) -> Non
     assert ours["classifier.weight"].shape == (3, 256)
 
 
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (("goldfish", "Old English sheepdog"), [1, 3]),
+        (("old_english_sheepdog", "Carassius auratus"), [3, 1]),
+        (("bobtail", "tench", "Golden-Fish"), [3, 0, 2]),
+        (("tench", "cat"), None),  # not all are known
+        (("tench", "crane"), None),  # a name of two classes
+        (("bobtail", "Old English sheepdog"), None),  # two names of one class
+    ],
+)
+def test_classes_that_the_weights_know_keep_their_part_of_the_head(
+    classes: tuple[str, ...], expected: list[int] | None
+) -> None:
+    known = (
+        "tench, Tinca tinca",
+        "goldfish, Carassius auratus",
+        "golden fish",
+        "Old English sheepdog, bobtail",
+        "crane",
+        "crane",
+    )
+    arguments = {"channels": scaled_channels(0.25), "size": 64}
+    tensors = students.build("mobilenet_v1", {**arguments, "classes": len(known)}).state_dict()
+    start = initialisation.Start("published", {}, tensors, labels=known)
+    assert initialisation.known_classes(classes, start) == expected
+    ours = initialisation.network("mobilenet_v1", {**arguments, "classes": len(classes)}, classes, start)
+    head = ours.state_dict()["classifier.weight"]
+    if expected is None:
+        assert not any(torch.equal(row, other) for row in head for other in tensors["classifier.weight"])
+    else:
+        assert torch.equal(head, tensors["classifier.weight"][expected])
+        assert torch.equal(ours.state_dict()["classifier.bias"], tensors["classifier.bias"][expected])
+
+
 def test_a_student_of_an_earlier_run_has_the_same_logits(tmp_path: Path) -> None:
     labels = ("a", "b", "c")
     arguments = {"classes": 3, "channels": [24] * 10 + [40] * 4, "activation": "relu6", "padding": "same"}
@@ -223,7 +258,8 @@ def test_a_student_of_an_earlier_run_has_the_same_logits(tmp_path: Path) -> None
         assert torch.equal(before(images), after(images))
     assert (start.mean, start.labels) == ((0.5, 0.5, 0.5), labels)
     other = initialisation.network("mobilenet_v1", {**start.arguments, "classes": 3}, ("a", "c", "b"), start)
-    assert not torch.equal(other.state_dict()["classifier.weight"], start.tensors["classifier.weight"])
+    rows = other.state_dict()["classifier.weight"]
+    assert torch.equal(rows, start.tensors["classifier.weight"][[0, 2, 1]])
     small = Quantization({}, 63, {"images": 1 / 255})
     storage.save(tmp_path, Model(before, card, small))
     with pytest.raises(WeightsError, match="a float student is expected; variant pruned-50 is quantised"):

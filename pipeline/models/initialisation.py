@@ -271,13 +271,13 @@ def fingerprint(path: str) -> str | None:
 
 
 def network(architecture: str, arguments: dict[str, Any], labels: Sequence[str], start: Start) -> nn.Module:
-    """Build a student with the initial weights; for other classes its head gets new ones.
+    """Build a student with the initial weights; for classes that they do not know, its head gets new ones.
 
     Args:
         architecture: key of ``students.ARCHITECTURES``.
         arguments: keyword arguments of the architecture, ``classes`` included.
-        labels: class names in the order of the logits. The head keeps its weights if it has as many classes
-            and, if their names are known, the same ones in the same order.
+        labels: class names in the order of the logits. The head keeps the weights of these classes if the
+            initial weights name all of them (see ``known_classes``), or name none and are for as many.
         start: initial weights.
 
     Raises:
@@ -299,12 +299,37 @@ def network(architecture: str, arguments: dict[str, Any], labels: Sequence[str],
         return module
     fresh = module.state_dict()
     tensors = dict(start.tensors)
-    if len(tensors.get(HEAD[1], ())) != len(labels) or start.labels not in (None, tuple(labels)):
+    known = known_classes(labels, start)
+    if known is None:
         tensors |= {name: fresh[name] for name in HEAD if name in tensors}
+    else:
+        tensors |= {name: tensors[name][known] for name in HEAD if name in tensors}
     # TensorFlow does not count batches, and PyTorch needs the count for an average without momentum only.
     counters = {name: value for name, value in fresh.items() if name.endswith(".num_batches_tracked")}
     state_dicts.fill(module, {**counters, **tensors}, start.origin)
     return module
+
+
+def known_classes(labels: Sequence[str], start: Start) -> list[int] | None:
+    """The logits of initial weights that stand for these classes; None unless there is one for each class.
+
+    Published names are often lists of synonyms, such as ``Old English sheepdog, bobtail``, each of which
+    counts. Upper case, hyphens and underscores make no difference.
+    """
+    outputs = len(start.tensors.get(HEAD[1], ()))
+    if start.labels is None or len(start.labels) != outputs:
+        return list(range(outputs)) if outputs == len(labels) and start.labels is None else None
+    meanings: dict[str, set[int]] = {}
+    for index, label in enumerate(start.labels):
+        for name in (label, *label.split(",")):
+            meanings.setdefault(_plain(name), set()).add(index)
+    found = [meanings.get(_plain(label), set()) for label in labels]
+    known = [min(indices) for indices in found if len(indices) == 1]
+    return known if len({*known}) == len(labels) else None
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.sub(r"[-_]", " ", name).casefold().split())
 
 
 def _published(
