@@ -207,6 +207,16 @@ def test_another_number_of_classes_keeps_all_but_the_head(tmp_path: Path) -> Non
     assert ours["classifier.weight"].shape == (3, 256)
 
 
+KNOWN = (
+    "tench, Tinca tinca",
+    "goldfish, Carassius auratus",
+    "golden fish",
+    "Old English sheepdog, bobtail",
+    "crane",
+    "crane",
+)
+
+
 @pytest.mark.parametrize(
     ("classes", "expected"),
     [
@@ -216,22 +226,15 @@ def test_another_number_of_classes_keeps_all_but_the_head(tmp_path: Path) -> Non
         (("tench", "cat"), None),  # not all are known
         (("tench", "crane"), None),  # a name of two classes
         (("bobtail", "Old English sheepdog"), None),  # two names of one class
+        (KNOWN, [0, 1, 2, 3, 4, 5]),  # all of them, though two have the same name, as in ImageNet
     ],
 )
 def test_classes_that_the_weights_know_keep_their_part_of_the_head(
     classes: tuple[str, ...], expected: list[int] | None
 ) -> None:
-    known = (
-        "tench, Tinca tinca",
-        "goldfish, Carassius auratus",
-        "golden fish",
-        "Old English sheepdog, bobtail",
-        "crane",
-        "crane",
-    )
     arguments = {"channels": scaled_channels(0.25), "size": 64}
-    tensors = students.build("mobilenet_v1", {**arguments, "classes": len(known)}).state_dict()
-    start = initialisation.Start("published", {}, tensors, labels=known)
+    tensors = students.build("mobilenet_v1", {**arguments, "classes": len(KNOWN)}).state_dict()
+    start = initialisation.Start("published", {}, tensors, labels=KNOWN)
     assert initialisation.known_classes(classes, start) == expected
     ours = initialisation.network("mobilenet_v1", {**arguments, "classes": len(classes)}, classes, start)
     head = ours.state_dict()["classifier.weight"]

@@ -317,8 +317,10 @@ def known_classes(labels: Sequence[str], start: Start) -> list[int] | None:
     counts. Upper case, hyphens and underscores make no difference.
     """
     outputs = len(start.tensors.get(HEAD[1], ()))
-    if start.labels is None or len(start.labels) != outputs:
-        return list(range(outputs)) if outputs == len(labels) and start.labels is None else None
+    if start.labels in (None, tuple(labels)):
+        return list(range(outputs)) if outputs == len(labels) else None
+    if len(start.labels) != outputs:
+        return None
     meanings: dict[str, set[int]] = {}
     for index, label in enumerate(start.labels):
         for name in (label, *label.split(",")):
