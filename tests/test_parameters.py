@@ -257,10 +257,10 @@ def test_the_tiny_run_of_other_data_takes_all_images_and_their_splits(option: st
         (["recipe=patient"], {"distill.epochs": 100.0, "quantize.calibration": 512, "student.size": 64}),
         (["recipe=patient", "distill.epochs=2"], {"distill.epochs": 2, "prune.epochs": 10.0}),
         # The rate of the published weights takes precedence over that of any recipe.
-        (["student=published_075_192", "recipe=patient"], {"distill.learning_rate": 0.001}),
+        (["student=published_075_192", "recipe=patient"], {"distill.learning_rate": 0.0003}),
         (
             ["recipe=patient", "student=published_075_192"],
-            {"distill.learning_rate": 0.001, "student.size": 192},
+            {"distill.learning_rate": 0.0003, "student.size": 192},
         ),
         (["data=attributes", "data.path=.", "recipe=patient"], {"distill.objective.dkd": 0.0}),
         (["variants=search"], {"variants.int8.parent": "pruned", "distill.epochs": 4}),

@@ -112,7 +112,8 @@ def run(
     """
     for batch in batches:
         parts = (batch[first : first + TOGETHER] for first in range(0, len(batch), TOGETHER))
-        logits = np.concatenate([classifier.session.run([OUTPUT], {INPUT: part})[0] for part in parts])
+        answers = [np.asarray(classifier.session.run([OUTPUT], {INPUT: part})[0]) for part in parts]
+        logits = np.concatenate(answers)
         if not np.isfinite(logits).all():
             raise ModelFileError(f"{classifier.path} gives logits that are not finite numbers")
         yield logits
