@@ -107,6 +107,17 @@ def test_running_statistics_may_be_missing() -> None:
     torch.testing.assert_close(output, module(image), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardswish])
+def test_an_activation_may_change_the_output_in_place(activation: type[nn.ReLU]) -> None:
+    module = nn.Sequential(norm(24), activation(inplace=True))
+    image = images(24, 6, 8, torch.double)
+    expected = learn(copy.deepcopy(module), image)
+    with FastOperators():
+        actual = learn(module, image)
+        assert is_ours(norm(24)(image))
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_the_student_trains_with_them() -> None:
     student = MobileNetV1(classes=3, size=32).double().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     twin = copy.deepcopy(student)

@@ -80,7 +80,10 @@ class _NarrowNorm(Function):
         mean, var = mean.to(weight), var.to(weight)
         ctx.save_for_backward(image, weight, mean, var)
         ctx.eps, ctx.together = eps, together
-        return _part(_scale(joined, weight, bias, mean, var, eps), image.shape)
+        output = _part(_scale(joined, weight, bias, mean, var, eps), image.shape)
+        # Not a view, which an activation could not change in place.
+        own = output.new_empty(0)
+        return own.set_(output.untyped_storage(), 0, output.shape, output.stride())
 
     @staticmethod
     @once_differentiable
