@@ -73,6 +73,15 @@ def test_rounding_is_no_worse_than_pytorchs(dtype: torch.dtype) -> None:
         assert error(mine, right) < 2 * error(theirs, right) + 2**-20
 
 
+def test_a_mean_far_from_0_costs_no_digits() -> None:
+    module = norm(24, torch.float32)
+    image = images(24, 8, 8, torch.float32).detach() + 1000
+    with FastOperators():
+        _, _, (_, var, _) = learn(module, image.requires_grad_())
+    exact = 0.7 + 0.3 * image.detach().double().var((0, 2, 3))
+    torch.testing.assert_close(var.double(), exact, rtol=1e-4, atol=0)
+
+
 def test_a_channel_that_is_constant_has_no_variance() -> None:
     module = norm(24, torch.float32)
     image = images(24, 8, 8, torch.float32).detach()

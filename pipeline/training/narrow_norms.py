@@ -70,9 +70,9 @@ class _NarrowNorm(Function):
         parameters = weight.repeat(together), bias.repeat(together)
         _, means, deviations = torch.native_batch_norm(joined, *parameters, None, None, True, 0.0, eps)
         means = means.double().view(together, -1)
-        squares = deviations.double().view(together, -1) ** -2 - eps + means.square()
+        variances = deviations.double().view(together, -1) ** -2 - eps
         mean = means.mean(0)
-        var = (squares.mean(0) - mean.square()).clamp(min=0)
+        var = (variances + (means - mean).square()).mean(0).clamp(min=0)
         if running_mean is not None and running_var is not None:
             count = image.numel() // len(weight)
             running_mean.lerp_(mean.to(running_mean), momentum)
