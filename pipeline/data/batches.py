@@ -345,11 +345,11 @@ def load(
             fewer, and on a CPU there are none for images that are quickly rendered, with the same pixels.
     """
     workers = affinity.limit_workers(workers)
-    if workers and device.type == "cpu" and requests and _seconds_per_image(dataset, requests[0]) < CHEAP:
-        workers = 0
     images = pictures.choose(device, dataset.images, _views(requests), workers)
     if images is not None:
         return DeviceBatches(device, dataset, requests, images)
+    if workers and device.type == "cpu" and requests and _seconds_per_image(dataset, requests[0]) < CHEAP:
+        workers = 0
     return WorkerBatches(device, dataset, requests, workers)
 
 

@@ -31,11 +31,7 @@ def compute_logits(
     """Yield the logits of all classifiers for each set of images; the next set is made while they run."""
 
     def run_all(images: Images) -> dict[str, Float32[np.ndarray, "images classes"]]:
-        starts = range(0, len(images), BATCH)
-        return {
-            name: np.concatenate(list(run(classifier, (images[i : i + BATCH] for i in starts))))
-            for name, classifier in classifiers.items()
-        }
+        return {name: next(run(classifier, [images])) for name, classifier in classifiers.items()}
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         running = None

@@ -19,6 +19,7 @@ from students import published
 from students.mobilenet_v1 import ACTIVATIONS
 from teachers import hubs, local_files, state_dicts
 from teachers.errors import WeightsError
+from teachers.labels import LabelsError, match
 
 TENSORFLOW_EPSILON = 1e-3
 TIMM_EPSILON = 1e-5
@@ -311,27 +312,17 @@ def network(architecture: str, arguments: dict[str, Any], labels: Sequence[str],
 
 
 def known_classes(labels: Sequence[str], start: Start) -> list[int] | None:
-    """The logits of initial weights that stand for these classes; None unless there is one for each class.
-
-    Published names are often lists of synonyms, such as ``Old English sheepdog, bobtail``, each of which
-    counts. Upper case, hyphens and underscores make no difference.
-    """
+    """The logits of initial weights that stand for these classes (see ``teachers.labels.match``); None unless
+    there is one for each class."""
     outputs = len(start.tensors.get(HEAD[1], ()))
     if start.labels in (None, tuple(labels)):
         return list(range(outputs)) if outputs == len(labels) else None
     if len(start.labels) != outputs:
         return None
-    meanings: dict[str, set[int]] = {}
-    for index, label in enumerate(start.labels):
-        for name in (label, *label.split(",")):
-            meanings.setdefault(_plain(name), set()).add(index)
-    found = [meanings.get(_plain(label), set()) for label in labels]
-    known = [min(indices) for indices in found if len(indices) == 1]
-    return known if len({*known}) == len(labels) else None
-
-
-def _plain(name: str) -> str:
-    return " ".join(re.sub(r"[-_]", " ", name).casefold().split())
+    try:
+        return list(match(labels, start.labels))
+    except LabelsError:
+        return None
 
 
 def _published(

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import TypeVar
@@ -117,13 +117,16 @@ def measure(
         render=_render(sample, space, train_side, max(student_sizes)),
         cores=affinity.physical_cores(),
         head=head,
-        teacher=_network(fabric, teacher, [teacher_size], in_runtime(teacher, teacher_size).module),
-        student=_network(fabric, student, student_sizes, student),
+        teacher=_network(fabric, teacher, [teacher_size], in_bf16, in_runtime(teacher, teacher_size).module),
+        student=_network(
+            fabric, student, student_sizes, precision.choose(fabric, student, BATCH, student_sizes), student
+        ),
     )
 
 
-def _network(fabric: Fabric, module: nn.Module, sizes: Sequence[int], answering: nn.Module) -> Network:
-    in_bf16 = precision.choose(fabric, module, BATCH, sizes)
+def _network(
+    fabric: Fabric, module: nn.Module, sizes: Sequence[int], in_bf16: Collection[int], answering: nn.Module
+) -> Network:
     learning = {size: _learning(fabric, module, size, fast=size in in_bf16) for size in dict.fromkeys(sizes)}
     greatest = max(sizes)
     in_fp32 = _learning(fabric, module, greatest, fast=False) if in_bf16 else learning[greatest]

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from pipeline.training import batch_statistics
+
 BATCH_NORM = torch.batch_norm
 """PyTorch's own batch norm."""
 
@@ -71,12 +73,9 @@ class _NarrowNorm(Function):
         _, means, deviations = torch.native_batch_norm(joined, *parameters, None, None, True, 0.0, eps)
         means = means.double().view(together, -1)
         variances = deviations.double().view(together, -1) ** -2 - eps
-        mean = means.mean(0)
-        var = (variances + (means - mean).square()).mean(0).clamp(min=0)
-        if running_mean is not None and running_var is not None:
-            count = image.numel() // len(weight)
-            running_mean.lerp_(mean.to(running_mean), momentum)
-            running_var.lerp_((var * count / (count - 1)).to(running_var), momentum)
+        mean, var = batch_statistics.join(means, variances, 1 / together)
+        var = var.clamp(min=0)
+        batch_statistics.update(running_mean, running_var, mean, var, image.numel() / len(weight), momentum)
         mean, var = mean.to(weight), var.to(weight)
         ctx.save_for_backward(image, weight, mean, var)
         ctx.eps, ctx.together = eps, together

@@ -13,6 +13,8 @@ from torch.nn import functional
 from torch.nn.modules._functions import SyncBatchNorm
 from torch.overrides import TorchFunctionMode
 
+from pipeline.training import batch_statistics
+
 
 class SharedStatistics(TorchFunctionMode):
     """While active, batch norms in training mode normalise with the statistics of all ranks.
@@ -83,9 +85,7 @@ class _SharedBatchNorm(Function):
     ) -> Tensor:
         count = input.numel() // input.shape[1]
         mean, var, images = _statistics(input, count)
-        if running_mean is not None and running_var is not None:
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_(var * (images / (images - 1)), momentum)
+        batch_statistics.update(running_mean, running_var, mean, var, images, momentum)
         ctx.save_for_backward(input, weight, mean, var)
         ctx.eps, ctx.images = eps, images
         return functional.batch_norm(input, mean, var, weight, bias, eps=eps)
@@ -113,8 +113,7 @@ def _statistics(
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"], float]:
     """Mean and biased variance per channel over all ranks, and the number of values per channel.
 
-    Each rank sends its own mean and sum of squared distances (Chan et al. 1979): the difference of two sums
-    of squares would lose digits.
+    Each rank sends its own mean and variance, which are joined.
     """
     dims = (0, *range(2, input.dim()))
     var, mean = torch.var_mean(
@@ -125,7 +124,5 @@ def _statistics(
     distributed.all_gather(parts, own)
     every = torch.stack(parts)
     means, variances, counts = every[:, : len(mean)], every[:, len(mean) : -1], every[:, -1:].double()
-    weights = counts / counts.sum()
-    whole_mean = (weights * means).sum(0)
-    whole_var = (weights * (variances + (means - whole_mean).square())).sum(0)
+    whole_mean, whole_var = batch_statistics.join(means, variances, counts / counts.sum())
     return whole_mean.to(mean.dtype), whole_var.to(var.dtype), float(counts.sum())
