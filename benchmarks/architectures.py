@@ -34,7 +34,7 @@ import yaml
 from PIL import Image
 
 from pipeline import fingerprint, paths
-from pipeline.data import sources, splits, store
+from pipeline.data import sources, splits, writing
 from pipeline.running.process import one_line_errors
 from pipeline.settings import merge
 from pipeline.stages import teach
@@ -167,7 +167,7 @@ def prepare(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / "images" / label / f"{number}.png")
     listing = sources.folder(folder / "images")
     made = splits.assign(listing.labelled, train=None, val=0.3, test=0.3, seed=0)
-    store.write(
+    writing.write(
         folder / paths.DATA, listing, made, {"source": "folder", "path": "images", "license": "CC0-1.0"}
     )
 

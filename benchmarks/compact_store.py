@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 import students
-from pipeline.data import sources, splits, store
+from pipeline.data import sources, splits, store, writing
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import labelling, labels, learning
@@ -58,7 +58,7 @@ def main() -> None:
         folder = Path(scratch)
         listing = sources.read("folder", arguments.folder)
         made = splits.assign(listing.labelled, train=None, val=480, test=1000, seed=0, anew=True)
-        store.write(folder / "data", listing, made, {"license": "unknown"})
+        writing.write(folder / "data", listing, made, {"license": "unknown"})
         train, val = (store.read(folder / "data", split) for split in ("train", "val"))
         seen = ViewSet(train, SPACE, contract)
         network = in_runtime(teacher.module, contract.size).module

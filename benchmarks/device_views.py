@@ -18,13 +18,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
 
-from pipeline.data import batches, sources, splits, store
+from pipeline.data import batches, sources, splits, store, writing
+from pipeline.data.arrow import Rows
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.rendering import pictures, renderers
 from pipeline.data.rendering.renderers import Renderer
@@ -88,7 +89,7 @@ def _image_sets(arguments: argparse.Namespace, scratch: Path) -> Iterator[tuple[
     if arguments.folder is not None:
         listing = sources.read("folder", arguments.folder)
         made = splits.assign(listing.labelled, train=arguments.images, val=100, test=100, seed=0, anew=True)
-        store.write(scratch / "data", listing, made, {"license": "unknown"})
+        writing.write(scratch / "data", listing, made, {"license": "unknown"})
         yield arguments.folder.name, store.read(scratch / "data", "train")
 
 
@@ -113,7 +114,7 @@ def _made_up(count: int, width: int, height: int, *, grey: bool) -> ImageSet:
                 "source": str(number),
             }
         )
-    return ImageSet(datasets.Dataset.from_list(rows), tuple("0123456789"))
+    return ImageSet(Rows(pa.Table.from_pylist(rows)), tuple("0123456789"))
 
 
 def _measure(

@@ -42,7 +42,7 @@ from torchvision.models import resnet50
 
 import students
 from pipeline import paths
-from pipeline.data import sources, splits, store
+from pipeline.data import sources, splits, writing
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import labelling, labels, learning, training_data
@@ -162,7 +162,7 @@ def _write_training_data(folder: Path, images: Path, count: int) -> None:
     """Some photographs with a store of random answers."""
     listing = sources.read("folder", images)
     made = splits.assign(listing.labelled, train=count, val=HELD_OUT, test=HELD_OUT, seed=0, anew=True)
-    report = store.write(folder / "data", listing, made, {"license": "unknown"})
+    report = writing.write(folder / "data", listing, made, {"license": "unknown"})
     key = Key(report["data_sha256"], "random", SPACE, VIEWS, None)
     classes = len(listing.classes)
     answers = np.random.default_rng(0).normal(size=(count, VIEWS, classes)).astype(np.float16)

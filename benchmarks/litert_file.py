@@ -66,7 +66,7 @@ def _score(
     """Top-1 of each file with its paired difference to the reference's ONNX file; and, of each variant, how
     far LiteRT's answers and logits are from ONNX Runtime's."""
     threads = affinity.physical_cores()
-    onnx = {name: open_classifier(paths.onnx(name), threads=threads, spinning=False) for name in files}
+    onnx = {name: open_classifier(paths.onnx(name), parts=threads) for name in files}
     first = next(iter(onnx.values()))
     images = side_by_side.spread(store.read(paths.DATA, "test"), count)
     views = ViewSet(images, None, first.contract)

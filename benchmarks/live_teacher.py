@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import students
 from benchmarks.compact_store import CONTRACT, SPACE, TRAINING, ask
-from pipeline.data import sources, splits, store
+from pipeline.data import sources, splits, store, writing
 from pipeline.data.batches import Batch, ViewSet
 from pipeline.distillation.labels import LiveTeacher
 from pipeline.distillation.objective import loss_terms
@@ -72,7 +72,7 @@ def main() -> None:
         folder = Path(scratch)
         listing = sources.read("folder", arguments.folder)
         made = splits.assign(listing.labelled, train=arguments.images, val=100, test=100, seed=0, anew=True)
-        store.write(folder / "data", listing, made, {"license": "unknown"})
+        writing.write(folder / "data", listing, made, {"license": "unknown"})
         train, val = (store.read(folder / "data", split) for split in ("train", "val"))
         seen = ViewSet(train, SPACE, contract)
         network = in_runtime(teacher.module, contract.size).module

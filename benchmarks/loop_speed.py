@@ -33,8 +33,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 import yaml
 from lightning_fabric import Fabric
@@ -45,6 +45,7 @@ import pipeline
 import students
 from pipeline import paths
 from pipeline.data import batches
+from pipeline.data.arrow import Rows
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.store import ImageSet
 from pipeline.distillation.objective import loss_terms
@@ -342,7 +343,7 @@ def quantised(network: nn.Module) -> nn.Module:
 def _images(count: int) -> ImageSet:
     """A split of labels alone."""
     labels = np.random.default_rng(0).integers(0, CLASSES, count).tolist()
-    table = datasets.Dataset.from_dict({"label": labels, "source": ["made up"] * count})
+    table = Rows(pa.table({"label": labels, "source": ["made up"] * count}))
     return ImageSet(table, tuple(map(str, range(CLASSES))))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float, UInt8
 from timm.data.imagenet_info import ImageNetInfo
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from pipeline import files, paths, provenance
 from pipeline.data import batches, sampling, store
+from pipeline.data.arrow import Rows
 from pipeline.data.batches import Request, ViewSet
 from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
@@ -197,8 +199,8 @@ def _published(weights: str) -> Model:
 
 def _named(images: ImageSet, classes: list[str]) -> ImageSet:
     labels = np.array([classes.index(name) for name in images.classes])[images.labels]
-    table = images.table.remove_columns("label").add_column("label", labels.tolist())
-    return replace(images, table=table, classes=tuple(classes))
+    table = images.rows.table.drop_columns("label").append_column("label", pa.array(labels))
+    return replace(images, rows=Rows(table), classes=tuple(classes))
 
 
 def _taught_by_itself(parent: Model, train: ImageSet, val: ImageSet) -> TrainingData:

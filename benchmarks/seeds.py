@@ -20,7 +20,6 @@ from jaxtyping import Bool, Float
 
 from pipeline import paths
 from pipeline.data import store
-from pipeline.models import storage
 
 SAMPLES = 10_000
 
@@ -42,7 +41,7 @@ def main() -> None:
     for file in sorted((arguments.artifacts / paths.METRICS.name).glob("*-[0-9].json")):
         group, _, seed = file.stem.rpartition("-")
         right[group][seed] = np.asarray(json.loads(file.read_text())["predictions"]) == truth
-        card = arguments.artifacts / paths.MODELS.name / file.stem / storage.CARD
+        card = arguments.artifacts / paths.MODELS.name / file.stem / paths.CARD
         val[group].append(json.loads(card.read_text())["val"]["top1"])
     if arguments.baseline not in right:
         parser.error(f"baseline {arguments.baseline!r}: no such group; allowed: {', '.join(sorted(right))}")

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def spread(images: ImageSet, count: int | None) -> ImageSet:
     if count is None or count >= len(images):
         return images
     chosen = np.linspace(0, len(images) - 1, num=count, dtype=int)
-    return replace(images, table=images.table.select(chosen))
+    return images.select(chosen)
 
 
 def fault(path: Path) -> str | None:

@@ -26,8 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float, UInt8
 from lightning_fabric import Fabric
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from pipeline import files, provenance
 from pipeline.data import batches
+from pipeline.data.arrow import Rows
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.store import ImageSet
 from pipeline.data.views import ViewSpace
@@ -228,7 +229,7 @@ def _start() -> Fabric:
 
 
 def _images(rows: int, classes: int) -> ImageSet:
-    table = datasets.Dataset.from_dict({"label": np.zeros(rows, np.int64)})
+    table = Rows(pa.table({"label": np.zeros(rows, np.int64)}))
     return ImageSet(table, tuple(map(str, range(classes))))
 
 

@@ -18,6 +18,9 @@ CHECKED = ARTIFACTS / "checked.txt"
 CODE = ARTIFACTS / "code"
 """Fingerprints of the code, one file per stage."""
 DATA = ARTIFACTS / "data"
+WEIGHTS = "weights.safetensors"
+CARD = "card.json"
+"""The two files of a network's folder."""
 TEACHER = ARTIFACTS / "teacher"
 TEACHER_LOGITS = TEACHER / "test_logits.npy"
 """Logits of the teacher for the test images, float32."""
@@ -118,7 +121,7 @@ def model(variant: str) -> Path:
 
 def network(variant: str) -> tuple[Path, Path]:
     """The two files of that folder that determine what the network computes."""
-    return model(variant) / "weights.safetensors", model(variant) / "card.json"
+    return model(variant) / WEIGHTS, model(variant) / CARD
 
 
 def circumstances(stage: str) -> tuple[Path, ...]:

@@ -3,17 +3,19 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64, Num
-from torch import Tensor
-from torch.nn import functional
 
 from pipeline.statistics import chance
 from pipeline.statistics.average_precision import mean_average_precision
 from pipeline.statistics.chance import Chance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any  # stages that train nothing do without PyTorch, which takes a second to import
 
 TaskName = Literal["single_label", "multi_label"]
 Metric = Literal["top1", "map"]
@@ -37,7 +39,7 @@ class Task:
     temperature."""
     mean: Callable[[Sequence[Tensor]], Tensor]
     """Logits of the mean probabilities of the members of an ensemble, from their logits."""
-    predictions: Callable[[Tensor], np.ndarray]
+    predictions: Callable[[np.ndarray], np.ndarray]
     """Predictions from logits, as needed to score them and to compare variants image by image."""
     score: Callable[[np.ndarray, np.ndarray], float]
     """Value of the metric from predictions and targets."""
@@ -49,6 +51,8 @@ def softmax_cross_entropy(
     logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"] | Float[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:
     """Cross entropy with classes or shares of classes, mean over images; a row of zeros adds nothing."""
+    from torch.nn import functional
+
     return functional.cross_entropy(logits, labels)
 
 
@@ -60,6 +64,8 @@ def softmax_kl(
     The square keeps the scale of the gradient independent of the temperature (Hinton et al. 2015,
     https://arxiv.org/abs/1503.02531, section 2).
     """
+    from torch.nn import functional
+
     student = functional.log_softmax(logits / temperature, dim=1)
     teacher = functional.log_softmax(answers / temperature, dim=1)
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
@@ -69,6 +75,8 @@ def softmax_mean(members: Sequence[Float[Tensor, "*batch classes"]]) -> Float[Te
     """The logarithm of the mean probabilities (Lakshminarayanan et al. 2017, https://arxiv.org/abs/1612.01474)."""
     if len(members) == 1:
         return members[0]
+    import torch
+
     logarithms = torch.stack([torch.log_softmax(logits.float(), dim=-1) for logits in members])
     return logarithms.logsumexp(0) - math.log(len(members))
 
@@ -77,6 +85,8 @@ def sigmoid_cross_entropy(
     logits: Float[Tensor, "batch attributes"], targets: Float[Tensor, "batch attributes"]
 ) -> Float[Tensor, ""]:
     """Binary cross entropy with targets in [0, 1], mean over images and attributes; NaN adds nothing."""
+    from torch.nn import functional
+
     labelled = ~targets.isnan()
     losses = functional.binary_cross_entropy_with_logits(logits, targets.nan_to_num(), reduction="none")
     return (losses * labelled).mean()
@@ -91,6 +101,8 @@ def sigmoid_kl(
 
 def binary_kl(student: Float[Tensor, "*any"], teacher: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """KL divergence of two Bernoulli distributions, from their log-odds."""
+    from torch.nn import functional
+
     truth = teacher.sigmoid()
     present = truth * (functional.logsigmoid(teacher) - functional.logsigmoid(student))
     absent = (1 - truth) * (functional.logsigmoid(-teacher) - functional.logsigmoid(-student))
@@ -101,21 +113,24 @@ def sigmoid_mean(members: Sequence[Float[Tensor, "*batch attributes"]]) -> Float
     """Log-odds of the mean probabilities."""
     if len(members) == 1:
         return members[0]
+    import torch
+    from torch.nn import functional
+
     present = torch.stack([functional.logsigmoid(logits.float()) for logits in members]).logsumexp(0)
     absent = torch.stack([functional.logsigmoid(-logits.float()) for logits in members]).logsumexp(0)
     return present - absent
 
 
-def _classes(logits: Float[Tensor, "images classes"]) -> Int64[np.ndarray, " images"]:
-    return logits.argmax(1).numpy()
+def _classes(logits: Float[np.ndarray, "images classes"]) -> Int64[np.ndarray, " images"]:
+    return logits.argmax(1)
 
 
 def _accuracy(predictions: Num[np.ndarray, " images"], labels: Num[np.ndarray, " images"]) -> float:
     return int((predictions == labels).sum()) / len(labels)
 
 
-def _logits(logits: Float[Tensor, "images attributes"]) -> Float[np.ndarray, "images attributes"]:
-    return logits.float().numpy()
+def _logits(logits: Float[np.ndarray, "images attributes"]) -> Float[np.ndarray, "images attributes"]:
+    return logits
 
 
 SINGLE_LABEL = Task(

@@ -56,10 +56,10 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
     """The same photographs as the pipeline prepares them: 43 to train, 11 of val and 18 of test."""
-    from pipeline.data import sources, splits, store
+    from pipeline.data import sources, splits, writing
 
     folder = tmp_path_factory.mktemp("prepared") / "data"
     listing = sources.folder(photographs)
     made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
-    store.write(folder, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
+    writing.write(folder, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
     return folder

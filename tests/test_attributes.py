@@ -11,7 +11,7 @@ from PIL import Image
 from torch.distributions import Bernoulli, kl_divergence
 
 from pipeline import tasks
-from pipeline.data import sampling, sources, splits, store
+from pipeline.data import sampling, sources, splits, store, writing
 from pipeline.data.sources import SourceError
 from pipeline.evaluation import scoring
 from pipeline.onnx import inference
@@ -50,7 +50,7 @@ def test_metadata_csv_becomes_targets_on_disk(tmp_path: Path) -> None:
     assert (listing.classes, listing.task, len(listing.labelled)) == (NAMES, "multi_label", 40)
     made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
     assert [len(images) for _, images in made.items()] == [24, 6, 10]
-    report = store.write(tmp_path / "data", listing, made, FACTS)
+    report = writing.write(tmp_path / "data", listing, made, FACTS)
     train = store.read(tmp_path / "data", "train")
     assert (train.task, train.classes, train.labels.dtype) == (tasks.MULTI_LABEL, NAMES, np.float32)
     for index in range(len(train)):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import fetch, images, sampling, sources, splits, store
+from pipeline.data import fetch, images, sampling, sources, splits, store, writing
 from pipeline.data.batches import Request, ViewSet
 from pipeline.data.sources import SourceError
 from pipeline.data.views import ViewSpace
@@ -126,7 +126,7 @@ def test_a_folder_of_unlabelled_images_joins_what_the_student_learns_from(
         "unlabelled/from the web/one.png",
         "unlabelled/from the web/known.png",
     }
-    report = store.write(tmp_path / "data", listing, made, FACTS)
+    report = writing.write(tmp_path / "data", listing, made, FACTS)
     assert report["images"]["unlabelled"] == 3
     train = store.read(tmp_path / "data", "train")
     training_images = store.read_training_images(tmp_path / "data")
@@ -155,7 +155,7 @@ def test_too_few_images_and_no_class_folders_are_said(tmp_path: Path, photograph
 def test_the_store_gives_back_pixels_labels_and_a_report(tmp_path: Path, photographs: Path) -> None:
     listing = sources.folder(photographs)
     made = assign(listing)
-    report = store.write(tmp_path / "data", listing, made, FACTS)
+    report = writing.write(tmp_path / "data", listing, made, FACTS)
     assert report == store.read_report(tmp_path / "data")
     assert report["counts"]["test"] == {"blue": 6, "green": 6, "red": 6}
     read = store.read(tmp_path / "data", "val")
@@ -163,7 +163,7 @@ def test_the_store_gives_back_pixels_labels_and_a_report(tmp_path: Path, photogr
     for index, candidate in enumerate(made.val):
         assert sources.content_hash(read.image(index)) == candidate.sha256 == read.hashes[index]
         assert int(read.keys[index]) == int(candidate.sha256[:16], 16)
-    again = store.write(tmp_path / "again", listing, made, FACTS)
+    again = writing.write(tmp_path / "again", listing, made, FACTS)
     assert again["data_sha256"] == report["data_sha256"]
     files = sorted(f.relative_to(tmp_path / "data") for f in (tmp_path / "data").rglob("*") if f.is_file())
     assert len(files) >= 10
@@ -178,8 +178,8 @@ def test_images_that_are_trained_on_are_reduced_and_others_are_not(tmp_path: Pat
     Image.linear_gradient("L").save(root / "unlabelled" / "one.png")
     listing = sources.read("folder", root)
     made = splits.assign(listing.labelled, listing.unlabelled, train=None, val=0.2, test=0.25, seed=0)
-    whole = store.write(tmp_path / "whole", listing, made, FACTS)
-    report = store.write(tmp_path / "data", listing, made, FACTS, train_side=16)
+    whole = writing.write(tmp_path / "whole", listing, made, FACTS)
+    report = writing.write(tmp_path / "data", listing, made, FACTS, train_side=16)
     assert report["data_sha256"] != whole["data_sha256"]
     assert report["train_side"] == 16
     for split in ("train", "unlabelled", "val", "test"):
@@ -201,7 +201,7 @@ def test_rotated_photographs_are_turned_upright(tmp_path: Path) -> None:
 
 def test_calibration_is_stratified_shuffled_and_seeded(tmp_path: Path, photographs: Path) -> None:
     listing = sources.folder(photographs)
-    store.write(tmp_path / "data", listing, assign(listing), FACTS)
+    writing.write(tmp_path / "data", listing, assign(listing), FACTS)
     images = store.read(tmp_path / "data", "train")
     chosen = sampling.choose(images, 12, seed=3)
     assert Counter(images.labels[chosen].tolist()) == {0: 4, 1: 4, 2: 4}
@@ -273,8 +273,6 @@ def test_file_names_in_other_encodings_are_kept_readable(tmp_path: Path, photogr
     (tmp_path / "set" / "red" / "00.jpg").unlink()
     listing = sources.folder(tmp_path / "set")
     made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
-    store.write(tmp_path / "data", listing, made, {"license": "x"})
-    stored = [
-        s for split in ("train", "val", "test") for s in store.read(tmp_path / "data", split).table["source"]
-    ]
+    writing.write(tmp_path / "data", listing, made, {"license": "x"})
+    stored = [s for split in ("train", "val", "test") for s in store.read(tmp_path / "data", split).sources]
     assert "red/\\xe4.jpg" in stored

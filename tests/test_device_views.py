@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import students
 from pipeline.data import batches, store, views
+from pipeline.data.arrow import Rows
 from pipeline.data.batches import Batch, Request, ViewSet
 from pipeline.data.rendering import device_views, drawing, pictures, prefetching, renderers
 from pipeline.data.rendering.device_views import Pictures
@@ -85,7 +86,7 @@ def image_set(images: list[Image.Image], labels: list, task: Task = SINGLE_LABEL
                 "source": str(number),
             }
         )
-    return ImageSet(datasets.Dataset.from_list(rows), ("a", "b", "c"), task)
+    return ImageSet(Rows(pa.Table.from_pylist(rows)), ("a", "b", "c"), task)
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +306,7 @@ def test_batches_can_be_read_again_and_left(garments: ImageSet) -> None:
 def test_images_that_do_not_fit_are_rendered_by_workers(
     garments: ImageSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = replace(garments, table=garments.table.select(range(10)))
+    images = garments.select(range(10))
     needed = 10 * 28 * 28 * 3
     renderers.prefer("device")
     monkeypatch.setattr(pictures, "SHARE", 0.5)
@@ -314,7 +315,7 @@ def test_images_that_do_not_fit_are_rendered_by_workers(
     assert not isinstance(batches.load(CPU, dataset, requests, 0), batches.DeviceBatches)
     assert batches.renderer(CPU, dataset) == "workers"
     assert "compute.views" in capsys.readouterr().err
-    images = replace(garments, table=garments.table.select(range(10)))
+    images = garments.select(range(10))
     monkeypatch.setattr(pictures, "_free", lambda _: 2 * needed)
     dataset = ViewSet(images, PLAIN, CONTRACT)
     assert isinstance(batches.load(CPU, dataset, requests, 0), batches.DeviceBatches)
@@ -342,7 +343,7 @@ def test_only_a_gpu_renders_by_itself_and_only_if_many_views_are_asked_for(
 ) -> None:
     held = flat([noise(np.random.default_rng(0), 2, 2)])
     monkeypatch.setattr(pictures, "_decode", lambda *_: held)
-    images = replace(garments, table=garments.table.select(range(20)))
+    images = garments.select(range(20))
     gpu = torch.device("cuda", 0)
     assert pictures.choose(CPU, images, 1000, 0) is None
     assert pictures.choose(gpu, images, 9, 0) is None
@@ -355,7 +356,7 @@ def test_only_a_gpu_renders_by_itself_and_only_if_many_views_are_asked_for(
 
 
 def test_images_leave_the_device_with_their_split(garments: ImageSet) -> None:
-    images = replace(garments, table=garments.table.select(range(8)))
+    images = garments.select(range(8))
     renderers.prefer("device")
     held = pictures.choose(CPU, images, 8, 0)
     assert held is not None

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from benchmarks import full_disk
 from pipeline import files, parameters, paths, resources
-from pipeline.data import sources, splits, store
+from pipeline.data import sources, splits, store, writing
 from pipeline.errors import DistilleryError
 from pipeline.evaluation import confidence
 from pipeline.litert import metadata
@@ -239,7 +239,7 @@ def test_a_file_that_does_not_fit_leaves_the_previous_one_and_is_written_when_it
 def prepare(photographs: Path, folder: Path) -> dict[str, Any]:
     listing = sources.folder(photographs)
     assigned = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
-    return store.write(folder, listing, assigned, {"source": "folder", "path": "x", "license": "CC0-1.0"})
+    return writing.write(folder, listing, assigned, {"source": "folder", "path": "x", "license": "CC0-1.0"})
 
 
 def test_data_that_do_not_fit_are_prepared_when_they_fit(

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from pipeline.data.arrow import Rows
 from pipeline.data.store import ImageSet
 from pipeline.distillation import doubts
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL
@@ -19,7 +20,7 @@ NUMBERS = ["1", "10", *map(str, range(2, 10))]
 def val(labels: np.ndarray, classes: Sequence[str]) -> ImageSet:
     """A split whose images nobody looks at."""
     sources = [f"photo {index}.png" for index in range(len(labels))]
-    table = datasets.Dataset.from_dict({"label": labels.tolist(), "source": sources})
+    table = Rows(pa.table({"label": labels.tolist(), "source": sources}))
     return ImageSet(table, tuple(classes), SINGLE_LABEL if labels.ndim == 1 else MULTI_LABEL)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import images, layouts, listing, names, reading, sources, splits, store, trees
+from pipeline.data import images, layouts, listing, names, reading, sources, splits, trees, writing
 from pipeline.data.listing import Listing, SourceError
 
 ROOT = Path(__file__).parents[1]
@@ -646,7 +646,7 @@ def test_images_that_change_or_vanish_after_they_were_listed_end_in_one_line(tmp
         if change == "change":
             Image.new("RGB", (5, 5)).save(file)
         with pytest.raises(SourceError, match=assigned.train[0].source):
-            store.write(tmp_path / "data", contents, assigned, {})
+            writing.write(tmp_path / "data", contents, assigned, {})
         file.write_bytes(before)
 
 
@@ -709,7 +709,7 @@ def test_files_of_any_name_are_used_and_printed_on_one_line(tmp_path: Path, name
     assert (len(contents.labelled), contents.rejected) == (11, [])
     assert all(image.source.isprintable() for image in contents.labelled)
     assigned = splits.assign(contents.labelled, train=None, val=0.2, test=0.2, seed=0)
-    store.write(tmp_path / "data", contents, assigned, {})
+    writing.write(tmp_path / "data", contents, assigned, {})
     (tmp_path / "set" / "cat" / name).write_bytes(b"damaged")
     [rejected] = sources.read("folder", tmp_path / "set").rejected
     assert rejected.source.isprintable()

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pipeline import fingerprint, paths, provenance
-from pipeline.data import sources, splits, store
+from pipeline.data import sources, splits, writing
 from pipeline.litert import export as litert
 from pipeline.litert import graph, interpreter, metadata
 from pipeline.litert.graph import LiteRtError
@@ -346,7 +346,7 @@ def test_attributes_go_from_the_network_to_the_scores_of_every_litert_file(
     listing = sources.attributes(tmp_path)
     divided = splits.assign(listing.labelled, train=None, val=0.2, test=0.4, seed=0)
     facts = {"source": "attributes", "path": str(tmp_path), "license": "CC0-1.0"}
-    store.write(paths.DATA, listing, divided, facts)
+    writing.write(paths.DATA, listing, divided, facts)
 
     whole = student()
     card = replace(whole.card, variant="fp32", task="multi_label")

@@ -18,7 +18,7 @@ from transformers import MobileNetV1Config, MobileNetV1ForImageClassification, M
 import students
 from pipeline import __main__, parameters, paths
 from pipeline.data import sources as folders
-from pipeline.data import splits, store
+from pipeline.data import splits, writing
 from pipeline.distillation import sources, teacher_store
 from pipeline.models import initialisation, storage
 from pipeline.models.storage import Model
@@ -347,7 +347,7 @@ def test_five_files_of_one_network_are_built_and_compared_without_training(
     listing = folders.folder(Path("photos"))
     assigned = splits.assign(listing.labelled, train=None, val=p.data.val, test=p.data.test, seed=0)
     report = {"source": "folder", "path": "photos", "license": "CC0-1.0"}
-    store.write(paths.DATA, listing, assigned, report)
+    writing.write(paths.DATA, listing, assigned, report)
     teach.main()
     label.main()
     assert teacher_store.read_card(paths.TEACHER)["columns"] == [1, 2, 0]

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import students
+from pipeline import paths
 from pipeline.models import storage
 from pipeline.models.storage import Model, Quantization
 from teachers.contract import InputContract
@@ -43,8 +44,8 @@ def test_a_model_comes_back_whole_without_pickle(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_their_card_are_rejected(tmp_path: Path) -> None:
     storage.save(tmp_path, small_model())
-    tensors = load_file(tmp_path / storage.WEIGHTS)
+    tensors = load_file(tmp_path / paths.WEIGHTS)
     tensors.pop("classifier.bias")
-    save_file(tensors, tmp_path / storage.WEIGHTS)
+    save_file(tensors, tmp_path / paths.WEIGHTS)
     with pytest.raises(ValueError, match=r"(?s)weights\.safetensors does not fit .*classifier\.bias"):
         storage.load(tmp_path)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pipeline import parameters
-from pipeline.data import sources, splits, store
+from pipeline.data import sources, splits, store, writing
 from pipeline.data.batches import ViewSet
 from pipeline.distillation import adaptation, as_it_is, doubts, teacher_store, trial
 from pipeline.distillation.settings import TeacherInput, TeacherMember
@@ -46,7 +46,7 @@ def val(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> ViewSet:
     listing = sources.folder(photographs)
     made = splits.assign(listing.labelled, train=None, val=0.4, test=0.2, seed=0)
     folder = tmp_path_factory.mktemp("data")
-    store.write(folder, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
+    writing.write(folder, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
     return ViewSet(store.read(folder, "val"), None, CONTRACT)
 
 

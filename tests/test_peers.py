@@ -27,7 +27,7 @@ from benchmarks import (
 from benchmarks.int8_peers import PeerError
 from benchmarks.side_by_side import Answers, Row
 from pipeline import paths
-from pipeline.data import sources, splits, store
+from pipeline.data import sources, splits, store, writing
 from pipeline.data.batches import Request, ViewSet
 from pipeline.distillation.labels import LabelError
 from pipeline.distillation.settings import Objective, StudentTraining
@@ -241,7 +241,7 @@ def published(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
         (Path("photographs") / name).symlink_to(folder)
     listing = sources.folder(Path("photographs").absolute())
     made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
-    store.write(paths.DATA, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
+    writing.write(paths.DATA, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
     labels = published_network.images()[0].classes
 
     def network(seed: int) -> Model:

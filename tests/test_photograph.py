@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import onnx
+import pyarrow as pa
 import pytest
 import torch
 from jaxtyping import UInt8
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from pipeline import paths
+from pipeline.data.arrow import Rows
 from pipeline.data.store import ImageSet
 from pipeline.models.storage import Model
 from pipeline.onnx import inference, photograph
@@ -147,7 +149,7 @@ def split(count: int, task: Task = SINGLE_LABEL) -> ImageSet:
         Image.fromarray(noise(20 + 7 * number, 90 - 5 * number)).save(buffer, "PNG")
         label = 0 if task is SINGLE_LABEL else [1.0, 0.0, 0.0]
         rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "label": label})
-    return ImageSet(datasets.Dataset.from_list(rows), tiny_onnx.LABELS, task)
+    return ImageSet(Rows(pa.Table.from_pylist(rows)), tiny_onnx.LABELS, task)
 
 
 def classifier(folder: Path, task: str = "image-classification", **contract: Any) -> inference.Classifier:
@@ -240,7 +242,7 @@ def test_ship_compares_both_forms_on_the_data_that_the_file_was_made_with(
     rule = {"size": 16, "crop": 1.0, "interpolation": "bilinear"}
     metadata = {"labels": json.dumps(tiny_onnx.LABELS), "input": json.dumps(rule), "data_sha256": "abc"}
     tiny_onnx.write(paths.onnx("tiny"), size=16, metadata=metadata)
-    split(7).table.save_to_disk(paths.DATA / "test")
+    datasets.Dataset(split(7).rows.table).save_to_disk(paths.DATA / "test")
     for digest, count in (("abc", 7), ("other", None)):
         report = {"classes": list(tiny_onnx.LABELS), "task": SINGLE_LABEL.name, "data_sha256": digest}
         (paths.DATA / "report.json").write_text(json.dumps(report))

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import MobileNetV1Config, MobileNetV1ForImageClassification
 
 import students
+from pipeline import paths
 from pipeline.models import initialisation, storage
 from pipeline.models.initialisation import Start
 from pipeline.models.storage import Model, Quantization
@@ -353,7 +354,7 @@ def test_a_card_that_cannot_be_used_is_one_line(tmp_path: Path, change: Any, nam
     contract = {"size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "crop": 1.0}
     card = {"variant": "fp32", "arguments": {}, "labels": ["a", "b"], "input": contract}
     values = {**card, **change} if isinstance(change, dict) else change
-    (tmp_path / storage.CARD).write_text(json.dumps(values))
+    (tmp_path / paths.CARD).write_text(json.dumps(values))
     with pytest.raises(WeightsError) as caught:
         initialisation.SOURCES["run"](str(tmp_path))
     [line] = str(caught.value).splitlines()

@@ -13,7 +13,7 @@ import pytest
 from timm.data.imagenet_info import ImageNetInfo
 
 from pipeline import paths
-from pipeline.data import preparation, store
+from pipeline.data import preparation, store, writing
 from pipeline.data.listing import Listing, SourceError
 from pipeline.data.settings import DataSettings
 from pipeline.data.splits import Splits
@@ -69,10 +69,12 @@ def test_classes_have_the_given_names_in_the_order_of_their_folders(root: Path, 
             (image.source, image.label) for image in after
         ]
     facts = {"source": "folder", "path": str(root), "license": "unknown"}
-    report = store.write(tmp_path / "data", named, named_splits, facts)
+    report = writing.write(tmp_path / "data", named, named_splits, facts)
     assert report["folders"] == NAMES
     assert report["classes"] == list(NAMES.values())
-    assert report["data_sha256"] == store.write(tmp_path / "plain", plain, plain_splits, facts)["data_sha256"]
+    assert (
+        report["data_sha256"] == writing.write(tmp_path / "plain", plain, plain_splits, facts)["data_sha256"]
+    )
     assert "folders" not in json.loads((tmp_path / "plain" / store.REPORT).read_text())
     assert "relabelled" not in report
 
@@ -146,7 +148,7 @@ def test_the_drawn_images_do_not_depend_on_the_table(root: Path, tmp_path: Path)
     assert noisy.relabelled == changed > 0
     contents = preparation.read(settings(root, labels=labels))
     facts = {"source": "folder", "path": str(root), "license": "unknown"}
-    report = store.write(tmp_path / "data", contents, noisy, facts)
+    report = writing.write(tmp_path / "data", contents, noisy, facts)
     assert report["relabelled"] == changed
     counts = Counter(contents.classes[int(image.label)] for image in noisy.train)  # type: ignore[arg-type]
     assert report["counts"]["train"] == counts

@@ -7,11 +7,13 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from pipeline import __main__ as command_line
 from pipeline import paths
+from pipeline.data.arrow import Rows
 from pipeline.data.store import ImageSet
 from pipeline.shipping import samples
 from pipeline.tasks import MULTI_LABEL, SINGLE_LABEL, Task
@@ -30,7 +32,7 @@ def images(labels: list[Any], classes: int, task: Task = SINGLE_LABEL, side: int
         Image.new("RGB", (side, side + 8), (number, number, number)).save(buffer, "JPEG", exif=exif)
         rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "label": label})
     names = tuple(f"class {number}" for number in range(classes))
-    return ImageSet(datasets.Dataset.from_list(rows), names, task)
+    return ImageSet(Rows(pa.Table.from_pylist(rows)), names, task)
 
 
 @pytest.mark.parametrize(("classes", "each"), [(2, 3), (3, 3), (4, 3), (5, 2), (10, 1), (12, 1)])
@@ -86,7 +88,7 @@ def test_predict_without_images_classifies_the_samples_and_prints_the_right_answ
     assert predict() == 1
     assert str(paths.DATA) in capsys.readouterr().err
     split = images([0, 1] * 4, 2)
-    split.table.save_to_disk(paths.DATA / "test")
+    datasets.Dataset(split.rows.table).save_to_disk(paths.DATA / "test")
     (paths.DATA / "report.json").write_text(json.dumps({"classes": classes, "task": "single_label"}))
     configs = Path(__file__).parents[1] / "params.yaml"
     (tmp_path / "params.yaml").write_text(configs.read_text())

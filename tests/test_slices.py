@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import sources, splits, store
+from pipeline.data import sources, splits, store, writing
 from pipeline.evaluation import slices
 from pipeline.evaluation.slices import MetadataError
 from teachers.contract import InputContract
@@ -45,7 +45,7 @@ def test_built_in_columns_divide_the_images_by_their_content(tmp_path: Path) -> 
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
     listing = sources.folder(tmp_path / "images")
     assigned = splits.assign(listing.labelled, train=None, val=0.02, test=0.45, seed=0)
-    store.write(tmp_path / "data", listing, assigned, {"source": "folder", "path": "", "license": ""})
+    writing.write(tmp_path / "data", listing, assigned, {"source": "folder", "path": "", "license": ""})
     # Most images are in train, and all splits are read alike.
     images = max((store.read(tmp_path / "data", name) for name in ("train", "test")), key=len)
     brightness, aspect, scale = slices.built_in(images, InputContract(32))

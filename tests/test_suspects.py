@@ -8,15 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from jaxtyping import Float16, Float32, Int64
 from PIL import Image
 
 from pipeline import paths
-from pipeline.data import preparation, sources, splits, store, tables, views
+from pipeline.data import preparation, sources, splits, store, tables, views, writing
+from pipeline.data.arrow import Rows
 from pipeline.data.settings import DataSettings
 from pipeline.data.splits import Splits
 from pipeline.data.store import ImageSet
@@ -59,7 +60,7 @@ def image_set(given: Any, classes: tuple[str, ...] = CLASSES, sources: list[str]
     given = np.asarray(given)
     sources = sources or [f"{number}.jpg" for number in range(len(given))]
     hashes = [hashlib.sha256(source.encode()).hexdigest() for source in sources]
-    table = datasets.Dataset.from_dict({"label": given.tolist(), "source": sources, "sha256": hashes})
+    table = Rows(pa.table({"label": given.tolist(), "source": sources, "sha256": hashes}))
     return ImageSet(table, classes, MULTI_LABEL if given.ndim > 1 else SINGLE_LABEL)
 
 
@@ -224,7 +225,7 @@ def test_planted_errors_of_attributes_are_found_per_attribute(tmp_path: Path) ->
     assert found.suspects.attributes is not None
     pairs = zip(found.suspects.images.tolist(), found.suspects.attributes.tolist(), strict=True)
     assert set(pairs) == errors
-    lines = suspects.describe(found.suspects, list(images.table["source"]), names)
+    lines = suspects.describe(found.suspects, images.sources, names)
     assert len(lines) == len(errors)
     for line in lines:
         image = int(line["file_name"].removesuffix(".jpg"))
@@ -323,7 +324,7 @@ def test_a_list_that_replaces_a_table_has_the_labels_of_all_images(tmp_path: Pat
     images = image_set(given)
     found = suspects.find(softmax(answers(truth, 4))[4:], given[4:])
     found = replace(found, images=found.images + 4)
-    lines = suspects.describe(found, list(images.table["source"]), CLASSES)
+    lines = suspects.describe(found, images.sources, CLASSES)
     suspects.write(tmp_path / "list.csv", lines, suspects.describe_others(found, images))
     table = [row for _, row in tables.read(tmp_path / "list.csv").rows]
     assert {row["file_name"]: row["label"] for row in table} == {
@@ -352,7 +353,7 @@ def project(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) 
     listing = sources.folder(photos)
     parts = splits.assign(listing.labelled, train=None, val=0.1, test=0.1, seed=0)
     facts = {"source": "folder", "path": "photos", "license": "CC0-1.0"}
-    store.write(tmp_path / paths.DATA, listing, parts, facts)
+    writing.write(tmp_path / paths.DATA, listing, parts, facts)
     monkeypatch.chdir(tmp_path)
     odd_onnx.write(tmp_path / "box.onnx")
     teacher = {"source": "onnx", "name": "box.onnx", "size": None, "head": None, "full": None}
@@ -374,7 +375,7 @@ def project(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_stage_lists_planted_errors_and_draws_the_first() -> None:
     train = store.read(paths.DATA, "train")
     names = {f"{colour}/wrong-{place.replace('/', '-')}" for place, colour in WRONG.items()}
-    planted_here = names & set(train.table["source"])
+    planted_here = names & set(train.sources)
     assert len(planted_here) > 2
     paths.EXPLANATIONS.mkdir(parents=True)
     (paths.EXPLANATIONS / "train-99999.png").write_bytes(b"of another run")
@@ -403,7 +404,7 @@ def test_where_a_table_gave_labels_the_list_has_all_of_them() -> None:
     explain.main()
     rows = [row for _, row in tables.read(paths.SUSPECTS).rows]
     train = store.read(paths.DATA, "train")
-    assert {row["file_name"] for row in rows} == set(train.table["source"])
+    assert {row["file_name"] for row in rows} == set(train.sources)
     assert [bool(row["suggestion"]) for row in rows] == sorted(
         (bool(row["suggestion"]) for row in rows), reverse=True
     )

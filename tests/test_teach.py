@@ -12,7 +12,7 @@ import yaml
 from onnx import helper
 
 from pipeline import paths
-from pipeline.data import sources, splits, store
+from pipeline.data import sources, splits, writing
 from pipeline.settings import merge
 from pipeline.stages import label, teach
 from teachers.errors import TeacherError
@@ -27,7 +27,9 @@ def folder(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -
     """A working folder with prepared data of the classes blue, green and red, as the current one."""
     listing = sources.folder(photographs)
     made = splits.assign(listing.labelled, train=None, val=0.4, test=0.2, seed=0)
-    store.write(tmp_path / paths.DATA, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
+    writing.write(
+        tmp_path / paths.DATA, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"}
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from pipeline import tasks
-from pipeline.data import sources, splits, store
+from pipeline.data import sources, splits, store, writing
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import adaptation, labelling, teacher_store
@@ -292,7 +292,7 @@ def test_an_onnx_file_labels_like_the_network_it_came_from(tmp_path: Path, photo
     network[2].weight = nn.Parameter(matrix.T)
     listing = sources.folder(photographs)
     made = splits.assign(listing.labelled, train=None, val=0.2, test=0.25, seed=0)
-    store.write(tmp_path / "data", listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
+    writing.write(tmp_path / "data", listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
     space = ViewSpace(seed=0, crop_scale=(0.6, 1.0), crop_ratio=(0.8, 1.25))
     view_set = ViewSet(store.read(tmp_path / "data", "train"), space, InputContract(64, HALF, QUARTER))
     fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))

@@ -752,5 +752,5 @@ def test_outputs_that_are_not_finite_are_refused_with_the_names_of_their_images(
     images = store.read(data, "val")
     logits = torch.zeros(len(images), 3)
     logits[1, 2] = torch.nan
-    with pytest.raises(ScoreError, match=f"1 of {len(images)} images .*{images.table['source'][1]}"):
+    with pytest.raises(ScoreError, match=f"1 of {len(images)} images .*{images.sources[1]}"):
         scoring.score(logits, images)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import students
-from pipeline.data import preparation, store, views
+from pipeline.data import preparation, store, views, writing
 from pipeline.data.batches import Request, ViewSet
 from pipeline.data.listing import SourceError
 from pipeline.data.settings import DataSettings
@@ -119,7 +119,7 @@ def data(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = DataSettings.model_validate(given)
     contents = preparation.read(settings)
     made, _ = preparation.divide(contents, settings, seed=0)
-    report = store.write(folder, contents, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
+    report = writing.write(folder, contents, made, {"source": "folder", "path": "x", "license": "CC0-1.0"})
     assert report["verified"] == 12
     return folder
 
@@ -131,9 +131,7 @@ def images(data: Path) -> ImageSet:
 
 def test_the_prepared_data_know_which_labels_are_verified(images: ImageSet, data: Path) -> None:
     assert len(images.verified) == 12
-    right = [
-        index for index, place in enumerate(images.table["source"]) if images.labels[index] == truth(place)
-    ]
+    right = [index for index, place in enumerate(images.sources) if images.labels[index] == truth(place)]
     assert images.verified.tolist() == right
     assert store.read(data, "val").verified.tolist() == []
 

@@ -65,17 +65,19 @@ class InDouble(nn.Sequential):
         return 5 * super().forward(input.double())
 
 
-def main(data: str, folder: str, settings: str, changes: str) -> None:
+def main(data: str, folder: str, given: str, changes: str) -> None:
     """Train on a prepared folder, and write the state at the end and the history into another one.
 
     Args:
         data: the prepared folder.
         folder: folder of the results.
-        settings: settings of the processes, in JSON.
+        given: settings of the processes, in JSON.
         changes: changes of ``TRAINING``, in JSON.
     """
     here = Path(folder)
-    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, **json.loads(settings)), ranks=True)
+    # Without the trial of bf16, whose outcome could differ between the runs that are compared.
+    settings = {"accelerator": "cpu", "threads": 1, "precision": "32-true", **json.loads(given)}
+    fabric = compute.start(ComputeSettings(**settings), ranks=True)
     centred_views.ON_CPU = SCORED
     (here / f"process-{fabric.global_rank}").write_text(str(os.getpid()))
     train, val, test = (store.read(Path(data), split) for split in ("train", "val", "test"))

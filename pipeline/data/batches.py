@@ -82,14 +82,13 @@ class ViewSet(Dataset[Batch]):
         indices = np.asarray(request.indices)
         numbers = None if request.view is None else np.full(len(indices), request.view)
         mixtures = self.mixtures(indices, numbers)
-        pixels = [np.empty((len(indices), c.size, c.size, 3), np.uint8) for c in contracts]
+        pixels = {c: np.empty((len(indices), c.size, c.size, 3), np.uint8) for c in contracts}
         for row, index in enumerate(indices.tolist()):
             mixture = mixtures and mixtures.at(row)
-            for array, image in zip(
-                pixels, self._pictures(index, request.view, contracts, mixture), strict=True
-            ):
+            pictures = self._pictures(index, request.view, list(pixels), mixture)
+            for array, image in zip(pixels.values(), pictures, strict=True):
                 array[row] = np.asarray(image)
-        images, *for_teachers = map(torch.from_numpy, pixels)
+        images, *for_teachers = (torch.from_numpy(pixels[contract]) for contract in contracts)
         labels = self.shown_labels(torch.from_numpy(self.images.labels), indices, mixtures)
         answers = self.stored_answers(indices, request.view)
         answers = None if answers is None else torch.from_numpy(answers)
@@ -169,7 +168,7 @@ class ViewSet(Dataset[Batch]):
     def _renderings(
         self, index: int, number: int | None, contracts: Sequence[InputContract]
     ) -> list[Image.Image]:
-        image = self.images.image(index)
+        image = self.images.image(index, grey=True)
         if number is None or self.space is None:
             view = View(self.contract.centre_box(*image.size), flip=False)
         else:
@@ -214,7 +213,9 @@ class _Job(NamedTuple):
     """What the host prepares of a batch that the device renders."""
 
     indices: Int64[np.ndarray, " batch"]
-    plans: list[Plan]
+    contracts: list[InputContract]
+    """See ``ViewSet.contracts``."""
+    plans: dict[InputContract, Plan]
     """How the views, and after them the partners of those that are mixed, are rendered for each contract."""
     mixtures: Mixtures | None
     partners: Int64[np.ndarray, " batch"]
@@ -266,24 +267,25 @@ class DeviceBatches:
             rows = np.concatenate([np.arange(start, end), len(indices) + np.arange(first, last)])
             partners = np.arange(length)
             partners[mixed[first:last] - start] = length + np.arange(last - first)
-            plans = [
-                device_views.plan(self.images, rendered[rows], views.of(rows), contract)
-                for contract in dataset.contracts(request.size)
-            ]
+            contracts = dataset.contracts(request.size)
+            plans = {
+                contract: device_views.plan(self.images, rendered[rows], views.of(rows), contract)
+                for contract in dict.fromkeys(contracts)
+            }
             own = indices[start:end]
             answers = dataset.stored_answers(own, request.view)
             mixture = mixtures and mixtures.of(np.arange(start, end))
-            yield _Job(own, plans, mixture, partners, answers)
+            yield _Job(own, contracts, plans, mixture, partners, answers)
 
     def _batch(self, job: _Job, labels: Tensor) -> Batch:
-        rendered = [device_views.render(self.images, plan) for plan in job.plans]
+        rendered = {c: device_views.render(self.images, plan) for c, plan in job.plans.items()}
         if job.mixtures is not None:
             partners, count = upload(job.partners, self.device), len(job.indices)
-            rendered = [
-                device_views.mix(views[:count], views.index_select(0, partners), job.mixtures)
-                for views in rendered
-            ]
-        images, *for_teachers = rendered
+            rendered = {
+                contract: device_views.mix(views[:count], views.index_select(0, partners), job.mixtures)
+                for contract, views in rendered.items()
+            }
+        images, *for_teachers = (rendered[contract] for contract in job.contracts)
         shown = self.dataset.shown_labels(labels, job.indices, job.mixtures)
         answers = None if job.answers is None else upload(job.answers, self.device)
         return Batch(images, shown, answers, tuple(for_teachers))

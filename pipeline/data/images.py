@@ -74,11 +74,13 @@ def opened(
         raise ImageFileError(name, str(error)) from error
 
 
-def decode(encoded: bytes | Path, at_least: int | None = None, name: str = "the image") -> Image.Image:
-    """Return what ``opened`` yields, for as long as it is needed."""
+def decode(
+    encoded: bytes | Path, at_least: int | None = None, name: str = "the image", *, grey: bool = False
+) -> Image.Image:
+    """Return what ``opened`` yields, for as long as it is needed; with ``grey``, see ``pixels.decode``."""
     name, content = _read(encoded, name)
     try:
-        return pixels.decode(content, at_least)
+        return pixels.decode(content, at_least, grey=grey)
     except pixels.UnreadableImageError as error:
         raise ImageFileError(name, str(error)) from error
 

@@ -110,10 +110,12 @@ def draw_mixture(space: ViewSpace, key: int, number: int, images: int) -> Mixtur
 
 
 def render(image: Image.Image, view: View, contract: InputContract) -> Image.Image:
-    """Render a view of an image as a classifier with this input contract takes it."""
+    """Render a view of an image, in RGB or grey, as a classifier with this input contract takes it."""
     pixels = contract.render(image, view.box)
     if view.flip:
         pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if pixels.mode != "RGB":
+        pixels = pixels.convert("RGB")
     for enhancer, factor in zip(ENHANCERS, view.colour, strict=True):
         if factor != 1:
             pixels = enhancer(pixels).enhance(factor)

@@ -67,7 +67,7 @@ def check(
     Raises:
         TeacherError: there is a doubt; one line per doubt.
     """
-    chance = _chance(images.task.predictions(logits), images)
+    chance = _chance(images.task.predictions(logits.numpy()), images)
     found = _find(logits, images, chance)
     if accept:
         sys.stderr.write("".join(f"warning: {origin}: {doubt}\n" for doubt in found))
@@ -124,7 +124,7 @@ def find(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> lis
     Returns:
         One sentence per doubt; none if the teacher is good, or if there are too few images to tell.
     """
-    return _find(logits, images, _chance(images.task.predictions(logits), images))
+    return _find(logits, images, _chance(images.task.predictions(logits.numpy()), images))
 
 
 def _find(

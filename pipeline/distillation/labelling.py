@@ -20,6 +20,7 @@ from torch import nn
 from pipeline import files
 from pipeline.data import batches
 from pipeline.data.batches import Batch, Request, ViewSet
+from pipeline.data.rendering import prefetching
 from pipeline.data.requests import Lazily
 from pipeline.distillation import labels
 from pipeline.distillation.labels import Answers, LabelError
@@ -30,6 +31,10 @@ BATCH = 128
 BLOCK = 4 * BATCH
 """Number of images whose answers are one file: whole batches, so that every number of processes shows the
 teacher the same batches, whose size affects the last bits of its answers."""
+
+
+AHEAD = 2
+"""Number of batches that a CPU renders while the teacher answers."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,8 @@ def compute(
     size = view_set.contract.size
     requests = Lazily(len(rows) * views, lambda n: Request(rows[n // views], n % views, size))
     stream = iter(batches.load(fabric.device, view_set, requests, workers))
+    if fabric.device.type == "cpu":
+        stream = prefetching.in_thread(stream, AHEAD)
     row_type = _row_type(classes, top)
     # A helper compacts answers while a GPU computes the next ones.
     with progress.bar("label", views * sum(map(len, rows)), "views") as bar, ThreadPoolExecutor(1) as helper:

@@ -13,10 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import students
-from pipeline import files, provenance
+from pipeline import files, paths, provenance
 from pipeline.distillation.labels import LiveTeacher
 from pipeline.distillation.sources import ARCHITECTURE, STUDENT
-from pipeline.models import storage
 from pipeline.models.initialisation import HEAD
 from pipeline.tasks import Task
 from teachers import state_dicts
@@ -49,9 +48,9 @@ def save(folder: Path, teacher: Teacher, classes: Sequence[str], card: Mapping[s
         tensors = {
             name: value.cpu().contiguous().clone() for name, value in teacher.module.state_dict().items()
         }
-        with files.replacing(folder / storage.WEIGHTS) as fresh:
+        with files.replacing(folder / paths.WEIGHTS) as fresh:
             save_file(tensors, fresh)
-        sha256 = provenance.sha256(folder / storage.WEIGHTS)
+        sha256 = provenance.sha256(folder / paths.WEIGHTS)
     card = {
         **card,
         "origin": teacher.origin,
@@ -74,12 +73,12 @@ def _bare(teacher: Teacher) -> tuple[Teacher, Form]:
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Write ``card.json``."""
-    files.write(folder / storage.CARD, json.dumps(card, indent=2) + "\n")
+    files.write(folder / paths.CARD, json.dumps(card, indent=2) + "\n")
 
 
 def read_card(folder: Path) -> dict[str, Any]:
     """The card of a teacher or of an ensemble."""
-    return json.loads((folder / storage.CARD).read_text())
+    return json.loads((folder / paths.CARD).read_text())
 
 
 def identity(members: Sequence[Mapping[str, Any]]) -> str:
@@ -102,7 +101,7 @@ def load(folder: Path) -> tuple[nn.Module, InputContract]:
         module: nn.Module = OnnxClassifier(folder / ONNX)
         module.form = form
     else:
-        weights = folder / storage.WEIGHTS
+        weights = folder / paths.WEIGHTS
         if card["source"] == STUDENT:
             network = students.build(ARCHITECTURE, {**card["arguments"], "classes": card["outputs"]})
         else:
@@ -126,7 +125,7 @@ def load_student(folder: Path) -> tuple[nn.Module, dict[str, Any], InputContract
     card = read_card(folder)
     columns = card["columns"] or range(card["outputs"])
     arguments = {**card["arguments"], "classes": len(columns)}
-    weights = folder / storage.WEIGHTS
+    weights = folder / paths.WEIGHTS
     tensors = state_dicts.read(weights)
     tensors |= {name: tensors[name][list(columns)] for name in HEAD}
     module = students.build(ARCHITECTURE, arguments)

@@ -13,15 +13,16 @@ from jaxtyping import Float, UInt8
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from pipeline import paths
 from pipeline.data import store
 from pipeline.data.batches import ViewSet
 from pipeline.data.views import ViewSpace
 from pipeline.distillation import labels
 from pipeline.distillation.labels import LiveTeacher
-from pipeline.models import storage
 from pipeline.models.storage import Model
 from pipeline.tasks import Task
 from teachers.contract import InputContract
+from teachers.runtime import in_runtime
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def load(data: Path, teacher: Path, answers: Path, space: ViewSpace, contract: I
         LabelError: the outputs are incomplete, or belong to other data, another teacher or other views.
     """
     report = store.read_report(data)
-    card = json.loads((teacher / storage.CARD).read_text())
+    card = json.loads((teacher / paths.CARD).read_text())
     stored = labels.load(
         answers, data_sha256=report["data_sha256"], teacher_sha256=card["identity"], space=space
     )
@@ -99,13 +100,14 @@ def with_target(
     if target == "teacher" or (target == "auto" and own <= data.teacher_score):
         return data
     print(f"the target is {parent.card.variant}: {own:.2%} on val, the teacher {data.teacher_score:.2%}")
+    contract = parent.card.input
     module = fabric.to_device(copy.deepcopy(parent.module).requires_grad_(False).eval())
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    contract = parent.card.input
+    network = in_runtime(module, contract.size).module
 
     @torch.no_grad()
     def ask(images: Sequence[UInt8[Tensor, "batch _ _ 3"]]) -> Float[Tensor, "batch classes"]:
-        return module(contract.normalise(images[0])).float()
+        return network(contract.normalise(images[0])).float()
 
     return with_live_teacher(data, LiveTeacher((contract,), ask), endless=False)
 

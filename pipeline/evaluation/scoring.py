@@ -64,8 +64,7 @@ def score(
         ModelFileError: the file is not an ONNX file of this pipeline.
         ValueError: the images and the labels do not match.
     """
-    # No spinning: the processes that render the images need the cores, too.
-    classifier = open_classifier(path, threads=threads, spinning=False)
+    classifier = open_classifier(path, parts=threads)
     figures, probabilities = score_logits(path, classifier.labels, run(classifier, images), labels)
     scores = {
         **figures,

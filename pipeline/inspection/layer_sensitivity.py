@@ -64,7 +64,7 @@ class Scorer:
             change = (self._probabilities(logits) - self._probabilities(self.reference)).abs()
             moved = float(change.sum(1).mean() / 2 if self.task is SINGLE_LABEL else change.mean())
         self.report_progress()
-        return LayerScore(self.task.score(self.task.predictions(logits), self.labels), moved)
+        return LayerScore(self.task.score(self.task.predictions(logits.numpy()), self.labels), moved)
 
     @torch.inference_mode()
     def compared_with(self, module: nn.Module) -> "Scorer":

@@ -209,9 +209,7 @@ def describe_others(suspects: Suspects, images: ImageSet) -> list[dict[str, Any]
     suspicious = set(suspects.images.tolist())
     return [
         {"file_name": source, "label": images.classes[label]}
-        for image, (source, label) in enumerate(
-            zip(images.table["source"], images.labels.tolist(), strict=True)
-        )
+        for image, (source, label) in enumerate(zip(images.sources, images.labels.tolist(), strict=True))
         if image not in suspicious and images.has_label[image]
     ]
 

@@ -13,8 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 
 import students
-from pipeline import provenance
-from pipeline.models import declarations, storage
+from pipeline import paths, provenance
+from pipeline.models import declarations
 from students import published
 from students.mobilenet_v1 import ACTIVATIONS
 from teachers import hubs, local_files, state_dicts
@@ -194,14 +194,14 @@ def slim(path: str) -> Start:
 def run(path: str) -> Start:
     """Read a student of an earlier run from its folder below ``artifacts/models/``."""
     folder = Path(path)
-    file = folder / storage.CARD
+    file = folder / paths.CARD
     card = declarations.parse(declarations.StudentCard, declarations.read(file), file)
     if card.quantization:
         raise WeightsError(f"{path}: a float student is expected; variant {card.variant} is quantised")
     return Start(
         f"variant {card.variant} of an earlier run ({path})",
         {key: value for key, value in card.arguments.items() if key != "classes"},
-        state_dicts.read(folder / storage.WEIGHTS),
+        state_dicts.read(folder / paths.WEIGHTS),
         labels=card.labels,
         mean=card.input.mean,
         std=card.input.std,
@@ -232,14 +232,14 @@ def source_of(path: str) -> tuple[str, str]:
     place = Path(path)
     if Path(f"{path}.index").is_file():
         return "slim", path
-    if place.name in (storage.WEIGHTS, storage.CARD, *hubs.HUGGING_FACE_FILES, "config.json"):
+    if place.name in (paths.WEIGHTS, paths.CARD, *hubs.HUGGING_FACE_FILES, "config.json"):
         place = place.parent
-    for name, source in ((storage.CARD, "run"), ("config.json", "hugging_face")):
+    for name, source in ((paths.CARD, "run"), ("config.json", "hugging_face")):
         if place.is_dir() and (place / name).is_file():
             return source, str(place)
     if Path(path).is_dir():
         raise WeightsError(
-            f"{path} holds neither {storage.CARD}, as a student of an earlier run does, nor config.json, as "
+            f"{path} holds neither {paths.CARD}, as a student of an earlier run does, nor config.json, as "
             "a folder of Hugging Face does"
         )
     if Path(path).is_file() or local_files.is_weights(path):
@@ -260,8 +260,8 @@ def fingerprint(path: str) -> str | None:
     if place.is_file():
         return provenance.sha256(place)
     names = (
-        storage.WEIGHTS,
-        storage.CARD,
+        paths.WEIGHTS,
+        paths.CARD,
         "config.json",
         "preprocessor_config.json",
         *hubs.HUGGING_FACE_FILES,

@@ -12,11 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import students
-from pipeline import files
+from pipeline import files, paths
 from teachers.contract import InputContract
 
-WEIGHTS = "weights.safetensors"
-CARD = "card.json"
 SCALE_SUFFIX = ".weight_scale"
 
 
@@ -94,10 +92,10 @@ def save(folder: Path, model: Model) -> None:
             tensors[layer + SCALE_SUFFIX] = scale.contiguous()
         quantization = asdict(replace(model.quantization, weight_scales={}))
         card["quantization"] = {k: v for k, v in quantization.items() if k != "weight_scales"}
-    (folder / CARD).unlink(missing_ok=True)  # An incomplete student has no card.
-    with files.replacing(folder / WEIGHTS) as fresh:
+    (folder / paths.CARD).unlink(missing_ok=True)  # An incomplete student has no card.
+    with files.replacing(folder / paths.WEIGHTS) as fresh:
         save_file(tensors, fresh)
-    files.write(folder / CARD, json.dumps(card, indent=2) + "\n")
+    files.write(folder / paths.CARD, json.dumps(card, indent=2) + "\n")
 
 
 def load(folder: Path) -> Model:
@@ -106,8 +104,8 @@ def load(folder: Path) -> Model:
     Raises:
         ValueError: the tensors do not fit the card's architecture.
     """
-    values = json.loads((folder / CARD).read_text())
-    tensors = load_file(folder / WEIGHTS)
+    values = json.loads((folder / paths.CARD).read_text())
+    tensors = load_file(folder / paths.WEIGHTS)
     stored = values.pop("quantization", None)
     quantization = None
     if stored is not None:
@@ -129,7 +127,7 @@ def load(folder: Path) -> Model:
     try:
         module.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit {folder / CARD}: {error}") from error
+        raise ValueError(f"{folder / paths.WEIGHTS} does not fit {folder / paths.CARD}: {error}") from error
     return Model(module.eval(), card, quantization, half)
 
 

@@ -17,16 +17,12 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     NotImplemented,
 )
 from PIL import Image
-from scipy.special import softmax
 
 from pipeline.data import images
 from pipeline.errors import DistilleryError
 from pipeline.onnx.sessions import open_session
+from teachers import parallel
 from teachers.contract import InputContract
-
-TOGETHER = 4
-"""Number of images per call of ONNX Runtime, whose maps fit into the caches of a core: float networks of 192
-pixels answer 1.5 times as many images per second as in batches of 32, with the same bits."""
 
 INPUT = "images"
 OUTPUT = "logits"
@@ -54,6 +50,8 @@ class Classifier:
     """Size, crop and interpolation; mean and standard deviation are inside the graph already."""
     metadata: dict[str, str]
     """All of the file's ``metadata_props``."""
+    parts: int = 1
+    """Number of parts of a batch that run at the same time."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +72,22 @@ class Prediction:
 
 
 def open_classifier(
-    path: Path, *, threads: int, spinning: bool = True, cores: Sequence[int] = (), provider: str = "cpu"
+    path: Path, *, threads: int = 1, parts: int = 1, cores: Sequence[int] = (), provider: str = "cpu"
 ) -> Classifier:
     """Open a shipped file and check it against its own metadata.
 
-    The other arguments are those of ``open_session``.
+    Args:
+        path: path of the file.
+        threads: number of threads within an operator. More than one answers a single image sooner.
+        parts: number of parts of a batch that run at the same time. More than one answers many images sooner.
+        cores: see ``open_session``.
+        provider: see ``open_session``.
 
     Raises:
         ModelFileError: the file is missing, damaged, or not of the shape that the pipeline ships.
     """
     try:
-        session = open_session(path, threads=threads, spinning=spinning, cores=cores, provider=provider)
+        session = open_session(path, threads=threads, cores=cores, provider=provider)
     except NoSuchFile as error:
         raise ModelFileError(f"{path} does not exist") from error
     except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented) as error:
@@ -93,7 +96,7 @@ def open_classifier(
     labels = _labels(path, metadata)
     contract = _contract(path, metadata)
     _check_ports(path, session, labels, contract)
-    return Classifier(path, session, labels, contract, metadata)
+    return Classifier(path, session, labels, contract, metadata, parts)
 
 
 def render(classifier: Classifier, image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
@@ -110,10 +113,11 @@ def run(
     Raises:
         ModelFileError: a logit is not finite.
     """
-    for batch in batches:
-        parts = (batch[first : first + TOGETHER] for first in range(0, len(batch), TOGETHER))
-        answers = [np.asarray(classifier.session.run([OUTPUT], {INPUT: part})[0]) for part in parts]
-        logits = np.concatenate(answers)
+
+    def ask(images: np.ndarray) -> np.ndarray:
+        return np.asarray(classifier.session.run([OUTPUT], {INPUT: images})[0])
+
+    for logits in parallel.answers(ask, batches, classifier.parts):
         if not np.isfinite(logits).all():
             raise ModelFileError(f"{classifier.path} gives logits that are not finite numbers")
         yield logits
@@ -140,6 +144,8 @@ def probabilities(
     """Probabilities of the classes, which exclude each other, or of each attribute by itself."""
     if classifier.metadata.get("task") == MULTI_LABEL_TASK:
         return 1 / (1 + np.exp(-logits))
+    from scipy.special import softmax  # most stages do without it
+
     return softmax(logits, axis=-1)
 
 

@@ -1,6 +1,6 @@
 """A judge of quantised students: their files in ONNX Runtime against the parent's file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,26 @@ from pipeline.onnx.inference import open_classifier, run
 from pipeline.quantization.post_training import Judge, Judgement
 from pipeline.tasks import Task
 from teachers.contract import InputContract
+
+
+def answer(
+    model: Model, batches: Iterable[UInt8[Tensor, "_ height width 3"]], threads: int
+) -> Float[Tensor, "images classes"]:
+    """Logits of the file that a model would ship as, in ONNX Runtime.
+
+    Args:
+        model: the student.
+        batches: images as bytes, rendered by its contract.
+        threads: number of threads of ONNX Runtime.
+
+    Raises:
+        ExportError: the file cannot be written; see ``export.export``.
+    """
+    with resources.scratch() as folder:
+        file = folder / "trial.onnx"
+        export.export(model, file, export.metadata_for(model.card, model.quantization))
+        classifier = open_classifier(file, parts=threads)
+        return torch.from_numpy(np.concatenate(list(run(classifier, (batch.numpy() for batch in batches)))))
 
 
 def judge_files(
@@ -41,23 +61,14 @@ def judge_files(
         ExportError: a file cannot be written; see ``export.export``.
     """
     card = replace(parent.card, arguments={**parent.card.arguments, "norm": False}, input=contract)
-
-    def answers(model: Model) -> Float[Tensor, "images classes"]:
-        with resources.scratch() as folder:
-            file = folder / "trial.onnx"
-            export.export(model, file, export.metadata_for(model.card, model.quantization))
-            classifier = open_classifier(file, threads=threads)
-            logits = np.concatenate(list(run(classifier, (batch.numpy() for batch in images))))
-        return torch.from_numpy(logits)
-
-    reference = answers(parent).double()
+    reference = answer(parent, images, threads).double()
 
     def judge(network: Network, quantization: Quantization) -> Judgement:
-        logits = answers(Model(network.module, card, quantization))
+        logits = answer(Model(network.module, card, quantization), images, threads)
         pairs = zip(logits.double().split(1), reference.split(1), strict=True)
         divergences = np.array([float(task.kl(own, parents, 1.0)) for own, parents in pairs])
         truths = zip(logits.double().split(1), torch.from_numpy(labels).split(1), strict=True)
         losses = np.array([float(task.cross_entropy(own, truth)) for own, truth in truths])
-        return Judgement(divergences, losses, task.score(task.predictions(logits), labels))
+        return Judgement(divergences, losses, task.score(task.predictions(logits.numpy()), labels))
 
     return judge

@@ -28,7 +28,6 @@ def open_session(
     threads: int = 1,
     level: ort.GraphOptimizationLevel = FUSED,
     provider: str = "cpu",
-    spinning: bool = True,
     cores: Sequence[int] = (),
     optimized: Path | None = None,
     profile: Path | None = None,
@@ -40,7 +39,6 @@ def open_session(
         threads: number of threads within an operator; 0 takes one per physical core.
         level: how far ONNX Runtime optimises the graph.
         provider: a key of ``PROVIDERS``.
-        spinning: whether idle threads wait busily, which is faster and occupies their cores.
         cores: cores to pin the threads to, one each; the first is the calling thread's, which pins itself.
         optimized: path to which the optimised graph is written.
         profile: beginning of the path to which ``end_profiling`` writes the times of the nodes.
@@ -51,7 +49,7 @@ def open_session(
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = ERRORS_ONLY
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     # Threads of an idle session must not take cores from the next one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if len(cores) > 1:

@@ -156,7 +156,10 @@ def _compare(
         ParityError: see ``climb``.
     """
     own = logits[rung.name]
-    result: dict[str, Any] = {"rung": rung.name, task.metric: task.score(task.predictions(own), labels)}
+    result: dict[str, Any] = {
+        "rung": rung.name,
+        task.metric: task.score(task.predictions(own.numpy()), labels),
+    }
     if rung.against is not None:
         other, unlike = logits[rung.against], torch.cat(list(apart))
         spread, reason = _spread(other), None

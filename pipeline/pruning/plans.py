@@ -280,7 +280,7 @@ def choose(
                 criterion=criterion,
                 shape=shape,
                 channels=counts[shape],
-                score=data.task.score(data.task.predictions(logits), data.labels.numpy()),
+                score=data.task.score(data.task.predictions(logits.numpy()), data.labels.numpy()),
                 cross_entropy=float(data.task.cross_entropy(logits, data.labels)),
                 images=len(logits),
                 macs=count_macs(pruned, size),

@@ -97,6 +97,8 @@ def activation_histograms(
     counts = {name: torch.zeros(BINS, dtype=torch.float64) for name in observed}
 
     def count(name: str, values: Tensor) -> None:
+        # In the order of the memory, which takes half the time.
+        values = values.movedim(1, -1) if values.ndim == 4 else values
         counts[name] += torch.histc(values.float().cpu(), BINS, 0, greatest[name]).double()
         counts[name][0] -= int((values == 0).sum())
 

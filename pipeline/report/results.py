@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.models import histories, storage
+from pipeline import paths
+from pipeline.models import histories
 from pipeline.report.evidence import Evidence, Part
 from pipeline.selection.budget import Choice
 from pipeline.selection.table import TEACHER, Row
@@ -133,7 +134,7 @@ def gather(
     results = []
     for variant, (parent, op) in declared.items():
         scores = json.loads(metrics(variant).read_text())
-        card = json.loads((folder(variant) / storage.CARD).read_text())
+        card = json.loads((folder(variant) / paths.CARD).read_text())
         results.append(
             VariantResults(
                 variant=variant,

@@ -7,6 +7,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import MobileNetV1ForImageClassification
 
+from pipeline import paths
 from pipeline.models import hugging_face, storage
 from pipeline.models.hugging_face import NotExpressibleError
 from pipeline.onnx import inference
@@ -64,7 +65,7 @@ def complete(classifier: Classifier, folder: Path, student: Path | None, reposit
         Why there are no weights for transformers, in words; None if there are.
     """
     reason = None
-    if student is None or not (student / storage.CARD).is_file():
+    if student is None or not (student / paths.CARD).is_file():
         reason = f"the folder of the student that {classifier.path} was exported from is not known"
     else:
         try:

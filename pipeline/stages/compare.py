@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import torch
 
 from pipeline import files, parameters, paths
 from pipeline.data import store
@@ -22,7 +21,7 @@ def main() -> None:
     test = store.read(paths.DATA, "test")
     logits = np.load(paths.TEACHER_LOGITS)
     teacher = ClassifierOutput(
-        test.task.predictions(torch.from_numpy(logits)),
+        test.task.predictions(logits),
         confidence.from_logits(logits, test.labels) if test.labels.ndim == 1 else None,
     )
     outputs, students = {"teacher": teacher}, {}
@@ -59,7 +58,7 @@ def main() -> None:
         contract = InputContract(p.student.size, crop=p.views.eval_crop)
         columns = slices.built_in(test, contract)
         if p.evaluation.metadata is not None:
-            columns += slices.read_metadata(p.evaluation.metadata, list(test.table["source"]))
+            columns += slices.read_metadata(p.evaluation.metadata, test.sources)
     predictions = {name: output.predictions for name, output in outputs.items()}
     result = {
         "n": len(test),

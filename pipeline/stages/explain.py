@@ -103,7 +103,7 @@ def _draw(p: Parameters, test: ImageSet, names: Sequence[str]) -> dict[str, Any]
         lambda indices: squares[batches.Request(indices, None, contract.size)].images,
         test.labels,
         test.classes,
-        list(test.table["source"]),
+        test.sources,
     )
     parents = p.parents()
     indices = sorted(sampling.choose(test, p.explain.images, p.seed).tolist())
@@ -129,7 +129,7 @@ def _list_suspects(p: Parameters) -> dict[str, Any]:
         paths.LABELS, data_sha256=data["data_sha256"], teacher_sha256=teacher["identity"], space=space
     )
     findings = suspects.search(train, stored.answers.at, space, stored.key.views)
-    sources = list(train.table["source"])
+    sources = train.sources
     lines = suspects.describe(findings.suspects, sources, train.classes)
     # A table that gave labels is replaced as a whole, so that the list needs all of them.
     complete = "relabelled" in data

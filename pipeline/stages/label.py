@@ -1,7 +1,6 @@
 """Compute the outputs of the teacher for fixed views of every training image, once."""
 
 import numpy as np
-import torch
 
 from pipeline import parameters, paths, provenance
 from pipeline.data import batches, store, views
@@ -68,7 +67,7 @@ def main() -> None:
 
 
 def _predict_first_view(answers: Answers, task: Task) -> np.ndarray:
-    return task.predictions(torch.from_numpy(answers.at(np.arange(len(answers)), 0)).float())
+    return task.predictions(answers.at(np.arange(len(answers)), 0).astype(np.float32))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import sys
 
 from pipeline import parameters, paths
-from pipeline.data import listing, preparation, store
+from pipeline.data import listing, preparation, store, writing
 from pipeline.running.process import stage
 
 
@@ -13,7 +13,7 @@ def main() -> None:
     contents = preparation.read(p.data)
     assigned, notes = preparation.divide(contents, p.data, p.seed)
     facts = {"source": p.data.source, "path": str(p.data.path), "license": p.data.license}
-    report = store.write(paths.DATA, contents, assigned, facts, train_side=p.data.train_side, notes=notes)
+    report = writing.write(paths.DATA, contents, assigned, facts, train_side=p.data.train_side, notes=notes)
     for note in report.get("notes", ()):
         print(f"note: {note}", file=sys.stderr)
     rejected = [*contents.rejected, *assigned.rejected]

@@ -72,7 +72,7 @@ def _measure(p: Parameters, test: ImageSet, names: Sequence[str]) -> dict[str, A
     """Score some variants, and print the scores."""
     seed, result = p.seed, {}
     cores = p.compute.threads or affinity.physical_cores()
-    classifiers = {name: open_classifier(paths.onnx(name), threads=cores, spinning=False) for name in names}
+    classifiers = {name: open_classifier(paths.onnx(name), parts=cores) for name in names}
     modules = {
         name: storage.load(paths.model(name)) for name in dict.fromkeys(_attacked(p, v) for v in names)
     }

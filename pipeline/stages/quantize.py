@@ -9,22 +9,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import cache, parameters, paths, provenance
 from pipeline.data import batches, sampling, store, views
 from pipeline.data.batches import Request, ViewSet
+from pipeline.data.centred_views import CentredViews
 from pipeline.distillation import learning, training_data
 from pipeline.measurement import kernels, layer_costs
 from pipeline.models import folding, layers, storage
 from pipeline.models.layers import Network
 from pipeline.models.storage import Model, Quantization
-from pipeline.onnx import graph
-from pipeline.onnx.judge import judge_files
+from pipeline.onnx import graph, judge
 from pipeline.parameters import Parameters, Quantize
-from pipeline.quantization import aware_training, half_precision, post_training, simulator, stem
+from pipeline.quantization import aware_training, half_precision, post_training, stem
 from pipeline.quantization.half_precision import HalfPrecisionError
 from pipeline.quantization.post_training import Judgement
 from pipeline.running import affinity, siblings
@@ -35,7 +36,8 @@ from pipeline.training.scoring import Score
 from pipeline.training.settings import ComputeSettings
 from teachers.contract import InputContract
 
-CALIBRATION_BATCH = 32
+BATCH = 32
+"""Number of images per batch."""
 JUDGED_IMAGES = 1000
 """Number of validation images on which the steps of post-training quantisation are selected."""
 
@@ -66,12 +68,16 @@ def _to_integers(variant: str, original: Model, settings: Quantize, p: Parameter
     data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
 
     calibration = sampling.choose(data.train_set.images, settings.calibration, p.seed)
+    shown = CentredViews(
+        torch.device("cpu"),
+        ViewSet(data.train_set.images.select(calibration), None, contract),
+        p.compute.workers,
+    )
 
     def calibration_images() -> Iterator[Float[Tensor, "_ 3 height width"]]:
-        for request in batches.sequential(calibration, None, contract.size, CALIBRATION_BATCH):
-            yield contract.normalise(data.train_set[request].images)
+        return (contract.normalise(batch.images) for batch in shown.at(contract.size))
 
-    judge = functools.cache(lambda: _judge(original, contract, data.val_set, p))
+    judge_answers = functools.cache(lambda: _judge(original, contract, data.val_set, p))
 
     def after_training() -> tuple[Network, Quantization]:
         bench = post_training.Workbench(
@@ -93,7 +99,7 @@ def _to_integers(variant: str, original: Model, settings: Quantize, p: Parameter
         trials = cache.recall(
             paths.choice("ptq", question),
             post_training.TRIALS,
-            lambda: post_training.choose(bench, judge()),
+            lambda: post_training.choose(bench, judge_answers()),
         )
         print(post_training.table(trials))
         applied["ptq"] = post_training.applied(trials)
@@ -121,22 +127,31 @@ def _to_integers(variant: str, original: Model, settings: Quantize, p: Parameter
             return
         prepared.module.load_state_dict(trained.state_dict())  # the averaged weights, with `ema`
         after = aware_training.finish(prepared)
-        before, now = judge()(network, quantization), judge()(*after)
+        before, now = judge_answers()(network, quantization), judge_answers()(*after)
         applied["training_kept"] = post_training.is_better(now, before)
         if applied["training_kept"]:
             network, quantization = after
         print(f"{variant}: {_effect(before, now, kept=applied['training_kept'])}")
-    val = _save(
+    model = _without_norms(Model(network.module, parent.card, quantization))
+    requests = batches.sequential(range(len(data.val_set)), None, contract.size, BATCH)
+    loader = batches.load(torch.device("cpu"), data.val_set, requests, p.compute.workers)
+    val = scoring.score(
+        judge.answer(model, (batch.images for batch in loader), _threads(p)), data.val_set.images
+    )
+    _save(
         variant,
-        Model(network.module, parent.card, quantization),
-        simulator.simulate(network, quantization),
-        data.val_set,
-        p,
+        model,
+        val,
         settings=applied,
         calibration_sha256=sampling.fingerprint(data.train_set.images, calibration),
         history=history,
     )
-    print(f"{variant}: val {val} as the runtime computes")
+    print(f"{variant}: val {val} in ONNX Runtime")
+
+
+def _without_norms(model: Model) -> Model:
+    """A model of a folded network, with a card that says so."""
+    return replace(model, card=replace(model.card, arguments={**model.card.arguments, "norm": False}))
 
 
 class Start(NamedTuple):
@@ -199,19 +214,21 @@ def _to_half(variant: str, parent: Model, images: int, p: Parameters) -> None:
         ViewSet(store.read(paths.DATA, split), None, contract) for split in ("train", "val")
     )
     calibration = sampling.choose(train_set.images, images, p.seed)
-    requests = batches.sequential(calibration, None, contract.size, CALIBRATION_BATCH)
+    requests = batches.sequential(calibration, None, contract.size, BATCH)
     normalised = (contract.normalise(train_set[request].images) for request in requests)
     try:
         network = half_precision.round_weights(folding.fold_batch_norm(parent))
         layer, greatest = half_precision.greatest_output(network, normalised)
     except HalfPrecisionError as error:
         raise HalfPrecisionError(f"{variant}: {error}") from error
-    val = _save(
+    # On the CPU, where the sums of the roundings are exact.
+    host = compute.start(ComputeSettings(accelerator="cpu", threads=p.compute.threads))
+    rounded = half_precision.round_outputs(network)
+    val = scoring.evaluate(host, rounded, val_set, contract.size, p.compute.workers)
+    _save(
         variant,
-        Model(network.module, parent.card, half=True),
-        half_precision.round_outputs(network),
-        val_set,
-        p,
+        _without_norms(Model(network.module, parent.card, half=True)),
+        val,
         settings={
             "method": "fp16",
             "calibration": images,
@@ -229,35 +246,27 @@ def _to_half(variant: str, parent: Model, images: int, p: Parameters) -> None:
 def _save(
     variant: str,
     model: Model,
-    simulated: nn.Module,
-    val_set: ViewSet,
-    p: Parameters,
+    val: Score,
     *,
     settings: dict[str, Any],
     calibration_sha256: str | None,
     history: History,
-) -> Score:
-    """Score the variant on val, write it, and return the score.
+) -> None:
+    """Write the variant.
 
     Args:
         variant: name of the variant.
         model: the quantised network, with the card of its parent.
-        simulated: the same network with the roundings of the runtime.
-        val_set: the validation images.
-        p: all parameters.
+        val: its score on val.
         settings: what was done, for the card.
         calibration_sha256: hash of the calibration images; None if no step was derived from them.
         history: one line per epoch; empty without training.
     """
-    # On the CPU, where the sums of the simulator are exact.
-    host = compute.start(ComputeSettings(accelerator="cpu", threads=p.compute.threads))
-    val = scoring.evaluate(host, simulated, val_set, model.card.input.size, p.compute.workers)
     card = replace(
         model.card,
         variant=variant,
         parent=model.card.variant,
         op="quantize",
-        arguments={**model.card.arguments, "norm": False},
         settings=settings,
         val=results.describe(val),
         calibration_sha256=calibration_sha256,
@@ -269,21 +278,24 @@ def _save(
         timings=paths.timings,
         run=paths.checkpoints(variant),
     )
-    return val
 
 
 def _judge(parent: Model, contract: InputContract, val_set: ViewSet, p: Parameters) -> post_training.Judge:
     """A judge on a seeded part of the validation images, in the arithmetic of the shipped file."""
     size = parent.card.input.size
     indices = sampling.choose(val_set.images, JUDGED_IMAGES, p.seed)
-    return judge_files(
+    return judge.judge_files(
         parent,
-        val_set[Request(indices, None, size)].images.split(CALIBRATION_BATCH),
+        val_set[Request(indices, None, size)].images.split(BATCH),
         val_set.images.labels[indices],
         val_set.images.task,
         contract=contract,
-        threads=p.compute.threads or affinity.physical_cores(),
+        threads=_threads(p),
     )
+
+
+def _threads(p: Parameters) -> int:
+    return p.compute.threads or affinity.physical_cores()
 
 
 def _effect(before: Judgement, now: Judgement, *, kept: bool) -> str:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from pipeline import files, parameters, paths, provenance
 from pipeline.data import store
-from pipeline.models import histories, storage
+from pipeline.models import histories
 from pipeline.report import evidence, pictures, plots, results, tables
 from pipeline.report.card import card
 from pipeline.report.page import page
@@ -31,9 +31,9 @@ def main() -> None:
         table=rows,
         variants=variants,
         comparison=comparison,
-        teacher=json.loads((paths.TEACHER / storage.CARD).read_text()),
+        teacher=json.loads((paths.TEACHER / paths.CARD).read_text()),
         teacher_history=histories.read(paths.TEACHER, paths.timings),
-        model_cards=[json.loads((paths.model(name) / storage.CARD).read_text()) for name in p.variants],
+        model_cards=[json.loads((paths.model(name) / paths.CARD).read_text()) for name in p.variants],
         data=store.read_report(paths.DATA),
         benchmark=benchmark,
         student=p.student.model_dump(mode="json"),

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 
 from pipeline import escaping, files, parameters, paths, provenance
 from pipeline.data import store
-from pipeline.models import histories, storage
+from pipeline.models import histories
 from pipeline.parameters import Parameters
 from pipeline.report import words
 from pipeline.report.figures import figure, span
@@ -55,7 +55,7 @@ def main() -> None:
     """Write `artifacts/tracked.json`: id of the parent run, and hashes of the states not yet delivered."""
     p = parameters.load()
     outputs = _outputs(p)
-    teacher = json.loads((paths.TEACHER / storage.CARD).read_text())
+    teacher = json.loads((paths.TEACHER / paths.CARD).read_text())
     rows = {row.variant: row for row in table.read(paths.VARIANTS)}
     choice = json.loads(paths.CHOICE.read_text())
     judged = _Judged(rows, {row.variant for row in budget.accepted([*rows.values()])}, choice["variant"])
@@ -124,7 +124,7 @@ def main() -> None:
             records.NOTE: f"{escaping.for_markdown(teacher['origin'])}: {METRICS[metric].words} "
             f"{figure(teacher['test'][metric], '%')} on the test split of {escaping.code(name)}.",
         },
-        files=[("teacher", paths.TEACHER / storage.CARD)],
+        files=[("teacher", paths.TEACHER / paths.CARD)],
     )
     server = TrackingServer(p.tracking.uri, p.tracking.experiment, paths.home())
     undelivered = paths.home() / paths.UNDELIVERED
@@ -247,7 +247,7 @@ def _exported_file(
             records.NOTE: f"**{row.op}** of {made_from}: {METRICS[row.metric].words} {score}. {reason}",
         },
         files=[
-            ("build", paths.model(name) / storage.CARD),
+            ("build", paths.model(name) / paths.CARD),
             ("build", paths.model(name) / histories.HISTORY),
             ("scores", paths.metrics(name)),
         ],

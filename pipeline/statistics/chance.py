@@ -1,17 +1,17 @@
 """Whether a classifier's score is above chance: above that of the same predictions for shuffled images."""
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import special
 
 from pipeline.statistics.average_precision import mean_average_precision
 
 CONFIDENCE = 0.99
 """One-sided confidence level at which a score is above chance."""
 
-QUANTILE = float(special.ndtri(CONFIDENCE))
+QUANTILE = NormalDist().inv_cdf(CONFIDENCE)
 """Standard normal quantile of that level."""
 
 LEAST_SKILL = 0.25

@@ -1,20 +1,21 @@
 """Confidence intervals and significance tests that have a formula.
 
-The distributions come from ``scipy.special``: ``scipy.stats`` takes a second to be imported, in every stage.
+The distributions come from ``scipy.special``, which is imported where it is needed, so that not every stage
+waits for it; ``scipy.stats`` takes a second to be imported.
 """
 
 import bisect
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float
-from scipy import optimize, special
 
 CONFIDENCE = 0.95
 """Confidence level of all intervals that do not name another one."""
 
-Z95 = -float(special.ndtri((1 - CONFIDENCE) / 2))
+Z95 = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 """Standard normal quantile of a two-sided 95 % interval."""
 
 ROOT_TOLERANCE = 1e-15
@@ -39,7 +40,7 @@ def wilson(correct: int, images: int, confidence: float = CONFIDENCE) -> tuple[f
         raise ValueError(
             f"`correct` (={correct}) must lie between 0 and `images` (={images}), which must be at least 1"
         )
-    z = float(special.ndtri((1 + confidence) / 2))
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = correct / images
     scale = 2 * (images + z**2)
     centre = (2 * images * share + z**2) / scale
@@ -83,6 +84,8 @@ def gap_interval(correct: tuple[int, int], images: tuple[int, int], pairs: int =
 
 def mean_interval(values: Float[np.ndarray, " repeats"]) -> tuple[float, float]:
     """95 % interval of the mean of independent repeats (Student 1908); infinite for a single repeat."""
+    from scipy import special
+
     if len(values) < 2:
         return -math.inf, math.inf
     quantile = -float(special.stdtrit(len(values) - 1, (1 - CONFIDENCE) / 2))
@@ -119,6 +122,8 @@ def paired_interval(gained: int | float, lost: int | float, images: int) -> tupl
     Returns:
         The ends of the interval of the first proportion minus the second.
     """
+    from scipy import optimize
+
     estimate = (gained - lost) / images
 
     def distance(delta: float) -> float:
@@ -174,4 +179,6 @@ def mcnemar(gained: int, lost: int) -> float:
         gained: number of images that only the first classifier gets right.
         lost: number of images that only the second classifier gets right.
     """
+    from scipy import special
+
     return min(1.0, 2 * float(special.bdtr(min(gained, lost), gained + lost, 0.5)))

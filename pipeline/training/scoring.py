@@ -92,7 +92,7 @@ def score(logits: Float[torch.Tensor, "images classes"], images: ImageSet) -> Sc
             f"the outputs for {len(infinite)} of {len(images)} images are not finite: {images.name(infinite)}"
         )
     task = images.task
-    predictions = task.predictions(logits)
+    predictions = task.predictions(logits.numpy())
     loss = task.cross_entropy(logits, torch.from_numpy(images.labels))
     value = task.score(predictions, images.labels)
     return Score(task, predictions, len(images), value, float(loss), images.labels)

@@ -10,12 +10,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import psutil
 import torch
-from datasets import Dataset as Table
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import pixels
+from pipeline.data.arrow import Rows
 from pipeline.data.rendering import renderers
 from pipeline.data.rendering.device_views import Pictures
 from pipeline.data.store import ImageSet
@@ -29,7 +29,7 @@ MEASURED = 1024
 BLOCK = 2**22
 """Number of bytes from which a worker hands decoded images over."""
 
-_on_devices: WeakKeyDictionary[Table, dict[torch.device, Pictures | None]] = WeakKeyDictionary()
+_on_devices: WeakKeyDictionary[Rows, dict[torch.device, Pictures | None]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class _Sizes(Dataset[list[int]]):
     images: ImageSet
 
     def __getitem__(self, rows: range) -> list[int]:
-        encoded = self.images.table[rows.start : rows.stop]["image"]
-        return [width * height for width, height in (pixels.measure(image["bytes"]) for image in encoded)]
+        sizes = (pixels.measure(self.images.rows.encoded(row)) for row in rows)
+        return [width * height for width, height in sizes]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _Decoded(Dataset[tuple[Tensor, Tensor]]):
 
 def held(device: torch.device, images: ImageSet) -> Pictures | None:
     """The images of a split, if they lie on the device already."""
-    return _on_devices.get(images.table, {}).get(device)
+    return _on_devices.get(images.rows, {}).get(device)
 
 
 def choose(device: torch.device, images: ImageSet, views: int, workers: int) -> Pictures | None:
@@ -76,7 +76,7 @@ def choose(device: torch.device, images: ImageSet, views: int, workers: int) -> 
     preferred = renderers.preferred()
     if not views or preferred == "workers" or (preferred == "auto" and device.type != "cuda"):
         return None
-    known = _on_devices.setdefault(images.table, {})
+    known = _on_devices.setdefault(images.rows, {})
     # To decode a whole split for a few of its images takes longer than to render these.
     if device not in known and (preferred == "device" or views >= len(images) / 2):
         known[device] = _decode(device, images, workers)

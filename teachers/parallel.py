@@ -1,0 +1,42 @@
+"""Batches in ONNX Runtime in small parts, of which several run at the same time, each in a thread of its own.
+
+On a CPU this answers more images per second than one part after another with all threads in each operator:
+no thread waits for the others, and the maps of a few images fit into the caches of a core. A thread's sums do
+not depend on the number of threads, so that neither do the answers.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+TOGETHER = 4
+"""Number of images per part."""
+
+
+def answers(
+    ask: Callable[[np.ndarray], np.ndarray], batches: Iterable[np.ndarray], threads: int
+) -> Iterator[np.ndarray]:
+    """Yield the answers to each batch, in order; the next batches are made while threads compute.
+
+    Args:
+        ask: returns the answers to some images, one row per image. Several threads call it at once.
+        batches: images, batch by batch.
+        threads: number of threads.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[list[Future[np.ndarray]]] = deque()
+        for batch in batches:
+            waiting.append(
+                [pool.submit(ask, batch[i : i + TOGETHER]) for i in range(0, len(batch), TOGETHER)]
+            )
+            # All threads have something to do while a batch is handed over and the next one is made.
+            while len(waiting) > 1 and sum(map(len, waiting)) - len(waiting[0]) >= 2 * threads:
+                yield _joined(waiting.popleft())
+        while waiting:
+            yield _joined(waiting.popleft())
+
+
+def _joined(parts: list[Future[np.ndarray]]) -> np.ndarray:
+    return np.concatenate([part.result() for part in parts])
