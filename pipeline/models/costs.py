@@ -1,24 +1,39 @@
 """The costs of a network on paper: multiply-accumulates and parameters."""
 
+from typing import Any
+
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 
 def count_macs(module: nn.Module, size: int) -> int:
-    """Count the multiply-accumulates of convolutions and matrix products for one ``size`` by ``size`` RGB
-    image.
+    """Count the multiply-accumulates of convolutions and linear layers for an RGB image of ``size`` pixels.
 
-    PyTorch's counter gives operations, which are two for each multiply-accumulate.
+    Each value that such a layer returns is a sum of as many products as one of its output channels has
+    weights.
     """
+    macs = 0
+
+    def count(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        nonlocal macs
+        macs += output[0].numel() * layer.get_parameter("weight")[0].numel()
+
+    handles = [
+        layer.register_forward_hook(count)
+        for layer in module.modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    ]
     parameter = next(module.parameters())
     image = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
     training = module.training
-    module.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(image)
-    module.train(training)
-    return counter.get_total_flops() // 2
+    try:
+        with torch.no_grad():
+            module.eval()(image)
+    finally:
+        module.train(training)
+        for handle in handles:
+            handle.remove()
+    return macs
 
 
 def count_parameters(module: nn.Module) -> int:

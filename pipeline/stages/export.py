@@ -11,6 +11,7 @@ from pipeline.data.batches import ViewSet
 from pipeline.models import storage
 from pipeline.onnx import export
 from pipeline.parity import verification
+from pipeline.running import affinity
 from pipeline.running.process import stage
 
 VERIFIED_IMAGES = 32
@@ -18,7 +19,8 @@ VERIFIED_IMAGES = 32
 
 def main(variant: str) -> None:
     """Write `artifacts/onnx/<variant>.onnx`."""
-    parameters.load(variant=variant)
+    p = parameters.load(variant=variant)
+    torch.set_num_threads(p.compute.threads or affinity.physical_cores())
     model = storage.load(paths.model(variant))
     file = paths.onnx(variant)
     previous = file.read_bytes() if file.is_file() else b""
@@ -29,7 +31,6 @@ def main(variant: str) -> None:
     val_set = ViewSet(store.read(paths.DATA, "val"), None, model.card.input)
     sample = np.linspace(0, len(val_set) - 1, num=min(VERIFIED_IMAGES, len(val_set)), dtype=int)
     images = val_set[batches.Request(sample.tolist(), None, model.card.input.size)].images
-    torch.set_num_threads(1)
     figures = verification.verify(unverified, model, images)
     if export.differ_in_commit_alone(previous, unverified.read_bytes()):
         # The same file again: what was measured on it holds, so DVC need not measure it anew.
