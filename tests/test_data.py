@@ -1,17 +1,19 @@
 import gzip
 import os
+import pickle
 import shutil
 import struct
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import fetch, images, sampling, sources, splits, store, writing
+from pipeline.data import arrow, fetch, images, sampling, sources, splits, store, writing
 from pipeline.data.batches import Request, ViewSet
 from pipeline.data.sources import SourceError
 from pipeline.data.views import ViewSpace
@@ -143,6 +145,30 @@ def test_a_folder_of_unlabelled_images_joins_what_the_student_learns_from(
     torch.testing.assert_close(
         softmax_cross_entropy(logits, batch.labels), softmax_cross_entropy(logits[:1], torch.tensor([0])) / 2
     )
+
+
+def test_rows_of_several_files_are_read_from_them_in_every_process(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = [
+        {"image": {"bytes": random.bytes(9), "path": None}, "label": number, "source": f"{number}.png"}
+        for number in range(30)
+    ]
+    table = datasets.Dataset.from_list(rows)
+    table.save_to_disk(tmp_path / "split", num_shards=3)
+    opened = arrow.read(tmp_path / "split")
+    assert len(opened.files) == 3
+    received = pickle.loads(pickle.dumps(opened))
+    assert len(pickle.dumps(opened)) < 1000, "the content is not sent"
+    both = received.and_then(opened)
+    for number in (0, 9, 10, 29):
+        wanted = rows[number]["image"]["bytes"]
+        assert received.encoded(number) == both.encoded(number) == both.encoded(30 + number) == wanted
+        assert received.value("source", number) == f"{number}.png"
+    some = both.select([59, 2])
+    assert [some.encoded(row) for row in (0, 1)] == [rows[29]["image"]["bytes"], rows[2]["image"]["bytes"]]
+    assert pickle.loads(pickle.dumps(some)).column("label") == [29, 2]
+    assert "label" in some
+    assert "verified" not in some
 
 
 def test_too_few_images_and_no_class_folders_are_said(tmp_path: Path, photographs: Path) -> None:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import students
 from pipeline.models import costs
@@ -64,6 +65,15 @@ def test_every_width_and_size_has_the_published_multiply_accumulates(width: floa
         convolutions = costs.count_macs(MobileNetV1(classes=1000, channels=scaled_channels(width)), 224) / 1e6
         assert count == pytest.approx((convolutions - classifier) * (size / 224) ** 2 + classifier, rel=1e-3)
         assert abs(count - DIFFERENT_IN_SLIM[point]) > 2
+
+
+def test_multiply_accumulates_are_half_of_the_operations_that_pytorch_counts() -> None:
+    network = MobileNetV1(classes=7, channels=scaled_channels(0.25))
+    with FlopCounterMode(display=False) as counter:
+        network.eval()(torch.zeros(1, 3, 96, 96))
+    network.train()
+    assert 2 * costs.count_macs(network, 96) == counter.get_total_flops()
+    assert network.training
 
 
 @pytest.mark.parametrize("size", [32, 33, 50, 96, 101, 192])

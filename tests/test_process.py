@@ -109,6 +109,25 @@ def test_stages_that_train_nothing_do_not_import_the_trainer() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_stages_that_compute_nothing_with_networks_do_not_import_pytorch() -> None:
+    stages = ", ".join(
+        f"pipeline.stages.{name}"
+        for name in ("benchmark", "check", "compare", "cost", "prepare", "report", "track")
+    )
+    slow = f"import sys, {stages}; print({{'torch', 'lightning_fabric'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", slow], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_stage_that_reads_images_does_not_import_what_writes_them() -> None:
+    """Hugging Face `datasets` and `scipy.special` take half a second each."""
+    slow = (
+        "import sys, pipeline.stages.export; print({'datasets', 'pandas', 'scipy.special'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", slow], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_every_stage_has_help_with_an_example_and_refuses_what_it_does_not_know() -> None:
     """Their code is read, since each takes seconds to import."""
     scripts = list((ROOT / "pipeline" / "stages").glob("[a-z]*.py"))

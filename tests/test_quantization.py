@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipeline.models.folding import fold_batch_norm
 from pipeline.models.layers import Network, trace
 from pipeline.models.storage import Model, Quantization
+from pipeline.quantization import ranges
 from pipeline.quantization.bias_correction import correct_biases
 from pipeline.quantization.grid import PIXEL_SCALE, bake, int8_activations, integer_bias, weight_scales
 from pipeline.quantization.ranges import activation_scales
@@ -133,6 +134,20 @@ def test_ranges_do_not_depend_on_the_order_or_the_size_of_batches() -> None:
     assert one.keys() == other.keys()
     for name in one:
         assert one[name] == pytest.approx(other[name], rel=0.02)
+
+
+@pytest.mark.parametrize("shape", [(16, 48, 96, 96), (3, 30, 160, 160), (16, 768, 6, 6), (16, 10)])
+def test_a_histogram_takes_equal_parts_of_all_channels_and_images(shape: tuple[int, ...]) -> None:
+    size = torch.Size(shape)
+    numbers = torch.arange(size.numel()).view(size)
+    counted = ranges._spread(numbers.contiguous())
+    assert len(counted) <= ranges.COUNTED
+    assert len(counted) > min(size.numel(), ranges.COUNTED) / 2
+    places = numbers[0].numel()
+    for part in (counted // places, counted % places // numbers[0, 0].numel()):
+        counts = part.bincount()
+        assert len(counts) in shape
+        assert counts.max() - counts.min() <= 0.01 * counts.max() + 1
 
 
 def test_calibration_without_images_is_refused() -> None:

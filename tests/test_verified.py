@@ -234,6 +234,10 @@ def test_a_parent_that_has_passed_the_teacher_is_the_target(
         assert made is stored
         return
     batch = made.train_set[Request([3, 30], 1, 64)]
+    assert batch.for_teachers[0] is batch.images, "views of one size are rendered once"
+    smaller = made.train_set[Request([3, 30], 1, 32)]
+    assert [views.shape[1] for views in (smaller.images, *smaller.for_teachers)] == [32, 64]
+    assert torch.equal(smaller.for_teachers[0], batch.images)
     terms = loss_terms(Objective(kl=1.0), contract, images.task, made.live)
     assert terms(parent, batch)["kl"].item() == pytest.approx(0, abs=1e-5)
     with torch.no_grad():

@@ -4,7 +4,7 @@ from PIL import Image
 
 from pipeline.data import views
 from pipeline.data.views import ViewSpace
-from teachers.contract import InputContract
+from teachers.contract import InputContract, Interpolation
 
 SPACE = ViewSpace(seed=7, crop_scale=(0.3, 0.9), crop_ratio=(0.75, 4 / 3), flip=0.5)
 RANDOM = np.random.default_rng(0)
@@ -54,6 +54,20 @@ def test_a_flip_mirrors_the_pixels() -> None:
     np.testing.assert_array_equal(
         np.asarray(views.render(PICTURE, mirrored, InputContract(32))), plain[:, ::-1]
     )
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("colour", [(1.0, 1.0, 1.0), (0.6, 1.2, 1.3)])
+def test_a_grey_image_has_the_pixels_of_the_same_image_in_colour(
+    interpolation: Interpolation, colour: tuple[float, float, float]
+) -> None:
+    grey = PICTURE.convert("L")
+    for size in (17, 96):
+        contract = InputContract(size, interpolation=interpolation)
+        view = views.View((3.2, 1.5, 47.1, 38.8), True, colour)
+        alike, plain = (views.render(image, view, contract) for image in (grey.convert("RGB"), grey))
+        assert plain.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(plain), np.asarray(alike))
 
 
 def test_colours_lie_in_their_space_and_leave_the_crop_as_it_was() -> None:

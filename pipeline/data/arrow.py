@@ -61,7 +61,8 @@ class Rows:
 
     def and_then(self, others: "Rows") -> "Rows":
         """These rows, followed by others with the same columns."""
-        return Rows(pa.concat_tables([self.table, others.table]), (*self.files, *others.files))
+        files = (*self.files, *others.files) if self.files and others.files else ()
+        return Rows(pa.concat_tables([self.table, others.table]), files)
 
 
 def read(folder: Path) -> Rows:

@@ -1,5 +1,4 @@
-"""Batches of views, rendered on the device or in worker processes; their pixels do not depend on what renders
-them."""
+"""Batches of views, rendered on the device or in processes of the CPU, with the same pixels."""
 
 import os
 import time
@@ -83,9 +82,10 @@ class ViewSet(Dataset[Batch]):
         numbers = None if request.view is None else np.full(len(indices), request.view)
         mixtures = self.mixtures(indices, numbers)
         pixels = {c: np.empty((len(indices), c.size, c.size, 3), np.uint8) for c in contracts}
+        once = list(pixels)
         for row, index in enumerate(indices.tolist()):
             mixture = mixtures and mixtures.at(row)
-            pictures = self._pictures(index, request.view, list(pixels), mixture)
+            pictures = self._pictures(index, request.view, once, mixture)
             for array, image in zip(pixels.values(), pictures, strict=True):
                 array[row] = np.asarray(image)
         images, *for_teachers = (torch.from_numpy(pixels[contract]) for contract in contracts)

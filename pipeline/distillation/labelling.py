@@ -31,8 +31,6 @@ BATCH = 128
 BLOCK = 4 * BATCH
 """Number of images whose answers are one file: whole batches, so that every number of processes shows the
 teacher the same batches, whose size affects the last bits of its answers."""
-
-
 AHEAD = 2
 """Number of batches that a CPU renders while the teacher answers."""
 

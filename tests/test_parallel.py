@@ -1,0 +1,49 @@
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from teachers import parallel
+from teachers.parallel import TOGETHER
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_answers_come_in_the_order_of_the_batches(threads: int) -> None:
+    batches = [np.arange(first, first + 10) for first in range(0, 100, 10)]
+    answers = list(parallel.answers(lambda part: part * 2, batches, threads))
+    for batch, answer in zip(batches, answers, strict=True):
+        np.testing.assert_array_equal(answer, batch * 2)
+
+
+def test_parts_of_a_batch_run_at_the_same_time() -> None:
+    together = threading.Barrier(3, timeout=20)
+
+    def ask(part: np.ndarray) -> np.ndarray:
+        together.wait()  # which fails unless three parts run at once
+        return part
+
+    [answer] = parallel.answers(ask, [np.arange(3 * TOGETHER)], threads=3)
+    np.testing.assert_array_equal(answer, np.arange(3 * TOGETHER))
+
+
+def test_few_batches_are_made_before_they_are_needed() -> None:
+    made = 0
+
+    def batches() -> Iterator[np.ndarray]:
+        nonlocal made
+        for made in range(1, 100):  # noqa: B007
+            yield np.zeros(8 * TOGETHER)
+
+    answers = parallel.answers(lambda part: part, batches(), threads=2)
+    next(answers)
+    assert made <= 3
+    answers.close()
+
+
+def test_an_error_of_a_thread_reaches_the_caller() -> None:
+    def fail(_part: np.ndarray) -> np.ndarray:
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        list(parallel.answers(fail, [np.zeros(3)], threads=2))
