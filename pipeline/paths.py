@@ -157,6 +157,11 @@ def confidence(variant: str) -> Path:
     return METRICS / f"{variant}.npz"
 
 
+def quantized(parent: str) -> Path:
+    """The network that post-training quantisation has made of a variant, for others that would make it."""
+    return CHECKPOINTS / f"quantized-{parent}"
+
+
 def checkpoints(run: str) -> Path:
     """Epoch checkpoints of one training run, removed when it is finished."""
     return CHECKPOINTS / run

@@ -1,7 +1,7 @@
 """Post-training steps on a small student, plain and with channels of very different scales."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import cache, parameters
+from pipeline import cache, parameters, paths
 from pipeline.models import storage
 from pipeline.models.layers import trace
 from pipeline.models.storage import Model, Quantization
@@ -24,6 +24,8 @@ from pipeline.quantization.ranges import BINS, Histogram
 from pipeline.quantization.sensitivity import score_layers, simulate_together
 from pipeline.quantization.settings import Step
 from pipeline.quantization.simulator import leave_float, simulate
+from pipeline.running import dvc_parent
+from pipeline.stages import quantize
 from pipeline.tasks import SINGLE_LABEL
 from teachers.contract import InputContract
 from tests import tiny_students
@@ -193,6 +195,38 @@ def test_a_recorded_choice_is_read_as_it_was(tmp_path: Path) -> None:
 def scripted(answers: Callable[[int], Judgement]) -> Judge:
     calls = itertools.count()
     return lambda *_: answers(next(calls))
+
+
+@pytest.mark.parametrize("change", ["nothing", "steps", "question", "code", "damage", "no DVC"])
+def test_a_network_that_another_variant_has_made_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(dvc_parent.STAGE, "build@int8-ptq")
+    folder, model, given = paths.quantized("fp32"), student(), {"network": "one"}
+    steps: list[Step] = ["adaptive_rounding"]
+    bench = Workbench(model, batches, weight_limit=63, float_layers=FLOAT_LAYERS)
+    network, quantization = quantize._make(folder, model, bench, given, steps)
+    match change:
+        case "steps":
+            steps = [*steps, "bias_correction"]
+        case "question":
+            given = {"network": "another"}
+        case "code":
+            (tmp_path / paths.CODE).mkdir(parents=True)
+            (tmp_path / paths.CODE / "quantize").write_text("another")
+        case "damage":
+            content = (folder / paths.WEIGHTS).read_bytes()
+            (folder / paths.WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        case "no DVC":
+            monkeypatch.delenv(dvc_parent.STAGE)
+    made: list[Collection[Step]] = []
+    monkeypatch.setattr(bench, "make", lambda steps: made.append(steps) or (network, quantization))
+    again, same = quantize._make(folder, model, bench, given, steps)
+    assert made == ([] if change == "nothing" else [steps])
+    shown = images(4)
+    assert torch.equal(simulate(again, same)(shown), simulate(network, quantization)(shown))
+    assert same.activation_scales == quantization.activation_scales
 
 
 def test_ties_go_to_what_is_simpler() -> None:

@@ -38,7 +38,7 @@ ROUNDING_IMAGES = 128
 """Number of images for adaptive rounding; they are held in memory, with one activation each."""
 TIE = 2.0
 """Number of standard errors of the images' differences within which two trials are equal."""
-RULES = 1
+RULES = 2
 """Version of the rules, raised when a change of them makes recorded choices out of date."""
 GUARD = 0.005
 """Loss of the score on val, a fraction of 1, that a step may cost if it brings the answers nearer."""

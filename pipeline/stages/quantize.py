@@ -4,9 +4,11 @@ Several processes share the training; the first one does everything before and a
 """
 
 import functools
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +16,7 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pipeline import cache, parameters, paths, provenance
+from pipeline import cache, earlier, files, parameters, paths, provenance
 from pipeline.data import batches, sampling, store, views
 from pipeline.data.batches import Request, ViewSet
 from pipeline.data.centred_views import CentredViews
@@ -27,7 +29,8 @@ from pipeline.onnx import graph, judge
 from pipeline.parameters import Parameters, Quantize
 from pipeline.quantization import aware_training, half_precision, post_training, stem
 from pipeline.quantization.half_precision import HalfPrecisionError
-from pipeline.quantization.post_training import Judgement
+from pipeline.quantization.post_training import Judgement, Workbench
+from pipeline.quantization.settings import Step
 from pipeline.running import affinity, siblings
 from pipeline.running.process import run_alongside, stage
 from pipeline.training import compute, ranks, results, scoring
@@ -83,15 +86,19 @@ def _to_integers(variant: str, original: Model, settings: Quantize, p: Parameter
         bench = post_training.Workbench(
             parent, calibration_images, weight_limit=settings.weight_limit, float_layers=settings.float_layers
         )
+        given = {
+            "network": storage.fingerprint(parent.module),
+            "contract": contract.to_dict(),
+            "weight_limit": settings.weight_limit,
+            "float_layers": settings.float_layers,
+            "calibration": sampling.fingerprint(data.train_set.images, calibration),
+        }
+        make = functools.partial(_make, paths.quantized(original.card.variant), parent, bench, given)
         if settings.ptq != "auto":
-            return bench.make(settings.ptq)
+            return make(settings.ptq)
         question = provenance.identity(
             rules=post_training.RULES,
-            network=storage.fingerprint(parent.module),
-            contract=contract.to_dict(),
-            weight_limit=settings.weight_limit,
-            float_layers=settings.float_layers,
-            calibration=sampling.fingerprint(data.train_set.images, calibration),
+            **given,
             judged=[store.read_report(paths.DATA)["data_sha256"], p.seed, JUDGED_IMAGES],
             machine=layer_costs.runtime(),
         )
@@ -104,7 +111,7 @@ def _to_integers(variant: str, original: Model, settings: Quantize, p: Parameter
         print(post_training.table(trials))
         applied["ptq"] = post_training.applied(trials)
         applied["candidates"] = [trial.to_dict() for trial in trials]
-        return bench.make(applied["ptq"])
+        return make(applied["ptq"])
 
     network, quantization = ranks.on_first(fabric, after_training)
     history = []
@@ -147,6 +154,37 @@ def _to_integers(variant: str, original: Model, settings: Quantize, p: Parameter
         history=history,
     )
     print(f"{variant}: val {val} in ONNX Runtime")
+
+
+def _make(
+    folder: Path, parent: Model, bench: Workbench, given: Mapping[str, Any], steps: Collection[Step]
+) -> tuple[Network, Quantization]:
+    """The network that some steps make, or the same one that another variant has left in a folder.
+
+    Args:
+        folder: where it is left.
+        parent: the float network.
+        bench: makes it.
+        given: what it depends on beside the steps and the code.
+        steps: the steps.
+    """
+    code = earlier.digest(paths.CODE / "quantize")
+    question = provenance.identity(**given, steps=sorted(steps), code=code)
+    made = folder / "made.json"
+
+    def origin() -> dict[str, str]:
+        """What was asked, and the two files with the answer."""
+        return {"question": question, "files": earlier.digest(folder / paths.WEIGHTS, folder / paths.CARD)}
+
+    with files.locked(folder.with_suffix(".lock")):
+        if earlier.read(made) == origin():
+            model = storage.load(folder)
+            assert model.quantization is not None
+            return layers.trace(model.module.requires_grad_(False)), model.quantization
+        network, quantization = bench.make(steps)
+        storage.save(folder, _without_norms(Model(network.module, parent.card, quantization)))
+        files.write(made, json.dumps(origin()) + "\n")
+    return network, quantization
 
 
 def _without_norms(model: Model) -> Model:

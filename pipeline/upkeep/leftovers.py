@@ -25,7 +25,7 @@ SCRATCH = re.compile(rf"{re.escape(resources.SCRATCH)}(\d+)-.*")
 EARLIER_SCRATCH = re.compile(r"tmp[a-z0-9_]{8}")
 """Name of such a folder in ``artifacts/`` of an earlier version."""
 
-LABELS, TEACHER = "labels-", "teacher-"
+LABELS, QUANTIZED, TEACHER = "labels-", "quantized-", "teacher-"
 """Beginnings of the names of checkpoints that do not belong to a variant."""
 
 EXPERIMENTS = Path(".dvc", "tmp", "exps")
@@ -230,6 +230,6 @@ def _stale_checkpoints(variants: Collection[str]) -> Iterator[Leftover]:
             if card.is_file() and card.stat().st_mtime > newest:
                 reason = "the teacher's answers for settings before the current ones"
                 yield Leftover(folder, disk_usage(folder), reason)
-        elif folder.name not in variants:
+        elif folder.name.removeprefix(QUANTIZED) not in variants:
             reason = f"checkpoint of a variant that {paths.PARAMETERS} does not have"
             yield Leftover(folder, disk_usage(folder), reason)
