@@ -28,7 +28,7 @@ def network(seed: int) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Flatten(), head)
 
 
-def label(fabric: Fabric, data: Path, folder: Path) -> None:
+def label(fabric: Fabric, data: Path, folder: Path, workers: int = 0) -> None:
     """Answer the training images by an ensemble of two; the first process writes the store."""
     labelling.BATCH, labelling.BLOCK = 4, 8
     view_set = ViewSet(store.read(data, "train"), SPACE, CONTRACTS[0], teachers=CONTRACTS[1:])
@@ -40,7 +40,7 @@ def label(fabric: Fabric, data: Path, folder: Path) -> None:
         classes=CLASSES,
         top=TOP,
         partial=folder / "partial",
-        workers=0,
+        workers=workers,
     )
     if fabric.global_rank == 0:
         labels.save(
@@ -50,7 +50,7 @@ def label(fabric: Fabric, data: Path, folder: Path) -> None:
 
 def main(fabric: Fabric) -> None:
     """Label in one of the processes."""
-    label(fabric, *map(Path, sys.argv[1:3]))
+    label(fabric, Path(sys.argv[1]), Path(sys.argv[2]))
     print(f"rank {fabric.global_rank} of {fabric.world_size}", flush=True)
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from pipeline.data import arrow, fetch, images, sampling, sources, splits, store, writing
+from pipeline.data.arrow import Rows
 from pipeline.data.batches import Request, ViewSet
 from pipeline.data.sources import SourceError
 from pipeline.data.views import ViewSpace
@@ -159,16 +161,28 @@ def test_rows_of_several_files_are_read_from_them_in_every_process(tmp_path: Pat
     assert len(opened.files) == 3
     received = pickle.loads(pickle.dumps(opened))
     assert len(pickle.dumps(opened)) < 1000, "the content is not sent"
-    both = received.and_then(opened)
+    both = received.followed_by(opened)
     for number in (0, 9, 10, 29):
         wanted = rows[number]["image"]["bytes"]
         assert received.encoded(number) == both.encoded(number) == both.encoded(30 + number) == wanted
         assert received.value("source", number) == f"{number}.png"
+    assert opened.encoded(-1) == rows[29]["image"]["bytes"]
     some = both.select([59, 2])
     assert [some.encoded(row) for row in (0, 1)] == [rows[29]["image"]["bytes"], rows[2]["image"]["bytes"]]
     assert pickle.loads(pickle.dumps(some)).column("label") == [29, 2]
-    assert "label" in some
-    assert "verified" not in some
+    assert some.has("label")
+    assert not some.has("verified")
+
+
+def test_some_rows_of_a_table_are_taken_without_the_others() -> None:
+    encoded = [bytes([number]) * 2**20 for number in range(40)]
+    parts = [pa.table({"image": [{"bytes": one} for one in encoded[i : i + 10]]}) for i in range(0, 40, 10)]
+    rows = Rows(pa.concat_tables(parts))
+    before = pa.total_allocated_bytes()
+    some = rows.select([31, 0, 12])
+    assert pa.total_allocated_bytes() - before < 4 * 2**20
+    assert [some.encoded(row) for row in range(3)] == [encoded[31], encoded[0], encoded[12]]
+    assert len(rows.select([])) == 0
 
 
 def test_too_few_images_and_no_class_folders_are_said(tmp_path: Path, photographs: Path) -> None:

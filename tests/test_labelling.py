@@ -4,14 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from pipeline import files, provenance
 from pipeline.data import batches, store
@@ -19,6 +22,7 @@ from pipeline.data.batches import Request, ViewSet
 from pipeline.data.requests import Lazily
 from pipeline.distillation import labelling, labels
 from pipeline.distillation.labels import Answers, LabelError
+from pipeline.running import affinity
 from pipeline.tasks import SINGLE_LABEL
 from pipeline.training import compute, loop
 from pipeline.training.settings import ComputeSettings
@@ -109,6 +113,27 @@ def test_two_processes_make_the_store_of_one_and_go_on_where_another_number_was_
     kept = blocks[0].stat().st_mtime_ns
     assert contents(label(prepared, tmp_path / "two")) == expected
     assert blocks[0].stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_processes_are_started_by_the_main_thread(
+    prepared: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Only there does PyTorch notice how one ends. Without such processes, a thread renders ahead."""
+    threads: list[threading.Thread] = []
+
+    class Watched(DataLoader[Any]):
+        def __iter__(self) -> Any:
+            threads.append(threading.current_thread())
+            return super().__iter__()
+
+    monkeypatch.setattr(batches, "DataLoader", Watched)
+    monkeypatch.setattr(batches, "CHEAP", 0.0)
+    monkeypatch.setattr(affinity, "limit_workers", lambda count: count)
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1))
+    labelling_ranks.label(fabric, prepared, tmp_path, workers)
+    assert [thread is threading.main_thread() for thread in threads] == [workers > 0]
+    assert contents(tmp_path / "labels") == contents(alone / "labels")
 
 
 def test_a_damaged_block_is_labelled_again(

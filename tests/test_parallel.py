@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,12 +39,31 @@ def test_few_batches_are_made_before_they_are_needed() -> None:
     answers = parallel.answers(lambda part: part, batches(), threads=2)
     next(answers)
     assert made <= 3
-    answers.close()
 
 
 def test_an_error_of_a_thread_reaches_the_caller() -> None:
     def fail(_part: np.ndarray) -> np.ndarray:
         raise ValueError("broken")
 
+    for threads in (1, 2):
+        with pytest.raises(ValueError, match="broken"):
+            list(parallel.answers(fail, [np.zeros(3)], threads))
+
+
+def test_after_an_error_no_further_part_is_asked() -> None:
+    asked: list[int] = []
+
+    def fail(part: np.ndarray) -> np.ndarray:
+        asked.append(len(part))
+        time.sleep(0.1)
+        raise ValueError("broken")
+
     with pytest.raises(ValueError, match="broken"):
-        list(parallel.answers(fail, [np.zeros(3)], threads=2))
+        list(parallel.answers(fail, [np.zeros(40 * TOGETHER)], threads=2))
+    assert len(asked) < 10
+
+
+def test_of_a_small_batch_every_thread_gets_a_part() -> None:
+    asked: list[int] = []
+    [_] = parallel.answers(lambda part: asked.append(len(part)) or part, [np.zeros(10)], threads=8)
+    assert asked == [2, 2, 2, 2, 2]

@@ -1,4 +1,4 @@
-"""The rows of an Arrow table whose files are memory-mapped, so that any row is read at once."""
+"""The rows of an Arrow table whose files are memory-mapped: any row is read without the others."""
 
 import json
 from bisect import bisect_right
@@ -32,7 +32,8 @@ class Rows:
     def __reduce__(self) -> tuple[Callable[..., "Rows"], tuple[Any, ...]]:
         return (_open, (self.files,)) if self.files else (Rows, (self.table,))
 
-    def __contains__(self, column: str) -> bool:
+    def has(self, column: str) -> bool:
+        """Whether there is a column of this name."""
         return column in self.table.column_names
 
     def column(self, name: str) -> list[Any]:
@@ -46,6 +47,7 @@ class Rows:
     def encoded(self, row: int) -> bytes:
         """The image file of one row."""
         starts, parts = self._encoded
+        row = range(len(self))[row]
         part = bisect_right(starts, row) - 1
         return parts[part][row - starts[part]].as_py()
 
@@ -57,9 +59,12 @@ class Rows:
 
     def select(self, rows: Sequence[int] | Int64[np.ndarray, " some"]) -> "Rows":
         """Some rows, as a table in memory."""
-        return Rows(self.table.take(pa.array(rows, pa.int64())))
+        # One by one: together, Arrow would first join all parts of the table, in at most 2 GiB.
+        first = pa.array([0])
+        chosen = (self.table.slice(int(row), 1).take(first) for row in rows)
+        return Rows(pa.concat_tables([self.table.slice(0, 0), *chosen]))
 
-    def and_then(self, others: "Rows") -> "Rows":
+    def followed_by(self, others: "Rows") -> "Rows":
         """These rows, followed by others with the same columns."""
         files = (*self.files, *others.files) if self.files and others.files else ()
         return Rows(pa.concat_tables([self.table, others.table]), files)

@@ -1,7 +1,7 @@
 """The prepared form of a data set: one memory-mapped Arrow table per split, whose images stay encoded.
 
-Any image of any size is read at once. The files may be sharded, and Hugging Face `datasets` reads and streams
-them, too.
+Any image of any size is read without the others. The files may be sharded, and Hugging Face `datasets` reads
+and streams them, too.
 """
 
 import json
@@ -77,7 +77,7 @@ class ImageSet:
     @cached_property
     def verified(self) -> Int64[np.ndarray, " some"]:
         """Indices of the images whose labels are known to be right, ascending."""
-        known = VERIFIED in self.rows
+        known = self.rows.has(VERIFIED)
         return np.flatnonzero(self.rows.column(VERIFIED)) if known else np.empty(0, np.int64)
 
     @cached_property
@@ -110,7 +110,7 @@ def read_training_images(folder: Path) -> ImageSet:
     if UNLABELLED not in read_report(folder)["images"]:
         return train
     more = read(folder, UNLABELLED)
-    return ImageSet(train.rows.and_then(more.rows), train.classes, train.task)
+    return ImageSet(train.rows.followed_by(more.rows), train.classes, train.task)
 
 
 def read_report(folder: Path) -> dict[str, Any]:

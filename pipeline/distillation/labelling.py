@@ -19,7 +19,7 @@ from torch import nn
 
 from pipeline import files
 from pipeline.data import batches
-from pipeline.data.batches import Batch, Request, ViewSet
+from pipeline.data.batches import Batch, Request, ViewSet, WorkerBatches
 from pipeline.data.rendering import prefetching
 from pipeline.data.requests import Lazily
 from pipeline.distillation import labels
@@ -32,7 +32,7 @@ BLOCK = 4 * BATCH
 """Number of images whose answers are one file: whole batches, so that every number of processes shows the
 teacher the same batches, whose size affects the last bits of its answers."""
 AHEAD = 2
-"""Number of batches that a CPU renders while the teacher answers."""
+"""Number of batches that this process renders while the teacher answers, where no other process does."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,9 @@ def compute(
     ]
     size = view_set.contract.size
     requests = Lazily(len(rows) * views, lambda n: Request(rows[n // views], n % views, size))
-    stream = iter(batches.load(fabric.device, view_set, requests, workers))
-    if fabric.device.type == "cpu":
+    loaded = batches.load(fabric.device, view_set, requests, workers)
+    stream = iter(loaded)
+    if isinstance(loaded, WorkerBatches) and not loaded.workers:
         stream = prefetching.in_thread(stream, AHEAD)
     row_type = _row_type(classes, top)
     # A helper compacts answers while a GPU computes the next ones.

@@ -44,7 +44,7 @@ def score(
         images: batches of the images, in the order of the labels.
         labels: class indices; or, for attributes, targets from 0 to 1, where an image counts as having the
             attribute from 0.5 on.
-        threads: number of threads of ONNX Runtime.
+        threads: number of parts of a batch that run at the same time, each in a thread.
 
     Returns:
         ``n``, ``metric``, the metric itself with the ends of its 95 % interval (``..._lo``, ``..._hi``) as

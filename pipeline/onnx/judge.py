@@ -26,7 +26,7 @@ def answer(
     Args:
         model: the student.
         batches: images as bytes, rendered by its contract.
-        threads: number of threads of ONNX Runtime.
+        threads: number of parts of a batch that run at the same time, each in a thread.
 
     Raises:
         ExportError: the file cannot be written; see ``export.export``.
@@ -55,7 +55,7 @@ def judge_files(
         labels: their labels, in the same order.
         task: the question that the student answers.
         contract: input contract of the networks that are judged.
-        threads: number of threads of ONNX Runtime.
+        threads: number of parts of a batch that run at the same time, each in a thread.
 
     Raises:
         ExportError: a file cannot be written; see ``export.export``.

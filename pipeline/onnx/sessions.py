@@ -49,7 +49,6 @@ def open_session(
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = ERRORS_ONLY
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     # Threads of an idle session must not take cores from the next one.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if len(cores) > 1:

@@ -182,7 +182,7 @@ def _render(sample: Sequence[bytes], space: ViewSpace, train_side: int | None, s
     contract = InputContract(size)
 
     def render(encoded: bytes) -> None:
-        image = image_files.decode(encoded)
+        image = image_files.decode(encoded, grey=True)
         view = views.draw(space, 0, 0, *image.size)
         views.render(image, view, contract).tobytes()
 

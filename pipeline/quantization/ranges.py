@@ -109,7 +109,7 @@ def activation_histograms(
 
 
 def _spread(values: Float[Tensor, "batch channels *map"]) -> Float[Tensor, " some"]:
-    """At most ``COUNTED`` values, of all channels and places alike."""
+    """At most ``COUNTED`` values, of all channels alike, and of all places about alike."""
     channels = values.shape[1]
     step = -(-values.numel() // COUNTED)
     while math.gcd(step, channels) > 1:  # which would leave out channels

@@ -17,6 +17,11 @@ def physical_cores() -> int:
     return min(psutil.cpu_count(logical=False) or 1, len(usable_cores()))
 
 
+def threads(wanted: int) -> int:
+    """Number of threads of a computation: the number that is wanted; for 0, one per physical core."""
+    return wanted or physical_cores()
+
+
 def limit_workers(count: int) -> int:
     """Number of worker processes out of ``count`` that have a logical core each."""
     return min(count, len(usable_cores()))

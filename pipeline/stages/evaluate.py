@@ -27,7 +27,7 @@ def main(variant: str) -> None:
     p = parameters.load(variant=variant)
     model = storage.load(paths.model(variant))
     size = model.card.input.size
-    threads = p.compute.threads or affinity.physical_cores()
+    threads = affinity.threads(p.compute.threads)
     torch.set_num_threads(threads)
     test_set, val_set = (ViewSet(store.read(paths.DATA, s), None, model.card.input) for s in ("test", "val"))
 

@@ -20,7 +20,7 @@ VERIFIED_IMAGES = 32
 def main(variant: str) -> None:
     """Write `artifacts/onnx/<variant>.onnx`."""
     p = parameters.load(variant=variant)
-    torch.set_num_threads(p.compute.threads or affinity.physical_cores())
+    torch.set_num_threads(affinity.threads(p.compute.threads))
     model = storage.load(paths.model(variant))
     file = paths.onnx(variant)
     previous = file.read_bytes() if file.is_file() else b""

@@ -39,7 +39,7 @@ def main() -> None:
     fresh = [name for name in p.variants if name not in kept]
     print(earlier.summary(fresh, sorted(kept)))
     models = {name: storage.load(paths.model(name)) for name in fresh}
-    threads = p.compute.threads or affinity.physical_cores()
+    threads = affinity.threads(p.compute.threads)
     torch.set_num_threads(threads)
     written = {name: _write(p, model, threads) for name, model in models.items()}
     scored = _score(p, models, threads)

@@ -71,7 +71,7 @@ def _attacked(p: Parameters, name: str) -> str:
 def _measure(p: Parameters, test: ImageSet, names: Sequence[str]) -> dict[str, Any]:
     """Score some variants, and print the scores."""
     seed, result = p.seed, {}
-    cores = p.compute.threads or affinity.physical_cores()
+    cores = affinity.threads(p.compute.threads)
     classifiers = {name: open_classifier(paths.onnx(name), parts=cores) for name in names}
     modules = {
         name: storage.load(paths.model(name)) for name in dict.fromkeys(_attacked(p, v) for v in names)

@@ -71,18 +71,15 @@ def _to_integers(variant: str, original: Model, settings: Quantize, p: Parameter
     data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, contract)
 
     calibration = sampling.choose(data.train_set.images, settings.calibration, p.seed)
-    shown = CentredViews(
-        torch.device("cpu"),
-        ViewSet(data.train_set.images.select(calibration), None, contract),
-        p.compute.workers,
-    )
-
-    def calibration_images() -> Iterator[Float[Tensor, "_ 3 height width"]]:
-        return (contract.normalise(batch.images) for batch in shown.at(contract.size))
-
     judge_answers = functools.cache(lambda: _judge(original, contract, data.val_set, p))
 
     def after_training() -> tuple[Network, Quantization]:
+        chosen = ViewSet(data.train_set.images.select(calibration), None, contract)
+        shown = CentredViews(torch.device("cpu"), chosen, p.compute.workers)
+
+        def calibration_images() -> Iterator[Float[Tensor, "_ 3 height width"]]:
+            return (contract.normalise(batch.images) for batch in shown.at(contract.size))
+
         bench = post_training.Workbench(
             parent, calibration_images, weight_limit=settings.weight_limit, float_layers=settings.float_layers
         )
@@ -143,7 +140,8 @@ def _to_integers(variant: str, original: Model, settings: Quantize, p: Parameter
     requests = batches.sequential(range(len(data.val_set)), None, contract.size, BATCH)
     loader = batches.load(torch.device("cpu"), data.val_set, requests, p.compute.workers)
     val = scoring.score(
-        judge.answer(model, (batch.images for batch in loader), _threads(p)), data.val_set.images
+        judge.answer(model, (batch.images for batch in loader), affinity.threads(p.compute.threads)),
+        data.val_set.images,
     )
     _save(
         variant,
@@ -328,12 +326,8 @@ def _judge(parent: Model, contract: InputContract, val_set: ViewSet, p: Paramete
         val_set.images.labels[indices],
         val_set.images.task,
         contract=contract,
-        threads=_threads(p),
+        threads=affinity.threads(p.compute.threads),
     )
-
-
-def _threads(p: Parameters) -> int:
-    return p.compute.threads or affinity.physical_cores()
 
 
 def _effect(before: Judgement, now: Judgement, *, kept: bool) -> str:

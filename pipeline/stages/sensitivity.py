@@ -58,7 +58,7 @@ def _measure(p: Parameters, changes: Mapping[str, Mapping[str, bool]]) -> dict[s
     from pipeline.inspection import layer_sensitivity
     from pipeline.models import storage
 
-    torch.set_num_threads(p.compute.threads or affinity.physical_cores())
+    torch.set_num_threads(affinity.threads(p.compute.threads))
     result = layer_sensitivity.measure_students(
         {name: storage.load(paths.model(name)) for name in changes},
         changes,

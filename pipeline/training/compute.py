@@ -80,7 +80,7 @@ def start(settings: ComputeSettings, *, trials: Path | None = None, ranks: bool 
         _launch(fabric, environment, nodes)
     # SLURM gives each process cores of its own; otherwise they are shared.
     sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ and siblings.in_slurm_step() else devices
-    torch.set_num_threads(max(1, (settings.threads or affinity.physical_cores()) // sharing))
+    torch.set_num_threads(max(1, affinity.threads(settings.threads) // sharing))
     return fabric
 
 
