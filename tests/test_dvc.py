@@ -166,7 +166,7 @@ def test_results_that_are_used_again_are_there_when_their_stage_reruns() -> None
 
 
 def reads_earlier_result(script: str) -> bool:
-    return "earlier.read(" in (ROOT / "pipeline" / "stages" / f"{script}.py").read_text()
+    return "earlier.read(paths." in (ROOT / "pipeline" / "stages" / f"{script}.py").read_text()
 
 
 def test_checkpoints_are_no_outputs_so_dvc_does_not_remove_them() -> None:

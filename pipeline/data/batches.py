@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
@@ -82,13 +82,13 @@ class ViewSet(Dataset[Batch]):
         numbers = None if request.view is None else np.full(len(indices), request.view)
         mixtures = self.mixtures(indices, numbers)
         pixels = {c: np.empty((len(indices), c.size, c.size, 3), np.uint8) for c in contracts}
-        once = list(pixels)
         for row, index in enumerate(indices.tolist()):
             mixture = mixtures and mixtures.at(row)
-            pictures = self._pictures(index, request.view, once, mixture)
+            pictures = self._pictures(index, request.view, pixels, mixture)
             for array, image in zip(pixels.values(), pictures, strict=True):
                 array[row] = np.asarray(image)
-        images, *for_teachers = (torch.from_numpy(pixels[contract]) for contract in contracts)
+        shown = {contract: torch.from_numpy(array) for contract, array in pixels.items()}
+        images, *for_teachers = (shown[contract] for contract in contracts)
         labels = self.shown_labels(torch.from_numpy(self.images.labels), indices, mixtures)
         answers = self.stored_answers(indices, request.view)
         answers = None if answers is None else torch.from_numpy(answers)
@@ -153,7 +153,7 @@ class ViewSet(Dataset[Batch]):
         self,
         index: int,
         number: int | None,
-        contracts: Sequence[InputContract],
+        contracts: Collection[InputContract],
         mixture: views.Mixture | None,
     ) -> list[Image.Image]:
         """One view at the size of each contract."""
@@ -166,7 +166,7 @@ class ViewSet(Dataset[Batch]):
         ]
 
     def _renderings(
-        self, index: int, number: int | None, contracts: Sequence[InputContract]
+        self, index: int, number: int | None, contracts: Collection[InputContract]
     ) -> list[Image.Image]:
         image = self.images.image(index, grey=True)
         if number is None or self.space is None:
