@@ -13,9 +13,9 @@ import pytest
 from dvc.repo import Repo
 
 from pipeline import __main__
+from pipeline.running.locks import BusyError
 from pipeline.upkeep import dvc_cache, leftovers, tidying
 from pipeline.upkeep.dvc_cache import CacheError
-from pipeline.upkeep.leftovers import BusyError
 
 LIMIT = 200_000
 """Bytes that a file of DVC's cache may have in the tests of a full one."""
@@ -145,6 +145,7 @@ SUPERFLUOUS = [
     "artifacts/checkpoints/fp32/last.safetensors.damaged",
     "artifacts/onnx/fp32.unverified",
     "artifacts/checkpoints/removed-variant/last.safetensors",
+    "artifacts/checkpoints/quantized-removed-variant/made.json",
     ".dvc/tmp/exps/tmpx/params.yaml",
     "{temporary}/.distillery-{ended}-abc/part",
 ]
@@ -154,6 +155,7 @@ NEEDED = [
     "artifacts/models/fp32/weights.safetensors",
     "artifacts/models/removed-variant/weights.safetensors",
     "artifacts/checkpoints/fp32/last.safetensors",
+    "artifacts/checkpoints/quantized-fp32/made.json",
     "artifacts/checkpoints/teacher-full/last.safetensors",
     "artifacts/checkpoints/labels-0123456789abcdef/0.npy",
     "artifacts/checkpoints/kernels.json",

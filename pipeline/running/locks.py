@@ -16,7 +16,7 @@ TAKEOVER_SECONDS = 10.0
 
 
 class BusyError(DistilleryError):
-    """Another process does the same work at the moment; the message names it."""
+    """Another process does the same work, or works in this folder, at the moment; the message names it."""
 
 
 @contextmanager

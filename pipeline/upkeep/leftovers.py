@@ -17,6 +17,7 @@ import psutil
 
 from pipeline import paths, resources
 from pipeline.errors import DistilleryError
+from pipeline.running.locks import BusyError
 from pipeline.upkeep import dvc_cache
 
 SCRATCH = re.compile(rf"{re.escape(resources.SCRATCH)}(\d+)-.*")
@@ -26,16 +27,12 @@ EARLIER_SCRATCH = re.compile(r"tmp[a-z0-9_]{8}")
 """Name of such a folder in ``artifacts/`` of an earlier version."""
 
 LABELS, QUANTIZED, TEACHER = "labels-", "quantized-", "teacher-"
-"""Beginnings of the names of checkpoints that do not belong to a variant."""
+"""Beginnings of the names of checkpoints that are not those of a variant's training."""
 
 EXPERIMENTS = Path(".dvc", "tmp", "exps")
 """Copies of the workspace in which DVC runs queued experiments."""
 
 DATABASE = Path("mlflow.db")
-
-
-class BusyError(DistilleryError):
-    """The pipeline runs, so that nothing may be removed."""
 
 
 @dataclass(frozen=True)
