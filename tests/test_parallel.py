@@ -33,7 +33,8 @@ def test_few_batches_are_made_before_they_are_needed() -> None:
 
     def batches() -> Iterator[np.ndarray]:
         nonlocal made
-        for made in range(1, 100):  # noqa: B007
+        while made < 99:
+            made += 1
             yield np.zeros(8 * TOGETHER)
 
     answers = parallel.answers(lambda part: part, batches(), threads=2)

@@ -166,7 +166,7 @@ def _make(
         given: what it depends on beside the steps and the code.
         steps: the steps.
     """
-    code = earlier.digest(paths.CODE / "quantize")
+    code = earlier.digest(*paths.circumstances("quantize"))
     question = provenance.identity(**given, steps=sorted(steps), code=code)
     made = folder / "made.json"
 
