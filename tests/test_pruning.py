@@ -201,8 +201,12 @@ def test_a_layer_whose_channels_are_half_idle_loses_half_without_damage() -> Non
             parent.get_parameter(f"blocks.6.pointwise.{name}")[idle] = 0.0
             parent.get_parameter(f"blocks.7.depthwise.{name}")[idle] = 0.0
     images = torch.rand(2, 8, 3, SIZE, SIZE)
+
+    def settle(module: nn.Module) -> None:
+        norms.reestimate(module, images)
+
     settled = copy.deepcopy(parent)
-    norms.reestimate(settled, images)
+    settle(settled)
     answers = settled(images[0])
 
     @torch.no_grad()
@@ -210,7 +214,7 @@ def test_a_layer_whose_channels_are_half_idle_loses_half_without_damage() -> Non
         return float((module(images[0]) - answers).abs().mean() / answers.std())
 
     damages = channel_sensitivity.measure(
-        parent, ARGUMENTS, ratios=(0.25, 0.5), images=list(images), score=distance, criterion="l2"
+        parent, ARGUMENTS, ratios=(0.25, 0.5), settle=settle, score=distance, criterion="l2"
     )
     assert list(damages) == ["stem", *(f"blocks.{n}.pointwise" for n in range(13))]
     assert damages["blocks.6.pointwise"][0.5] < 1e-3

@@ -4,6 +4,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -42,7 +43,8 @@ def trial_data(parent: nn.Module) -> TrialData:
         return SINGLE_LABEL.kl(module(images[0]), answers[:32], 1.0)
 
     losses: tuple[Loss, ...] = (loss, loss)
-    return TrialData(tuple(images[:2]), losses, tuple(images[2:]), answers[64:].argmax(1), SINGLE_LABEL)
+    labels = answers[64:].argmax(1)
+    return TrialData(tuple(images[:2]), losses, tuple(images[2:]), labels, SINGLE_LABEL, nullcontext)
 
 
 @pytest.mark.parametrize("shape", [widths.uniform, widths.worth_shape([1.0, 5.0] * 7, [1.0] * 14)])

@@ -511,6 +511,44 @@ def test_bf16_is_used_at_the_sizes_where_its_trial_was_faster_and_the_trial_is_r
     assert kinds == {32: {torch.float32}, 64: {torch.bfloat16}}
 
 
+def test_batch_norm_settles_in_the_arithmetic_of_the_training(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gains = {32: 2.0, 64: 2.0, 96: 1.0}
+    monkeypatch.setattr(precision, "_try", lambda _fabric, _module, _batch, size: gains[size])
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, precision="auto"))
+    network, kinds = student(), list[torch.dtype]()
+    network.get_submodule("stem.conv").register_forward_hook(lambda *call: kinds.append(call[-1].dtype))
+    view_set = ViewSet(store.read(data, "train"), SPACE, CONTRACT)
+    for sizes, expected in ([32, 64], torch.bfloat16), ([64, 96], torch.float32):
+        precision.choose(fabric, network, 12, sizes)
+        norms.settle(fabric, network, view_set, workers=0)
+        scoring.evaluate(fabric, network, view_set, CONTRACT.size, workers=0)
+        assert kinds[0] == expected
+        assert kinds[-1] == torch.float32  # scores are those of fp32, in which files compute
+        assert all(buffer.dtype != torch.bfloat16 for buffer in network.buffers())
+        kinds.clear()
+
+
+@pytest.mark.parametrize(("gain", "rounds"), [(2.0, 5), (0.5, 5), (1.2, 9), (0.95, 9)])
+def test_a_trial_that_is_clear_ends_early(gain: float, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, steps = [0.0], [0]
+
+    def replayable(learn: Any, _device: torch.device) -> Any:
+        def step() -> None:
+            (fast,) = learn.args
+            clock[0] += 1.0 if fast else gain
+            steps[0] += 1
+
+        return step
+
+    monkeypatch.setattr(precision.graphs, "replayable", replayable)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
+    fabric = compute.start(ComputeSettings(accelerator="cpu", threads=1, precision="auto"))
+    assert precision._try(fabric, student(), 4, 32) == pytest.approx(gain)
+    assert steps[0] == 2 * rounds
+
+
 @pytest.mark.parametrize(
     ("gains", "sizes"),
     [

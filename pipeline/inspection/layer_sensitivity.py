@@ -168,7 +168,7 @@ def measure(
             model.module,
             model.card.arguments,
             ratios=ratios,
-            images=settling,
+            settle=lambda masked: norms.reestimate(masked, settling),
             score=scorer.score,
             criterion=CRITERION,
             architecture=model.card.architecture,

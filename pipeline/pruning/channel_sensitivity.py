@@ -3,13 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 import students
 from pipeline.pruning import masks, surgery, widths
 from pipeline.pruning.masks import Criterion, Loss
-from pipeline.training import norms
 
 Score = TypeVar("Score")
 
@@ -19,7 +17,7 @@ def measure(
     arguments: dict[str, Any],
     *,
     ratios: Sequence[float],
-    images: Sequence[Float[Tensor, "batch 3 height width"]],
+    settle: Callable[[nn.Module], None],
     score: Callable[[nn.Module], Score],
     criterion: Criterion = "l1",
     losses: Sequence[Loss] = (),
@@ -35,7 +33,8 @@ def measure(
         module: the parent; left as it is.
         arguments: keyword arguments of ``students.build`` that rebuild the parent.
         ratios: shares of a layer's channels that are kept, above 0 and below 1.
-        images: normalised training images for the statistics, of the size on which ``score`` judges.
+        settle: function that sets the statistics of batch norm to those of training images, of the size on
+            which ``score`` judges, and leaves a network in evaluation mode.
         score: function from a network in evaluation mode to its score, of any type.
         criterion: importance of a channel.
         losses: losses whose gradients ``taylor`` takes.
@@ -55,6 +54,6 @@ def measure(
                 module, surgery.convolution_channels(narrow), criterion, surgery.GRAPH_SIZE, losses
             )
             masked = masks.apply_masks(module, removal)
-            norms.reestimate(masked, images)
+            settle(masked)
             scores[path][ratio] = score(masked)
     return scores

@@ -13,6 +13,7 @@ import bisect
 import itertools
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -35,7 +36,7 @@ from pipeline.pruning.masks import Criterion, Loss
 from pipeline.pruning.surgery import PruningError
 from pipeline.pruning.widths import BudgetError
 from pipeline.tasks import Task
-from pipeline.training import norms, step
+from pipeline.training import norms, precision, step
 
 ShapeName = Literal["uniform", "sensitivity"]
 """How much each layer loses: the same share, or more where it does little damage for what it saves."""
@@ -58,7 +59,7 @@ lack. One that lacks more is left out where ``auto`` chooses."""
 GAIN = 0.02
 """Least gain of the score, a fraction of 1, for which another shape than the uniform one is taken: on
 ``VAL_IMAGES`` images, smaller ones are noise."""
-RULES = 1
+RULES = 2
 """Version of the rules, raised when a change of them makes recorded choices out of date."""
 
 
@@ -129,11 +130,18 @@ class TrialData:
     labels: Tensor
     """Labels of the validation images."""
     task: Task
+    arithmetic: Callable[[], AbstractContextManager[None]]
+    """Function to a context in which networks that are ranked compute."""
+
+    def settle(self, module: nn.Module) -> None:
+        """Set the statistics of batch norm to those of the training images."""
+        with self.arithmetic():
+            norms.reestimate(module, self.settling)
 
     def logits(self, module: nn.Module, images: int | None = None) -> Float[Tensor, "images classes"]:
         """Compute the logits for the validation images, or for the first ``images`` of them."""
         selection = self.val[: images and images // BATCH]
-        with torch.no_grad():
+        with torch.no_grad(), self.arithmetic():
             return torch.cat([module(batch).float().cpu() for batch in selection])
 
 
@@ -170,6 +178,7 @@ def gather_trial_data(
         val=tuple(contract.normalise(batch.images) for batch in val_batches),
         labels=torch.from_numpy(data.val_set.images.labels[val_indices]),
         task=task,
+        arithmetic=partial(precision.as_trained, fabric, contract.size),
     )
 
 
@@ -273,7 +282,7 @@ def choose(
             failures.append(error)
             print(f"plan left out: criterion {criterion}, shape {shape}: {error}", file=sys.stderr)
             continue
-        norms.reestimate(pruned, data.settling)
+        data.settle(pruned)
         logits = data.logits(pruned)
         plans.append(
             PruningPlan(
@@ -373,7 +382,7 @@ def _sensitivity_shape(
         module,
         arguments,
         ratios=(DAMAGE_SHARE,),
-        images=data.settling,
+        settle=data.settle,
         score=lambda masked: float(data.task.kl(data.logits(masked, DAMAGE_IMAGES), parent_logits, 1.0)),
         architecture=architecture,
     )

@@ -23,7 +23,7 @@ from pipeline.pruning.plans import PlanChoice, TrialData
 from pipeline.pruning.settings import PruningSettings
 from pipeline.running import siblings
 from pipeline.running.process import run_alongside, stage
-from pipeline.training import compute, norms, ranks, results, scoring
+from pipeline.training import compute, norms, precision, ranks, results, scoring
 
 
 def main(variant: str) -> None:
@@ -67,6 +67,8 @@ def main(variant: str) -> None:
     )
 
     def choose() -> PlanChoice:
+        # The parent's steps tell in which arithmetic networks of its kind are fast.
+        precision.choose(fabric, module, settings.batch_size, [contract.size])
         return plans.choose(
             module,
             arguments,

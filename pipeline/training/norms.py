@@ -10,7 +10,7 @@ from torch.optim.swa_utils import update_bn
 
 from pipeline.data import batches
 from pipeline.data.batches import ViewSet
-from pipeline.training import ranks
+from pipeline.training import precision, ranks
 
 IMAGES = 2048
 """Number of images from which statistics are computed after a training."""
@@ -19,14 +19,16 @@ BATCH = 64
 
 
 def settle(fabric: Fabric, module: nn.Module, dataset: ViewSet, workers: int) -> None:
-    """Recompute the statistics of batch norm from plain views of a split, at the size of its contract.
+    """Recompute the statistics of batch norm from plain views of a split, at the size of its contract and in
+    the arithmetic of the latest training.
 
     Running statistics reflect some dozen batches at the image sizes of the training. For a teacher, this step
     alone gained 0.7 points on validation images. The first of several ranks computes them for all.
     """
 
     def settled() -> list[Tensor]:
-        reestimate(module, plain_images(fabric, dataset, IMAGES, BATCH, workers))
+        with precision.as_trained(fabric, dataset.contract.size):
+            reestimate(module, plain_images(fabric, dataset, IMAGES, BATCH, workers))
         return [buffer.cpu() for buffer in module.buffers()]
 
     for own, first in zip(module.buffers(), ranks.on_first(fabric, settled), strict=True):

@@ -3,8 +3,8 @@
 import copy
 import platform
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ GAIN = 1.15
 instructions for bf16 are above it (1.4 and more), others far below (0.1 to 1): noise decides nothing."""
 UNTIMED, TIMED = 2, 7
 """Numbers of steps of a trial of each arithmetic: warm-up, and timed."""
+CLEAR = 1.2
+"""How far, as a factor, a gain lies from ``GAIN`` and from 1 if it is clear after ``FEW`` timed steps."""
+FEW = 3
 TRIAL = 5
 """Version of the trial, raised when a change of the training made one of the two faster; trials of another
     version are repeated."""
@@ -36,6 +39,8 @@ class TriedPrecision(MixedPrecision):
         self.trials = trials
         """JSON file with the results of earlier trials, so that a machine always decides the same way."""
         self.fast = False
+        self.in_bf16: frozenset[int] = frozenset()
+        """Image sizes that ``choose`` has chosen for the latest training."""
         if device == "cuda":
             # TF32 for products of matrices, as PyTorch has it for convolutions: never slower than fp32.
             torch.set_float32_matmul_precision("high")
@@ -63,13 +68,27 @@ def choose(fabric: Fabric, module: nn.Module, batch_size: int, sizes: Sequence[i
         return frozenset()
     gains = {size: _gain(fabric, module, batch_size, size, precision.trials) for size in sizes}
     is_faster = gains[max(sizes)] >= GAIN
-    return frozenset(size for size, gain in gains.items() if is_faster and gain >= 1)
+    precision.in_bf16 = frozenset(size for size, gain in gains.items() if is_faster and gain >= 1)
+    return precision.in_bf16
 
 
 def use(fabric: Fabric, fast: bool) -> None:
     """Switch the network to bf16 or to fp32; without effect unless the precision is ``auto``."""
     if isinstance(fabric.strategy.precision, TriedPrecision):
         fabric.strategy.precision.fast = fast
+
+
+@contextmanager
+def as_trained(fabric: Fabric, size: int) -> Iterator[None]:
+    """Let networks compute as the latest training computes images of a size: in bf16 if ``choose`` has chosen
+    it, and with the operators that are fast on a CPU."""
+    precision = fabric.strategy.precision
+    use(fabric, isinstance(precision, TriedPrecision) and size in precision.in_bf16)
+    try:
+        with fabric.autocast(), FastOperators():
+            yield
+    finally:
+        use(fabric, False)
 
 
 def _gain(fabric: Fabric, module: nn.Module, batch_size: int, size: int, trials: Path | None) -> float:
@@ -98,7 +117,8 @@ def _name(fabric: Fabric, module: nn.Module, batch_size: int, size: int) -> str:
 
 
 def _try(fabric: Fabric, module: nn.Module, batch_size: int, size: int) -> float:
-    """Seconds per training step in fp32 over those in bf16, each the fastest of ``TIMED``.
+    """Seconds per training step in fp32 over those in bf16, each the fastest of ``TIMED``, or of
+    ``FEW`` where these are clear.
 
     The two take turns, so that a machine that slows down slows down both. On a GPU both are replayed as CUDA
     graphs, as steps are: launched one by one, the additional kernels of bf16 would cost more than they save.
@@ -116,11 +136,16 @@ def _try(fabric: Fabric, module: nn.Module, batch_size: int, size: int) -> float
 
     steps = {fast: graphs.replayable(partial(learn, fast), fabric.device) for fast in (False, True)}
     times: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(UNTIMED + TIMED):
+    gain = 1.0
+    for number in range(UNTIMED + TIMED):
         for fast, measured in times.items():
             began = time.perf_counter()
             steps[fast]()
             if fabric.device.type == "cuda":
                 torch.cuda.synchronize(fabric.device)
             measured.append(time.perf_counter() - began)
-    return min(times[False][UNTIMED:]) / min(times[True][UNTIMED:])
+        if number >= UNTIMED:
+            gain = min(times[False][UNTIMED:]) / min(times[True][UNTIMED:])
+        if number + 1 >= UNTIMED + FEW and not 1 / CLEAR < gain < GAIN * CLEAR:
+            break
+    return gain
