@@ -99,13 +99,10 @@ class _SharedBatchNorm(Function):
         )
         sums = torch.stack([to_weight, to_bias])
         distributed.all_reduce(sums)
-        # Less the means of the gradient, and of the gradient times the normalised input, over all images.
-        scale = weight * (var + ctx.eps).rsqrt() / ctx.images
-        slope = scale * sums[0] * (var + ctx.eps).rsqrt()
-        shape = (1, -1, *[1] * (input.dim() - 2))
-        offset = scale * sums[1] - slope * mean
-        to_input = to_input - (input * slope.view(shape) + offset.view(shape))
-        return to_input.to(input.dtype), to_weight, to_bias, None, None, None, None
+        # So far as if mean and variance were constants; that they are not is an affine function of the input.
+        share = weight * (var + ctx.eps).rsqrt() / ctx.images
+        to_input -= functional.batch_norm(input, mean, var, share * sums[0], share * sums[1], eps=ctx.eps)
+        return to_input, to_weight, to_bias, None, None, None, None
 
 
 def _statistics(
