@@ -14,7 +14,7 @@ from torch import nn
 
 import students
 from pipeline.models.costs import count_macs
-from pipeline.pruning import plans, surgery, widths
+from pipeline.pruning import plans, reconstruction, surgery, widths
 from pipeline.pruning.masks import Loss
 from pipeline.pruning.plans import PruningPlan, TrialData
 from pipeline.tasks import SINGLE_LABEL
@@ -137,9 +137,9 @@ def test_plans_cost_the_same_and_the_best_on_val_is_first(target: dict[str, floa
     assert {(c.criterion, c.shape) for c in ranked} == set(
         itertools.product(("l1", "taylor"), ("uniform", "sensitivity"))
     )
-    scores = [c.score for c in ranked[1:]]
-    assert scores == sorted(scores, reverse=True)
-    assert choice.best.score > max(scores) - plans.GAIN
+    losses = [c.cross_entropy for c in ranked[1:]]
+    assert losses == sorted(losses)
+    assert choice.best.cross_entropy < losses[0] or choice.best.shape == "uniform"
     assert all(c.images == 128 for c in ranked)
     uniform, shaped = (next(c for c in ranked if c.shape == shape) for shape in ("uniform", "sensitivity"))
     if "macs" in target:
@@ -155,8 +155,8 @@ def test_plans_cost_the_same_and_the_best_on_val_is_first(target: dict[str, floa
     assert plans.PLAN_CHOICE.validate_json(plans.PLAN_CHOICE.dump_json(choice)) == choice
 
 
-def plan(shape: plans.ShapeName, score: float) -> PruningPlan:
-    return PruningPlan("l1", shape, (8,), score, 1.0, 384, 1, 1.0)
+def plan(shape: plans.ShapeName, score: float, cross_entropy: float) -> PruningPlan:
+    return PruningPlan("l1", shape, (8,), score, cross_entropy, 384, 1, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,11 @@ def plan(shape: plans.ShapeName, score: float) -> PruningPlan:
     [(0.80, 0.79, "uniform"), (0.80, 0.815, "uniform"), (0.80, 0.825, "sensitivity")],
 )
 def test_a_near_tie_on_val_goes_to_the_uniform_shape(uniform: float, shaped: float, expected: str) -> None:
-    choice = plans._choose([plan("sensitivity", shaped), plan("uniform", uniform)], {})
+    better = plan("uniform", uniform, 0.5)
+    choice = plans._choose([plan("sensitivity", shaped, 0.4), plan("uniform", 0.9, 0.6), better], {})
     assert choice.best.shape == expected
-    assert len(choice.plans) == 2
+    assert choice.best.cross_entropy == (0.5 if expected == "uniform" else 0.4)
+    assert len(choice.plans) == 3
 
 
 def test_a_shape_that_is_slower_at_equal_work_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,3 +273,17 @@ def test_the_speedup_is_that_of_the_measured_network_if_its_layers_do_not_add_up
     reached = factor * milliseconds(parent) / choice.best.milliseconds
     assert 2 <= reached < 2.5
     assert choice.speeds["uniform"] == pytest.approx(reached, rel=1e-3)
+
+
+def test_plans_are_ranked_as_they_are_fitted() -> None:
+    parent = random_network()
+    choice = chosen(parent, macs=0.5, shapes=("uniform",))
+    data = trial_data(parent)
+    for plan in choice.plans:
+        fitted, _ = surgery.remove_channels(
+            parent, ARGUMENTS, plan.channels, size=SIZE, criterion=plan.criterion, losses=data.losses
+        )
+        unfitted = float(data.task.cross_entropy(data.logits(fitted), data.labels))
+        reconstruction.fit(parent, fitted, data.settling)
+        assert float(data.task.cross_entropy(data.logits(fitted), data.labels)) == plan.cross_entropy
+        assert plan.cross_entropy != unfitted

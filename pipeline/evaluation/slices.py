@@ -77,8 +77,8 @@ def built_in(images: ImageSet, contract: InputContract) -> list[Column]:
             "object_scale",
             "built-in",
             scales,
-            f"share of the square that is not background; measured on the {plain:,} of {len(images):,} images "
-            "with a plain border",
+            f"share of the square that is not background; measured on the {plain:,} of {len(images):,} "
+            "images with a plain border",
         ),
     ]
 

@@ -1,8 +1,9 @@
 """The choice among pruning plans, ranked on val before any of them is trained.
 
-A network without some of its channels still has batch norm statistics from before. With statistics estimated
-again on some training images, its score before fine-tuning tells which plan will be the best after it (Li et
-al. 2020, "EagleEye", https://arxiv.org/abs/2007.02491).
+A network that has just lost channels answers badly, whichever they were. Fitted to its parent on some
+training images (``reconstruction``), it shows what the channels that are left can do, and its loss tells
+which plan will be the best after fine-tuning, too. (Li et al. 2020, "EagleEye",
+https://arxiv.org/abs/2007.02491, estimate batch norm's statistics again for the same purpose.)
 
 Measured times differ from one measurement to the next. Where they decide, they do so between few networks
 that are clearly apart, and the simpler one, whose layers all keep the same share, is taken unless the other
@@ -31,7 +32,7 @@ from pipeline.distillation.objective import loss_terms
 from pipeline.distillation.settings import Objective
 from pipeline.distillation.training_data import TrainingData
 from pipeline.models.costs import count_macs
-from pipeline.pruning import channel_sensitivity, surgery, widths
+from pipeline.pruning import channel_sensitivity, reconstruction, surgery, widths
 from pipeline.pruning.masks import Criterion, Loss
 from pipeline.pruning.surgery import PruningError
 from pipeline.pruning.widths import BudgetError
@@ -42,7 +43,7 @@ ShapeName = Literal["uniform", "sensitivity"]
 """How much each layer loses: the same share, or more where it does little damage for what it saves."""
 
 SETTLING_IMAGES = 128
-"""Number of training images on which batch norm's statistics are estimated."""
+"""Number of training images to which plans are fitted, and on which batch norm's statistics are estimated."""
 TAYLOR_IMAGES = 128
 """Number of training images of whose losses the criterion ``taylor`` takes gradients."""
 VAL_IMAGES = 384
@@ -65,7 +66,7 @@ RULES = 2
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """A criterion and channel counts, with the score of the pruned network before fine-tuning."""
+    """A criterion and channel counts, with the score of the fitted network before fine-tuning."""
 
     criterion: Criterion
     shape: ShapeName
@@ -94,7 +95,7 @@ class PlanChoice:
     """The plans that were tried, and the one to carry out."""
 
     plans: tuple[PruningPlan, ...]
-    """The plan to carry out, and the others, the best first."""
+    """The plan to carry out, and the others by their cross entropy."""
     speeds: dict[str, float]
     """Shape to the measured speed of its network, as a multiple of the parent's (with ``speedup``) or of the
     uniform network's (with ``macs``); only where a speed decides."""
@@ -122,7 +123,7 @@ class TrialData:
     """Images by which plans are made and judged, at the size of the student."""
 
     settling: tuple[Float[Tensor, "_ 3 _ _"], ...]
-    """Batches of normalised training images for batch norm's statistics."""
+    """Batches of normalised training images for fits and for batch norm's statistics."""
     losses: tuple[Loss, ...]
     """Distillation losses, each on a batch of training images with the teacher's stored answers."""
     val: tuple[Float[Tensor, "_ 3 _ _"], ...]
@@ -197,7 +198,8 @@ def choose(
     milliseconds: Callable[[nn.Module], float],
     speed: Callable[[nn.Module, nn.Module], float],
 ) -> PlanChoice:
-    """Try every shape with every criterion, and choose by score and then cross entropy.
+    """Try every shape with every criterion, and choose by cross entropy, which tells close plans apart sooner
+    than the score.
 
     With ``macs``, every shape gets the same multiply-accumulates; of several shapes, one that is slower than
     the uniform network by more than ``SLOWER`` is left out. With ``speedup``, every shape gets the widest
@@ -282,7 +284,7 @@ def choose(
             failures.append(error)
             print(f"plan left out: criterion {criterion}, shape {shape}: {error}", file=sys.stderr)
             continue
-        data.settle(pruned)
+        reconstruction.fit(module, pruned, data.settling)
         logits = data.logits(pruned)
         plans.append(
             PruningPlan(
@@ -302,16 +304,21 @@ def choose(
 
 
 def _choose(plans: Sequence[PruningPlan], speeds: dict[str, float]) -> PlanChoice:
-    """The plan with the best score, a uniform one if none is better by ``GAIN``."""
-    ranked = sorted(plans, key=lambda plan: (-plan.score, plan.cross_entropy))
-    best, reason = ranked[0], "the best score on val"
+    """The plan with the least cross entropy, a uniform one if it does not score higher by ``GAIN``."""
+    ranked = sorted(plans, key=lambda plan: (plan.cross_entropy, -plan.score))
+    best, reason = ranked[0], "the least cross entropy on val"
     uniform = next((plan for plan in ranked if plan.shape == "uniform"), None)
     if uniform is not None and best.shape != "uniform":
         if best.score < uniform.score + GAIN:
             best = uniform
-            reason = f"the best score on val of the uniform shape; another one is not better by {GAIN:.0%}"
+            reason = (
+                "the least cross entropy on val of the uniform shape; another one does not score "
+                f"{GAIN:.0%} higher"
+            )
         else:
-            reason = f"the best score on val, by at least {GAIN:.0%} better than the uniform shape"
+            reason = (
+                f"the least cross entropy on val, and a score at least {GAIN:.0%} above the uniform shape's"
+            )
     return PlanChoice((best, *(plan for plan in ranked if plan is not best)), speeds, reason)
 
 

@@ -78,13 +78,8 @@ def pruning(results: RunResults) -> list[Grid]:
                 [f"{results.task.words}, %", "cross entropy", "MACs, M"],
                 rows,
                 f"Channels were removed by {first}: {settings['reason']}. The candidates were compared on "
-                f"{figure(images)} validation images before "
-                + (
-                    "the layers were fitted to those of the parent"
-                    if settings.get("epochs") == 0
-                    else "any fine-tuning"
-                )
-                + ", which makes up for most of the loss.",
+                f"{figure(images)} validation images, fitted to the parent by least squares on some training "
+                f"images{', before any fine-tuning' if settings.get('epochs') else ''}.",
                 card["variant"],
             )
         )
