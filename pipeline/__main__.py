@@ -73,6 +73,7 @@ def main() -> None:
     command.add_argument(
         "changes",
         nargs="*",
+        default=[],
         metavar="GROUP=NAME | KEY=VALUE",
         help="members of groups in configs/ and values, which take precedence over the plan",
     )
@@ -111,6 +112,7 @@ def main() -> None:
     command.add_argument(
         "changes",
         nargs="*",
+        default=[],
         metavar="GROUP=NAME | KEY=VALUE",
         help="members of groups in configs/ and values, which take precedence over the plan",
     )
@@ -164,6 +166,7 @@ def main() -> None:
     command.add_argument(
         "images",
         nargs="*",
+        default=[],
         help="image files, folders of images, or patterns; without any, a few photographs of the test split",
     )
     command.add_argument(
@@ -233,6 +236,7 @@ def main() -> None:
     command.add_argument(
         "changes",
         nargs="*",
+        default=[],
         metavar="CONFIG | GROUP=NAME | KEY=VALUE",
         help="a file of configs/ without .yaml (default: config), other files of its groups, and values; "
         "a text or path is taken as it stands, whatever characters it has",

@@ -38,8 +38,9 @@ LIGHTNING = "pytorch-lightning_version"
 """Key of a checkpoint of Lightning, which may hold tensors of a loss or of metrics beside the network's."""
 UNPICKLER = re.compile(r"(?:WeightsUnpickler error|Unsupported global): (.+?)(?: was not| Check the|$)")
 """The reason within PyTorch's advice to read a file unsafely."""
+ZIP = b"PK\x03\x04"
 STARTS = {
-    b"PK\x03\x04": "PyTorch",
+    ZIP: "PyTorch",
     b"\x80": "PyTorch",
     b"version https://git-lfs": "a pointer of Git LFS; `git lfs pull` gets the file itself",
 }
@@ -200,7 +201,11 @@ def _unusual(tensor: Tensor) -> str | None:
 
 def _unpickle(path: Path) -> Any:
     """Read a file of ``torch.save`` without running code."""
-    if zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        is_zip = file.read(len(ZIP)) == ZIP
+    if is_zip and not zipfile.is_zipfile(path):
+        raise WeightsError(f"{path} is cut off: it begins as a file of torch.save and has no end")
+    if is_zip:
         _check_program(path)
         _check_sums(path)
     if tarfile.is_tarfile(path):
@@ -214,11 +219,15 @@ def _unpickle(path: Path) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            found = UNPICKLER.search(" ".join(str(error).split()))
+            text = " ".join(str(error).split())
+            found = UNPICKLER.search(text)
+            is_code = "Unsupported global" in text
+            cause = (
+                "loading it would run its code" if is_code else "it is damaged, or loading it would run code"
+            )
             raise WeightsError(
                 f"{path} must hold a state dict alone, as torch.save(model.state_dict(), ...) writes it; it "
-                "is rejected, since it is damaged, or loading it would run its code: "
-                f"{found[1] if found else one_line(error)}"
+                f"is rejected, since {cause}: {found[1] if found else one_line(error)}"
             ) from error
 
 

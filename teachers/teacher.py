@@ -13,9 +13,8 @@ from teachers.contract import InputContract
 from teachers.errors import TeacherError, one_line
 from teachers.labels import LabelsError
 
-HOW_TO_NAME = (
-    "Set teacher.labels to the names in the order of its logits (a list or a file), or to data or natural"
-)
+HOW_TO_NAME = "Set teacher.labels to the names in the order of its logits (a list or a file)"
+HOW_TO_ORDER = f"{HOW_TO_NAME}, or to data (the order of the data) or natural (numbers within names by value)"
 
 
 @dataclass(frozen=True)
@@ -64,22 +63,32 @@ def columns(teacher: Teacher, classes: Sequence[str]) -> tuple[int, ...]:
             return labels.match(classes, teacher.labels)
         except LabelsError as error:
             raise TeacherError(
-                f"{teacher.origin} has {teacher.outputs} logits; {error}. {HOW_TO_NAME}, or adapt it with "
-                "teacher.head or teacher.full"
+                f"{teacher.origin} has {teacher.outputs} logits; {error}. {_remedy(teacher, classes)}"
             ) from error
     if teacher.outputs != len(classes):
         raise TeacherError(
             f"{teacher.origin} has {teacher.outputs} logits without names; the data have {len(classes)} "
-            f"classes. {HOW_TO_NAME}, or adapt it with teacher.head or teacher.full"
+            f"classes. {_remedy(teacher, classes)}"
         )
     by_text, by_number = tuple(sorted(classes)), labels.natural(classes)
     if by_text != by_number:
         raise TeacherError(
             f"{teacher.origin} has {teacher.outputs} logits without names, and the classes of the data have "
             f"two usual orders: {labels.listing(by_text)} and natural, {labels.listing(by_number)}. "
-            f"{HOW_TO_NAME}"
+            f"{HOW_TO_ORDER}"
         )
     return tuple(range(len(classes)))
+
+
+def _remedy(teacher: Teacher, classes: Sequence[str]) -> str:
+    """What to do about a teacher whose logits are not known to be those of the classes."""
+    if teacher.arguments is None:
+        adapt = "dapt it with teacher.head or teacher.full"
+        return f"{HOW_TO_NAME}, or a{adapt}" if teacher.outputs >= len(classes) else f"A{adapt}"
+    # A network that is taken as it is, without any training.
+    if teacher.outputs < len(classes):
+        return "It cannot know all of them; take images of the classes that it was trained on"
+    return HOW_TO_NAME if teacher.outputs > len(classes) else HOW_TO_ORDER
 
 
 def name_logits(teacher: Teacher, names: str | Sequence[str], classes: Sequence[str]) -> Teacher:

@@ -197,7 +197,7 @@ def test_where_nothing_fits_the_rejected_ones_that_would_are_named_with_the_reas
     choice = choose(table, max_size_bytes=2_000_000)
     assert (choice.variant, choice.closest) == (None, "fp32")
     assert choice.reason.index("int8 (1.30 ms") < choice.reason.index("pruned-int8 (1.05 ms")
-    assert "made from pruned, which is rejected: 5 points below fp32 (2 allowed)" in choice.reason
+    assert "made from pruned, which is rejected: 5.00 points below fp32 (2 allowed)" in choice.reason
     assert "381" in choice.reason
     assert "pruned (" not in choice.reason
 
@@ -242,7 +242,7 @@ def test_the_drop_is_against_the_most_accurate_student_of_the_teacher() -> None:
 def test_a_choice_gives_the_reason() -> None:
     assert choose(TABLE, max_drop=0.006, max_size_bytes=2_000_000).reason.startswith(
         "qat is the fastest accepted variant within 0.6 points of fp32 and 2,000,000 bytes: "
-        "88.88 % (0.32 points below fp32, 95 % CI 0.1 to 0.5), 1.33 ms, 1.99 MB."
+        "88.88 % (0.32 points below fp32, 95 % CI -0.52 to -0.12), 1.33 ms, 1.99 MB."
     )
     assert choose(TABLE, max_drop=0.01).reason.startswith(
         "pruned-int8 is the fastest accepted variant within 1 point of fp32: "
@@ -269,7 +269,7 @@ def test_limits_that_are_only_met_apart_are_named_together() -> None:
     assert (choice.variant, choice.closest) == (None, "qat")
     assert choice.reason == (
         "No accepted variant is within 0.1 points of fp32 and 2,000,000 bytes together. "
-        "The closest is qat with a score 0.32 points below fp32, 95 % CI 0.1 to 0.5."
+        "The closest is qat with a score 0.32 points below fp32, 95 % CI -0.52 to -0.12."
     )
 
 
@@ -278,7 +278,7 @@ def test_without_an_accepted_variant_the_loss_and_the_remedies_are_named() -> No
     choice = choose([rejected, *TABLE[1:]])
     assert (choice.variant, choice.closest) == (None, choose(TABLE).variant)
     assert choice.reason.startswith(
-        "Nothing passed. fp32 is 23.1 points below its teacher (4 allowed); all others are made from it. "
+        "Nothing passed. fp32 is 23.12 points below its teacher (4 allowed); all others are made from it. "
         "Train longer (`distill.epochs`), start from pretrained weights (`student.init`), "
         "or raise `gate.distill`. If its 89.2 % are enough for you, take "
         f"{choice.closest}, which compression did not harm: "

@@ -50,7 +50,7 @@ def test_a_file_against_itself_is_not_distinguishable_and_accepted() -> None:
 def test_a_loss_is_rejected_and_the_reason_holds_it() -> None:
     result = compare_predictions(predictions(4000, 0.8, 1), predictions(4000, 0.9, 2))
     assert (result["verdict"], result["distinguishable"]) == ("reject", True)
-    assert f"{-100 * result['delta']:.1f} points below fp32" in result["reason"]
+    assert f"{-100 * result['delta']:.2f} points below fp32" in result["reason"]
     assert set(result["classes_worse"]) == set(NAMES)
 
 

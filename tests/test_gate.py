@@ -86,26 +86,31 @@ def test_a_loss_within_the_limit_is_rejected_while_the_test_set_is_too_small_to_
             -0.0053,
             -0.0083,
             -0.0024,
-            "Accepted: 0.5 points below fp32 (95 % CI 0.2 to 0.8); up to 4 are allowed.",
+            "Accepted: 0.53 points below fp32 (95 % CI -0.83 to -0.24); up to 4 are allowed.",
         ),
         (
             -0.001,
             -0.004,
             0.002,
-            "Accepted: 0.1 points below fp32 (95 % CI -0.2 to 0.4); up to 4 are allowed.",
+            "Accepted: 0.10 points below fp32 (95 % CI -0.40 to +0.20); up to 4 are allowed.",
         ),
         (
             0.003,
             -0.0003,
             0.0062,
-            "Accepted: 0.3 points above fp32 (95 % CI 0.0 to 0.6); a loss of up to 4 is allowed.",
+            "Accepted: 0.30 points above fp32 (95 % CI -0.03 to +0.62); a loss of up to 4 is allowed.",
         ),
-        (-0.1, -0.12, -0.08, "Rejected: 10.0 points below fp32 (95 % CI 8.0 to 12.0); up to 4 are allowed."),
+        (
+            -0.1,
+            -0.12,
+            -0.08,
+            "Rejected: 10.00 points below fp32 (95 % CI -12.00 to -8.00); up to 4 are allowed.",
+        ),
         (
             -0.03,
             -0.05,
             -0.01,
-            "Rejected: 3.0 points below fp32 (95 % CI 1.0 to 5.0); up to 4 are allowed, "
+            "Rejected: 3.00 points below fp32 (95 % CI -5.00 to -1.00); up to 4 are allowed, "
             "and 10,000 test images do not exclude a greater loss.",
         ),
     ],
@@ -140,7 +145,7 @@ def test_a_class_whose_loss_is_shown_and_beyond_its_limit_rejects_a_variant(
     ]
     assert gate.verdict(small, limits(0.01), ABOVE, classes) == verdict
     sentence = gate.explain(small, limits(0.01), "fp32", ABOVE, classes)
-    assert sentence.startswith(f"{verdict.capitalize()}ed: 0.5 points below fp32")
+    assert sentence.startswith(f"{verdict.capitalize()}ed: 0.50 points below fp32")
     assert ("'Shirt' loses" in sentence) == worse
 
 

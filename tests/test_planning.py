@@ -184,8 +184,7 @@ def test_the_plan_is_a_file_that_composes_to_the_planned_parameters() -> None:
     plan.write(made, "the command")
     assert parameters.load() == made.parameters
     assert configuration.planned() == made.parameters
-    assert configuration.is_written_by("the command")
-    assert not configuration.is_written_by("another command")
+    assert configuration.written_by() == "the command"
 
 
 @pytest.mark.usefixtures("project")

@@ -27,7 +27,7 @@ def run(arguments: Namespace) -> None:
 
         if (
             not arguments.anew
-            and configuration.is_written_by(command)
+            and configuration.written_by() == command
             and compression.is_current(arguments.checkpoint)
         ):
             configuration.compose()

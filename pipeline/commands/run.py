@@ -31,11 +31,13 @@ def run(arguments: Namespace) -> None:
     words = [str(arguments.folder), *_options(arguments), *arguments.changes] if arguments.folder else []
     command = shlex.join(["python", "-m", "pipeline", "run", *words])
     with one_line_errors():
-        if arguments.folder is None or (not arguments.anew and configuration.is_written_by(command)):
+        if arguments.folder is None or (not arguments.anew and configuration.written_by() == command):
             configuration.compose()
             if not arguments.planned:
                 anew = "--anew plans anew" if arguments.folder else "`run FOLDER --anew` plans anew"
-                print(f"going on with {configuration.FILE}; {anew}")
+                plan_of = configuration.written_by()
+                made = f", the plan of `{plan_of}`" if plan_of else ""
+                print(f"going on with {configuration.FILE}{made}; {anew}")
         else:
             _plan(arguments, command)
             if not arguments.plan:

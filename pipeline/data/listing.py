@@ -163,7 +163,7 @@ def refuse_losses(listing: Listing, most: float) -> None:
                 f"{_quoted(listing, other)} ({number:,})" for other, number in others.items()
             )
             problems.append(
-                f"class {_quoted(listing, label)}: {count:,} of its {size:,} different pictures are also in "
+                f"class {_quoted(listing, label)}: {count:,} of its {size:,} pictures are also in "
                 f"{named}; data.max_rejected (={most}) allows {most:.0%}. Keep each picture in one class"
             )
     if problems:
@@ -185,8 +185,9 @@ def contradictions(listing: Listing) -> Counter[tuple[int, int]]:
 def contradiction_notes(listing: Listing) -> list[str]:
     """Return one sentence per pair of classes that hold the same pictures, and one for attributes."""
     notes = [
-        f"the classes {_quoted(listing, one)} and {_quoted(listing, other)} share {count:,} different "
-        "pictures; training uses each once, with the label of the first that is listed"
+        f"the classes {_quoted(listing, one)} and {_quoted(listing, other)} have "
+        f"{'a picture' if count == 1 else f'{count:,} pictures'} in common; training uses each once, with "
+        "the label of the first that is listed"
         for (one, other), count in sorted(contradictions(listing).items())
     ]
     if listing.task != "single_label":

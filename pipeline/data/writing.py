@@ -101,7 +101,7 @@ def write(
         report[VERIFIED] = splits.verified
     if every_note := [*listing.notes, *notes]:
         report["notes"] = every_note
-    files.write(folder / REPORT, json.dumps(report, indent=2) + "\n")
+    files.write(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return report
 
 

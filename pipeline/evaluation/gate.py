@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
+from pipeline.selection.scored import compared, interval
 from pipeline.statistics import bootstrap, intervals
 from pipeline.statistics.average_precision import PRESENT, mean_average_precision
 from pipeline.statistics.chance import Chance
@@ -164,9 +165,7 @@ def explain(
         )
     max_drop = limits.max_drop
     above = difference.delta > 0
-    ends = (difference.lo, difference.hi) if above else (-difference.hi, -difference.lo)
-    distance, least, greatest = (f"{100 * value:z.1f}" for value in (abs(difference.delta), *ends))
-    measured = f"{distance} points {'above' if above else 'below'} {parent} (95 % CI {least} to {greatest})"
+    measured = f"{compared(difference.delta, parent)} ({interval(difference.lo, difference.hi)})"
     are = "is" if max_drop == 0.01 else "are"
     allowed = (
         f"a loss of up to {100 * max_drop:g} is allowed"

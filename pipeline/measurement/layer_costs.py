@@ -210,8 +210,10 @@ def fastest_float_layers(costs: Costs, network: Network, contract: InputContract
 def table(choice: FloatLayers) -> str:
     """The choice as text: the predicted milliseconds by number of float layers, and the reason."""
     counts = range(choice.least, choice.least + len(choice.milliseconds))
-    times = ", ".join(f"{n}: {ms:.2f}" for n, ms in zip(counts, choice.milliseconds, strict=True))
-    return f"ms by number of float layers: {times}; {len(choice.layers)}: {choice.reason}"
+    times = ", ".join(f"{ms:.2f} with {n}" for n, ms in zip(counts, choice.milliseconds, strict=True))
+    count = len(choice.layers)
+    kept = f"{count or 'no'} {'layer stays' if count == 1 else 'layers stay'} in float"
+    return f"predicted ms by number of layers in float: {times}; {kept}: {choice.reason}"
 
 
 def name() -> str:

@@ -162,7 +162,7 @@ def torch_file(path: str) -> Start:
         padding = "same" if library == "hugging_face" else "symmetric"
         arguments = {"activation": "relu6", "padding": padding, "norm_eps": TENSORFLOW_EPSILON}
         translated = published.translate(library, tensors)
-        return _published(f"{library} {path}", arguments, translated, declares_input=False)
+        return _published(f"the state dict {path}", arguments, translated, declares_input=False)
     if published.channels(tensors) is None or HEAD[0] not in tensors:
         needed = "stem.conv.weight, blocks.0.depthwise.conv.weight, ..., classifier.weight"
         raise WeightsError(

@@ -65,12 +65,15 @@ def planned() -> Parameters | None:
     return checks.check(composition.composed(NAME), str(FILE)) if FILE.is_file() else None
 
 
-def is_written_by(command: str) -> bool:
-    """Whether the file is the plan that a command made before."""
+def written_by() -> str | None:
+    """The command that made the plan; None if there is no plan, or a person has removed its first line."""
     if not FILE.is_file():
-        return False
+        return None
+    start, end = WRITTEN.split("{}")
     with FILE.open() as file:
-        return file.readline().rstrip("\n") == WRITTEN.format(command)
+        line = file.readline().rstrip("\n")
+    has_command = line.startswith(start) and line.endswith(end)
+    return line.removeprefix(start).removesuffix(end) if has_command else None
 
 
 def keep_previous() -> Path | None:

@@ -111,6 +111,17 @@ def verify(path: Path, model: Model, images: UInt8[Tensor, "batch height width 3
     return figures
 
 
+def describe(figures: Mapping[str, float]) -> str:
+    """What ``verify`` has found, in words."""
+    logits = f"logits within {figures['logits']:.1g} of their range" if figures["logits"] else "equal logits"
+    answers = f"{figures['argmax']:.0%} of the answers equal" if figures["argmax"] < 1 else "equal answers"
+    if "exact" not in figures:
+        return f"{logits}, {answers}"
+    wrong = max(figures["exact"], figures["fused"])
+    integers = f"{wrong:.2%} of a layer's integers differ" if wrong else "equal integers in every layer"
+    return f"{logits}, {answers}, {integers}"
+
+
 def _limit(path: Path, figures: Mapping[str, float], name: str, limit: float) -> None:
     if not figures[name] <= limit:  # A NaN fails as well.
         raise VerificationError(f"{path}: {name} is {figures[name]:.3g}; at most {limit:g} is allowed")

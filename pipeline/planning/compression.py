@@ -20,7 +20,7 @@ from pipeline.errors import DistilleryError
 from pipeline.evaluation import gate
 from pipeline.models import initialisation
 from pipeline.parameters import Parameters, composition, configuration
-from pipeline.planning import plan, survey
+from pipeline.planning import plan, proof, survey
 from pipeline.planning.survey import Survey
 from pipeline.settings import merge
 from pipeline.statistics import intervals
@@ -85,6 +85,8 @@ class Compression:
     variants: tuple[str, ...]
     found: str | None
     """What the file does not say, and how it was found out, in words; None if it says all."""
+    notes: tuple[str, ...]
+    """What the person may want to change, in sentences."""
 
     def lines(self) -> list[str]:
         """The plan in sentences for a terminal and for the head of the file."""
@@ -97,6 +99,7 @@ class Compression:
             f"nothing is trained: {min(TRAINING, count['train']):,} training images calibrate, "
             f"{count['val']:,} of val choose, and {count['test']:,} of test compare the files with it",
             f"variants: {', '.join(self.variants)}",
+            *self.notes,
         ]
 
 
@@ -120,7 +123,14 @@ def make(checkpoint: str, folder: Path, words: Sequence[str] = ()) -> Compressio
     groups = {**GROUPS, "data": survey.source_of(folder), **groups}
     size = given.get("student.size") or given.get("teacher.size")
     contract = first.input
-    size = size or str(contract.size if contract and contract.size else sources.DEFAULT_SIZE)
+    declared_size = contract.size if contract else None
+    notes = []
+    if not size and not declared_size:
+        notes.append(
+            f"note: {checkpoint} does not say for which size of images it was made; "
+            f"{sources.DEFAULT_SIZE} pixels are taken, and student.size takes precedence"
+        )
+    size = size or str(declared_size or sources.DEFAULT_SIZE)
     own = {
         "data.path": str(folder),
         "teacher.name": checkpoint,
@@ -163,6 +173,7 @@ def make(checkpoint: str, folder: Path, words: Sequence[str] = ()) -> Compressio
         classes=_classes(network, contents.classes, indices),
         variants=tuple(final.variants),
         found=found,
+        notes=(*notes, *proof.lines(final, contents)),
     )
 
 

@@ -11,8 +11,8 @@ class PruningSettings(Settings):
     """Which channels are removed, and how many."""
 
     criterion: Literal["auto", "l1", "l2", "fpgm", "taylor"] = "auto"
-    """Importance score of a channel, by NNI. `auto` tries l1, fpgm and taylor and takes the one with the least
-    cross entropy on validation images, once it is fitted to the parent."""
+    """Importance score of a channel, by NNI. `auto` tries l1, fpgm and taylor and takes the one with the
+    least cross entropy on validation images, once it is fitted to the parent."""
     shape: Literal["auto", "uniform", "sensitivity"] = "auto"
     """Distribution of the removed channels over the layers. `uniform` removes the same share everywhere;
     `sensitivity` removes more where it costs little accuracy for what it saves; `auto` takes `uniform` unless

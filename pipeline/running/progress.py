@@ -36,7 +36,8 @@ def bar(description: str, total: int | None = None, unit: str = "images", initia
         total=total,
         initial=initial,
         unit=f" {unit}",
-        unit_scale=True,
+        # Without a scale, tqdm counts in whole numbers; with one, from 1,000 on, in thousands.
+        unit_scale=total is None or total >= 1000,
         delay=DELAY_SECONDS,
         mininterval=pace,
         maxinterval=max(pace, 10 * SCREEN_SECONDS),

@@ -44,11 +44,8 @@ class ScoredVariant(Protocol):
 
 
 def of_reference(row: ScoredVariant, reference: str) -> str:
-    """A variant's difference from the reference with its interval."""
-    above = row.reference_delta > 0
-    ends = (row.reference_lo, row.reference_hi) if above else (-row.reference_hi, -row.reference_lo)
-    least, greatest = (f"{100 * end:z.1f}" for end in ends)
-    return f"{compared(row.reference_delta, reference)}, 95 % CI {least} to {greatest}"
+    """A variant's difference from the reference with its interval, below 0 where accuracy is lost."""
+    return f"{compared(row.reference_delta, reference)}, {interval(row.reference_lo, row.reference_hi)}"
 
 
 def of_gate(row: ScoredVariant, parent: str) -> str:
@@ -74,7 +71,12 @@ def compared(difference: float, other: str) -> str:
     """A difference of scores in points."""
     if not difference:
         return f"as accurate as {other}"
-    return f"{abs(100 * difference):.3g} points {'above' if difference > 0 else 'below'} {other}"
+    return f"{abs(100 * difference):.2f} points {'above' if difference > 0 else 'below'} {other}"
+
+
+def interval(lo: float, hi: float) -> str:
+    """The interval of a difference of scores in points, below 0 where accuracy is lost."""
+    return f"95 % CI {100 * lo:+z.2f} to {100 * hi:+z.2f}"
 
 
 def points(fraction: float) -> str:

@@ -30,8 +30,8 @@ def main() -> None:
     # A plan and an experiment differ on purpose.
     if differing and current != configuration.planned() and EXPERIMENT not in os.environ:
         print(
-            f"{paths.PARAMETERS} differs from the default composition of {paths.CONFIGS}/ in "
-            f"{', '.join(differing)}; `dvc exp run -S KEY=VALUE` composes it anew"
+            f"note: {paths.PARAMETERS} is not the default run: {', '.join(differing)} differ. "
+            "`dvc exp run -S KEY=VALUE` would start from the default run"
         )
     if current.data.path.exists():
         for note in sources.check_files(current.data.path):

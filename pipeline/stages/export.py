@@ -36,9 +36,7 @@ def main(variant: str) -> None:
         # The same file again: what was measured on it holds, so DVC need not measure it anew.
         files.write(unverified, previous)
     unverified.replace(file)
-    print(
-        f"{file}: {file.stat().st_size / 1e6:.2f} MB; " + ", ".join(f"{k} {v:g}" for k, v in figures.items())
-    )
+    print(f"{file}: {file.stat().st_size / 1e6:.2f} MB; verified: {verification.describe(figures)}")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ def main() -> None:
         images=len(images),
     )
     checkpoints.clear(partial)
-    print(f"{len(images)} images, {key.views} views each; computed by {engine}")
+    each = "1 view" if key.views == 1 else f"{key.views} views"
+    print(f"{len(images)} images, {each} each; computed by {engine}")
     if predictions is not None and images.fully_labelled:
         score = task.score(predictions, images.labels)
         print(f"the teacher on the first views: {task.words} {score:.2%} of {len(images)}")

@@ -16,6 +16,9 @@ def main() -> None:
     report = writing.write(paths.DATA, contents, assigned, facts, train_side=p.data.train_side, notes=notes)
     for note in report.get("notes", ()):
         print(f"note: {note}", file=sys.stderr)
+    if assigned.leaked:
+        are = "image of train or val is" if assigned.leaked == 1 else "images of train or val are"
+        print(f"note: {assigned.leaked:,} {are} left out, whose content is in val or test", file=sys.stderr)
     rejected = [*contents.rejected, *assigned.rejected]
     reasons = f" ({listing.count_kinds(rejected)}), listed in {paths.DATA / store.REPORT}" if rejected else ""
     print(

@@ -232,8 +232,8 @@ def _choose_layers(variant: str, settings: Quantize, parent: Model) -> Start:
         parent = stem.read_bytes(parent)
         contract = parent.card.input
         print(
-            f"{network.stem.name} reads bytes less {contract.zero_point}; padding lies up to "
-            f"{applied['border']:.2g} standard deviations from the zeros of {parent.card.variant}"
+            f"{network.stem.name} in int8 reads pixels less {contract.zero_point}; its padding differs from "
+            f"that of {parent.card.variant} by at most {applied['border']:.2g} standard deviations"
         )
     graph.check_float_layers(network, contract, settings.float_layers)
     return Start(settings, parent, applied)

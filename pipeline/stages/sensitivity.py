@@ -69,7 +69,8 @@ def _measure(p: Parameters, changes: Mapping[str, Mapping[str, bool]]) -> dict[s
     )
     for name, scores in result["variants"].items():
         size = result["size"]
-        print(f"{name}: {scores['score']:.1%} on {result['n']} validation images at {size} px")
+        images = f"{result['n']} validation images at {size} px"
+        print(f"{name}: {scores['score']:.1%} on {images}, from which changed layers are counted")
     return result
 
 
