@@ -85,7 +85,7 @@ def check_folder(folder: Path) -> None:
 
 def _plan(arguments: Namespace, command: str) -> None:
     # PyTorch takes seconds to be imported.
-    print(f"{arguments.folder}: reading the images, then measuring this machine for some seconds", flush=True)
+    print(f"{arguments.folder}: reading the images, then measuring this machine", flush=True)
     from pipeline.planning import plan
 
     made = plan.make(arguments.folder, arguments.minutes, arguments.changes, arguments.start)

@@ -18,7 +18,7 @@ from pipeline.data.batches import Batch
 from pipeline.data.views import ViewSpace
 from pipeline.distillation.adaptation import OBJECTIVE
 from pipeline.distillation.objective import loss_terms
-from pipeline.running import affinity
+from pipeline.running import affinity, progress
 from pipeline.tasks import SINGLE_LABEL
 from pipeline.training import optimisation, precision, step
 from pipeline.training.cpu_operators import FastOperators
@@ -104,24 +104,28 @@ def measure(
         train_side: see ``DataSettings.train_side``.
     """
     teacher, student = fabric.to_device(teacher), fabric.to_device(student)
-    # The trials are kept, and decide for the trainings, too.
-    in_bf16 = precision.choose(fabric, teacher, BATCH, [teacher_size])
-    teacher.requires_grad_(False)
-    for path in heads:
-        teacher.get_submodule(path).requires_grad_(True)
-    head = _learning(fabric, teacher, teacher_size, fast=bool(in_bf16))
-    teacher.requires_grad_(True)
-    return Rates(
+    with progress.bar("measuring this machine", 6, "parts") as bar:
         # The first start also reads the files of the libraries from the disk.
-        start=min(_seconds(_start_stage, [None, None])),
-        render=_render(sample, space, train_side, max(student_sizes)),
-        cores=affinity.physical_cores(),
-        head=head,
-        teacher=_network(fabric, teacher, [teacher_size], in_bf16, in_runtime(teacher, teacher_size).module),
-        student=_network(
-            fabric, student, student_sizes, precision.choose(fabric, student, BATCH, student_sizes), student
-        ),
-    )
+        start = min(_seconds(_start_stage, [None, None]))
+        render = _render(sample, space, train_side, max(student_sizes))
+        bar.update()
+        # The trials are kept, and decide for the trainings, too.
+        in_bf16 = precision.choose(fabric, teacher, BATCH, [teacher_size])
+        bar.update()
+        teacher.requires_grad_(False)
+        for path in heads:
+            teacher.get_submodule(path).requires_grad_(True)
+        head = _learning(fabric, teacher, teacher_size, fast=bool(in_bf16))
+        teacher.requires_grad_(True)
+        bar.update()
+        answering = in_runtime(teacher, teacher_size).module
+        teacher_rates = _network(fabric, teacher, [teacher_size], in_bf16, answering)
+        bar.update()
+        in_bf16 = precision.choose(fabric, student, BATCH, student_sizes)
+        bar.update()
+        student_rates = _network(fabric, student, student_sizes, in_bf16, student)
+        bar.update()
+    return Rates(start, render, affinity.physical_cores(), head, teacher_rates, student_rates)
 
 
 def _network(

@@ -99,6 +99,10 @@ class RunResults:
         """The teacher in words: a network that is only loaded teaches no other one."""
         return TEACHER if self.is_distilled else "given network"
 
+    def shown(self, name: str) -> str:
+        """A variant, or the teacher in words."""
+        return self.teacher_name if name == TEACHER else name
+
     @property
     def teacher_score(self) -> float:
         """Score of the teacher on the test split."""

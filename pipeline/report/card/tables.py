@@ -70,8 +70,7 @@ def efforts(results: RunResults) -> Markdown:
     for name, history in histories.items():
         duration = words.duration(seconds(history)) if history else "no training"
         speeds = [line["images_per_second"] for line in history if line.get("images_per_second")]
-        shown = results.teacher_name if name == TEACHER else name
-        line = [shown, duration, figure(max(speeds), "/s") if speeds else "not recorded"]
+        line = [results.shown(name), duration, figure(max(speeds), "/s") if speeds else "not recorded"]
         if costs:
             own = costs["training"][name]["own"]
             line += (

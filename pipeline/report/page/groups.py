@@ -70,7 +70,7 @@ def gaps(results: RunResults) -> Grid | None:
         "Points of accuracy between the best and the worst group. Shaded where the gap is significant, "
         "corrected for the number of pairs of groups."
     )
-    return Grid("gap by", variants, rows, note)
+    return Grid("gap by", [results.shown(name) for name in variants], rows, note)
 
 
 def _gap(groups: Part) -> str:

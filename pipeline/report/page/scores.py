@@ -202,10 +202,10 @@ def calibrations(results: RunResults) -> list[Figure]:
                 text=f"ECE {figure(calibration['ece'], '%')} "
                 f"({span(calibration['ece_lo'], calibration['ece_hi'], '%')}), "
                 f"mean confidence {figure(calibration['confidence'], '%', 1)}",
-                note=f"vs {parent}: ECE {figure(change['ece_delta'], 'points')} "
+                note=f"vs {results.shown(parent)}: ECE {figure(change['ece_delta'], 'points')} "
                 f"({span(change['ece_delta_lo'], change['ece_delta_hi'], 'points')}), "
                 f"confidence {figure(change['confidence_delta'], 'points')}"
-                if change
+                if change and parent
                 else "",
                 chart=charts.calibration(bins, title=f"Reliability diagram of {name}"),
             )
