@@ -651,6 +651,18 @@ def test_check_says_where_parameters_differ_by_hand_and_not_in_an_experiment(
     assert "seed" not in run("pipeline.stages.check").stdout
 
 
+def test_data_that_were_not_downloaded_are_a_note_before_dvc_and_an_error_within(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = "artifacts/raw/fashion-mnist is not there; `python -m pipeline fetch` downloads it"
+    before = run("pipeline.stages.check")
+    assert f"note: {words}" in before.stdout
+    assert words not in before.stderr
+    monkeypatch.setenv("DVC_STAGE", "check")
+    with pytest.raises(ParameterError, match=words):
+        check.main()
+
+
 @pytest.mark.parametrize(
     ("change", "stage", "file"),
     [

@@ -219,6 +219,18 @@ def test_notes_of_dvc_that_are_cut_are_removed(content: str, capsys: pytest.Capt
     assert lock_file.HOLDERS.read_text() == whole
 
 
+def test_notes_of_processes_that_have_ended_are_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    gone, here = ({"pid": pid, "cmd": "dvc repro"} for pid in (ended.pid, 1))
+    notes = {"write": {"/a": gone, "/b": here}, "read": {"/c": [gone, here], "/d": [gone]}}
+    lock_file.HOLDERS.write_text(json.dumps(notes))
+    lock_file.mend(VARIANTS)
+    left = json.loads(lock_file.HOLDERS.read_text())
+    assert left == {"write": {"/b": here}, "read": {"/c": [here]}}
+    assert capsys.readouterr().err == ""
+
+
 def test_bytes_that_are_no_text_are_mended(capsys: pytest.CaptureFixture[str]) -> None:
     paths.LOCK.write_text(text())
     lock_file.keep_copy()

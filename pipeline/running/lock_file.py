@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from pipeline import files, paths
@@ -66,9 +67,8 @@ def mend(variants: Collection[str]) -> None:
     if "DVC_STAGE" in os.environ or not TEMPORARY.is_dir():
         return  # DVC has read the file already, or has never run here.
     with _held(TEMPORARY / "rwlock.lock") as held:
-        if held and HOLDERS.exists() and not _is_mapping(HOLDERS):
-            HOLDERS.unlink()
-            _say(f"{HOLDERS} was cut, by a kill while DVC wrote it, and is removed")
+        if held and HOLDERS.exists():
+            _mend_holders()
     with _held(TEMPORARY / "lock") as held:
         if held:
             _mend(variants)
@@ -201,11 +201,26 @@ def _committed() -> str | None:
     return shown.stdout.decode(errors="ignore")
 
 
-def _is_mapping(file: Path) -> bool:
+def _mend_holders() -> None:
+    """Remove what processes have noted that ended without removing it, of each of which DVC would warn."""
+    text = HOLDERS.read_text(errors="replace")
     try:
-        return isinstance(json.loads(file.read_bytes()), dict)
-    except ValueError:
-        return False
+        noted = json.loads(text)
+        writers = {file: one for file, one in noted.get("write", {}).items() if _lives(one)}
+        readers = {
+            file: [one for one in several if _lives(one)] for file, several in noted.get("read", {}).items()
+        }
+    except (ValueError, AttributeError, TypeError, KeyError):
+        HOLDERS.unlink()
+        _say(f"{HOLDERS} was cut, by a kill while DVC wrote it, and is removed")
+        return
+    readers = {file: several for file, several in readers.items() if several}
+    if (kept := {"write": writers, "read": readers}) != {"write": {}, "read": {}, **noted}:
+        files.write(HOLDERS, json.dumps({key: value for key, value in kept.items() if value}))
+
+
+def _lives(holder: Mapping[str, Any]) -> bool:
+    return psutil.pid_exists(int(holder["pid"]))
 
 
 @contextmanager

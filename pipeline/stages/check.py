@@ -37,7 +37,10 @@ def main() -> None:
         for note in sources.check_files(current.data.path):
             print(f"note: {note}")
     elif current.data.is_downloaded:
-        print(f"note: {current.data.path} is not there; `python -m pipeline fetch` downloads it")
+        absent = f"{current.data.path} is not there; `python -m pipeline fetch` downloads it"
+        if "DVC_STAGE" in os.environ:  # DVC would go on and miss the folder in words of its own
+            raise ParameterError(absent)
+        print(f"note: {absent}")
     if current.probe.out_of_distribution is not None:
         from pipeline.inspection import out_of_distribution  # slow to import
 
