@@ -221,13 +221,10 @@ def _unpickle(path: Path) -> Any:
         except pickle.UnpicklingError as error:
             text = " ".join(str(error).split())
             found = UNPICKLER.search(text)
-            is_code = "Unsupported global" in text
-            cause = (
-                "loading it would run its code" if is_code else "it is damaged, or loading it would run code"
-            )
+            may_be_damaged = "" if "Unsupported global" in text else "it is damaged, or "
             raise WeightsError(
                 f"{path} must hold a state dict alone, as torch.save(model.state_dict(), ...) writes it; it "
-                f"is rejected, since {cause}: {found[1] if found else one_line(error)}"
+                f"is rejected, since {may_be_damaged}loading it would run code: {found[1] if found else one_line(error)}"
             ) from error
 
 

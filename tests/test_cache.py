@@ -163,4 +163,4 @@ def test_a_choice_of_float_layers_and_of_a_plan_survive_their_record(tmp_path: P
     assert cache.read(tmp_path / "a", layer_costs.FLOAT_LAYERS) == layers
     cache.write(tmp_path / "b", plans.PLAN_CHOICE, choice)
     assert cache.read(tmp_path / "b", plans.PLAN_CHOICE) == choice
-    assert "1: because" in layer_costs.table(layers)
+    assert "1 layer stays in float: because" in layer_costs.table(layers)

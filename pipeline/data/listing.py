@@ -186,7 +186,7 @@ def contradiction_notes(listing: Listing) -> list[str]:
     """Return one sentence per pair of classes that hold the same pictures, and one for attributes."""
     notes = [
         f"the classes {_quoted(listing, one)} and {_quoted(listing, other)} have "
-        f"{'a picture' if count == 1 else f'{count:,} pictures'} in common; training uses each once, with "
+        f"{'1 picture' if count == 1 else f'{count:,} pictures'} in common; training uses each once, with "
         "the label of the first that is listed"
         for (one, other), count in sorted(contradictions(listing).items())
     ]
