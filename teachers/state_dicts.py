@@ -224,7 +224,8 @@ def _unpickle(path: Path) -> Any:
             may_be_damaged = "" if "Unsupported global" in text else "it is damaged, or "
             raise WeightsError(
                 f"{path} must hold a state dict alone, as torch.save(model.state_dict(), ...) writes it; it "
-                f"is rejected, since {may_be_damaged}loading it would run code: {found[1] if found else one_line(error)}"
+                f"is rejected, since {may_be_damaged}loading it would run code: "
+                f"{found[1] if found else one_line(error)}"
             ) from error
 
 
