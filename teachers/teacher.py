@@ -83,8 +83,8 @@ def columns(teacher: Teacher, classes: Sequence[str]) -> tuple[int, ...]:
 def _remedy(teacher: Teacher, classes: Sequence[str]) -> str:
     """What to do about a teacher whose logits are not known to be those of the classes."""
     if teacher.arguments is None:
-        adapt = "dapt it with teacher.head or teacher.full"
-        return f"{HOW_TO_NAME}, or a{adapt}" if teacher.outputs >= len(classes) else f"A{adapt}"
+        adapt = "adapt it with teacher.head or teacher.full"
+        return f"{HOW_TO_NAME}, or {adapt}" if teacher.outputs >= len(classes) else f"To learn them, {adapt}"
     # A network that is taken as it is, without any training.
     if teacher.outputs < len(classes):
         return "It cannot know all of them; take images of the classes that it was trained on"
