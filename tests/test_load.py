@@ -171,7 +171,7 @@ def test_what_is_no_mobilenet_v1_is_refused_with_its_name(network: nn.Module, tm
         "resnet.pth": r"conv1\.weight",
         "extra.pth": "extra",
         "headless.pth": r"classifier\.weight",
-        "pickle.pth": "run its code",
+        "pickle.pth": "since loading it would run code",
         "v2": "mobilenet_v2",
         "empty": r"card\.json.*config\.json",
         "absent.pth": "no such file",
@@ -229,6 +229,23 @@ def test_the_plan_says_what_a_state_dict_does_not(network: nn.Module, project: P
     assert made.found is not None
     given = ["student.size=32", "teacher.input.mean=[0.5,0.5,0.5]", "teacher.input.std=[0.5,0.5,0.5]"]
     assert compression.make("network.pth", Path("photos"), given).found is None
+
+
+def test_the_plan_notes_an_assumed_size_and_a_test_split_that_the_gate_finds_too_small(
+    network: nn.Module, project: Path
+) -> None:
+    write_torch(network, project / "network.pth")
+    write_hugging_face(network, project / "hub")
+    input_of = ["teacher.input.mean=[0.5,0.5,0.5]", "teacher.input.std=[0.5,0.5,0.5]"]
+    relaxed = [f"gate.{op}.max_drop=0.9" for op in ("load", "prune", "quantize")]
+    bare = compression.make("network.pth", Path("photos"), [*input_of, *relaxed]).lines()
+    assert [line for line in bare if line.startswith("note: ")] == [
+        "note: network.pth does not say for which size of images it was made; 192 pixels are taken, and "
+        "student.size takes precedence"
+    ]
+    [note] = [line for line in compression.make("hub", Path("photos")).lines() if line.startswith("note: ")]
+    assert "a variant is rejected even if none of its answers changes" in note
+    assert "int8" in note
 
 
 def test_batch_norms_remember_the_input_that_a_network_was_trained_with(network: nn.Module) -> None:
@@ -289,8 +306,12 @@ def test_the_plan_keeps_what_a_folder_declares_and_matches_names(network: nn.Mod
     named = compression.make("run", Path("photos"), ["teacher.labels=[blue,green,red]"])
     assert named.values["teacher"]["labels"] == list(CLASSES)
     torch.save(students.build("mobilenet_v1", {**ARGUMENTS, "classes": 5}).state_dict(), project / "five.pth")
-    with pytest.raises(TeacherError, match=r"5 logits .*3 classes"):
+    with pytest.raises(TeacherError, match=r"5 logits .*3 classes.*teacher\.labels") as caught:
         compression.make("five.pth", Path("photos"))
+    assert "teacher.head" not in str(caught.value)
+    torch.save(students.build("mobilenet_v1", {**ARGUMENTS, "classes": 2}).state_dict(), project / "two.pth")
+    with pytest.raises(TeacherError, match=r"2 logits .*3 classes.*cannot know all"):
+        compression.make("two.pth", Path("photos"))
 
 
 def test_the_command_plans_once_and_anew_when_the_checkpoint_changed(
