@@ -321,6 +321,7 @@ def test_an_ambiguous_logit_is_an_error_with_the_candidates(
         (("n01440764, tench, Tinca tinca", "hat"), ("Tinca_tinca", "hat"), (0, 1)),
         (("1", "2", "10"), ("1", "10", "2"), (0, 2, 1)),
         (("\uff28\uff21\uff34", "x"), ("hat",), (0,)),
+        (("T-shirt/top", "Bag"), ("bag", "T-shirt_top"), (1, 0)),
     ],
 )
 def test_names_that_are_certain_are_found(
