@@ -192,3 +192,24 @@ def test_all_progress_bars_come_from_one_place_and_have_one_pace_in_a_log(
     with progress.bar("work", 10) as bar:
         # The greatest interval takes effect by itself, from another thread.
         assert bar.mininterval == bar.maxinterval == progress.LOG_SECONDS
+
+
+def test_a_command_that_is_interrupted_comes_to_its_own_end(tmp_path: Path) -> None:
+    slow = (
+        "import sys, time\n"
+        "try:\n    print('started', flush=True); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        f"    time.sleep(1); open({str(tmp_path / 'ended')!r}, 'w'); sys.exit(255)\n"
+    )
+    parent = (
+        "import os, sys\nfrom pipeline.commands.run import _finish\n"
+        f"sys.exit(_finish([sys.executable, '-c', {slow!r}], os.environ))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "started\n"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait() == 130
+    assert (tmp_path / "ended").exists()

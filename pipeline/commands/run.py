@@ -6,14 +6,14 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from pipeline import paths
 from pipeline.commands import choose
 from pipeline.errors import DistilleryError, did_you_mean
-from pipeline.running.process import one_line_errors
+from pipeline.running.process import INTERRUPTED, one_line_errors
 
 MINUTES = 30.0
 """Time that the whole pipeline may take, unless the person gives another one."""
@@ -50,7 +50,7 @@ def run(arguments: Namespace) -> None:
     # Stages are started as `python`, which is this one, whether its environment is active or not.
     surroundings = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{path}"}
     for words in (["pipeline.stages.check"], ["dvc", "repro"], ["pipeline", "save"]):
-        status = subprocess.run([python, "-m", *words], env=surroundings, check=False).returncode
+        status = _finish([str(python), "-m", *words], surroundings)
         if status:
             raise SystemExit(status)
     from pipeline import parameters
@@ -62,6 +62,22 @@ def run(arguments: Namespace) -> None:
         f"{paths.REPORT / 'report.html'} compares all variants; "
         f"`python -m pipeline ship {choice.closest} FOLDER` writes one with all that its users need"
     )
+
+
+def _finish(command: Sequence[str], surroundings: Mapping[str, str]) -> int:
+    """Run a command to its end, and return its exit status.
+
+    Ctrl-C reaches the command, too, which says what is kept and ends by itself: DVC, if it is killed instead,
+    leaves notes of files that it was using.
+    """
+    interrupted = False
+    with subprocess.Popen(command, env=surroundings) as process:
+        while True:
+            try:
+                status = process.wait()
+                return INTERRUPTED if interrupted else status
+            except KeyboardInterrupt:
+                interrupted = True
 
 
 class FolderError(DistilleryError):
