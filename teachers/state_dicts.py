@@ -144,6 +144,8 @@ def _check_start(path: Path, *, safe: bool) -> None:
     if start[8:10] == b'{"':
         kind = "safetensors"
     if kind == ("safetensors" if safe else "PyTorch") or (not safe and tarfile.is_tarfile(path)):
+        if start.startswith(ZIP) and not zipfile.is_zipfile(path):
+            raise WeightsError(f"{path} is not an intact PyTorch file: it is cut off")
         return
     if kind in ("PyTorch", "safetensors"):
         other = ".safetensors" if kind == "safetensors" else ".pth"
@@ -201,11 +203,7 @@ def _unusual(tensor: Tensor) -> str | None:
 
 def _unpickle(path: Path) -> Any:
     """Read a file of ``torch.save`` without running code."""
-    with path.open("rb") as file:
-        is_zip = file.read(len(ZIP)) == ZIP
-    if is_zip and not zipfile.is_zipfile(path):
-        raise WeightsError(f"{path} is cut off: it begins as a file of torch.save and has no end")
-    if is_zip:
+    if zipfile.is_zipfile(path):
         _check_program(path)
         _check_sums(path)
     if tarfile.is_tarfile(path):
@@ -224,7 +222,7 @@ def _unpickle(path: Path) -> Any:
             may_be_damaged = "" if "Unsupported global" in text else "it is damaged, or "
             raise WeightsError(
                 f"{path} must hold a state dict alone, as torch.save(model.state_dict(), ...) writes it; it "
-                f"is rejected, since {may_be_damaged}loading it would run code: "
+                f"is rejected, since {may_be_damaged}loading it would run its code: "
                 f"{found[1] if found else one_line(error)}"
             ) from error
 

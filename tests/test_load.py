@@ -171,7 +171,7 @@ def test_what_is_no_mobilenet_v1_is_refused_with_its_name(network: nn.Module, tm
         "resnet.pth": r"conv1\.weight",
         "extra.pth": "extra",
         "headless.pth": r"classifier\.weight",
-        "pickle.pth": "since loading it would run code",
+        "pickle.pth": "run its code",
         "v2": "mobilenet_v2",
         "empty": r"card\.json.*config\.json",
         "absent.pth": "no such file",

@@ -411,4 +411,4 @@ class Bomb:
 def test_a_pickle_with_code_is_rejected_and_none_of_it_runs(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     torch.save({"state_dict": Bomb()}, checkpoint / "pytorch_model.bin")
-    assert "run code" in fails_in_one_line(checkpoint)
+    assert "run its code" in fails_in_one_line(checkpoint)

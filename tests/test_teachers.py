@@ -147,7 +147,7 @@ def test_a_checkpoint_with_code_is_rejected_and_none_of_it_runs(tmp_path: Path) 
     (tmp_path / "bomb.pth").write_bytes(pickle.dumps(Bomb()))
     torch.save({"state_dict": Bomb()}, tmp_path / "modern.pth")
     for name in ("bomb.pth", "modern.pth"):
-        with pytest.raises(WeightsError, match="run code"):
+        with pytest.raises(WeightsError, match="run its code"):
             state_dicts.read(tmp_path / name)
 
 
@@ -161,8 +161,8 @@ def test_wrong_checkpoints_are_reported_with_what_is_wrong(tmp_path: Path) -> No
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:40])
     torch.save({"weight": torch.zeros(4)}, tmp_path / "whole.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:200])
-    for name, words in (("cut.safetensors", "not an intact"), ("cut.pth", "is cut off")):
-        with pytest.raises(WeightsError, match=words):
+    for name in ("cut.safetensors", "cut.pth"):
+        with pytest.raises(WeightsError, match="not an intact"):
             state_dicts.read(tmp_path / name)
     with pytest.raises(WeightsError, match="no such file"):
         state_dicts.read(tmp_path / "absent.pth")

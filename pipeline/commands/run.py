@@ -31,11 +31,11 @@ def run(arguments: Namespace) -> None:
     words = [str(arguments.folder), *_options(arguments), *arguments.changes] if arguments.folder else []
     command = shlex.join(["python", "-m", "pipeline", "run", *words])
     with one_line_errors():
-        if arguments.folder is None or (not arguments.anew and configuration.written_by() == command):
+        plan_of = configuration.written_by()
+        if arguments.folder is None or (not arguments.anew and plan_of == command):
             configuration.compose()
             if not arguments.planned:
                 anew = "--anew plans anew" if arguments.folder else "`run FOLDER --anew` plans anew"
-                plan_of = configuration.written_by()
                 made = f", the plan of `{plan_of}`" if plan_of else ""
                 print(f"going on with {configuration.FILE}{made}; {anew}")
         else:

@@ -196,6 +196,7 @@ def _missing(key: str, path: str, kind: str = "", allowed: str = "") -> Iterator
         kind_of_place = FOLDER if place.is_dir() else FILE if place.exists() else ""
     hint = f"; allowed: {allowed}" if allowed else ""
     if path.startswith("~") and not kind_of_place:
+        # `Path.expanduser` fails for users that do not exist.
         yield f"{key} = {path!r}: `~` is not expanded here; write {os.path.expanduser(path)!r}"  # noqa: PTH111
     elif not kind_of_place:
         yield f"{key} = {path!r}: no such {kind or 'file or folder'}{hint}"

@@ -21,7 +21,6 @@ from pipeline.distillation.objective import loss_terms
 from pipeline.running import affinity, progress
 from pipeline.tasks import SINGLE_LABEL
 from pipeline.training import optimisation, precision, step
-from pipeline.training.cpu_operators import FastOperators
 from teachers.contract import InputContract
 from teachers.runtime import in_runtime
 
@@ -167,17 +166,14 @@ def _learning(fabric: Fabric, module: nn.Module, size: int, *, fast: bool) -> fl
     batch = Batch(fabric.to_device(images), fabric.to_device(labels), None)
 
     def learn(_: None) -> None:
-        with FastOperators(), fabric.autocast():
+        with precision.computing(fabric, fast):
             loss = step.total(terms(module, batch), OBJECTIVE.weights())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         loss.item()  # waits for a GPU
 
-    precision.use(fabric, fast)
-    seconds = mean(_seconds(learn, [None] * (UNTIMED + TIMED))[UNTIMED:]) / BATCH
-    precision.use(fabric, False)
-    return seconds
+    return mean(_seconds(learn, [None] * (UNTIMED + TIMED))[UNTIMED:]) / BATCH
 
 
 def _render(sample: Sequence[bytes], space: ViewSpace, train_side: int | None, size: int) -> float:

@@ -311,14 +311,9 @@ def _choose(plans: Sequence[PruningPlan], speeds: dict[str, float]) -> PlanChoic
     if uniform is not None and best.shape != "uniform":
         if best.score < uniform.score + GAIN:
             best = uniform
-            reason = (
-                "the least cross entropy on val of the uniform shape; another one does not score "
-                f"{GAIN:.0%} higher"
-            )
+            reason += f" of the uniform shape; another one does not score {GAIN:.0%} higher"
         else:
-            reason = (
-                f"the least cross entropy on val, and a score at least {GAIN:.0%} above the uniform shape's"
-            )
+            reason += f", and a score at least {GAIN:.0%} above the uniform shape's"
     return PlanChoice((best, *(plan for plan in ranked if plan is not best)), speeds, reason)
 
 

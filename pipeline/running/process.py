@@ -63,7 +63,7 @@ def _quietly() -> Iterator[None]:
         raise SystemExit(0)
     siblings.end_with_first()
     with one_line_errors():
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # noqa: PTH123
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             yield
         siblings.leave(failed=False)
 
@@ -143,7 +143,7 @@ def replace_closed_streams() -> None:
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - it outlives this block
 
 
 def print_errors(*problems: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline import earlier, files, fingerprint, parameters, paths
 from pipeline.data import sources
 from pipeline.parameters import ParameterError, Parameters, Quantize, composition, configuration
-from pipeline.running import lock_file
+from pipeline.running import dvc_parent, lock_file
 from pipeline.running.process import stage
 from pipeline.tracking import addresses, database
 from pipeline.tracking.records import URI_VARIABLE, TrackingServer
@@ -38,7 +38,7 @@ def main() -> None:
             print(f"note: {note}")
     elif current.data.is_downloaded:
         absent = f"{current.data.path} is not there; `python -m pipeline fetch` downloads it"
-        if "DVC_STAGE" in os.environ:  # DVC would go on and miss the folder in words of its own
+        if dvc_parent.STAGE in os.environ:  # DVC would go on and miss the folder in words of its own
             raise ParameterError(absent)
         print(f"note: {absent}")
     if current.probe.out_of_distribution is not None:

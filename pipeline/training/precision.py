@@ -24,8 +24,9 @@ instructions for bf16 are above it (1.4 and more), others far below (0.1 to 1): 
 UNTIMED, TIMED = 2, 7
 """Numbers of steps of a trial of each arithmetic: warm-up, and timed."""
 CLEAR = 1.2
-"""How far, as a factor, a gain lies from ``GAIN`` and from 1 if it is clear after ``FEW`` timed steps."""
+"""How far, as a factor, a gain lies from ``GAIN`` and from 1 if it is clear."""
 FEW = 3
+"""Number of timed steps of each arithmetic after which a trial ends if its gain is clear."""
 TRIAL = 5
 """Version of the trial, raised when a change of the training made one of the two faster; trials of another
     version are repeated."""
@@ -78,12 +79,17 @@ def use(fabric: Fabric, fast: bool) -> None:
         fabric.strategy.precision.fast = fast
 
 
-@contextmanager
-def as_trained(fabric: Fabric, size: int) -> Iterator[None]:
+def as_trained(fabric: Fabric, size: int) -> AbstractContextManager[None]:
     """Let networks compute as the latest training computes images of a size: in bf16 if ``choose`` has chosen
-    it, and with the operators that are fast on a CPU."""
+    it."""
     precision = fabric.strategy.precision
-    use(fabric, isinstance(precision, TriedPrecision) and size in precision.in_bf16)
+    return computing(fabric, isinstance(precision, TriedPrecision) and size in precision.in_bf16)
+
+
+@contextmanager
+def computing(fabric: Fabric, fast: bool) -> Iterator[None]:
+    """Let networks compute as steps do: in bf16 or in fp32, and with the operators that are fast on a CPU."""
+    use(fabric, fast)
     try:
         with fabric.autocast(), FastOperators():
             yield
@@ -136,16 +142,17 @@ def _try(fabric: Fabric, module: nn.Module, batch_size: int, size: int) -> float
 
     steps = {fast: graphs.replayable(partial(learn, fast), fabric.device) for fast in (False, True)}
     times: dict[bool, list[float]] = {False: [], True: []}
-    gain = 1.0
-    for number in range(UNTIMED + TIMED):
+
+    def gain() -> float:
+        return min(times[False][UNTIMED:]) / min(times[True][UNTIMED:])
+
+    for number in range(1, UNTIMED + TIMED + 1):
         for fast, measured in times.items():
             began = time.perf_counter()
             steps[fast]()
             if fabric.device.type == "cuda":
                 torch.cuda.synchronize(fabric.device)
             measured.append(time.perf_counter() - began)
-        if number >= UNTIMED:
-            gain = min(times[False][UNTIMED:]) / min(times[True][UNTIMED:])
-        if number + 1 >= UNTIMED + FEW and not 1 / CLEAR < gain < GAIN * CLEAR:
+        if number >= UNTIMED + FEW and not 1 / CLEAR < gain() < GAIN * CLEAR:
             break
-    return gain
+    return gain()

@@ -102,7 +102,7 @@ def _loss(results: RunResults, best: Row) -> Headline:
     teacher = f"vs {results.teacher_name} {figure(best.score - results.teacher_score, 'points')}"
     if reference.get("variant", best.variant) == best.variant:
         # The reference is made from the teacher: its parent is the teacher.
-        first = results.teacher_name if best.parent == TEACHER else best.parent
+        first = results.shown(best.parent)
         name, interval, more = first, change, "" if best.parent == TEACHER else f"; {teacher}"
     else:
         name, interval, more = reference["variant"], reference, f"; {teacher}"
