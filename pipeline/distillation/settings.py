@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from pipeline.settings import ImageSize, Name, Settings
+from pipeline.settings import Fraction, ImageSize, Name, Settings
 from pipeline.training.settings import TrainingSettings
 
 Deviation = Annotated[float, Field(gt=0)]
@@ -171,3 +171,8 @@ class DistillationSettings(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Seed of the initial weights and of the order of the images, but not of the data and the views; null
     takes the global `seed`."""
+    start_share: Fraction = 0.0
+    """Share of the initial weights, and of their statistics of batch norm, in the mean with the trained ones,
+    which becomes the variant. 0 keeps the trained weights alone; 0.5 is what Wortsman et al. (2022, WiSE-FT)
+    recommend for weights that are good before the training and forget in it. The initial weights must know
+    the classes of the data."""

@@ -14,7 +14,7 @@ from pipeline.distillation.settings import Objective, StudentTraining, TeacherMe
 from pipeline.parameters import messages, yaml_files
 from pipeline.parameters.messages import ParameterError
 from pipeline.parameters.sections import Parameters
-from pipeline.parameters.variants import OPERATIONS, Prune
+from pipeline.parameters.variants import OPERATIONS, Distill, Prune
 from pipeline.settings import merge
 from pipeline.training.settings import TrainingSettings
 from teachers import local_files
@@ -80,11 +80,19 @@ def _variant_problems(parameters: Parameters) -> Iterator[str]:
             if not isinstance(settings, StudentTraining):
                 continue
             yield from _training_problems(parameters, settings, key)
+            if isinstance(settings, Distill) and settings.start_share and variant.parent == "teacher":
+                yield from _start_problems(parameters, parameters.key(name, "start_share"))
             if isinstance(settings, Prune) and (settings.macs is None) == (settings.speedup is None):
                 given = "both are" if settings.macs is not None else "neither is"
                 yield f"{key}.macs and speedup: {given} given; exactly one is allowed"
             if parameters.data.source == "attributes":
                 yield from _single_label_problems(settings.objective, key)
+
+
+def _start_problems(parameters: Parameters, key: str) -> Iterator[str]:
+    """A mean with weights that cannot be worth anything; `teach` looks at the others."""
+    if parameters.student.init is None:
+        yield f"{key}: student.init is null, and the mean with random weights classifies nothing; allowed: 0"
 
 
 def _parent_problems(parameters: Parameters, name: str) -> Iterator[str]:

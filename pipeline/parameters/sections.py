@@ -97,6 +97,12 @@ class Parameters(Settings):
         merged = merge(getattr(self, declared.op), declared.model_extra or {})
         return kind.model_validate(merged)
 
+    def key(self, variant: str, setting: str) -> str:
+        """The place of a variant's setting in the parameters: its own key, or that of the operation."""
+        declared = self.find(variant)
+        own = setting in (declared.model_extra or {})
+        return f"variants.{variant}.{setting}" if own else f"{declared.op}.{setting}"
+
     def declared(self) -> dict[str, tuple[str, str, dict[str, Any]]]:
         """The parent, the operation and the settings of every variant, as plain values."""
         return {

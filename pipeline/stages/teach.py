@@ -9,10 +9,10 @@ from pipeline import files, parameters, paths, provenance
 from pipeline.data import store, views
 from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet
-from pipeline.distillation import adaptation, as_it_is, doubts, sources, teacher_store, trial
+from pipeline.distillation import adaptation, as_it_is, doubts, sources, starts, teacher_store, trial
 from pipeline.distillation.settings import TeacherMember
 from pipeline.models import histories, storage
-from pipeline.parameters import Parameters
+from pipeline.parameters import Distill, Parameters
 from pipeline.running.process import run_alongside, stage
 from pipeline.tasks import TASKS
 from pipeline.training import checkpoints, compute, ranks, scoring
@@ -29,6 +29,7 @@ def main() -> None:
     fabric = compute.start(p.compute, trials=paths.precision_trials(), ranks=True)
     task = TASKS[store.read_report(paths.DATA)["task"]]
     images = {split: store.read(paths.DATA, split) for split in SPLITS}
+    _check_students(p, images["train"].classes)
     settings = p.teacher.members
     names = [str(index) for index in range(len(settings))] if p.teacher.ensemble else ["."]
     keys = ["teacher", *(f"teacher.ensemble.{index}" for index in range(len(p.teacher.ensemble)))]
@@ -54,6 +55,14 @@ def main() -> None:
     for run in (run for member in members for run in member.runs.values()):
         checkpoints.clear(run.folder)
     print(f"teacher: val {val}, test {test}")
+
+
+def _check_students(p: Parameters, classes: tuple[str, ...]) -> None:
+    """Read the initial weights of students now: `distill` would refuse them after the work on the teacher."""
+    for name, variant in p.variants.items():
+        if (variant.op, variant.parent) == ("distill", "teacher"):
+            share = p.settings(name, Distill).start_share
+            starts.student(p.student, p.views.eval_crop).check(classes, share, p.key(name, "start_share"))
 
 
 class Member(NamedTuple):
