@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from pipeline import __main__, paths, provenance
+from pipeline.quantization import post_training
+from pipeline.quantization.post_training import QuantizationTrial
 from pipeline.running import process
 from pipeline.selection import budget, table
 from pipeline.selection.table import Row
@@ -192,6 +194,13 @@ def test_what_was_measured_is_listed_with_its_reasons_and_forgotten_on_request(
         paths.choice("float-layers", "1"): '{"layers": ["stem"], "reason": "because"}',
         paths.choice("pruning", "2"): '{"plans": [{"criterion": "l1", "shape": "uniform"}], "reason": "why"}',
         paths.choice("pruning", "3"): "[",
+        paths.choice("ptq", "4"): post_training.TRIALS.dump_json(
+            [
+                QuantizationTrial((), 0.5, 0.9, 100, kept=True),
+                QuantizationTrial(("equalisation",), 0.25, 0.9, 100, kept=True),
+                QuantizationTrial(("equalisation", "bias_correction"), 0.5, 0.9, 100, kept=False),
+            ]
+        ).decode(),
         paths.timings("4"): "[]",
     }
     for file, content in files.items():
@@ -199,13 +208,14 @@ def test_what_was_measured_is_listed_with_its_reasons_and_forgotten_on_request(
         file.write_text(content)
     assert run(monkeypatch, "measured") == 0
     lines = {line.split(": ")[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert set(lines) == {str(file) for file in [*files][:4]}
+    assert set(lines) == {str(file) for file in [*files][:5]}
     assert "2 measurements" in lines[str(paths.kernels())]
     assert "stem; because" in lines[str(paths.choice("float-layers", "1"))]
     assert "l1, shape uniform; why" in lines[str(paths.choice("pruning", "2"))]
     assert "damaged" in lines[str(paths.choice("pruning", "3"))]
+    assert "equalisation; the best of 3" in lines[str(paths.choice("ptq", "4"))]
     assert run(monkeypatch, "measured --forget") == 0
-    assert [file.exists() for file in files] == [False] * 4 + [True]  # durations are no choices
+    assert [file.exists() for file in files] == [False] * 5 + [True]  # durations are no choices
 
 
 def test_the_help_of_every_command_has_an_example(

@@ -24,6 +24,10 @@ def _summary(file: Path) -> str:
     """A choice's answer and reason, or the number of measurements of a table."""
     try:
         content = json.loads(file.read_bytes())
+        if isinstance(content, list):
+            kept = [trial for trial in content if trial["kept"]][-1]
+            steps = ", ".join(kept["steps"]) or "none"
+            return f"steps of quantisation: {steps}; the best of {len(content)} that were tried"
         if "reason" not in content:
             values = [value if isinstance(value, dict) else {0: value} for value in content.values()]
             return f"{sum(map(len, values))} measurements"
