@@ -157,17 +157,15 @@ def _compare(case: Case, rounds: int, other: Path | None) -> dict[str, Any]:
     checkouts = {"here": Path(__file__).parents[1]} | ({"there": other.resolve()} if other else {})
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for turn in range(rounds):
-        order = list(checkouts) if turn % 2 else list(checkouts)[::-1]
-        for name in order:
+        for name in list(checkouts) if turn % 2 else reversed(checkouts):
             for measure, value in _in_checkout(case, checkouts[name]).items():
                 values[measure][name].append(value)
         done = {measure: {name: found[-1] for name, found in by.items()} for measure, by in values.items()}
         print(f"round {turn + 1}: {case.size} px: {done}", file=sys.stderr)
     row = {**asdict(case), **{measure: _medians(by) for measure, by in values.items()}, "rounds": values}
     if other:
-        row["ratios"] = {
-            f"here_to_there, {key}": _ratio(by["here"], by["there"]) for key, by in values.items()
-        }
+        ratios = {key: _ratio(by["here"], by["there"]) for key, by in values.items()}
+        row["ratios"] = {f"here_to_there, {key}": ratio for key, ratio in ratios.items()}
     return row
 
 
@@ -372,11 +370,9 @@ def _medians(values: dict[str, list[float]]) -> dict[str, float]:
 def _ratio(first: list[float], second: list[float]) -> dict[str, float]:
     """The geometric mean of the rounds' ratios, with its 95 % interval if there are several."""
     logarithms = np.log(np.divide(first, second))
-    ratio = {"ratio": math.exp(logarithms.mean())}
-    if len(logarithms) < 2:
-        return ratio
-    low, high = intervals.mean_interval(logarithms)
-    return {**ratio, "low": math.exp(low), "high": math.exp(high)}
+    ends = intervals.mean_interval(logarithms) if len(logarithms) > 1 else ()
+    values = zip(("ratio", "low", "high"), (logarithms.mean(), *ends), strict=False)
+    return {name: math.exp(value) for name, value in values}
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -392,11 +388,9 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return (
-        f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {affinity.physical_cores()} cores"
-    )
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    gpu = torch.cuda.is_available()
+    return torch.cuda.get_device_name() if gpu else f"{cpu}, {affinity.physical_cores()} cores"
 
 
 if __name__ == "__main__":
