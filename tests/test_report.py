@@ -133,6 +133,27 @@ def test_the_choice_of_pruning_is_shown_with_its_candidates_and_its_reason() -> 
     assert "the best score on val" in section.text
 
 
+def test_means_with_the_start_are_shown_with_the_one_that_was_chosen() -> None:
+    run = results.run()
+    trials = [
+        {"start_share": 0.0, "statistics": "new", "n": 384, "top1": 0.8621, "cross_entropy": 0.41},
+        {"start_share": 0.5, "statistics": "mean", "n": 384, "top1": 0.8824, "cross_entropy": 0.36},
+        {"start_share": 0.5, "statistics": "new", "n": 384, "top1": 0.8715, "cross_entropy": 0.38},
+    ]
+    cards = [
+        {**card, "settings": {"start_share": 0.5, "candidates": trials}} if card["op"] == "distill" else card
+        for card in run.model_cards
+    ]
+    section = rendered(replace(run, model_cards=cards)).one("section", id="training")
+    rows = section.one(id="mean-fp32-table").cells()
+    assert [cells[0].numbers for cells in rows.values()] == [[86.2], [88.2], [87.2]]
+    assert [bool(cells[0].all("b") or cells[0].all("strong")) for cells in rows.values()] == [
+        False,
+        True,
+        False,
+    ]
+
+
 def test_weaknesses_come_with_advice_and_strengths_without(tmp_path: Path) -> None:
     run = results.run(tmp_path)
     advice = rendered(run).one("section", id="robustness").one("ul", class_="advice").all("li")

@@ -2,7 +2,6 @@
 
 import json
 from argparse import Namespace
-from contextlib import suppress
 from pathlib import Path
 
 from pipeline import paths
@@ -11,11 +10,10 @@ from pipeline import paths
 def run(arguments: Namespace) -> None:
     """Print the files with their entries, and the reasons of the choices; remove them if asked to."""
     files = [paths.kernels(), paths.precision_trials(), *sorted(paths.choices().glob("*.json"))]
-    for file in files:
-        with suppress(FileNotFoundError):
-            print(f"{file}: {_summary(file)}")
-            if arguments.forget:
-                file.unlink()
+    for file in filter(Path.is_file, files):
+        print(f"{file}: {_summary(file)}")
+        if arguments.forget:
+            file.unlink()
     if arguments.forget:
         print("removed; a stage that is finished runs again with `dvc repro --single-item --force STAGE`")
 

@@ -80,8 +80,8 @@ def _variant_problems(parameters: Parameters) -> Iterator[str]:
             if not isinstance(settings, StudentTraining):
                 continue
             yield from _training_problems(parameters, settings, key)
-            if isinstance(settings, Distill) and settings.start_share and variant.parent == "teacher":
-                yield from _start_problems(parameters, parameters.key(name, "start_share"))
+            if isinstance(settings, Distill):
+                yield from _start_problems(parameters, settings, name)
             if isinstance(settings, Prune) and (settings.macs is None) == (settings.speedup is None):
                 given = "both are" if settings.macs is not None else "neither is"
                 yield f"{key}.macs and speedup: {given} given; exactly one is allowed"
@@ -89,10 +89,15 @@ def _variant_problems(parameters: Parameters) -> Iterator[str]:
                 yield from _single_label_problems(settings.objective, key)
 
 
-def _start_problems(parameters: Parameters, key: str) -> Iterator[str]:
-    """A mean with weights that cannot be worth anything; `teach` looks at the others."""
-    if parameters.student.init is None:
-        yield f"{key}: student.init is null, and the mean with random weights classifies nothing; allowed: 0"
+def _start_problems(parameters: Parameters, settings: Distill, name: str) -> Iterator[str]:
+    """A mean with random weights; `teach` looks at other weights, whose classes are not known yet."""
+    from_scratch = parameters.variants[name].parent == "teacher" and parameters.student.init is None
+    if settings.start_share and from_scratch:
+        key = parameters.key(name, "start_share")
+        yield (
+            f"{key} = {settings.start_share}: student.init is null, and a mean with random weights "
+            "classifies nothing; allowed: 0"
+        )
 
 
 def _parent_problems(parameters: Parameters, name: str) -> Iterator[str]:
@@ -144,7 +149,7 @@ def _path_problems(parameters: Parameters) -> Iterator[str]:
     if init is not None:
         # A checkpoint of TensorFlow is named by the common prefix of several files.
         path = f"{init.path}.index" if init.source == "slim" else init.path
-        if init.source == "run" or _is_path(path):
+        if init.source in ("run", "torch") or _is_path(path) or local_files.is_weights(path):
             yield from _missing("student.init.path", path)
     yield from _own_outputs(parameters)
 

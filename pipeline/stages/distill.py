@@ -5,12 +5,12 @@ import sys
 
 from pipeline import parameters, paths, provenance
 from pipeline.data import views
-from pipeline.distillation import learning, starts, teacher_store, training_data
+from pipeline.distillation import initial_networks, learning, start_shares, teacher_store, training_data
 from pipeline.models import storage
 from pipeline.models.storage import Card, Model
 from pipeline.parameters import Distill
 from pipeline.running.process import run_alongside, stage
-from pipeline.training import compute, norms, optimisation, results, scoring
+from pipeline.training import compute, norms, results, scoring
 
 
 def main(variant: str) -> None:
@@ -20,13 +20,17 @@ def main(variant: str) -> None:
     seed = p.seed if settings.seed is None else settings.seed
     fabric = compute.start(p.compute, trials=paths.precision_trials(), ranks=True)
     parent = p.variants[variant].parent
-    start = starts.student(p.student, p.views.eval_crop) if parent == "teacher" else starts.variant(parent)
+    start = (
+        initial_networks.student(p.student, p.views.eval_crop)
+        if parent == "teacher"
+        else initial_networks.variant(parent)
+    )
     space = views.space(p.views, p.seed)
     data = training_data.load(paths.DATA, paths.TEACHER, paths.LABELS, space, start.contract)
     if settings.answers != "stored":
         teacher = teacher_store.live(fabric.device, paths.TEACHER, data.task)
         data = training_data.with_live_teacher(data, teacher, endless=settings.answers == "endless")
-    start.check(data.classes, settings.start_share, p.key(variant, "start_share"))
+    start.check_share(data.classes, settings.start_share, p.key(variant, "start_share"))
     fabric.seed_everything(seed, verbose=False)
     student, arguments = start.build(data.classes)
     before = copy.deepcopy(student) if settings.start_share else None
@@ -42,9 +46,13 @@ def main(variant: str) -> None:
         folder=paths.checkpoints(variant),
     )
     norms.settle(fabric, module, data.train_set, p.compute.workers)
+    applied = settings.model_dump(mode="json")
     if before is not None:
-        # The statistics of batch norm, too: those of the start come from more images than these are.
-        optimisation.Averages(module, fabric.to_device(before)).update(1 - settings.start_share)
+        shares = start_shares.SHARES if settings.start_share == "auto" else (settings.start_share,)
+        best, trials = start_shares.choose(fabric, module, before, shares, data, p.compute.workers)
+        applied |= {"start_share": best.start_share, "candidates": [trial.to_dict() for trial in trials]}
+        if fabric.is_global_zero:
+            print(start_shares.table(trials, best))
     size = start.contract.size
     val = scoring.evaluate(fabric, module, data.val_set, size, p.compute.workers)
     if not fabric.is_global_zero:
@@ -60,7 +68,7 @@ def main(variant: str) -> None:
         teacher=data.teacher,
         data_sha256=data.data_sha256,
         license=data.license,
-        settings=settings.model_dump(mode="json"),
+        settings=applied,
         start=start.origin,
         task=data.task.name,
         val=results.describe(val),

@@ -9,7 +9,15 @@ from pipeline import files, parameters, paths, provenance
 from pipeline.data import store, views
 from pipeline.data.batches import ViewSet
 from pipeline.data.store import ImageSet
-from pipeline.distillation import adaptation, as_it_is, doubts, sources, starts, teacher_store, trial
+from pipeline.distillation import (
+    adaptation,
+    as_it_is,
+    doubts,
+    initial_networks,
+    sources,
+    teacher_store,
+    trial,
+)
 from pipeline.distillation.settings import TeacherMember
 from pipeline.models import histories, storage
 from pipeline.parameters import Distill, Parameters
@@ -59,10 +67,14 @@ def main() -> None:
 
 def _check_students(p: Parameters, classes: tuple[str, ...]) -> None:
     """Read the initial weights of students now: `distill` would refuse them after the work on the teacher."""
-    for name, variant in p.variants.items():
-        if (variant.op, variant.parent) == ("distill", "teacher"):
-            share = p.settings(name, Distill).start_share
-            starts.student(p.student, p.views.eval_crop).check(classes, share, p.key(name, "start_share"))
+    trained = [name for name, v in p.variants.items() if (v.op, v.parent) == ("distill", "teacher")]
+    if not trained:
+        return
+    student = initial_networks.student(p.student, p.views.eval_crop)
+    student.build(classes)
+    for name in trained:
+        share = p.settings(name, Distill).start_share
+        student.check_share(classes, share, p.key(name, "start_share"))
 
 
 class Member(NamedTuple):

@@ -59,6 +59,7 @@ def _at_chance(card: Card) -> str:
     value = card.val[TASKS[card.task].metric]
     rate = card.settings.get("learning_rate")
     advice = [f"a learning_rate below {rate:g}"] if rate else []
+    advice += ["a smaller start_share"] if card.settings.get("start_share") else []
     advice += ["more epochs", "labels that fit the images"]
     return (
         f"{card.variant} is at chance: it scores {value:.2%} on the {card.val['n']} images of val, and "

@@ -105,6 +105,7 @@ class Page:
     curves: Sequence[Figure]
     trainings: Sequence[str]
     """One sentence for each training that is too short for a curve."""
+    means: Sequence[Grid]
     pruning: Sequence[Grid]
     labels: SuspiciousLabels | None
     test_images: str
@@ -208,6 +209,7 @@ def _page(results: RunResults) -> Page:
         sensitivity_note=sensitivity.note(evidence.sensitivity),
         curves=training.curves(results),
         trainings=training.sentences(results),
+        means=training.means(results),
         pruning=training.pruning(results),
         labels=labels.suspicious_labels(results),
         test_images=figure(about["images"]["test"]),

@@ -1,4 +1,4 @@
-"""The page's curves of training, and the choices of pruning."""
+"""The page's curves of training, and the choices of pruning and of means with the start."""
 
 from collections.abc import Sequence
 
@@ -80,6 +80,44 @@ def pruning(results: RunResults) -> list[Grid]:
                 f"Channels were removed by {first}: {settings['reason']}. The candidates were compared on "
                 f"{figure(images)} validation images, fitted to the parent by least squares on some training "
                 f"images{', before any fine-tuning' if settings.get('epochs') else ''}.",
+                card["variant"],
+            )
+        )
+    return grids
+
+
+STATISTICS = {"mean": "mean of both statistics", "new": "new statistics"}
+
+
+def means(results: RunResults) -> list[Grid]:
+    """The means of a network before and after its training that were compared, the trained one first."""
+    grids = []
+    for card in results.model_cards:
+        candidates = card["settings"].get("candidates")
+        if card["op"] != "distill" or not candidates:
+            continue
+        chosen = min(
+            (one for one in candidates if one["start_share"] == card["settings"]["start_share"]),
+            key=lambda one: one["cross_entropy"],
+        )
+        rows = [
+            (
+                f"{figure(one['start_share'], '%', 0)}, {STATISTICS[one['statistics']]}",
+                [
+                    Cell(figure(one[results.task.metric], "%", 1, bare=True), strong=one is chosen),
+                    Cell(figure(one["cross_entropy"], "plain", bare=True)),
+                ],
+            )
+            for one in candidates
+        ]
+        grids.append(
+            Grid(
+                "share of the start, batch norm",
+                [f"{results.task.words}, %", "cross entropy"],
+                rows,
+                "The variant is a mean of its weights before and after the training above; 0 % is the "
+                "trained network alone. What is set in bold has the lowest cross entropy on "
+                f"{figure(chosen['n'])} validation images among what was allowed.",
                 card["variant"],
             )
         )

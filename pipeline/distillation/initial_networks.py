@@ -1,7 +1,7 @@
 """The networks that distillation begins with: a student with its initial weights, or a variant."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -14,8 +14,8 @@ from teachers.contract import InputContract
 from teachers.errors import WeightsError
 
 
-class Start(NamedTuple):
-    """Where a training begins."""
+class InitialNetwork(NamedTuple):
+    """The network that a training begins with."""
 
     architecture: str
     contract: InputContract
@@ -26,8 +26,8 @@ class Start(NamedTuple):
     knows: Callable[[tuple[str, ...]], bool]
     """Whether the network classifies these classes before the training; else its last layer is new."""
 
-    def check(self, classes: tuple[str, ...], start_share: float, key: str) -> None:
-        """Build the network once, and look whether its weights can be part of a mean.
+    def check_share(self, classes: tuple[str, ...], start_share: float | Literal["auto"], key: str) -> None:
+        """Check that the weights can be part of a mean.
 
         Args:
             classes: names of the classes of the data.
@@ -35,17 +35,16 @@ class Start(NamedTuple):
             key: place of that setting in the parameters.
 
         Raises:
-            WeightsError: the weights do not fit the architecture, or do not know the classes.
+            WeightsError: they do not know the classes.
         """
-        self.build(classes)
         if start_share and not self.knows(classes):
             raise WeightsError(
-                f"{key} = {start_share:g}: {self.origin}: these do not know the classes of the data, so that "
+                f"{key} = {start_share}: {self.origin}: these do not know the classes of the data, so that "
                 "the last layer is new and no mean with it would classify; allowed: 0"
             )
 
 
-def student(settings: StudentSettings, crop: float) -> Start:
+def student(settings: StudentSettings, crop: float) -> InitialNetwork:
     """A student with the initial weights of its settings, evaluated on a centred square of side ``crop``.
 
     Raises:
@@ -70,15 +69,15 @@ def student(settings: StudentSettings, crop: float) -> Start:
     def knows(classes: tuple[str, ...]) -> bool:
         return initialisation.known_classes(classes, weights) is not None
 
-    return Start(settings.architecture, contract, weights.origin, build, knows)
+    return InitialNetwork(settings.architecture, contract, weights.origin, build, knows)
 
 
-def variant(name: str) -> Start:
+def variant(name: str) -> InitialNetwork:
     """A finished variant of the same classes, as it is."""
     model = storage.load(paths.model(name))
     results.check_parent(model.card)
     card = model.card
-    return Start(
+    return InitialNetwork(
         card.architecture,
         card.input,
         card.start,
