@@ -60,6 +60,12 @@ def test_a_folder_of_images_needs_only_its_path(photographs: Path, option: str, 
     assert (p.data.source, p.data.path) == (source, photographs)
 
 
+@pytest.mark.parametrize("option", ["imagenette", "imagenette_noisy", "imagewoof", "imagewoof_noisy"])
+def test_photographs_of_image_net_are_evaluated_on_the_square_of_its_networks(option: str) -> None:
+    assert composed("recipe=photographs", f"data={option}")["views"]["eval_crop"] == 0.875
+    assert composed("recipe=photographs", f"data={option}", "views.eval_crop=1")["views"]["eval_crop"] == 1
+
+
 def test_attributes_are_learnt_by_terms_that_they_have(photographs: Path) -> None:
     chosen = ("data=attributes", f"data.path={photographs}")
     objective = parameters.check(composed(*chosen), "override").settings("fp32", Distill).objective
