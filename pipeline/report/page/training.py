@@ -104,8 +104,8 @@ def means(results: RunResults) -> list[Grid]:
             (
                 f"{figure(one['start_share'], '%', 0)}, {STATISTICS[one['statistics']]}",
                 [
-                    Cell(figure(one[results.task.metric], "%", 1, bare=True), strong=one is chosen),
-                    Cell(figure(one["cross_entropy"], "plain", bare=True)),
+                    Cell(figure(one[results.task.metric], "%", 1, bare=True)),
+                    Cell(figure(one["cross_entropy"], "plain", bare=True), strong=one is chosen),
                 ],
             )
             for one in candidates
