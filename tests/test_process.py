@@ -195,14 +195,16 @@ def test_all_progress_bars_come_from_one_place_and_have_one_pace_in_a_log(
 
 
 def test_a_command_that_is_interrupted_comes_to_its_own_end(tmp_path: Path) -> None:
+    # A program that was started in the background of a shell ignores the signal.
+    heed = "import os, signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     slow = (
-        "import sys, time\n"
+        f"{heed}"
         "try:\n    print('started', flush=True); time.sleep(60)\n"
         "except KeyboardInterrupt:\n"
         f"    time.sleep(1); open({str(tmp_path / 'ended')!r}, 'w'); sys.exit(255)\n"
     )
     parent = (
-        "import os, sys\nfrom pipeline.commands.run import _finish\n"
+        f"{heed}from pipeline.commands.run import _finish\n"
         f"sys.exit(_finish([sys.executable, '-c', {slow!r}], os.environ))\n"
     )
     with subprocess.Popen(

@@ -68,6 +68,11 @@ class Parameters(Settings):
         return [name for name, variant in self.variants.items() if variant.op in ("distill", "load")]
 
     @property
+    def students(self) -> list[str]:
+        """The variants that are distilled from the teacher and start from the initial weights."""
+        return [name for name, v in self.variants.items() if (v.op, v.parent) == ("distill", "teacher")]
+
+    @property
     def first_step(self) -> Literal["distill", "load"]:
         """Operation of the variants whose parent is the teacher: `load` if none of them is distilled."""
         return "distill" if any(v.op == "distill" for v in self.variants.values()) else "load"

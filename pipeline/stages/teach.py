@@ -66,13 +66,15 @@ def main() -> None:
 
 
 def _check_students(p: Parameters, classes: tuple[str, ...]) -> None:
-    """Read the initial weights of students now: `distill` would refuse them after the work on the teacher."""
-    trained = [name for name, v in p.variants.items() if (v.op, v.parent) == ("distill", "teacher")]
-    if not trained:
+    """Read the initial weights of students now: `distill` would refuse them after the work on the teacher.
+
+    What this stage writes does not depend on them, so that it need not run again when they change.
+    """
+    if not p.students:
         return
     student = initial_networks.student(p.student, p.views.eval_crop)
     student.build(classes)
-    for name in trained:
+    for name in p.students:
         share = p.settings(name, Distill).start_share
         student.check_share(classes, share, p.key(name, "start_share"))
 
