@@ -53,6 +53,20 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def colours(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with prepared data of the classes blue, green and red, as the current one."""
+    from pipeline import paths
+    from pipeline.data import sources, splits, writing
+
+    listing = sources.folder(photographs)
+    made = splits.assign(listing.labelled, train=None, val=0.4, test=0.2, seed=0)
+    facts = {"source": "folder", "path": "x", "license": "CC0-1.0"}
+    writing.write(tmp_path / paths.DATA, listing, made, facts)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
     """The same photographs as the pipeline prepares them: 43 to train, 11 of val and 18 of test."""

@@ -18,6 +18,17 @@ HEAD = [
 ]
 
 
+TEACHER: dict[str, Any] = {
+    "source": "onnx",
+    "name": "box.onnx",
+    "size": None,
+    "input": {"interpolation": "bilinear"},
+    "head": None,
+    "full": None,
+}
+"""Parameters of a teacher that is such a file, as it is."""
+
+
 def write(
     path: Path,
     *nodes: NodeProto,

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import students
 from pipeline import parameters, paths
-from pipeline.data import sources, splits, writing
 from pipeline.parameters import ParameterError
 from pipeline.settings import merge
 from pipeline.stages import distill, label, teach
@@ -21,40 +20,26 @@ from students.mobilenet_v1 import scaled_channels
 from teachers.errors import WeightsError
 from tests import odd_onnx
 
-pytestmark = pytest.mark.usefixtures("folder")
 ROOT = Path(__file__).parents[1]
 WIDTH = 0.25
 
 
-@pytest.fixture
-def folder(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with prepared data of three classes and a teacher that knows them."""
-    listing = sources.folder(photographs)
-    made = splits.assign(listing.labelled, train=None, val=0.4, test=0.2, seed=0)
-    facts = {"source": "folder", "path": "x", "license": "CC0-1.0"}
-    writing.write(tmp_path / paths.DATA, listing, made, facts)
-    odd_onnx.write(tmp_path / "box.onnx")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+@pytest.fixture(autouse=True)
+def folder(colours: Path) -> Path:
+    """The working folder, with a teacher that knows its classes."""
+    odd_onnx.write(colours / "box.onnx")
+    return colours
 
 
 def configure(start: str | None = "start.safetensors", **changes: Any) -> None:
     """Write parameters in which ``fp32`` starts from a file."""
-    teacher = {
-        "source": "onnx",
-        "name": "box.onnx",
-        "size": None,
-        "input": {"interpolation": "bilinear"},
-        "head": None,
-        "full": None,
-    }
     shared: dict[str, Any] = {
         "compute": {"workers": 0, "threads": 1, "precision": "32-true"},
         "views": {"per_image": 1},
         "student": {"size": 32, "width": WIDTH, "init": start and {"source": "torch", "path": start}},
         "distill": {"epochs": 2.0, "batch_size": 8, "phases": [], "learning_rate": 0.01},
         "data": {"source": "folder", "path": ".", "download": None},
-        "teacher": teacher,
+        "teacher": odd_onnx.TEACHER,
     }
     values = yaml.safe_load((ROOT / paths.PARAMETERS).read_text())
     values["variants"] = {"fp32": {"parent": "teacher", "op": "distill"}}

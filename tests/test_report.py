@@ -136,9 +136,30 @@ def test_the_choice_of_pruning_is_shown_with_its_candidates_and_its_reason() -> 
 def test_means_with_the_start_are_shown_with_the_one_that_was_chosen() -> None:
     run = results.run()
     trials = [
-        {"start_share": 0.0, "statistics": "new", "n": 384, "top1": 0.8621, "cross_entropy": 0.41},
-        {"start_share": 0.5, "statistics": "mean", "n": 384, "top1": 0.8824, "cross_entropy": 0.36},
-        {"start_share": 0.5, "statistics": "new", "n": 384, "top1": 0.8715, "cross_entropy": 0.38},
+        {
+            "start_share": 0.0,
+            "statistics": "new",
+            "kept": False,
+            "n": 384,
+            "top1": 0.8621,
+            "cross_entropy": 0.41,
+        },
+        {
+            "start_share": 0.5,
+            "statistics": "mean",
+            "kept": True,
+            "n": 384,
+            "top1": 0.8824,
+            "cross_entropy": 0.36,
+        },
+        {
+            "start_share": 0.5,
+            "statistics": "new",
+            "kept": False,
+            "n": 384,
+            "top1": 0.8715,
+            "cross_entropy": 0.38,
+        },
     ]
     cards = [
         {**card, "settings": {"start_share": 0.5, "candidates": trials}} if card["op"] == "distill" else card

@@ -12,7 +12,6 @@ import yaml
 from onnx import helper
 
 from pipeline import paths
-from pipeline.data import sources, splits, writing
 from pipeline.settings import merge
 from pipeline.stages import label, teach
 from teachers.errors import TeacherError
@@ -22,32 +21,13 @@ ROOT = Path(__file__).parents[1]
 SWAPPED = odd_onnx.MATRIX[:, [0, 2, 1]]
 
 
-@pytest.fixture
-def folder(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with prepared data of the classes blue, green and red, as the current one."""
-    listing = sources.folder(photographs)
-    made = splits.assign(listing.labelled, train=None, val=0.4, test=0.2, seed=0)
-    writing.write(
-        tmp_path / paths.DATA, listing, made, {"source": "folder", "path": "x", "license": "CC0-1.0"}
-    )
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def configure(**teacher: Any) -> None:
     """Write the parameters of a teacher that is an ONNX file."""
-    own = {
-        "source": "onnx",
-        "name": "box.onnx",
-        "size": None,
-        "input": {"interpolation": "bilinear"},
-        "head": None,
-        "full": None,
-        **teacher,
-    }
     values = yaml.safe_load((ROOT / paths.PARAMETERS).read_text())
     shared = {"compute": {"workers": 0, "threads": 1}, "views": {"per_image": 1}, "student": {"size": 32}}
-    Path(paths.PARAMETERS).write_text(yaml.safe_dump(merge(values, {"teacher": own, **shared})))
+    Path(paths.PARAMETERS).write_text(
+        yaml.safe_dump(merge(values, {"teacher": odd_onnx.TEACHER | teacher, **shared}))
+    )
 
 
 def run() -> dict[str, Any]:
@@ -55,8 +35,8 @@ def run() -> dict[str, Any]:
     return json.loads((paths.TEACHER / "card.json").read_text())
 
 
-def test_a_good_teacher_is_stored_with_the_form_of_its_answers(folder: Path) -> None:
-    odd_onnx.write(folder / "box.onnx", odd_onnx.SOFTMAX, odd_onnx.node("Identity", "shares"))
+def test_a_good_teacher_is_stored_with_the_form_of_its_answers(colours: Path) -> None:
+    odd_onnx.write(colours / "box.onnx", odd_onnx.SOFTMAX, odd_onnx.node("Identity", "shares"))
     configure()
     card = run()
     assert (card["form"], card["columns"], card["val"]["top1"]) == ("softmax", None, 1.0)
@@ -66,15 +46,15 @@ def test_a_good_teacher_is_stored_with_the_form_of_its_answers(folder: Path) -> 
     assert answers.min() < -1
 
 
-def test_answers_of_the_wrong_sign_end_the_stage(folder: Path) -> None:
-    odd_onnx.write(folder / "box.onnx", matrix=-odd_onnx.MATRIX)
+def test_answers_of_the_wrong_sign_end_the_stage(colours: Path) -> None:
+    odd_onnx.write(colours / "box.onnx", matrix=-odd_onnx.MATRIX)
     configure()
     with pytest.raises(TeacherError, match=r"^teacher: .*teacher\.doubtful"):
         run()
 
 
-def test_labels_that_contradict_the_score_on_val_are_not_stored(folder: Path) -> None:
-    odd_onnx.write(folder / "box.onnx")
+def test_labels_that_contradict_the_score_on_val_are_not_stored(colours: Path) -> None:
+    odd_onnx.write(colours / "box.onnx")
     configure()
     run()
     odd_onnx.write(paths.TEACHER / "model.onnx", matrix=-odd_onnx.MATRIX)
@@ -83,8 +63,8 @@ def test_labels_that_contradict_the_score_on_val_are_not_stored(folder: Path) ->
     assert not paths.LABELS.exists()
 
 
-def test_two_logits_in_each_others_place_end_the_stage_until_they_are_named(folder: Path) -> None:
-    odd_onnx.write(folder / "box.onnx", matrix=SWAPPED)
+def test_two_logits_in_each_others_place_end_the_stage_until_they_are_named(colours: Path) -> None:
+    odd_onnx.write(colours / "box.onnx", matrix=SWAPPED)
     configure()
     with pytest.raises(TeacherError, match=r"^teacher: .*'green'.*teacher\.labels") as error:
         run()
@@ -94,9 +74,9 @@ def test_two_logits_in_each_others_place_end_the_stage_until_they_are_named(fold
     assert (card["columns"], card["val"]["top1"]) == ([0, 2, 1], 1.0)
 
 
-def test_a_bad_member_of_an_ensemble_is_named_by_its_key(folder: Path) -> None:
-    odd_onnx.write(folder / "box.onnx")
-    odd_onnx.write(folder / "other.onnx", matrix=0 * odd_onnx.MATRIX)
+def test_a_bad_member_of_an_ensemble_is_named_by_its_key(colours: Path) -> None:
+    odd_onnx.write(colours / "box.onnx")
+    odd_onnx.write(colours / "other.onnx", matrix=0 * odd_onnx.MATRIX)
     other = {"source": "onnx", "name": "other.onnx", "input": {"interpolation": "bilinear"}}
     configure(ensemble=[other])
     with pytest.raises(TeacherError, match=r"^teacher\.ensemble\.0: .*chance"):
@@ -105,12 +85,12 @@ def test_a_bad_member_of_an_ensemble_is_named_by_its_key(folder: Path) -> None:
     assert run()["val"]["top1"] == 1.0
 
 
-def test_answers_that_are_not_finite_end_the_stage_with_the_names_of_the_images(folder: Path) -> None:
+def test_answers_that_are_not_finite_end_the_stage_with_the_names_of_the_images(colours: Path) -> None:
     less = [
         helper.make_node("Log", ["sums"], ["logarithms"]),
         helper.make_node("Log", ["logarithms"], ["answers"]),
     ]
-    odd_onnx.write(folder / "box.onnx", *less, matrix=odd_onnx.MATRIX / 12)
+    odd_onnx.write(colours / "box.onnx", *less, matrix=odd_onnx.MATRIX / 12)
     configure()
     with pytest.raises(TeacherError, match=r"not finite: .*\d\d\.jpg") as error:
         run()

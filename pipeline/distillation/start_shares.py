@@ -26,6 +26,8 @@ class Trial:
     statistics: Literal["mean", "new"]
     """Statistics of batch norm: the mean of both networks', or computed anew from training images."""
     val: Score
+    kept: bool
+    """Whether it has the lowest cross entropy on val of those that may be chosen."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a card."""
@@ -33,6 +35,7 @@ class Trial:
             "start_share": self.start_share,
             "statistics": self.statistics,
             "cross_entropy": self.val.cross_entropy,
+            "kept": self.kept,
             **self.val.to_dict(),
         }
 
@@ -44,7 +47,7 @@ def choose(
     shares: Sequence[float],
     data: TrainingData,
     workers: int,
-) -> tuple[Trial, list[Trial]]:
+) -> list[Trial]:
     """Turn a trained network into the mean with itself before the training that has the lowest cross entropy
     on val.
 
@@ -60,32 +63,33 @@ def choose(
         workers: number of processes that render images.
 
     Returns:
-        The trial that was chosen, and all, the trained network first.
+        All trials, the trained network first.
     """
-    trained, before = copy.deepcopy(module), fabric.to_device(before)
-    trials: list[Trial] = []
-    best: Trial | None = None
-    for share in dict.fromkeys((0.0, *shares)):
-        for statistics in ("mean", "new") if share else ("new",):
-            mean = copy.deepcopy(trained)
-            optimisation.Averages(mean, before).update(1 - share)
-            if share and statistics == "new":
-                norms.settle(fabric, mean, data.train_set, workers)
-            val = scoring.evaluate(fabric, mean, data.val_set, data.val_set.contract.size, workers)
-            trials.append(Trial(share, statistics, val))
-            if share in shares and (best is None or val.cross_entropy < best.val.cross_entropy):
-                best = trials[-1]
-                module.load_state_dict(mean.state_dict())
-    assert best is not None, "shares must not be empty"
-    return best, trials
+    before = fabric.to_device(before)
+    networks: list[tuple[float, Literal["mean", "new"], nn.Module]] = [(0.0, "new", copy.deepcopy(module))]
+    for share in filter(None, shares):
+        mean = copy.deepcopy(module)
+        optimisation.Averages(mean, before).update(1 - share)
+        settled = copy.deepcopy(mean)
+        norms.settle(fabric, settled, data.train_set, workers)
+        networks += [(share, "mean", mean), (share, "new", settled)]
+    size = data.val_set.contract.size
+    scores = [scoring.evaluate(fabric, network, data.val_set, size, workers) for *_, network in networks]
+    allowed = [place for place, (share, *_) in enumerate(networks) if share in shares]
+    best = min(allowed, key=lambda place: scores[place].cross_entropy)
+    module.load_state_dict(networks[best][2].state_dict())
+    return [
+        Trial(share, statistics, score, kept=place == best)
+        for place, ((share, statistics, _), score) in enumerate(zip(networks, scores, strict=True))
+    ]
 
 
-def table(trials: Iterable[Trial], chosen: Trial) -> str:
+def table(trials: Iterable[Trial]) -> str:
     """The trials as text, one line per trial."""
     lines = [f"{'start share':>11}  {'val, %':>6}  {'cross entropy':>13}  kept  statistics of batch norm"]
     lines += [
         f"{trial.start_share:11.2f}  {trial.val.value:6.2%}  {trial.val.cross_entropy:13.4f}  "
-        f"{'yes' if trial is chosen else '':4}  {trial.statistics}"
+        f"{'yes' if trial.kept else '':4}  {trial.statistics}"
         for trial in trials
     ]
     return "\n".join(lines)

@@ -91,8 +91,7 @@ def _variant_problems(parameters: Parameters) -> Iterator[str]:
 
 def _start_problems(parameters: Parameters, settings: Distill, name: str) -> Iterator[str]:
     """A mean with random weights; `teach` looks at other weights, whose classes are not known yet."""
-    from_scratch = parameters.variants[name].parent == "teacher" and parameters.student.init is None
-    if settings.start_share and from_scratch:
+    if settings.start_share and name in parameters.students and parameters.student.init is None:
         key = parameters.key(name, "start_share")
         yield (
             f"{key} = {settings.start_share}: student.init is null, and a mean with random weights "

@@ -46,15 +46,17 @@ def main(variant: str) -> None:
         folder=paths.checkpoints(variant),
     )
     norms.settle(fabric, module, data.train_set, p.compute.workers)
-    applied = settings.model_dump(mode="json")
-    if before is not None:
+    applied, size = settings.model_dump(mode="json"), start.contract.size
+    if before is None:
+        val = scoring.evaluate(fabric, module, data.val_set, size, p.compute.workers)
+    else:
         shares = start_shares.SHARES if settings.start_share == "auto" else (settings.start_share,)
-        best, trials = start_shares.choose(fabric, module, before, shares, data, p.compute.workers)
-        applied |= {"start_share": best.start_share, "candidates": [trial.to_dict() for trial in trials]}
+        trials = start_shares.choose(fabric, module, before, shares, data, p.compute.workers)
+        [kept] = [trial for trial in trials if trial.kept]
+        applied |= {"start_share": kept.start_share, "candidates": [trial.to_dict() for trial in trials]}
+        val = kept.val
         if fabric.is_global_zero:
-            print(start_shares.table(trials, best))
-    size = start.contract.size
-    val = scoring.evaluate(fabric, module, data.val_set, size, p.compute.workers)
+            print(start_shares.table(trials))
     if not fabric.is_global_zero:
         return
     card = Card(

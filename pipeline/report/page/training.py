@@ -96,16 +96,12 @@ def means(results: RunResults) -> list[Grid]:
         candidates = card["settings"].get("candidates")
         if card["op"] != "distill" or not candidates:
             continue
-        chosen = min(
-            (one for one in candidates if one["start_share"] == card["settings"]["start_share"]),
-            key=lambda one: one["cross_entropy"],
-        )
         rows = [
             (
                 f"{figure(one['start_share'], '%', 0)}, {STATISTICS[one['statistics']]}",
                 [
                     Cell(figure(one[results.task.metric], "%", 1, bare=True)),
-                    Cell(figure(one["cross_entropy"], "plain", bare=True), strong=one is chosen),
+                    Cell(figure(one["cross_entropy"], "plain", bare=True), strong=one["kept"]),
                 ],
             )
             for one in candidates
@@ -117,7 +113,7 @@ def means(results: RunResults) -> list[Grid]:
                 rows,
                 "The variant is a mean of its weights before and after the training above; 0 % is the "
                 "trained network alone. What is set in bold has the lowest cross entropy on "
-                f"{figure(chosen['n'])} validation images among what was allowed.",
+                f"{figure(candidates[0]['n'])} validation images among what was allowed.",
                 card["variant"],
             )
         )
