@@ -26,21 +26,21 @@ class InitialNetwork(NamedTuple):
     knows: Callable[[tuple[str, ...]], bool]
     """Whether the network classifies these classes before the training; else its last layer is new."""
 
-    def check_share(self, classes: tuple[str, ...], start_share: float | Literal["auto"], key: str) -> None:
+    def check_share(self, classes: tuple[str, ...], start_share: float | Literal["auto"], place: str) -> None:
         """Check that the weights can be part of a mean.
 
         Args:
             classes: names of the classes of the data.
             start_share: see ``DistillationSettings``.
-            key: place of that setting in the parameters.
+            place: section of the parameters that has this setting.
 
         Raises:
             WeightsError: they do not know the classes.
         """
         if start_share and not self.knows(classes):
             raise WeightsError(
-                f"{key} = {start_share}: {self.origin}: these do not know the classes of the data, so that "
-                "the last layer is new and no mean with it would classify; allowed: 0"
+                f"{place}.start_share = {start_share}: {self.origin}: these do not know the classes of the "
+                "data, so that the last layer is new and no mean with it would classify; allowed: 0"
             )
 
 

@@ -72,7 +72,8 @@ def choose(
         optimisation.Averages(mean, before).update(1 - share)
         settled = copy.deepcopy(mean)
         norms.settle(fabric, settled, data.train_set, workers)
-        networks += [(share, "mean", mean), (share, "new", settled)]
+        networks.append((share, "mean", mean))
+        networks.append((share, "new", settled))
     size = data.val_set.contract.size
     scores = [scoring.evaluate(fabric, network, data.val_set, size, workers) for *_, network in networks]
     allowed = [place for place, (share, *_) in enumerate(networks) if share in shares]

@@ -1,7 +1,7 @@
 """Checks of the composed parameters, made before any work starts."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,8 +74,8 @@ def _variant_problems(parameters: Parameters) -> Iterator[str]:
             settings = parameters.settings(name, OPERATIONS[variant.op])
         except ValidationError as error:
             for detail in messages.details(error):
-                overridden = _contains(variant.model_extra or {}, detail["loc"])
-                yield messages.line(detail, "", OPERATIONS[variant.op], key if overridden else variant.op)
+                place = parameters.place(name, *detail["loc"])
+                yield messages.line(detail, "", OPERATIONS[variant.op], place)
         else:
             if not isinstance(settings, StudentTraining):
                 continue
@@ -92,10 +92,10 @@ def _variant_problems(parameters: Parameters) -> Iterator[str]:
 def _start_problems(parameters: Parameters, settings: Distill, name: str) -> Iterator[str]:
     """A mean with random weights; `teach` looks at other weights, whose classes are not known yet."""
     if settings.start_share and name in parameters.students and parameters.student.init is None:
-        key = parameters.key(name, "start_share")
+        place = parameters.place(name, "start_share")
         yield (
-            f"{key} = {settings.start_share}: student.init is null, and a mean with random weights "
-            "classifies nothing; allowed: 0"
+            f"{place}.start_share = {settings.start_share}: student.init is null, and a mean with random "
+            "weights classifies nothing; allowed: 0"
         )
 
 
@@ -122,15 +122,6 @@ def _single_label_problems(objective: Objective, key: str) -> Iterator[str]:
     for term in ("standardised_kl", "dkd", "dist"):
         if getattr(objective, term):
             yield f"{key}.objective.{term}: not defined for attributes; allowed: kl, cross_entropy"
-
-
-def _contains(values: Mapping[str, Any], location: Sequence[int | str]) -> bool:
-    inner: Any = values
-    for part in location:
-        if not isinstance(inner, Mapping) or part not in inner:
-            return False
-        inner = inner[part]
-    return True
 
 
 def _path_problems(parameters: Parameters) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The sections of `params.yaml`, each declared by the package that uses it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -102,11 +102,12 @@ class Parameters(Settings):
         merged = merge(getattr(self, declared.op), declared.model_extra or {})
         return kind.model_validate(merged)
 
-    def key(self, variant: str, setting: str) -> str:
-        """The place of a variant's setting in the parameters: its own key, or that of the operation."""
+    def place(self, variant: str, *location: int | str) -> str:
+        """Where a variant has a setting from: `variants.NAME` if it sets this key itself, else the section of
+        its operation."""
         declared = self.find(variant)
-        own = setting in (declared.model_extra or {})
-        return f"variants.{variant}.{setting}" if own else f"{declared.op}.{setting}"
+        own = _contains(declared.model_extra or {}, location)
+        return f"variants.{variant}" if own else declared.op
 
     def declared(self) -> dict[str, tuple[str, str, dict[str, Any]]]:
         """The parent, the operation and the settings of every variant, as plain values."""
@@ -133,3 +134,12 @@ class Parameters(Settings):
         # A null setting takes the shared value.
         overrides = {key: value for key, value in settings.items() if value is not None}
         return {**shared, "teacher": {"name": self.teacher.name}, **identity, **overrides}
+
+
+def _contains(values: Mapping[str, Any], location: Sequence[int | str]) -> bool:
+    inner: Any = values
+    for part in location:
+        if not isinstance(inner, Mapping) or part not in inner:
+            return False
+        inner = inner[part]
+    return True

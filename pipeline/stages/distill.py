@@ -30,7 +30,7 @@ def main(variant: str) -> None:
     if settings.answers != "stored":
         teacher = teacher_store.live(fabric.device, paths.TEACHER, data.task)
         data = training_data.with_live_teacher(data, teacher, endless=settings.answers == "endless")
-    start.check_share(data.classes, settings.start_share, p.key(variant, "start_share"))
+    start.check_share(data.classes, settings.start_share, p.place(variant, "start_share"))
     fabric.seed_everything(seed, verbose=False)
     student, arguments = start.build(data.classes)
     before = copy.deepcopy(student) if settings.start_share else None

@@ -76,7 +76,7 @@ def _check_students(p: Parameters, classes: tuple[str, ...]) -> None:
     student.build(classes)
     for name in p.students:
         share = p.settings(name, Distill).start_share
-        student.check_share(classes, share, p.key(name, "start_share"))
+        student.check_share(classes, share, p.place(name, "start_share"))
 
 
 class Member(NamedTuple):
